@@ -1,0 +1,59 @@
+"""Bins and step metrics against the reference's tables."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from golden_case import LAYOUT
+
+from vlatrack.models.losses import LossWeights, token_sums
+from vlatrack.schema.metrics import step_slot
+from vlatrack.tokens.batch import index_rows
+from vlatrack.tokens.bins import Bins, ValueRange, decode_ids
+
+VOCABULARY = LAYOUT.scratch_vocabulary
+
+
+def _read(golden_dir: Path, name: str):
+    file = golden_dir / name
+    if not file.exists():
+        pytest.skip(f"{name} is not among the golden files")
+    return json.loads(file.read_text())
+
+
+def test_actions_become_the_references_ids_and_back(golden_dir: Path) -> None:
+    table = _read(golden_dir, "action_bins.json")
+    bins, value_range = Bins(table["bins"]), ValueRange(tuple(table["low"]), tuple(table["high"]))
+    normalised = value_range.normalise(np.asarray(table["actions"]))
+    ids = bins.encode(normalised, start=LAYOUT.action_start)
+    np.testing.assert_allclose(normalised, table["normalized"], rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(ids, table["token_ids"])
+    decoded = decode_ids(ids, bins.centres, start=LAYOUT.action_start)
+    np.testing.assert_allclose(decoded, table["decoded_normalized"], rtol=0, atol=1e-12)
+
+
+def test_step_metrics_match_the_references_slots(golden_dir: Path) -> None:
+    for case in _read(golden_dir, "step_metrics.json"):
+        horizon, dims = case["horizon"], case["action_dim"]
+        labels, argmax = np.asarray(case["labels"]), np.asarray(case["argmax_ids"])
+        batch = index_rows(np.where(labels < 0, 0, labels), labels, LAYOUT)
+        predicted = torch.from_numpy(argmax).flatten()[batch.supervised]
+        logits = torch.nn.functional.one_hot(predicted, VOCABULARY).float()
+        sums = token_sums(
+            logits,
+            batch,
+            weights=LossWeights(),
+            layout=LAYOUT,
+            centres=torch.from_numpy(Bins().centres),
+            horizon=horizon,
+            dims=dims,
+        )
+        count = len(batch.action_rows) * dims
+        for sum_by_step, expected in (
+            (sums["token_error"], case["reference_l1_loss_action"]),
+            (sums["token_hits"], case["reference_acc_action"]),
+        ):
+            ours = {step_slot(step, horizon): v / count for step, v in enumerate(sum_by_step.sum(1).tolist())}
+            assert ours == pytest.approx({i: v for i, v in enumerate(expected) if v is not None}, rel=1e-5)

@@ -1,0 +1,33 @@
+"""The exceptions that vlatrack raises for mistakes a user can make.
+
+Every message is one line that names the place and the remedy. The command line prints the
+message alone and exits with code 2; a broken invariant is an ``AssertionError`` instead.
+"""
+
+
+class VlatrackError(Exception):
+    """Base of everything a user can cause."""
+
+
+class SpecError(VlatrackError):
+    """The experiment YAML, or an override of it, is wrong."""
+
+
+class DataError(VlatrackError):
+    """A dataset is missing, damaged, or does not fit the experiment."""
+
+
+class TokenError(VlatrackError):
+    """A value or a text cannot be expressed in tokens."""
+
+
+class CheckpointError(VlatrackError):
+    """A checkpoint is missing, damaged, or of another geometry."""
+
+
+class TrackerError(VlatrackError):
+    """A tracker backend cannot be used."""
+
+
+class MissingPackageError(VlatrackError):
+    """An optional package is needed; the message carries the pip line."""

@@ -1,0 +1,1 @@
+"""The policy: a Chameleon backbone, the continuous ActionHead, and the documented losses."""

@@ -1,0 +1,1 @@
+"""The experiment YAML: its models, how it is loaded, and its identity."""

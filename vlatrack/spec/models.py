@@ -1,0 +1,291 @@
+"""The experiment YAML as frozen models; each field says what it means and in which range.
+
+Nothing here imports torch: a spec is validated in well under a second, anywhere.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+CustomTarget = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+
+
+class Model(BaseModel):
+    """Base of every part of a spec: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+# --- model -------------------------------------------------------------------------------------
+
+
+class ChameleonSpec(Model):
+    """The autoregressive backbone, one of transformers' Chameleon models."""
+
+    kind: Literal["chameleon"] = "chameleon"
+    init: Literal["scratch", "pretrained"] = Field("scratch", description="random weights, or those of `checkpoint`")
+    preset: Literal["tiny", "small", "7b"] | None = Field(None, description="geometry of a model from scratch")
+    checkpoint: str | None = Field(
+        None, description="folder or hub id: a Hugging Face Chameleon, or a RynnVLA-002 / WorldVLA checkpoint"
+    )
+    residual_dropout: Probability = Field(0.0, description="dropout on both residual branches of each layer")
+    max_seq_len: PositiveInt = Field(4096, description="longest token sequence of one sample")
+
+    @model_validator(mode="after")
+    def _weights_have_one_source(self) -> Self:
+        if self.init == "scratch" and (self.preset is None or self.checkpoint is not None):
+            raise ValueError("init: scratch needs a preset (tiny, small or 7b) and no checkpoint")
+        if self.init == "pretrained" and (self.checkpoint is None or self.preset is not None):
+            raise ValueError("init: pretrained needs a checkpoint (folder or hub id) and no preset")
+        return self
+
+
+class ActionHeadSpec(Model):
+    """The continuous head that predicts a whole action chunk from the backbone's hidden states."""
+
+    time_horizon: PositiveInt = Field(5, description="steps in one action chunk")
+    action_dim: PositiveInt = Field(7, description="numbers in one action")
+    reduced_ratio: Annotated[float, Field(gt=0, le=1)] = Field(0.25, description="head width / backbone width")
+    encoder_layers: PositiveInt = 2
+    heads: PositiveInt = 4
+    dropout: Probability = 0.1
+    mask_padding: bool = Field(
+        True, description="ignore the padding of shorter prompts; false: attend to it as the reference does"
+    )
+
+
+# --- tokens ------------------------------------------------------------------------------------
+
+
+class ExplicitRanges(Model):
+    """Bin ranges written down by hand: one number a dimension."""
+
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+    state_low: tuple[float, ...] = ()
+    state_high: tuple[float, ...] = ()
+
+    @model_validator(mode="after")
+    def _low_is_below_high(self) -> Self:
+        for what in ("action", "state"):
+            low, high = getattr(self, f"{what}_low"), getattr(self, f"{what}_high")
+            if len(low) != len(high):
+                raise ValueError(f"{what}_low has {len(low)} numbers and {what}_high has {len(high)}")
+            for i, (lo, hi) in enumerate(zip(low, high, strict=True)):
+                if lo >= hi:
+                    raise ValueError(f"{what}_low[{i}] = {lo:g} is not below {what}_high[{i}] = {hi:g}")
+        return self
+
+
+class ImageTokenizerSpec(Model):
+    """The image tokenizer (a ChameleonVQVAE): from the checkpoint, or small and fitted to the data."""
+
+    image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)] = Field(
+        256, description="pixels of each side; one token covers 16 x 16 pixels"
+    )
+    codebook_size: Annotated[int, Field(ge=2, le=8192)] = Field(512, description="codes fitted by k-means (scratch)")
+    base_channels: Annotated[int, Field(ge=32, multiple_of=32)] = Field(32, description="encoder width (scratch)")
+    fit_frames: PositiveInt = Field(1000, description="training frames the codebook is fitted to (scratch)")
+
+
+class TokenizerSpec(Model):
+    """How actions, states, images and text become token ids."""
+
+    bins: Annotated[int, Field(ge=2, le=4998)] = Field(256, description="bin edges on [-1, 1] of an action or a state")
+    statistics: Literal["minmax", "quantiles"] | ExplicitRanges = Field(
+        "minmax", description="source of low/high per dimension; quantiles are 1 % and 99 %"
+    )
+    checkpoint: str | None = Field(
+        None, description="folder or hub id of the text and image tokenizers; null: as backbone"
+    )
+    image: ImageTokenizerSpec = ImageTokenizerSpec()
+
+
+class LossSpec(Model):
+    """loss = closs + loss_ct_weights * loss_ct + z_loss_weight * z_loss."""
+
+    loss_ct_weights: NonNegativeFloat = 10.0
+    z_loss_weight: NonNegativeFloat = 1.0e-5
+    image_token_weight: PositiveFloat | None = Field(None, description="cross-entropy weight of image ids 3..8194")
+    ct_target: Literal["tokens", "raw"] = Field("tokens", description="L1 target: decoded label tokens, or raw actions")
+
+
+# --- data --------------------------------------------------------------------------------------
+
+
+class EpisodeSelection(Model):
+    """Which episodes of a dataset are used."""
+
+    tasks: tuple[str, ...] | None = Field(None, description="only these tasks (instruction texts)")
+    exclude_tasks: tuple[str, ...] = Field((), description="all tasks but these")
+    part: Literal["all", "all_but_last_tenth", "last_tenth"] = Field("all", description="of each task's episodes")
+
+    @model_validator(mode="after")
+    def _tasks_one_way(self) -> Self:
+        if self.tasks is not None and self.exclude_tasks:
+            raise ValueError("give tasks or exclude_tasks, not both")
+        return self
+
+
+class LeRobotSource(EpisodeSelection):
+    """A dataset folder in the LeRobot v3.0 layout."""
+
+    kind: Literal["lerobot"] = "lerobot"
+    path: str
+    action: str = Field("action", description="feature that holds the action")
+    state: str | None = Field("observation.state", description="feature that holds the proprioceptive state")
+
+
+class LiberoSource(EpisodeSelection):
+    """A folder of LIBERO demonstrations, one HDF5 file a task."""
+
+    kind: Literal["libero_hdf5"]
+    path: str
+    skip_no_ops: bool = Field(
+        True, description="leave out steps in which the robot does not move, as the reference does"
+    )
+
+
+class CustomSource(EpisodeSelection):
+    """Your own dataset: `package.module:Class`, called with `options` as keyword arguments."""
+
+    kind: Literal["custom"]
+    target: CustomTarget
+    options: dict[str, str | int | float | bool | None] = {}
+
+
+Source = Annotated[LeRobotSource | LiberoSource | CustomSource, Field(discriminator="kind")]
+
+
+class DataSpec(Model):
+    """Which demonstrations, what of them the policy sees, and the three splits."""
+
+    cameras: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        description="camera features in prompt order: third-person first, then wrist"
+    )
+    use_state: bool = Field(True, description="put the proprioceptive state into the prompt")
+    history: PositiveInt = Field(1, description="time steps of images in the prompt, the current one included")
+    samples: Annotated[tuple[Literal["vla", "world_model"], ...], Field(min_length=1)] = Field(
+        ("vla",), description="sample kinds in the training mixture, in equal parts"
+    )
+    train: Source
+    val_ind: Source | None = Field(None, description="held-out episodes of training tasks")
+    val_ood: Source | None = Field(None, description="held-out tasks")
+
+
+# --- training ----------------------------------------------------------------------------------
+
+
+class OptimSpec(Model):
+    """AdamW and its schedule."""
+
+    lr: PositiveFloat = 5.0e-6
+    min_lr: NonNegativeFloat = Field(0.0, description="where the cosine ends")
+    weight_decay: NonNegativeFloat = 0.15
+    betas: tuple[Probability, Probability] = (0.9, 0.95)
+    eps: PositiveFloat = 1.0e-8
+    clip_grad: PositiveFloat | None = Field(4.0, description="largest gradient norm; null: no clipping")
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_epochs: NonNegativeFloat = Field(0.01, description="linear warm-up, in (fractions of) epochs")
+
+
+class CheckpointSpec(Model):
+    """When checkpoints are written and how many stay."""
+
+    every_epochs: PositiveInt = 1
+    every_steps: PositiveInt | None = Field(None, description="also after every so many optimiser steps")
+    keep_last: PositiveInt = Field(2, description="older ones are deleted; the best one always stays")
+    best_metric: str = Field("val_ind_loss_ct", description="lowest value decides which checkpoint is best")
+
+
+class TrainSpec(Model):
+    """The training loop."""
+
+    epochs: PositiveInt = 40
+    max_steps: PositiveInt | None = Field(None, description="stop after so many optimiser steps")
+    batch_size: PositiveInt = Field(8, description="samples in one forward pass")
+    accumulate: PositiveInt = Field(1, description="forward passes in one optimiser step")
+    precision: Literal["fp32", "bf16"] = "bf16"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: Annotated[int, Field(ge=0, le=64)] = Field(0, description="processes that assemble batches")
+    gradient_checkpointing: bool = False
+    checkpoint: CheckpointSpec = CheckpointSpec()
+
+
+class OpenLoopSpec(Model):
+    """Losses and errors on recorded demonstrations."""
+
+    every_epochs: PositiveInt = 1
+    batch_size: PositiveInt = 32
+    max_samples: PositiveInt | None = Field(None, description="evaluate on an evenly spread subset of this size")
+
+
+class EvaluateSpec(Model):
+    open_loop: OpenLoopSpec | None = OpenLoopSpec()
+
+
+# --- tracking ----------------------------------------------------------------------------------
+
+Naming = Annotated[
+    Literal["documented", "sections"], Field(description="`train_closs` (documented) or `train/closs` (sections)")
+]
+
+
+class MlflowBackend(Model):
+    kind: Literal["mlflow"]
+    naming: Naming = "documented"
+    tracking_uri: str | None = Field(None, description="server or database; null: SQLite inside the runs folder")
+    experiment: str | None = Field(None, description="null: the name of this experiment")
+
+
+class WandbBackend(Model):
+    kind: Literal["wandb"]
+    naming: Naming = "documented"
+    project: str = "vlatrack"
+    entity: str | None = None
+    mode: Literal["auto", "online", "offline"] = Field("auto", description="auto: online if a key is configured")
+
+
+Backend = Annotated[MlflowBackend | WandbBackend, Field(discriminator="kind")]
+
+
+class TrackingSpec(Model):
+    """Where the numbers go, and how often."""
+
+    backends: tuple[Backend, ...] = (MlflowBackend(kind="mlflow"),)
+    log_every: PositiveInt = Field(10, description="optimiser steps between two records")
+
+
+# --- the whole ---------------------------------------------------------------------------------
+
+
+class ExperimentSpec(Model):
+    """One experiment: everything that decides its result, and where its numbers go."""
+
+    name: Name
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    backbone: ChameleonSpec
+    action_head: ActionHeadSpec = ActionHeadSpec()
+    tokenizer: TokenizerSpec = TokenizerSpec()
+    loss: LossSpec = LossSpec()
+    data: DataSpec
+    optim: OptimSpec = OptimSpec()
+    train: TrainSpec = TrainSpec()
+    evaluate: EvaluateSpec = EvaluateSpec()
+    tracking: TrackingSpec = TrackingSpec()
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        ranges, head = self.tokenizer.statistics, self.action_head
+        if isinstance(ranges, ExplicitRanges) and len(ranges.action_low) != head.action_dim:
+            raise ValueError(
+                f"tokenizer.statistics.action_low has {len(ranges.action_low)} numbers, "
+                f"action_head.action_dim is {head.action_dim}"
+            )
+        if self.data.use_state and self.tokenizer.bins > 498:
+            raise ValueError(f"tokenizer.bins = {self.tokenizer.bins}: with data.use_state the layout has room for 498")
+        if self.optim.min_lr > self.optim.lr:
+            raise ValueError(f"optim.min_lr = {self.optim.min_lr:g} is above optim.lr = {self.optim.lr:g}")
+        return self

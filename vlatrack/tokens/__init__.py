@@ -1,0 +1,1 @@
+"""How actions, states, images and text become the token ids of one sequence."""

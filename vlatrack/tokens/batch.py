@@ -1,0 +1,129 @@
+"""A batch of token rows with the index of everything the losses look at.
+
+Which positions are supervised, and which of them are the numbers of which action step, is known
+before anything reaches the device. Working it out here keeps the device free of data-dependent
+shapes: no synchronisation, no Python loop over tokens.
+
+Legend: B rows, S positions, V supervised positions, R rows whose answer is an action chunk,
+H steps of the chunk, A numbers of an action.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vlatrack.tokens.layout import IGNORED_LABEL, TokenLayout
+from vlatrack.tokens.prompts import Ids, TokenSequence
+
+IMAGE_SLOTS = 10  # the document's indexes of answer images, right-aligned
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded rows and their supervision. Tensors are int64 unless said otherwise."""
+
+    input_ids: Tensor  # [B, S]
+    supervised: Tensor  # [V] flat positions b * S + t that predict a label at t + 1
+    targets: Tensor  # [V] those labels
+    action_rows: Tensor  # [R]
+    prompt_lengths: Tensor  # [R] positions before the first action block of the answer
+    action_index: Tensor  # [R, H, A] where in V each number of the chunk is predicted
+    image_index: Tensor  # [I] where in V each token inside an answer image is predicted
+    image_slot: Tensor  # [I] which slot (0..9) that image has
+    actions: Tensor | None  # float32 [R, H, A] in [-1, 1], before binning
+    longest_prompt: int  # max of prompt_lengths, 0 without action rows
+    weighted_targets: int  # targets among the ids that image_token_weight weighs
+
+    @property
+    def rows(self) -> int:
+        return self.input_ids.shape[0]
+
+    @property
+    def horizon(self) -> int:
+        return self.action_index.shape[1]
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch on ``device``, copied without waiting where memory is pinned."""
+        moved: dict[str, Any] = {
+            field.name: value.to(device, non_blocking=True)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, **moved)
+
+
+def collate(sequences: Sequence[TokenSequence], layout: TokenLayout) -> Batch:
+    """Pad rows on the right and index their supervision."""
+    longest = max(len(sequence.input_ids) for sequence in sequences)
+    input_ids = np.full((len(sequences), longest), layout.pad, np.int64)
+    labels = np.full((len(sequences), longest), IGNORED_LABEL, np.int64)
+    for row, sequence in enumerate(sequences):
+        input_ids[row, : len(sequence.input_ids)] = sequence.input_ids
+        labels[row, : len(sequence.labels)] = sequence.labels
+    chunks = [sequence.actions for sequence in sequences if sequence.actions is not None]
+    return index_rows(input_ids, labels, layout, actions=np.stack(chunks) if chunks else None)
+
+
+def index_rows(
+    input_ids: Ids, labels: Ids, layout: TokenLayout, *, actions: NDArray[np.float32] | None = None
+) -> Batch:
+    """Index the supervision of padded rows.
+
+    Args:
+        input_ids: [B, S]; labels: [B, S] with -100 where nothing is asked.
+        actions: the chunks of the rows with action labels before binning, [R, H, A], if known.
+
+    All action rows must have the same number of steps and dimensions.
+    """
+    valid = np.zeros(labels.shape, bool)
+    valid[:, :-1] = labels[:, 1:] != IGNORED_LABEL
+    rank = (np.cumsum(valid) - 1).reshape(valid.shape)  # index in V of a supervised position
+    targets = labels[:, 1:][valid[:, :-1]]
+
+    starts = labels == layout.action_start
+    rows = np.flatnonzero(starts.any(axis=1))
+    steps = starts[rows].sum(axis=1)
+    inside = _inside(labels, layout.action_start, layout.action_end)
+    row_of, position = np.nonzero(inside)
+    horizon = int(steps[0]) if len(rows) else 0
+    assert (steps == horizon).all(), "all action rows of a batch have the same number of steps"
+    dimensions = len(row_of) // (len(rows) * horizon) if horizon else 0
+    action_index = rank[row_of, position - 1].reshape(len(rows), horizon, dimensions)
+    prompt_lengths = starts[rows].argmax(axis=1) if len(rows) else np.empty(0, np.int64)
+    assert actions is None or actions.shape == action_index.shape
+
+    image_index, image_slot = _index_images(labels, rank, layout)
+    weighted = (targets >= layout.weighted_first) & (targets <= layout.weighted_last)
+    return Batch(
+        input_ids=torch.from_numpy(input_ids),
+        supervised=torch.from_numpy(np.flatnonzero(valid)),
+        targets=torch.from_numpy(np.ascontiguousarray(targets)),
+        action_rows=torch.from_numpy(rows),
+        prompt_lengths=torch.from_numpy(prompt_lengths),
+        action_index=torch.from_numpy(action_index),
+        image_index=torch.from_numpy(image_index),
+        image_slot=torch.from_numpy(image_slot),
+        actions=None if actions is None else torch.from_numpy(actions),
+        longest_prompt=int(prompt_lengths.max(initial=0)),
+        weighted_targets=int(weighted.sum()),
+    )
+
+
+def _inside(labels: Ids, start: int, end: int) -> NDArray[np.bool_]:
+    """Positions strictly between a start and the end label that follows it."""
+    opened = np.cumsum(labels == start, axis=1) > np.cumsum(labels == end, axis=1)
+    return opened & (labels != start)
+
+
+def _index_images(labels: Ids, rank: Ids, layout: TokenLayout) -> tuple[Ids, Ids]:
+    starts = labels == layout.image_start
+    in_row = starts.sum(axis=1)
+    assert in_row.max(initial=0) <= IMAGE_SLOTS, "the documented names have ten slots for answer images"
+    row_of, position = np.nonzero(_inside(labels, layout.image_start, layout.image_end))
+    number = np.cumsum(starts, axis=1)[row_of, position] - 1
+    return rank[row_of, position - 1], IMAGE_SLOTS - in_row[row_of] + number

@@ -1,0 +1,203 @@
+"""Images as code ids: a ChameleonVQVAE from a checkpoint, or a small one fitted to the data.
+
+Shapes: N images, R x C codes each (one code covers 16 x 16 pixels).
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.functional import interpolate
+from transformers import ChameleonVQVAE, ChameleonVQVAEConfig
+from transformers.models.chameleon.modeling_chameleon import ChameleonImageVocabularyMapping
+
+from vlatrack.errors import CheckpointError
+from vlatrack.tokens.layout import PIXELS_PER_CODE, TokenLayout
+
+_WEIGHTS, _SETTINGS = "image_tokenizer.safetensors", "image_tokenizer.json"
+_ENCODE_CHUNK = 64  # images in one forward pass of the encoder
+_FEATURE_SAMPLES = 60_000  # features that k-means sees; more do not move the centres
+
+
+class ImageTokenizer:
+    """Frozen image encoder and codebook, with the token id of every code."""
+
+    def __init__(self, vq: ChameleonVQVAE, *, image_size: int, code_ids: NDArray[np.int64]) -> None:
+        """
+        Args:
+            vq: the encoder and quantiser.
+            image_size: pixels of each side; pictures of another size are resized.
+            code_ids: token id of each code, [number of codes].
+        """
+        self._vq = vq.eval().requires_grad_(False)
+        self._code_ids = torch.from_numpy(code_ids)
+        self.image_size = image_size
+
+    @property
+    def codes_per_side(self) -> int:
+        return self.image_size // PIXELS_PER_CODE
+
+    @torch.inference_mode()
+    def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """RGB pictures uint8 [N, height, width, 3] to token ids int64 [N, R, C]."""
+        side = self.codes_per_side
+        codes = [
+            self._vq.encode(_pixels(chunk, self.image_size), return_dict=True).image_tokens
+            for chunk in np.array_split(frames, max(1, -(-len(frames) // _ENCODE_CHUNK)))
+            if len(chunk)
+        ]
+        if not codes:
+            return np.empty((0, side, side), np.int64)
+        return self._code_ids[torch.cat(codes)].view(-1, side, side).numpy()
+
+    # --- where tokenizers come from -----------------------------------------------------------
+
+    @classmethod
+    def fit(
+        cls,
+        frames: NDArray[np.uint8],
+        *,
+        image_size: int,
+        codebook_size: int,
+        base_channels: int,
+        seed: int,
+        layout: TokenLayout,
+    ) -> Self:
+        """A small tokenizer whose codebook is fitted by k-means to a random encoder's features.
+
+        The encoder stays random: its features keep the local colours and edges that tell pictures
+        apart, and k-means places the codes where the data is.
+
+        Args:
+            frames: RGB pictures uint8 [N, height, width, 3] of the training episodes.
+        """
+        vq = _random_vq(image_size=image_size, codebook_size=codebook_size, base_channels=base_channels, seed=seed)
+        features = _features(vq, frames, image_size)
+        vq.quantize.embedding.weight.data.copy_(_kmeans_centres(features, codebook_size, seed))
+        return cls(vq, image_size=image_size, code_ids=layout.first_image_code + np.arange(codebook_size))
+
+    @classmethod
+    def from_chameleon(cls, config: Mapping[str, Any], state: Mapping[str, Tensor], *, image_size: int) -> Self:
+        """The tokenizer inside a Chameleon checkpoint.
+
+        Args:
+            config: the checkpoint's config.json.
+            state: its weights; those below ``model.vqmodel.`` are used.
+
+        Raises:
+            CheckpointError: the checkpoint has no image tokenizer, or one of another geometry.
+        """
+        prefix = "model.vqmodel."
+        weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        mapping = ChameleonImageVocabularyMapping(config.get("vocabulary_map") or {})
+        if not weights or not mapping.image_tokens:
+            raise CheckpointError("the checkpoint has no image tokenizer (model.vqmodel.* and vocabulary_map)")
+        vq = ChameleonVQVAE(ChameleonVQVAEConfig(**_known_vq_fields(config.get("vq_config") or {})))
+        _load_strictly(vq, weights)
+        ids = np.asarray([mapping.img2bpe[code] for code in range(len(mapping.img2bpe))], np.int64)
+        return cls(vq, image_size=image_size, code_ids=ids)
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer so that ``load`` gives the same ids."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.contiguous() for name, value in self._vq.state_dict().items()}, folder / _WEIGHTS)
+        settings = {
+            "image_size": self.image_size,
+            "code_ids": self._code_ids.tolist(),
+            "vq_config": _known_vq_fields(self._vq.config.to_dict()),
+        }
+        (folder / _SETTINGS).write_text(json.dumps(settings) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read what ``save`` wrote.
+
+        Raises:
+            CheckpointError: a file is missing or damaged.
+        """
+        try:
+            settings = json.loads((folder / _SETTINGS).read_text())
+            weights = load_file(folder / _WEIGHTS)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise CheckpointError(f"{folder}: the image tokenizer cannot be read ({error})") from error
+        vq = ChameleonVQVAE(ChameleonVQVAEConfig(**settings["vq_config"]))
+        _load_strictly(vq, weights)
+        ids = np.asarray(settings["code_ids"], np.int64)
+        return cls(vq, image_size=settings["image_size"], code_ids=ids)
+
+
+def _pixels(frames: NDArray[np.uint8], image_size: int) -> Tensor:
+    """uint8 [N, height, width, 3] to float [N, 3, image_size, image_size] in [-1, 1]."""
+    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
+    if pixels.shape[-2:] != (image_size, image_size):
+        pixels = interpolate(pixels, size=(image_size, image_size), mode="bilinear", antialias=True)
+    return pixels / 127.5 - 1
+
+
+def _random_vq(*, image_size: int, codebook_size: int, base_channels: int, seed: int) -> ChameleonVQVAE:
+    config = ChameleonVQVAEConfig(
+        resolution=image_size,
+        base_channels=base_channels,
+        channel_multiplier=[1, 1, 2, 2, 2],  # four halvings: one code covers 16 x 16 pixels
+        num_res_blocks=1,
+        latent_channels=64,
+        embed_dim=64,
+        num_embeddings=codebook_size,
+        attn_type="none",  # attention with random weights would blur all positions together
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vq = ChameleonVQVAE(config)
+        for module in vq.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                # Orthogonal filters keep the variance of the picture through ten random layers.
+                torch.nn.init.orthogonal_(module.weight, gain=2**0.5)
+    return vq.eval().requires_grad_(False)
+
+
+@torch.inference_mode()
+def _features(vq: ChameleonVQVAE, frames: NDArray[np.uint8], image_size: int) -> Tensor:
+    """What the quantiser would quantise, [number of codes in all pictures, E]."""
+    chunks = np.array_split(frames, -(-len(frames) // _ENCODE_CHUNK))
+    maps = [vq.quant_conv(vq.encoder(_pixels(chunk, image_size))) for chunk in chunks]
+    return torch.cat([feature_map.permute(0, 2, 3, 1).flatten(0, 2) for feature_map in maps])
+
+
+def _kmeans_centres(features: Tensor, count: int, seed: int) -> Tensor:
+    """``count`` centres of ``features`` [M, E]; repeated where the data has fewer distinct points."""
+    from sklearn.cluster import MiniBatchKMeans
+
+    points = features.numpy()
+    generator = np.random.default_rng(seed)
+    if len(points) > _FEATURE_SAMPLES:
+        points = points[generator.choice(len(points), _FEATURE_SAMPLES, replace=False)]
+    distinct = np.unique(points, axis=0)
+    if len(distinct) <= count:
+        return torch.from_numpy(np.resize(distinct, (count, points.shape[1])))
+    means = MiniBatchKMeans(count, random_state=seed, n_init=1, max_iter=20, batch_size=4096).fit(points)
+    return torch.from_numpy(means.cluster_centers_.astype(np.float32))
+
+
+def _known_vq_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The geometry alone: a stored config also holds fields of the library version that wrote it."""
+    names = (
+        "embed_dim num_embeddings double_latent latent_channels resolution in_channels base_channels "
+        "channel_multiplier num_res_blocks attn_resolutions dropout attn_type"
+    ).split()
+    return {name: config[name] for name in names if name in config}
+
+
+def _load_strictly(vq: ChameleonVQVAE, weights: Mapping[str, Tensor]) -> None:
+    try:
+        vq.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"the image tokenizer has another geometry: {str(error).splitlines()[-1].strip()}"
+        ) from error

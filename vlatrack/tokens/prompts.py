@@ -1,0 +1,121 @@
+"""Prompts and answers: what a sample shows the policy, as ids and labels.
+
+The order within a prompt is the reference's (RynnVLA-002): text, state, then images (history oldest
+first, within a time step third-person before wrist).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlatrack.errors import TokenError
+from vlatrack.tokens.layout import IGNORED_LABEL, TokenLayout
+
+Ids = NDArray[np.int64]
+
+VLA_PROMPT = "What action should the robot take to {instruction}?"
+WORLD_MODEL_PROMPT = (
+    "Generate the next image based on the provided sequence of historical images and corresponding actions."
+)
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """One training row before batching."""
+
+    input_ids: Ids  # [S]
+    labels: Ids  # [S], -100 on the prompt, the id itself on the answer
+    actions: NDArray[np.float32] | None = None  # [H, A] the answer's actions in [-1, 1], before binning
+
+
+def image_block(codes: Ids, layout: TokenLayout) -> Ids:
+    """An image's code ids [rows, columns] as start, grid size, rows each closed, end."""
+    rows, columns = codes.shape
+    assert rows % 2 == columns % 2 == 0, "the layout counts an image in units of 2 x 2 codes"
+    body = np.concatenate([codes, np.full((rows, 1), layout.end_of_image_row)], axis=1).ravel()
+    head = [layout.image_start, layout.grid_base + rows // 2, layout.grid_base + columns // 2]
+    return np.concatenate([head, body, [layout.image_end]]).astype(np.int64)
+
+
+def action_block(ids: Ids, layout: TokenLayout) -> Ids:
+    """The A ids of one action between its start and end token."""
+    return np.concatenate([[layout.action_start], ids, [layout.action_end]]).astype(np.int64)
+
+
+def state_block(ids: Ids, layout: TokenLayout) -> Ids:
+    """The N ids of a proprioceptive state between its start and end token."""
+    return np.concatenate([[layout.state_start], ids, [layout.state_end]]).astype(np.int64)
+
+
+def vla_sequence(
+    *,
+    text: Sequence[int],
+    state: Ids | None,
+    images: Sequence[Ids],
+    action_ids: Ids,
+    actions: NDArray[np.float32] | None,
+    layout: TokenLayout,
+    max_length: int,
+) -> TokenSequence:
+    """An instruction, state and images as the prompt; the action chunk as the answer.
+
+    Args:
+        text: ids of the filled-in ``VLA_PROMPT``.
+        state: ids [N], or None for a policy without a state.
+        images: code ids [rows, columns] of each image, in prompt order.
+        action_ids: ids [H, A] of the chunk.
+        actions: the same chunk in [-1, 1] before binning, [H, A].
+        max_length: longest sequence the backbone takes.
+
+    Raises:
+        TokenError: the sequence is longer than ``max_length``.
+    """
+    prompt = [np.asarray([layout.bos, *text], np.int64)]
+    if state is not None:
+        prompt.append(state_block(state, layout))
+    prompt.extend(image_block(image, layout) for image in images)
+    answer = [action_block(step, layout) for step in action_ids]
+    return _join(prompt, answer, actions=actions, layout=layout, max_length=max_length)
+
+
+def world_model_sequence(
+    *,
+    text: Sequence[int],
+    history: Sequence[tuple[Sequence[Ids], Ids]],
+    next_images: Sequence[Ids],
+    layout: TokenLayout,
+    max_length: int,
+) -> TokenSequence:
+    """Images and the actions taken as the prompt; the images that follow as the answer.
+
+    Args:
+        text: ids of ``WORLD_MODEL_PROMPT``.
+        history: for each time step, its images (code ids) and the ids [A] of the action taken.
+        next_images: code ids of the images to predict.
+
+    Raises:
+        TokenError: the sequence is longer than ``max_length``.
+    """
+    prompt = [np.asarray([layout.bos, *text], np.int64)]
+    for images, action in history:
+        prompt.extend(image_block(image, layout) for image in images)
+        prompt.append(action_block(action, layout))
+    answer = [image_block(image, layout) for image in next_images]
+    return _join(prompt, answer, actions=None, layout=layout, max_length=max_length)
+
+
+def _join(
+    prompt: list[Ids], answer: list[Ids], *, actions: NDArray[np.float32] | None, layout: TokenLayout, max_length: int
+) -> TokenSequence:
+    turn = np.asarray([layout.end_of_turn], np.int64)
+    question, reply = np.concatenate([*prompt, turn]), np.concatenate([*answer, turn])
+    length = len(question) + len(reply)
+    if length > max_length:
+        raise TokenError(
+            f"a sample has {length} tokens ({len(prompt[0])} of them text) but backbone.max_seq_len is {max_length}; "
+            "shorten the instruction, use fewer or smaller images, or raise max_seq_len"
+        )
+    labels = np.concatenate([np.full(len(question), IGNORED_LABEL, np.int64), reply])
+    return TokenSequence(np.concatenate([question, reply]), labels, actions)
