@@ -7,6 +7,7 @@ for the mean of an epoch, so no loss is ever defined twice.
 Legend: V supervised positions, R rows with an action chunk, H steps, A numbers of an action.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -28,6 +29,9 @@ class LossWeights:
     image_token_weight: float | None = None
 
 
+_CHUNK_SUMS = ("head_error", "token_error", "token_hits", "floor_error")
+
+
 @dataclass(frozen=True)
 class LossSums:
     """Everything a batch contributes to the documented numbers; float64 or float32 tensors on one device."""
@@ -44,6 +48,15 @@ class LossSums:
     floor_rows: Tensor  # [] rows whose actions before binning are known
     image_tokens: Tensor  # [IMAGE_SLOTS]
     image_hits: Tensor  # [IMAGE_SLOTS]
+
+    @classmethod
+    def zeros(cls, horizon: int, action_dim: int, device: torch.device | str = "cpu") -> Self:
+        """An empty window, in double precision."""
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(_CHUNK_SUMS, (horizon, action_dim))
+        shapes |= dict.fromkeys(("image_tokens", "image_hits"), (IMAGE_SLOTS,))
+        return cls(
+            **{f.name: torch.zeros(shapes.get(f.name, ()), dtype=torch.float64, device=device) for f in fields(cls)}
+        )
 
     def __add__(self, other: Self) -> Self:
         return type(self)(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
@@ -65,7 +78,7 @@ class Denominators:
     action_numbers: float  # R * H * A
 
     @classmethod
-    def of(cls, batches: list[Batch], image_token_weight: float | None) -> Self:
+    def of(cls, batches: Sequence[Batch], image_token_weight: float | None) -> Self:
         """Known on the host before any forward pass: nothing waits for the device."""
         tokens = sum(len(batch.targets) for batch in batches)
         extra = 0.0 if image_token_weight is None else image_token_weight - 1.0

@@ -8,8 +8,17 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-CustomTarget = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+Name = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=100,
+        description="letters, digits, '.', '_' and '-', a letter or digit first",
+    ),
+]
+CustomTarget = Annotated[
+    str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="a class as package.module:Class")
+]
 
 
 class Model(BaseModel):
@@ -48,9 +57,9 @@ class ActionHeadSpec(Model):
     time_horizon: PositiveInt = Field(5, description="steps in one action chunk")
     action_dim: PositiveInt = Field(7, description="numbers in one action")
     reduced_ratio: Annotated[float, Field(gt=0, le=1)] = Field(0.25, description="head width / backbone width")
-    encoder_layers: PositiveInt = 2
-    heads: PositiveInt = 4
-    dropout: Probability = 0.1
+    encoder_layers: PositiveInt = Field(2, description="layers of the transformer encoder")
+    heads: PositiveInt = Field(4, description="attention heads of each layer")
+    dropout: Probability = Field(0.1, description="dropout in the encoder")
     mask_padding: bool = Field(
         True, description="ignore the padding of shorter prompts; false: attend to it as the reference does"
     )
@@ -62,10 +71,10 @@ class ActionHeadSpec(Model):
 class ExplicitRanges(Model):
     """Bin ranges written down by hand: one number a dimension."""
 
-    action_low: tuple[float, ...]
-    action_high: tuple[float, ...]
-    state_low: tuple[float, ...] = ()
-    state_high: tuple[float, ...] = ()
+    action_low: tuple[float, ...] = Field(description="lowest action, in the data's units")
+    action_high: tuple[float, ...] = Field(description="highest action, in the data's units")
+    state_low: tuple[float, ...] = Field((), description="lowest state, in the data's units")
+    state_high: tuple[float, ...] = Field((), description="highest state, in the data's units")
 
     @model_validator(mode="after")
     def _low_is_below_high(self) -> Self:
@@ -106,8 +115,8 @@ class TokenizerSpec(Model):
 class LossSpec(Model):
     """loss = closs + loss_ct_weights * loss_ct + z_loss_weight * z_loss."""
 
-    loss_ct_weights: NonNegativeFloat = 10.0
-    z_loss_weight: NonNegativeFloat = 1.0e-5
+    loss_ct_weights: NonNegativeFloat = Field(10.0, description="weight of the continuous head's L1 error")
+    z_loss_weight: NonNegativeFloat = Field(1.0e-5, description="weight of the z loss; 0: not computed")
     image_token_weight: PositiveFloat | None = Field(None, description="cross-entropy weight of image ids 3..8194")
     ct_target: Literal["tokens", "raw"] = Field("tokens", description="L1 target: decoded label tokens, or raw actions")
 
@@ -133,7 +142,7 @@ class LeRobotSource(EpisodeSelection):
     """A dataset folder in the LeRobot v3.0 layout."""
 
     kind: Literal["lerobot"] = "lerobot"
-    path: str
+    path: str = Field(description="the dataset's folder, absolute or from where vlatrack is started")
     action: str = Field("action", description="feature that holds the action")
     state: str | None = Field("observation.state", description="feature that holds the proprioceptive state")
 
@@ -142,7 +151,7 @@ class LiberoSource(EpisodeSelection):
     """A folder of LIBERO demonstrations, one HDF5 file a task."""
 
     kind: Literal["libero_hdf5"]
-    path: str
+    path: str = Field(description="the folder of the HDF5 files, absolute or from where vlatrack is started")
     skip_no_ops: bool = Field(
         True, description="leave out steps in which the robot does not move, as the reference does"
     )
@@ -153,7 +162,7 @@ class CustomSource(EpisodeSelection):
 
     kind: Literal["custom"]
     target: CustomTarget
-    options: dict[str, str | int | float | bool | None] = {}
+    options: dict[str, str | int | float | bool | None] = Field({}, description="keyword arguments of the class")
 
 
 Source = Annotated[LeRobotSource | LiberoSource | CustomSource, Field(discriminator="kind")]
@@ -170,7 +179,7 @@ class DataSpec(Model):
     samples: Annotated[tuple[Literal["vla", "world_model"], ...], Field(min_length=1)] = Field(
         ("vla",), description="sample kinds in the training mixture, in equal parts"
     )
-    train: Source
+    train: Source = Field(description="episodes that the policy learns from")
     val_ind: Source | None = Field(None, description="held-out episodes of training tasks")
     val_ood: Source | None = Field(None, description="held-out tasks")
 
@@ -181,20 +190,20 @@ class DataSpec(Model):
 class OptimSpec(Model):
     """AdamW and its schedule."""
 
-    lr: PositiveFloat = 5.0e-6
+    lr: PositiveFloat = Field(5.0e-6, description="learning rate after warm-up")
     min_lr: NonNegativeFloat = Field(0.0, description="where the cosine ends")
-    weight_decay: NonNegativeFloat = 0.15
-    betas: tuple[Probability, Probability] = (0.9, 0.95)
-    eps: PositiveFloat = 1.0e-8
+    weight_decay: NonNegativeFloat = Field(0.15, description="decoupled weight decay")
+    betas: tuple[Probability, Probability] = Field((0.9, 0.95), description="decay of the two moment averages")
+    eps: PositiveFloat = Field(1.0e-8, description="added to the denominator of the step")
     clip_grad: PositiveFloat | None = Field(4.0, description="largest gradient norm; null: no clipping")
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="course of lr after warm-up")
     warmup_epochs: NonNegativeFloat = Field(0.01, description="linear warm-up, in (fractions of) epochs")
 
 
 class CheckpointSpec(Model):
     """When checkpoints are written and how many stay."""
 
-    every_epochs: PositiveInt = 1
+    every_epochs: PositiveInt = Field(1, description="after every so many epochs")
     every_steps: PositiveInt | None = Field(None, description="also after every so many optimiser steps")
     keep_last: PositiveInt = Field(2, description="older ones are deleted; the best one always stays")
     best_metric: str = Field("val_ind_loss_ct", description="lowest value decides which checkpoint is best")
@@ -203,27 +212,29 @@ class CheckpointSpec(Model):
 class TrainSpec(Model):
     """The training loop."""
 
-    epochs: PositiveInt = 40
+    epochs: PositiveInt = Field(40, description="passes over the training samples")
     max_steps: PositiveInt | None = Field(None, description="stop after so many optimiser steps")
     batch_size: PositiveInt = Field(8, description="samples in one forward pass")
     accumulate: PositiveInt = Field(1, description="forward passes in one optimiser step")
-    precision: Literal["fp32", "bf16"] = "bf16"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = Field("bf16", description="arithmetic of the forward and backward pass")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
     workers: Annotated[int, Field(ge=0, le=64)] = Field(0, description="processes that assemble batches")
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = Field(False, description="less memory, more time, the same numbers")
     checkpoint: CheckpointSpec = CheckpointSpec()
 
 
 class OpenLoopSpec(Model):
     """Losses and errors on recorded demonstrations."""
 
-    every_epochs: PositiveInt = 1
-    batch_size: PositiveInt = 32
+    every_epochs: PositiveInt = Field(1, description="after every so many epochs")
+    batch_size: PositiveInt = Field(32, description="samples in one forward pass")
     max_samples: PositiveInt | None = Field(None, description="evaluate on an evenly spread subset of this size")
 
 
 class EvaluateSpec(Model):
-    open_loop: OpenLoopSpec | None = OpenLoopSpec()
+    """What is evaluated while training, and when."""
+
+    open_loop: OpenLoopSpec | None = Field(OpenLoopSpec(), description="null: no evaluation on recorded data")
 
 
 # --- tracking ----------------------------------------------------------------------------------
@@ -234,6 +245,8 @@ Naming = Annotated[
 
 
 class MlflowBackend(Model):
+    """MLflow, on a server or on SQLite; a login comes from MLFLOW_TRACKING_USERNAME and _PASSWORD."""
+
     kind: Literal["mlflow"]
     naming: Naming = "documented"
     tracking_uri: str | None = Field(None, description="server or database; null: SQLite inside the runs folder")
@@ -241,10 +254,12 @@ class MlflowBackend(Model):
 
 
 class WandbBackend(Model):
+    """Weights & Biases; the key comes from WANDB_API_KEY or `wandb login`."""
+
     kind: Literal["wandb"]
     naming: Naming = "documented"
-    project: str = "vlatrack"
-    entity: str | None = None
+    project: str = Field("vlatrack", description="W&B project")
+    entity: str | None = Field(None, description="W&B user or team; null: the account's default")
     mode: Literal["auto", "online", "offline"] = Field("auto", description="auto: online if a key is configured")
 
 
@@ -254,7 +269,9 @@ Backend = Annotated[MlflowBackend | WandbBackend, Field(discriminator="kind")]
 class TrackingSpec(Model):
     """Where the numbers go, and how often."""
 
-    backends: tuple[Backend, ...] = (MlflowBackend(kind="mlflow"),)
+    backends: tuple[Backend, ...] = Field(
+        (MlflowBackend(kind="mlflow"),), description="trackers that get every record; []: only the journal"
+    )
     log_every: PositiveInt = Field(10, description="optimiser steps between two records")
 
 
@@ -265,7 +282,7 @@ class ExperimentSpec(Model):
     """One experiment: everything that decides its result, and where its numbers go."""
 
     name: Name
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="of weights, data order and dropout")
     backbone: ChameleonSpec
     action_head: ActionHeadSpec = ActionHeadSpec()
     tokenizer: TokenizerSpec = TokenizerSpec()

@@ -8,7 +8,7 @@ Legend: B rows, S positions, V supervised positions, R rows whose answer is an a
 H steps of the chunk, A numbers of an action.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -49,12 +49,16 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch on ``device``, copied without waiting where memory is pinned."""
-        moved: dict[str, Any] = {
-            field.name: value.to(device, non_blocking=True)
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
-        return replace(self, **moved)
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Self:
+        """The same batch in page-locked memory (called by torch's DataLoader)."""
+        return self._mapped(Tensor.pin_memory)
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Self:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **tensors)
 
 
 def collate(sequences: Sequence[TokenSequence], layout: TokenLayout) -> Batch:

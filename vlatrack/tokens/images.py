@@ -3,6 +3,7 @@
 Shapes: N images, R x C codes each (one code covers 16 x 16 pixels).
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -103,6 +104,13 @@ class ImageTokenizer:
         _load_strictly(vq, weights)
         ids = np.asarray([mapping.img2bpe[code] for code in range(len(mapping.img2bpe))], np.int64)
         return cls(vq, image_size=image_size, code_ids=ids)
+
+    def fingerprint(self) -> str:
+        """sha256 of everything that decides the ids of a picture."""
+        digest = hashlib.sha256(f"{self.image_size}".encode() + self._code_ids.numpy().tobytes())
+        for name, value in sorted(self._vq.state_dict().items()):
+            digest.update(name.encode() + value.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer so that ``load`` gives the same ids."""

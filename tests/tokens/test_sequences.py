@@ -1,0 +1,128 @@
+import numpy as np
+import pytest
+
+from vlatrack.errors import CheckpointError, TokenError
+from vlatrack.tokens.batch import collate
+from vlatrack.tokens.images import ImageTokenizer
+from vlatrack.tokens.layout import IGNORED_LABEL, TokenLayout
+from vlatrack.tokens.prompts import VLA_PROMPT, TokenSequence, vla_sequence, world_model_sequence
+from vlatrack.tokens.text import ByteTokenizer
+
+LAYOUT = TokenLayout()
+IMAGE = np.asarray([[10, 11], [12, 13]])
+FRAMED_IMAGE = [8197, 8805, 8805, 10, 11, 8803, 12, 13, 8803, 8196]
+
+
+def _vla(*, text: list[int], steps: int = 2, max_length: int = 100) -> TokenSequence:
+    ids = 10010 + np.arange(steps * 3).reshape(steps, 3)
+    actions = np.zeros((steps, 3), np.float32)
+    return vla_sequence(
+        text=text,
+        state=np.asarray([15600, 15601]),
+        images=[IMAGE],
+        action_ids=ids,
+        actions=actions,
+        layout=LAYOUT,
+        max_length=max_length,
+    )
+
+
+def test_vla_sample_is_text_state_images_then_one_block_a_step() -> None:
+    sequence = _vla(text=[16500])
+    prompt = [1, 16500, 15504, 15600, 15601, 16004, *FRAMED_IMAGE, 8710]
+    answer = [10004, 10010, 10011, 10012, 15004, 10004, 10013, 10014, 10015, 15004, 8710]
+    assert sequence.input_ids.tolist() == prompt + answer
+    assert sequence.labels.tolist() == [IGNORED_LABEL] * len(prompt) + answer
+
+
+def test_world_model_sample_asks_for_the_next_image() -> None:
+    sequence = world_model_sequence(
+        text=[16500],
+        history=[([IMAGE], np.asarray([10010, 10011]))],
+        next_images=[IMAGE],
+        layout=LAYOUT,
+        max_length=100,
+    )
+    prompt = [1, 16500, *FRAMED_IMAGE, 10004, 10010, 10011, 15004, 8710]
+    assert sequence.input_ids.tolist() == [*prompt, *FRAMED_IMAGE, 8710]
+    assert sequence.labels.tolist() == [IGNORED_LABEL] * len(prompt) + [*FRAMED_IMAGE, 8710]
+
+
+def test_a_sample_longer_than_the_context_says_how_long_it_is_and_what_helps() -> None:
+    with pytest.raises(TokenError, match=r"has 227 tokens \(201 of them text\).*max_seq_len is 128.*shorten"):
+        _vla(text=[16500] * 200, max_length=128)
+
+
+def test_byte_tokenizer_is_reversible_and_stays_clear_of_every_other_token() -> None:
+    tokenizer = ByteTokenizer(LAYOUT)
+    text = VLA_PROMPT.format(instruction="öffne das Fenster 開ける")
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert min(ids) > LAYOUT.state_end
+    assert max(ids) < LAYOUT.scratch_vocabulary
+
+
+def test_batch_indexes_the_numbers_of_every_action_step_in_every_row() -> None:
+    world = world_model_sequence(
+        text=[16500],
+        history=[([IMAGE], np.asarray([10010, 10011, 10012]))],
+        next_images=[IMAGE, IMAGE],
+        layout=LAYOUT,
+        max_length=200,
+    )
+    batch = collate([_vla(text=[16500]), world, _vla(text=[16500, 16501])], LAYOUT)
+    assert batch.action_rows.tolist() == [0, 2]
+    assert batch.prompt_lengths.tolist() == [17, 18]
+    assert batch.longest_prompt == 18
+    assert batch.targets[batch.action_index].tolist() == [[[10010, 10011, 10012], [10013, 10014, 10015]]] * 2
+    assert batch.targets[batch.image_index].tolist() == FRAMED_IMAGE[1:-1] * 2
+    assert batch.image_slot.tolist() == [8] * 8 + [9] * 8
+    assert batch.weighted_targets == 8
+    # Each supervised position predicts the id that follows it.
+    following = batch.input_ids.flatten()[batch.supervised + 1]
+    assert following.tolist() == batch.targets.tolist()
+
+
+def test_batch_without_any_action_has_an_empty_index() -> None:
+    world = world_model_sequence(
+        text=[16500], history=[([IMAGE], np.asarray([10010]))], next_images=[IMAGE], layout=LAYOUT, max_length=99
+    )
+    batch = collate([world], LAYOUT)
+    assert batch.action_rows.tolist() == []
+    assert batch.actions is None
+    assert batch.longest_prompt == 0
+
+
+@pytest.fixture(scope="module")
+def frames() -> np.ndarray:
+    generator = np.random.default_rng(0)
+    return generator.integers(0, 255, (12, 48, 64, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(frames: np.ndarray) -> ImageTokenizer:
+    return ImageTokenizer.fit(frames, image_size=32, codebook_size=16, base_channels=32, seed=0, layout=LAYOUT)
+
+
+def test_fitted_image_tokenizer_gives_the_same_ids_after_saving_and_loading(tmp_path, frames, tokenizer) -> None:
+    tokenizer.save(tmp_path)
+    loaded = ImageTokenizer.load(tmp_path)
+    ids = tokenizer.encode(frames)
+    assert ids.shape == (12, 2, 2)
+    assert ids.min() >= LAYOUT.first_image_code
+    assert ids.max() < LAYOUT.first_image_code + 16
+    assert np.array_equal(loaded.encode(frames), ids)
+    assert loaded.fingerprint() == tokenizer.fingerprint()
+
+
+def test_fitting_twice_with_one_seed_gives_the_same_tokenizer(frames, tokenizer) -> None:
+    again = ImageTokenizer.fit(frames, image_size=32, codebook_size=16, base_channels=32, seed=0, layout=LAYOUT)
+    assert again.fingerprint() == tokenizer.fingerprint()
+
+
+def test_a_damaged_image_tokenizer_is_one_clear_error(tmp_path, tokenizer) -> None:
+    tokenizer.save(tmp_path)
+    weights = tmp_path / "image_tokenizer.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        ImageTokenizer.load(tmp_path)

@@ -1,0 +1,351 @@
+"""The only place where a spec becomes objects."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, assert_never, cast
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+
+from vlatrack.data.cache import CodeCache
+from vlatrack.data.episodes import Episode, EpisodeSource, select_episodes
+from vlatrack.data.samples import Encoding, SampleSet, check_fit, encode_episodes
+from vlatrack.data.statistics import value_range
+from vlatrack.errors import CheckpointError, DataError, SpecError
+from vlatrack.models.action_head import ActionHead
+from vlatrack.models.chameleon import ChameleonBackbone, backbone_config, preset_config
+from vlatrack.models.importing import Checkpoint, load_foreign_state, read_checkpoint
+from vlatrack.models.losses import LossWeights
+from vlatrack.models.policy import VlaPolicy
+from vlatrack.schema.metrics import TRAIN, VAL_IND, VAL_OOD
+from vlatrack.spec.models import (
+    CustomSource,
+    ExperimentSpec,
+    ExplicitRanges,
+    LeRobotSource,
+    LiberoSource,
+    MlflowBackend,
+    Source,
+    WandbBackend,
+)
+from vlatrack.tokens.bins import Bins, ValueRange
+from vlatrack.tokens.images import ImageTokenizer
+from vlatrack.tokens.layout import TokenLayout
+from vlatrack.tokens.text import ByteTokenizer, CheckpointTextTokenizer, TextTokenizer
+from vlatrack.tracking.run import BackendConfig
+from vlatrack.training.checkpoints import Identity
+from vlatrack.training.loop import LoopSettings, Training
+from vlatrack.training.optimisation import Schedule, adamw
+
+LAYOUT = TokenLayout()
+_FIT_EPISODES = 64  # episodes that the frames for a codebook are drawn from
+
+FrameProgress = Callable[[str, int, int], None]  # what is encoded, frames done, frames in all
+
+
+# --- data ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Split:
+    """A dataset and the episodes of it that one split uses."""
+
+    source: EpisodeSource
+    episodes: list[Episode]
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Value ranges of the bins."""
+
+    actions: ValueRange
+    states: ValueRange | None
+
+
+def open_splits(spec: ExperimentSpec) -> dict[str, Split]:
+    """Open the datasets and choose the episodes of each split; reads no picture.
+
+    Raises:
+        DataError: a dataset is missing, damaged, or lacks a task.
+    """
+    splits = {}
+    for name, source_spec in ((TRAIN, spec.data.train), (VAL_IND, spec.data.val_ind), (VAL_OOD, spec.data.val_ood)):
+        if source_spec is None:
+            continue
+        source = open_source(source_spec)
+        episodes = select_episodes(
+            source, tasks=source_spec.tasks, exclude_tasks=source_spec.exclude_tasks, part=source_spec.part
+        )
+        splits[name] = Split(source, episodes)
+    return splits
+
+
+def open_source(spec: Source) -> EpisodeSource:
+    """The dataset that a source of the spec names."""
+    match spec:
+        case LeRobotSource():
+            from vlatrack.data.lerobot import LeRobotDataset
+
+            return LeRobotDataset(Path(spec.path), action=spec.action, state=spec.state)
+        case LiberoSource():
+            from vlatrack.data.libero import LiberoDataset
+
+            return LiberoDataset(Path(spec.path), skip_no_ops=spec.skip_no_ops)
+        case CustomSource():
+            return cast(EpisodeSource, load_target(spec.target)(**spec.options))
+        case _:
+            assert_never(spec)
+
+
+def load_target(target: str) -> Callable[..., object]:
+    """The object that ``package.module:Name`` names.
+
+    Raises:
+        SpecError: there is no such module or name.
+    """
+    module, _, name = target.partition(":")
+    try:
+        return cast(Callable[..., object], getattr(importlib.import_module(module), name))
+    except (ImportError, AttributeError) as error:
+        raise SpecError(f"target: {target} cannot be loaded ({error}); is its package installed?") from error
+
+
+def value_ranges(spec: ExperimentSpec, train: Split) -> Ranges:
+    """Bin ranges as the spec gives them, or from the training episodes."""
+    statistics = spec.tokenizer.statistics
+    if isinstance(statistics, ExplicitRanges):
+        states = ValueRange(statistics.state_low, statistics.state_high) if spec.data.use_state else None
+        return Ranges(ValueRange(statistics.action_low, statistics.action_high), states)
+    actions = value_range([episode.actions for episode in train.episodes], statistics)
+    if not spec.data.use_state:
+        return Ranges(actions, None)
+    return Ranges(actions, value_range([_state(episode, train) for episode in train.episodes], statistics))
+
+
+def _state(episode: Episode, split: Split) -> NDArray[np.float32]:
+    if episode.states is None:
+        raise DataError(f"{split.source.name}: episode {episode.index} has no state; set data.use_state: false")
+    return episode.states
+
+
+# --- tokenizers ------------------------------------------------------------------------------------
+
+
+def foreign_checkpoint(spec: ExperimentSpec) -> Checkpoint | None:
+    """The pretrained checkpoint that the backbone starts from, if any."""
+    if spec.backbone.checkpoint is None:
+        return None
+    return read_checkpoint(spec.backbone.checkpoint)
+
+
+def build_text_tokenizer(spec: ExperimentSpec, checkpoint: Checkpoint | None) -> TextTokenizer:
+    if spec.tokenizer.checkpoint is not None:
+        return CheckpointTextTokenizer(Path(spec.tokenizer.checkpoint) / "tokenizer.json")
+    if checkpoint is not None:
+        return CheckpointTextTokenizer(checkpoint.folder / "tokenizer.json")
+    return ByteTokenizer(LAYOUT)
+
+
+def build_image_tokenizer(
+    spec: ExperimentSpec, checkpoint: Checkpoint | None, train: Split, folder: Path
+) -> ImageTokenizer:
+    """The run's own tokenizer if ``folder`` has one, else the checkpoint's, else one fitted to the data.
+
+    What is made here is saved in ``folder``, so that a resumed run or an evaluation sees the same ids.
+    """
+    if folder.is_dir():
+        return ImageTokenizer.load(folder)
+    settings = spec.tokenizer.image
+    if spec.tokenizer.checkpoint is not None:
+        other = read_checkpoint(spec.tokenizer.checkpoint)
+        tokenizer = ImageTokenizer.from_chameleon(other.config, other.state, image_size=settings.image_size)
+    elif checkpoint is not None:
+        tokenizer = ImageTokenizer.from_chameleon(checkpoint.config, checkpoint.state, image_size=settings.image_size)
+    else:
+        tokenizer = ImageTokenizer.fit(
+            _frames_to_fit(spec, train),
+            image_size=settings.image_size,
+            codebook_size=settings.codebook_size,
+            base_channels=settings.base_channels,
+            seed=spec.seed,
+            layout=LAYOUT,
+        )
+    tokenizer.save(folder)
+    return tokenizer
+
+
+def _frames_to_fit(spec: ExperimentSpec, train: Split) -> NDArray[np.uint8]:
+    """Training frames, evenly spread over episodes, cameras and time."""
+    chosen = np.linspace(0, len(train.episodes) - 1, min(_FIT_EPISODES, len(train.episodes))).round().astype(int)
+    share = max(1, spec.tokenizer.image.fit_frames // (len(chosen) * len(spec.data.cameras)))
+    parts = []
+    for number in chosen:
+        for camera in spec.data.cameras:
+            frames = train.source.frames(train.episodes[number], camera)
+            parts.append(frames[np.linspace(0, len(frames) - 1, min(share, len(frames))).round().astype(int)])
+    return np.concatenate(parts)
+
+
+# --- model -----------------------------------------------------------------------------------------
+
+
+def build_policy(spec: ExperimentSpec, checkpoint: Checkpoint | None) -> VlaPolicy:
+    """The policy with its initial weights: random from the seed, or the checkpoint's.
+
+    Raises:
+        CheckpointError: the checkpoint is of another geometry.
+    """
+    torch.manual_seed(spec.seed)
+    backbone_spec, head = spec.backbone, spec.action_head
+    if checkpoint is not None:
+        config = backbone_config(_stored_geometry(checkpoint.config, spec))
+    else:
+        assert backbone_spec.preset is not None
+        config = preset_config(backbone_spec.preset, max_seq_len=backbone_spec.max_seq_len, layout=LAYOUT)
+    backbone = ChameleonBackbone(config, residual_dropout=backbone_spec.residual_dropout)
+    width = max(head.heads, round(backbone.width * head.reduced_ratio / head.heads) * head.heads)
+    policy = VlaPolicy(
+        backbone,
+        ActionHead(
+            backbone_width=backbone.width,
+            time_horizon=head.time_horizon,
+            action_dim=head.action_dim,
+            reduced_width=width,
+            encoder_layers=head.encoder_layers,
+            heads=head.heads,
+            dropout=head.dropout,
+            mask_padding=head.mask_padding,
+        ),
+        layout=LAYOUT,
+        bins=Bins(spec.tokenizer.bins),
+        weights=LossWeights(spec.loss.loss_ct_weights, spec.loss.z_loss_weight, spec.loss.image_token_weight),
+        ct_target=spec.loss.ct_target,
+    )
+    if checkpoint is not None:
+        load_foreign_state(policy, checkpoint.state)
+    if spec.train.gradient_checkpointing:
+        policy.backbone.chameleon.gradient_checkpointing_enable()
+    return policy
+
+
+def _stored_geometry(config: Mapping[str, Any], spec: ExperimentSpec) -> dict[str, Any]:
+    if config.get("model_type", "chameleon") not in ("chameleon", "chameleon_xllmx"):
+        raise CheckpointError(f"{spec.backbone.checkpoint}: a {config['model_type']} model, not a Chameleon")
+    missing = [name for name in ("vocab_size", "hidden_size", "num_hidden_layers") if name not in config]
+    if missing:
+        raise CheckpointError(f"{spec.backbone.checkpoint}/config.json: lacks {', '.join(missing)}")
+    context = max(config.get("max_position_embeddings", 0), spec.backbone.max_seq_len)
+    return {**config, "max_position_embeddings": context}
+
+
+# --- the whole -------------------------------------------------------------------------------------
+
+
+def build_encoding(
+    spec: ExperimentSpec, splits: Mapping[str, Split], ranges: Ranges, checkpoint: Checkpoint | None, folder: Path
+) -> Encoding:
+    """How samples become tokens. ``folder`` keeps the run's image tokenizer."""
+    return Encoding(
+        layout=LAYOUT,
+        bins=Bins(spec.tokenizer.bins),
+        action_range=ranges.actions,
+        state_range=ranges.states,
+        text=build_text_tokenizer(spec, checkpoint),
+        images=build_image_tokenizer(spec, checkpoint, splits[TRAIN], folder),
+        cameras=spec.data.cameras,
+        history=spec.data.history,
+        horizon=spec.action_head.time_horizon,
+        max_length=spec.backbone.max_seq_len,
+    )
+
+
+def build_samples(
+    spec: ExperimentSpec,
+    splits: Mapping[str, Split],
+    encoding: Encoding,
+    cache: CodeCache,
+    progress: FrameProgress | None = None,
+) -> dict[str, SampleSet]:
+    """The samples of each split; the validation splits hold VLA samples, as the reference's do."""
+    samples = {}
+    for name, split in splits.items():
+        report = None if progress is None else _named(progress, name)
+        episodes = encode_episodes(split.source, split.episodes, encoding, cache, report)
+        samples[name] = SampleSet(episodes, encoding, spec.data.samples if name == TRAIN else ("vla",))
+        samples[name].check_lengths()
+    return samples
+
+
+def _named(progress: FrameProgress, name: str) -> Callable[[int, int], None]:
+    return lambda done, total: progress(name, done, total)
+
+
+def check_data(spec: ExperimentSpec, splits: Mapping[str, Split], ranges: Ranges) -> None:
+    """Raise DataError where a split cannot serve the experiment, before anything slow begins."""
+    for split in splits.values():
+        check_fit(
+            split.source,
+            split.episodes,
+            cameras=spec.data.cameras,
+            action_dim=spec.action_head.action_dim,
+            state_dim=None if ranges.states is None else ranges.states.dimensions,
+            horizon=spec.action_head.time_horizon,
+        )
+
+
+def build_accelerator(spec: ExperimentSpec) -> Accelerator:
+    """Device and precision.
+
+    Raises:
+        SpecError: train.device is cuda and there is none.
+    """
+    wanted = spec.train.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise SpecError("train.device: cuda, but torch sees no GPU here; use auto or cpu")
+    return Accelerator(cpu=wanted == "cpu", mixed_precision="bf16" if spec.train.precision == "bf16" else "no")
+
+
+def build_training(spec: ExperimentSpec, policy: VlaPolicy, samples: SampleSet, accelerator: Accelerator) -> Training:
+    """Optimiser, schedule and loop around a policy, which moves to the device."""
+    policy.to(accelerator.device)
+    optim, train = spec.optim, spec.train
+    return Training(
+        policy=policy,
+        optimizer=adamw(policy, lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas, eps=optim.eps),
+        schedule=Schedule(optim.lr, optim.min_lr, optim.warmup_epochs, train.epochs, optim.schedule),
+        samples=samples,
+        settings=LoopSettings(
+            epochs=train.epochs,
+            max_steps=train.max_steps,
+            batch_size=train.batch_size,
+            accumulate=train.accumulate,
+            clip_grad=optim.clip_grad,
+            log_every=spec.tracking.log_every,
+            seed=spec.seed,
+            workers=train.workers,
+        ),
+        accelerator=accelerator,
+    )
+
+
+def build_identity(spec: ExperimentSpec, ranges: Ranges) -> Identity:
+    return Identity.of(spec.tokenizer.bins, ranges.actions, ranges.states)
+
+
+def build_backends(spec: ExperimentSpec) -> list[BackendConfig]:
+    """The tracker backends as plain settings."""
+    configs = []
+    for backend in spec.tracking.backends:
+        match backend:
+            case MlflowBackend():
+                options = {"tracking_uri": backend.tracking_uri, "experiment": backend.experiment}
+            case WandbBackend():
+                options = {"project": backend.project, "entity": backend.entity, "mode": backend.mode}
+            case _:
+                assert_never(backend)
+        configs.append(BackendConfig(kind=backend.kind, naming=backend.naming, options=options))
+    return configs

@@ -1,0 +1,24 @@
+"""`vlatrack evaluate`: a checkpoint of a run on its validation splits."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory: runs/<experiment>/<run-id>.")],
+    checkpoint: Annotated[str, typer.Option(help="best, last, or a folder's name such as step-00000120.")] = "best",
+) -> None:
+    """Evaluate a checkpoint on val_ind and val_ood, open-loop.
+
+    Example: [bold]vlatrack evaluate runs/metaworld-quickstart/20260101-120000-ab12 --checkpoint last[/bold]
+    """
+    from vlatrack.cli.progress import TerminalDisplay, quiet_libraries
+
+    quiet_libraries()
+    from vlatrack.runner.evaluate import evaluate_run
+
+    with TerminalDisplay() as display:
+        evaluation = evaluate_run(run, checkpoint=checkpoint, display=display)
+        display.show_evaluation(evaluation)

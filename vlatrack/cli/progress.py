@@ -1,0 +1,123 @@
+"""What a run looks like in a terminal: a progress bar with the losses, a line an epoch, a closing table."""
+
+import logging
+import os
+import warnings
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from vlatrack.runner.evaluate import Evaluation
+    from vlatrack.tracking.run import DeliveryReport
+
+_ON_BAR = ("closs", "loss_ct", "z_loss", "l1_loss_action")
+
+
+def quiet_libraries() -> None:
+    """Keep the progress bar whole: the libraries' advice for their own users is not for ours."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="torch.optim.lr_scheduler")
+
+
+class TerminalDisplay:
+    """Draws a run's progress (a ``vlatrack.runner.display.Display``) with rich."""
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False)
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[losses]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,  # a log file gets the lines alone
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    # --- the runner's events -----------------------------------------------------------------------
+
+    def started(self, directory: Path) -> None:
+        self._console.print(f"run [bold]{directory}[/bold]", soft_wrap=True)
+
+    def stage(self, text: str) -> None:
+        self._console.print(f"[dim]{text} …[/dim]")
+
+    def encoding(self, split: str, done: int, total: int) -> None:
+        self._advance(f"encoding {split}", done, total)
+
+    def training(self, step: int, total: int) -> None:
+        self._advance("training", step, total)
+
+    def losses(self, metrics: dict[str, float]) -> None:
+        if "train_closs" in metrics and "training" in self._tasks:
+            self._progress.update(self._tasks["training"], losses=_line("train", metrics))
+
+    def epoch(self, number: int, total: int, metrics: dict[str, float]) -> None:
+        splits = [split for split in ("train", "val_ind", "val_ood") if f"{split}_closs" in metrics]
+        for position, split in enumerate(splits):
+            head = f"epoch {number}/{total}" if position == 0 else ""
+            self._console.print(f"{head:<12} {split:<8} {_line(split, metrics)}", soft_wrap=True)
+
+    def finished(self, directory: Path, delivery: "DeliveryReport | None", horizon: int) -> None:
+        from vlatrack.reports.epoch_log import read_epoch_logs
+        from vlatrack.reports.summary import first_last_table, render_summary
+
+        self._progress.stop()
+        self._console.print(render_summary(first_last_table(read_epoch_logs(directory), horizon=horizon)))
+        self._console.print(f"figures     {directory / 'report'}", soft_wrap=True)
+        for backend in delivery.backends if delivery is not None else ():
+            state = "complete" if not backend.undelivered and not backend.dead_letters else "INCOMPLETE"
+            self._console.print(
+                f"{backend.label:<11} {state}, {backend.delivered} records; {backend.look or ''}", soft_wrap=True
+            )
+            if backend.error:
+                self._console.print(f"            {backend.error}", style="yellow", markup=False)
+        uses_mlflow = delivery is not None and any(backend.label.startswith("mlflow") for backend in delivery.backends)
+        folder = directory.parent.parent
+        option = "" if folder == Path("runs") else f" --runs {folder}"
+        last = f"look at it: [bold]vlatrack ui{option}[/bold]" if uses_mlflow else f"look at it: {directory / 'report'}"
+        self._console.print(f"FINISHED {directory} · {last}", soft_wrap=True)
+
+    def show_evaluation(self, evaluation: "Evaluation") -> None:
+        """A table of every measured number, and where it was written."""
+        self._progress.stop()
+        splits = [split for split in ("val_ind", "val_ood") if f"{split}_closs" in evaluation.metrics]
+        table = Table("metric", *splits, title=evaluation.checkpoint.name, title_justify="left", box=None)
+        names = dict.fromkeys(
+            name.removeprefix(f"{split}_")
+            for split in splits
+            for name in evaluation.metrics
+            if name.startswith(f"{split}_")
+        )
+        for name in names:
+            values = (evaluation.metrics.get(f"{split}_{name}") for split in splits)
+            table.add_row(name, *("-" if value is None else f"{value:.4g}" for value in values))
+        self._console.print(table)
+        self._console.print(f"written to {evaluation.file}")
+
+    def _advance(self, name: str, done: int, total: int) -> None:
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, losses="")
+        self._progress.update(self._tasks[name], completed=done, total=total)
+
+
+def _line(split: str, metrics: dict[str, float]) -> str:
+    shown = ((name, metrics.get(f"{split}_{name}")) for name in _ON_BAR)
+    return "  ".join(f"{name} {value:.4f}" for name, value in shown if value is not None)

@@ -1,0 +1,57 @@
+"""`vlatrack run`: train, evaluate and track one experiment."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlatrack.errors import SpecError
+
+
+def run(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="The experiment's YAML file.", show_default=False)
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Changes to the file, such as optim.lr=1e-5.", show_default=False),
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Folder that holds all runs and the MLflow store.")] = Path("runs"),
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Continue this run directory from its last checkpoint.", show_default=False),
+    ] = None,
+) -> None:
+    """Train, evaluate and track an experiment.
+
+    Everything it makes lies in runs/<experiment>/<run-id>/; the numbers go to the trackers while it trains.
+
+    Examples:
+
+    [bold]vlatrack run experiments/quickstart.yaml[/bold]
+
+    [bold]vlatrack run experiments/quickstart.yaml train.epochs=2 loss.z_loss_weight=1e-4[/bold]
+
+    [bold]vlatrack run --resume runs/metaworld-quickstart/20260101-120000-ab12[/bold]
+    """
+    if (file is None) == (resume is None):
+        raise SpecError("vlatrack run: give an experiment's YAML file, or --resume RUN to continue a run")
+    from vlatrack.cli.progress import TerminalDisplay, quiet_libraries
+
+    quiet_libraries()
+    import sys
+
+    with TerminalDisplay() as display:
+        display.stage("loading")
+        if resume is not None:
+            from vlatrack.runner.run import resume_run
+
+            resume_run(resume, command=sys.argv, display=display)
+        else:
+            from vlatrack.spec.load import load_spec
+
+            assert file is not None
+            spec = load_spec(file, overrides or ())
+            from vlatrack.runner.run import run_experiment
+
+            run_experiment(spec, runs=runs, command=sys.argv, display=display)

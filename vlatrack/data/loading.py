@@ -1,0 +1,39 @@
+"""Batches in an order that depends on nothing but the seed and the epoch, from any position on."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import numpy as np
+from torch.utils.data import DataLoader
+
+from vlatrack.data.samples import SampleSet
+from vlatrack.tokens.batch import Batch, collate
+from vlatrack.tokens.layout import TokenLayout
+
+
+def epoch_order(samples: int, *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Sample numbers of each batch of an epoch: shuffled, the last batch may be smaller."""
+    order = np.random.default_rng([seed, epoch]).permutation(samples)
+    return [chunk.tolist() for chunk in np.array_split(order, range(batch_size, samples, batch_size))]
+
+
+def even_subset(samples: int, *, batch_size: int, limit: int | None) -> list[list[int]]:
+    """Sample numbers in batches for evaluation: in order, evenly thinned to ``limit`` samples."""
+    count = samples if limit is None else min(samples, limit)
+    chosen = np.linspace(0, samples - 1, count).round().astype(int)
+    return [chunk.tolist() for chunk in np.array_split(chosen, range(batch_size, count, batch_size))]
+
+
+def load_batches(
+    samples: SampleSet, order: Sequence[Sequence[int]], layout: TokenLayout, *, workers: int = 0, pin: bool = False
+) -> Iterator[Batch]:
+    """The batches of ``order``; assembled in ``workers`` processes, or in this one if 0."""
+    loader: DataLoader[Batch] = DataLoader(
+        samples,  # type: ignore[arg-type]  # a map-style dataset by its methods
+        batch_sampler=order,  # type: ignore[arg-type]  # any sequence of index lists will do
+        collate_fn=partial(collate, layout=layout),
+        num_workers=workers,
+        pin_memory=pin,
+        persistent_workers=False,
+    )
+    return iter(loader)

@@ -1,0 +1,178 @@
+"""Episodes as samples: every complete action chunk, and every step of the world model.
+
+Legend: T steps of an episode, H steps of a chunk, A / N numbers of an action / a state,
+R x C image codes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlatrack.data.cache import CodeCache, Codes, FrameEncoder, Progress
+from vlatrack.data.episodes import Episode, EpisodeSource
+from vlatrack.errors import DataError
+from vlatrack.tokens.bins import Bins, ValueRange
+from vlatrack.tokens.layout import TokenLayout
+from vlatrack.tokens.prompts import (
+    VLA_PROMPT,
+    WORLD_MODEL_PROMPT,
+    Ids,
+    TokenSequence,
+    vla_sequence,
+    world_model_sequence,
+)
+from vlatrack.tokens.text import TextTokenizer
+
+SampleKind = Literal["vla", "world_model"]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How episodes become tokens: the same for training, evaluation and a robot."""
+
+    layout: TokenLayout
+    bins: Bins
+    action_range: ValueRange
+    state_range: ValueRange | None  # None: the prompt has no state
+    text: TextTokenizer
+    images: FrameEncoder
+    cameras: tuple[str, ...]
+    history: int
+    horizon: int
+    max_length: int
+
+
+@dataclass(frozen=True)
+class EncodedEpisode:
+    """One episode in tokens."""
+
+    prompt: list[int]  # ids of the VLA prompt with its instruction
+    states: Ids | None  # [T, N]
+    action_ids: Ids  # [T, A]
+    actions: NDArray[np.float32]  # [T, A] in [-1, 1]
+    codes: tuple[Codes, ...]  # [T, R, C] for each camera
+
+    @property
+    def length(self) -> int:
+        return len(self.actions)
+
+
+class SampleSet:
+    """Samples by number, built on demand from encoded episodes (a map-style torch dataset)."""
+
+    def __init__(self, episodes: Sequence[EncodedEpisode], encoding: Encoding, kinds: Sequence[SampleKind]) -> None:
+        self._episodes, self._encoding = episodes, encoding
+        self._world_text = encoding.text.encode(WORLD_MODEL_PROMPT)
+        self._index: list[tuple[SampleKind, int, int]] = []
+        for number, episode in enumerate(episodes):
+            for kind in kinds:
+                # A chunk needs H actions from its step on; the world model needs one step after it.
+                last = episode.length - (encoding.horizon if kind == "vla" else 2)
+                self._index.extend((kind, number, step) for step in range(last + 1))
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, number: int) -> TokenSequence:
+        """Sample ``number`` as ids and labels; TokenError if it is longer than the backbone takes."""
+        kind, episode, step = self._index[number]
+        if kind == "vla":
+            return self._vla(self._episodes[episode], step)
+        return self._world_model(self._episodes[episode], step)
+
+    def check_lengths(self) -> None:
+        """Build one sample of each (episode, kind), so that a prompt that is too long shows at once."""
+        first = {(kind, episode): number for number, (kind, episode, _) in reversed(list(enumerate(self._index)))}
+        for number in first.values():
+            self[number]
+
+    def _vla(self, episode: EncodedEpisode, step: int) -> TokenSequence:
+        encoding, chunk = self._encoding, slice(step, step + self._encoding.horizon)
+        return vla_sequence(
+            text=episode.prompt,
+            state=None if episode.states is None else episode.states[step],
+            images=[image for moment in self._moments(step) for image in self._images(episode, moment)],
+            action_ids=episode.action_ids[chunk],
+            actions=episode.actions[chunk],
+            layout=encoding.layout,
+            max_length=encoding.max_length,
+        )
+
+    def _world_model(self, episode: EncodedEpisode, step: int) -> TokenSequence:
+        encoding = self._encoding
+        return world_model_sequence(
+            text=self._world_text,
+            history=[(self._images(episode, m), episode.action_ids[m]) for m in self._moments(step)],
+            next_images=self._images(episode, step + 1),
+            layout=encoding.layout,
+            max_length=encoding.max_length,
+        )
+
+    def _moments(self, step: int) -> list[int]:
+        """The steps of the history, oldest first; before the start, the first step stands in."""
+        return [max(0, moment) for moment in range(step - self._encoding.history + 1, step + 1)]
+
+    def _images(self, episode: EncodedEpisode, moment: int) -> list[Codes]:
+        return [codes[moment] for codes in episode.codes]
+
+
+def encode_episodes(
+    source: EpisodeSource,
+    episodes: Sequence[Episode],
+    encoding: Encoding,
+    cache: CodeCache,
+    progress: Progress | None = None,
+) -> list[EncodedEpisode]:
+    """Tokens of ``episodes``, which ``check_fit`` has passed; pictures by way of the cache."""
+    codes = [cache.codes(source, episodes, camera, encoding.images, progress) for camera in encoding.cameras]
+    return [
+        _encode(episode, encoding, tuple(camera_codes)) for episode, *camera_codes in zip(episodes, *codes, strict=True)
+    ]
+
+
+def check_fit(
+    source: EpisodeSource,
+    episodes: Sequence[Episode],
+    *,
+    cameras: Sequence[str],
+    action_dim: int,
+    state_dim: int | None,
+    horizon: int,
+) -> None:
+    """Raise DataError, one line with the remedy, where the data cannot serve an experiment."""
+    for camera in cameras:
+        if camera not in source.cameras:
+            known = ", ".join(source.cameras) or "none"
+            raise DataError(f"{source.name}: no camera {camera!r}; data.cameras can name: {known}")
+    if source.action_dim != action_dim:
+        raise DataError(
+            f"{source.name}: actions have {source.action_dim} numbers, action_head.action_dim is {action_dim}"
+        )
+    if state_dim is not None and source.state_dim != state_dim:
+        raise DataError(
+            f"{source.name}: states have {source.state_dim} numbers, the experiment's state range has {state_dim}; "
+            "correct tokenizer.statistics or set data.use_state: false"
+        )
+    longest = max((episode.length for episode in episodes), default=0)
+    if longest < horizon:
+        raise DataError(
+            f"{source.name}: the longest episode has {longest} steps, fewer than action_head.time_horizon = {horizon}"
+        )
+
+
+def _encode(episode: Episode, encoding: Encoding, codes: tuple[Codes, ...]) -> EncodedEpisode:
+    layout, bins = encoding.layout, encoding.bins
+    actions = encoding.action_range.normalise(episode.actions)
+    states = None
+    if encoding.state_range is not None and episode.states is not None:
+        states = bins.encode(encoding.state_range.normalise(episode.states), start=layout.state_start)
+    return EncodedEpisode(
+        prompt=encoding.text.encode(VLA_PROMPT.format(instruction=episode.task)),
+        states=states,
+        action_ids=bins.encode(actions, start=layout.action_start),
+        actions=actions.astype(np.float32),
+        codes=codes,
+    )

@@ -1,0 +1,1 @@
+"""What a policy does on demonstrations it was not trained on."""

@@ -1,0 +1,29 @@
+"""Open-loop evaluation: the documented losses and errors on recorded demonstrations."""
+
+from collections.abc import Iterable
+
+import torch
+from accelerate import Accelerator
+
+from vlatrack.models.losses import LossSums
+from vlatrack.models.measurements import measurements
+from vlatrack.models.policy import VlaPolicy
+from vlatrack.tokens.batch import Batch
+
+
+@torch.inference_mode()
+def evaluate_open_loop(policy: VlaPolicy, batches: Iterable[Batch], accelerator: Accelerator) -> dict[str, float]:
+    """The documented means over ``batches``, by schema name without the split's prefix.
+
+    The policy is in evaluation mode meanwhile (no dropout) and returns to the mode it was in; no
+    random number is drawn, so a training goes on as if it had not been interrupted.
+    """
+    was_training = policy.training
+    policy.eval()
+    head = policy.action_head
+    sums = LossSums.zeros(head.time_horizon, head.action_dim, accelerator.device)
+    for batch in batches:
+        with accelerator.autocast():
+            sums = sums + policy(batch.to(accelerator.device)).sums.detached()
+    policy.train(was_training)
+    return measurements(sums, policy.weights)

@@ -1,0 +1,91 @@
+"""What a run was made of: code, packages, machine, seeds, data."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from vlatrack import __version__
+from vlatrack.builders import Ranges, Split
+from vlatrack.spec.identity import canonical_hash
+from vlatrack.spec.models import ExperimentSpec
+
+_PACKAGES = ("torch", "transformers", "accelerate", "numpy", "pyarrow", "av", "mlflow", "wandb", "pydantic")
+_MAX_DIFF = 1 << 20
+
+
+def describe_run(
+    spec: ExperimentSpec, splits: Mapping[str, Split], ranges: Ranges, command: Sequence[str]
+) -> dict[str, Any]:
+    """The manifest as JSON values."""
+    return {
+        "vlatrack": __version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": list(command),
+        "spec_hash": canonical_hash(spec),
+        "seed": spec.seed,
+        "git": _git(Path(__file__).parent),
+        "packages": _packages(),
+        "hardware": _hardware(),
+        "data": {
+            name: {
+                "source": split.source.name,
+                "sha256": split.source.fingerprint(),
+                "episodes": [episode.index for episode in split.episodes],
+                "steps": sum(episode.length for episode in split.episodes),
+            }
+            for name, split in splits.items()
+        },
+        "statistics": {name: value and asdict(value) for name, value in vars(ranges).items()},
+    }
+
+
+def write_manifest(file: Path, manifest: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _packages() -> dict[str, str]:
+    installed = {}
+    for name in _PACKAGES:
+        try:
+            installed[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # an extra that this run does without
+    return {"python": platform.python_version(), **installed}
+
+
+def _hardware() -> dict[str, Any]:
+    return {
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "cpu_cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def _git(folder: Path) -> dict[str, Any] | None:
+    """Commit and uncommitted changes of the code that runs; None outside a git checkout."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+
+    def ask(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([git, "-C", str(folder), *words], capture_output=True, text=True, check=False)
+
+    commit = ask("rev-parse", "HEAD")
+    if commit.returncode != 0:
+        return None
+    diff = ask("diff", "HEAD").stdout
+    return {"commit": commit.stdout.strip(), "dirty": bool(diff), "diff": diff[:_MAX_DIFF]}

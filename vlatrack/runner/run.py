@@ -1,0 +1,204 @@
+"""Train, evaluate and track one experiment, from the start or from where it was stopped."""
+
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from vlatrack import builders
+from vlatrack.data.cache import CodeCache
+from vlatrack.errors import CheckpointError, VlatrackError
+from vlatrack.models.importing import Checkpoint
+from vlatrack.reports.epoch_log import LOG_FILES
+from vlatrack.reports.figures import write_figures
+from vlatrack.runner.directory import RunDirectory, drop_epochs_from
+from vlatrack.runner.display import Display, SilentDisplay
+from vlatrack.runner.manifest import describe_run, write_manifest
+from vlatrack.runner.observer import RunObserver
+from vlatrack.schema.metrics import TRAIN, MetricSchema
+from vlatrack.spec.identity import canonical_hash, flatten
+from vlatrack.spec.models import ExperimentSpec
+from vlatrack.tracking.backend import Status
+from vlatrack.tracking.registry import check_backend_available
+from vlatrack.tracking.run import TrackedRun
+from vlatrack.training.checkpoints import load_policy, load_training, read_state
+from vlatrack.training.state import TrainState
+
+TERMINATED = 143
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived: the run ends as KILLED."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is known of an experiment before anything slow begins."""
+
+    spec: ExperimentSpec
+    splits: dict[str, builders.Split]
+    ranges: builders.Ranges
+    checkpoint: Checkpoint | None
+
+
+def run_experiment(
+    spec: ExperimentSpec, *, runs: Path, command: Sequence[str] = (), display: Display | None = None
+) -> RunDirectory:
+    """Train ``spec`` in a new run directory below ``runs``.
+
+    Raises:
+        VlatrackError: the spec and its data do not fit; nothing is created then, if it shows early.
+    """
+    prepared = _prepare(spec)
+    directory = RunDirectory.create(runs, spec)
+    _execute(prepared, directory, command, display or SilentDisplay(), resume_from=None)
+    return directory
+
+
+def resume_run(path: Path, *, command: Sequence[str] = (), display: Display | None = None) -> RunDirectory:
+    """Continue the run at ``path`` from its last checkpoint, to the same end as if it had never stopped.
+
+    Raises:
+        VlatrackError: there is no run, no checkpoint, or the data has changed since.
+    """
+    directory = RunDirectory.open(path)
+    prepared = _prepare(directory.spec())
+    checkpoint = directory.checkpoint("last")
+    _execute(prepared, directory, command, display or SilentDisplay(), resume_from=checkpoint)
+    return directory
+
+
+def _prepare(spec: ExperimentSpec) -> Prepared:
+    for backend in spec.tracking.backends:
+        check_backend_available(backend.kind)
+    splits = builders.open_splits(spec)
+    ranges = builders.value_ranges(spec, splits[TRAIN])
+    builders.check_data(spec, splits, ranges)
+    return Prepared(spec, splits, ranges, builders.foreign_checkpoint(spec))
+
+
+def _execute(
+    prepared: Prepared, directory: RunDirectory, command: Sequence[str], display: Display, resume_from: Path | None
+) -> None:
+    """Run under the tracker's eye: however it ends, the journal and every backend say so."""
+    spec = prepared.spec
+    manifest = describe_run(spec, prepared.splits, prepared.ranges, command)
+    if resume_from is None:
+        write_manifest(directory.manifest_file, manifest)
+    display.started(directory.path)
+    tracked = _start_tracking(spec, directory, manifest, resume=resume_from is not None)
+    with _sigterm_raises():
+        try:
+            _train(prepared, directory, tracked, display, resume_from)
+        except BaseException as error:
+            status: Status = "KILLED" if isinstance(error, KeyboardInterrupt | Terminated) else "FAILED"
+            _keep_traceback(directory, error)
+            _upload_results(directory, tracked)
+            tracked.finish(status, reason=_reason(error))
+            raise
+        _upload_results(directory, tracked)
+        display.stage("delivering to the trackers")
+        report = tracked.finish("FINISHED")
+    display.finished(directory.path, report, spec.action_head.time_horizon)
+
+
+def _start_tracking(
+    spec: ExperimentSpec, directory: RunDirectory, manifest: dict[str, Any], *, resume: bool
+) -> TrackedRun:
+    git = manifest["git"] or {}
+    tracked = TrackedRun.start(
+        directory.path,
+        uid=directory.uid,
+        name=directory.run_id,
+        experiment=spec.name,
+        backends=builders.build_backends(spec),
+        params=flatten(spec),
+        tags={
+            "vlatrack.spec_hash": canonical_hash(spec),
+            "vlatrack.version": manifest["vlatrack"],
+            "vlatrack.commit": git.get("commit", "none"),
+            "vlatrack.dirty": str(git.get("dirty", False)).lower(),
+            "vlatrack.host": manifest["hardware"]["host"],
+        },
+        resume=resume,
+    )
+    tracked.log_artifact(directory.spec_file, name="spec.yaml")
+    tracked.log_artifact(directory.manifest_file, name="manifest.json")
+    return tracked
+
+
+def _train(
+    prepared: Prepared, directory: RunDirectory, tracked: TrackedRun, display: Display, resume_from: Path | None
+) -> None:
+    spec, splits = prepared.spec, prepared.splits
+    display.stage("fitting the image tokenizer" if not directory.tokenizer.is_dir() else "reading the image tokenizer")
+    encoding = builders.build_encoding(spec, splits, prepared.ranges, prepared.checkpoint, directory.tokenizer)
+    samples = builders.build_samples(spec, splits, encoding, CodeCache(directory.code_cache), display.encoding)
+    accelerator = builders.build_accelerator(spec)
+    policy = builders.build_policy(spec, prepared.checkpoint)
+    training = builders.build_training(spec, policy, samples.pop(TRAIN), accelerator)
+    identity = builders.build_identity(spec, prepared.ranges)
+    head = spec.action_head
+    state = TrainState.fresh(head.time_horizon, head.action_dim, accelerator.device)
+    if resume_from is not None:
+        counters, stored = read_state(resume_from)
+        stored.check_equal(identity, resume_from)
+        load_policy(resume_from, policy)
+        state = load_training(resume_from, training.optimizer, counters, accelerator.device)
+        tracked.event("resume", {"step": state.step, "checkpoint": resume_from.name})
+        for split in LOG_FILES:
+            drop_epochs_from(directory.log_file(split), state.epoch)
+    schema = MetricSchema.for_experiment(horizon=head.time_horizon, action_dim=head.action_dim)
+    display.training(state.step, training.total_steps)
+    training.run(state, RunObserver(spec, directory, training, samples, identity, tracked, display, schema))
+
+
+def _upload_results(directory: RunDirectory, tracked: TrackedRun) -> None:
+    """Log files, figures and the best checkpoint; what a run that died early lacks is left out."""
+    for name, _ in LOG_FILES.values():
+        if (directory.path / name).exists():
+            tracked.log_artifact(directory.path / name, name=name)
+    if not directory.log_file(TRAIN).exists():
+        return
+    for figure in write_figures(directory.path, output=directory.report):
+        tracked.log_artifact(figure, name=f"figures/{figure.name}")
+    tracked.log_artifact(directory.tokenizer, name="tokenizer")
+    try:
+        best = directory.checkpoint("best")
+    except CheckpointError:
+        return
+    tracked.log_artifact(best, name=f"checkpoints/{best.name}")
+
+
+def _keep_traceback(directory: RunDirectory, error: BaseException) -> None:
+    if not isinstance(error, VlatrackError | KeyboardInterrupt | Terminated):
+        (directory.path / "error.txt").write_text("".join(traceback.format_exception(error)))
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, Terminated):
+        return "SIGTERM"
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted from the keyboard"
+    return f"{type(error).__name__}: {error}"
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Turn SIGTERM (a cluster's or a container's way to stop a run) into an exception meanwhile."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except Terminated:
+        sys.exit(TERMINATED)
+    finally:
+        signal.signal(signal.SIGTERM, before)

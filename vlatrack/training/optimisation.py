@@ -1,0 +1,70 @@
+"""AdamW, its learning-rate schedule, and one optimiser step over a window of batches."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from vlatrack.models.losses import Denominators, LossSums, documented_losses
+from vlatrack.models.policy import VlaPolicy
+from vlatrack.tokens.batch import Batch
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate over (fractional) epochs: linear warm-up, then cosine to ``min_lr`` or constant."""
+
+    lr: float
+    min_lr: float
+    warmup_epochs: float
+    epochs: float
+    shape: Literal["cosine", "constant"]
+
+    def at(self, epoch: float) -> float:
+        """The learning rate at ``epoch`` (0 .. epochs)."""
+        if epoch < self.warmup_epochs:
+            return self.lr * epoch / self.warmup_epochs
+        if self.shape == "constant":
+            return self.lr
+        progress = min(1.0, (epoch - self.warmup_epochs) / max(self.epochs - self.warmup_epochs, 1e-12))
+        return self.min_lr + (self.lr - self.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def adamw(
+    policy: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float], eps: float
+) -> torch.optim.AdamW:
+    """AdamW over every parameter, with decay on all of them as the reference has it."""
+    return torch.optim.AdamW(policy.parameters(), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+
+
+def optimise(
+    policy: VlaPolicy,
+    optimizer: torch.optim.Optimizer,
+    window: Sequence[Batch],
+    *,
+    accelerator: Accelerator,
+    lr: float,
+    clip_grad: float | None,
+) -> tuple[LossSums, Tensor]:
+    """One optimiser step; its gradient is that of the window's rows in a single batch.
+
+    Returns:
+        the window's sums, and the gradient norm before clipping, a scalar still on the device.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    denominators = Denominators.of(window, policy.weights.image_token_weight)
+    sums = LossSums.zeros(policy.action_head.time_horizon, policy.action_head.action_dim, accelerator.device)
+    for batch in window:
+        with accelerator.autocast():
+            output = policy(batch.to(accelerator.device))
+        accelerator.backward(documented_losses(output.sums, policy.weights, denominators).loss)
+        sums = sums + output.sums.detached()
+    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), clip_grad if clip_grad is not None else math.inf)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return sums, norm

@@ -1,0 +1,84 @@
+"""Where a training stands: all that a checkpoint must hold besides weights and optimiser."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from vlatrack.models.losses import LossSums
+
+
+@dataclass
+class TrainState:
+    """Counters and running sums. A step is an optimiser step."""
+
+    epoch_sums: LossSums  # since the epoch began
+    window_sums: LossSums  # since the last record
+    step: int = 0
+    epoch: int = 0  # epochs completed
+    step_in_epoch: int = 0
+    best_value: float | None = None  # lowest value so far of the metric that decides
+    best_step: int | None = None
+
+    @classmethod
+    def fresh(cls, horizon: int, action_dim: int, device: torch.device | str) -> Self:
+        empty = LossSums.zeros(horizon, action_dim, device)
+        return cls(epoch_sums=empty, window_sums=empty)
+
+    def add(self, sums: LossSums) -> None:
+        """Count one optimiser step."""
+        self.epoch_sums, self.window_sums = self.epoch_sums + sums, self.window_sums + sums
+        self.step += 1
+        self.step_in_epoch += 1
+
+    def take_window(self) -> LossSums:
+        """The sums since the last record; the next window starts empty."""
+        sums, self.window_sums = self.window_sums, self._empty()
+        return sums
+
+    def finish_epoch(self) -> LossSums:
+        """The epoch's sums; the next epoch starts."""
+        sums, self.epoch_sums = self.epoch_sums, self._empty()
+        self.epoch += 1
+        self.step_in_epoch = 0
+        return sums
+
+    def _empty(self) -> LossSums:
+        horizon, action_dim = self.epoch_sums.head_error.shape
+        return LossSums.zeros(horizon, action_dim, self.epoch_sums.head_error.device)
+
+    # --- for checkpoints --------------------------------------------------------------------------
+
+    def counters(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if not f.name.endswith("_sums")}
+
+    def sums(self) -> dict[str, dict[str, Tensor]]:
+        both = {"epoch_sums": self.epoch_sums, "window_sums": self.window_sums}
+        return {name: {f.name: getattr(value, f.name) for f in fields(value)} for name, value in both.items()}
+
+    @classmethod
+    def restored(cls, counters: dict[str, Any], sums: dict[str, dict[str, Tensor]], device: torch.device | str) -> Self:
+        """The inverse of ``counters`` and ``sums``."""
+        epoch, window = (
+            LossSums(**{key: tensor.to(device) for key, tensor in sums[name].items()})
+            for name in ("epoch_sums", "window_sums")
+        )
+        return cls(epoch, window, **counters)
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """The generators that dropout draws from."""
+
+    cpu: Tensor
+    cuda: list[Tensor] = field(default_factory=list)
+
+    @classmethod
+    def capture(cls) -> Self:
+        return cls(torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
+
+    def restore(self) -> None:
+        torch.set_rng_state(self.cpu)
+        if self.cuda and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(self.cuda)
