@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import save_file
 
 from vlatrack.errors import CheckpointError
-from vlatrack.models.importing import load_foreign_state, read_weights
 from vlatrack.models.attention import attention_mask
+from vlatrack.models.importing import load_foreign_state, read_weights
 from vlatrack.models.losses import Denominators, LossSums, LossWeights, documented_losses
 from vlatrack.models.measurements import measurements
 from vlatrack.schema.metrics import MetricSchema
@@ -146,7 +146,7 @@ def test_a_state_dict_without_the_head_leaves_the_head_alone(make_policy) -> Non
 
 
 def test_a_state_dict_with_a_missing_layer_is_refused(make_policy) -> None:
-    with pytest.raises(CheckpointError, match="lacks .* the first is backbone.chameleon.model"):
+    with pytest.raises(CheckpointError, match=r"lacks .* the first is backbone\.chameleon\.model"):
         load_foreign_state(make_policy(), {"lm_head.weight": make_policy().backbone.chameleon.lm_head.weight.detach()})
 
 

@@ -54,7 +54,7 @@ class TerminalDisplay:
     # --- the runner's events -----------------------------------------------------------------------
 
     def started(self, directory: Path) -> None:
-        self._console.print(f"run [bold]{directory}[/bold]", soft_wrap=True)
+        self._say(f"run {directory}")
 
     def stage(self, text: str) -> None:
         self._console.print(f"[dim]{text} …[/dim]")
@@ -73,7 +73,7 @@ class TerminalDisplay:
         splits = [split for split in ("train", "val_ind", "val_ood") if f"{split}_closs" in metrics]
         for position, split in enumerate(splits):
             head = f"epoch {number}/{total}" if position == 0 else ""
-            self._console.print(f"{head:<12} {split:<8} {_line(split, metrics)}", soft_wrap=True)
+            self._say(f"{head:<12} {split:<8} {_line(split, metrics)}")
 
     def finished(self, directory: Path, delivery: "DeliveryReport | None", horizon: int) -> None:
         from vlatrack.reports.epoch_log import read_epoch_logs
@@ -81,19 +81,22 @@ class TerminalDisplay:
 
         self._progress.stop()
         self._console.print(render_summary(first_last_table(read_epoch_logs(directory), horizon=horizon)))
-        self._console.print(f"figures     {directory / 'report'}", soft_wrap=True)
-        for backend in delivery.backends if delivery is not None else ():
-            state = "complete" if not backend.undelivered and not backend.dead_letters else "INCOMPLETE"
-            self._console.print(
-                f"{backend.label:<11} {state}, {backend.delivered} records; {backend.look or ''}", soft_wrap=True
-            )
+        self._say(f"figures     {directory / 'report'}")
+        backends = delivery.backends if delivery is not None else ()
+        for backend in backends:
+            state = "INCOMPLETE" if backend.undelivered or backend.dead_letters else "complete"
+            self._say(f"{backend.label:<11} {state}, {backend.delivered} records; {backend.look or ''}")
             if backend.error:
-                self._console.print(f"            {backend.error}", style="yellow", markup=False)
-        uses_mlflow = delivery is not None and any(backend.label.startswith("mlflow") for backend in delivery.backends)
-        folder = directory.parent.parent
-        option = "" if folder == Path("runs") else f" --runs {folder}"
-        last = f"look at it: [bold]vlatrack ui{option}[/bold]" if uses_mlflow else f"look at it: {directory / 'report'}"
-        self._console.print(f"FINISHED {directory} · {last}", soft_wrap=True)
+                self._say(f"            {backend.error}")
+        where = str(directory / "report")
+        if any(backend.label.startswith("mlflow") for backend in backends):
+            folder = directory.parent.parent
+            where = "vlatrack ui" if folder == Path("runs") else f"vlatrack ui --runs {folder}"
+        self._say(f"FINISHED {directory} · look at it: {where}")
+
+    def _say(self, text: str) -> None:
+        """One line, however narrow the terminal: paths stay whole for copying."""
+        self._console.print(text, soft_wrap=True, markup=False)
 
     def show_evaluation(self, evaluation: "Evaluation") -> None:
         """A table of every measured number, and where it was written."""
