@@ -275,7 +275,10 @@ def build_samples(
     for name, split in splits.items():
         report = None if progress is None else _named(progress, name)
         episodes = encode_episodes(split.source, split.episodes, encoding, cache, report)
-        samples[name] = SampleSet(episodes, encoding, spec.data.samples if name == TRAIN else ("vla",))
+        if name == TRAIN:
+            samples[name] = SampleSet(episodes, encoding, spec.data.samples, every=spec.data.sample_every)
+        else:
+            samples[name] = SampleSet(episodes, encoding, ("vla",))
         samples[name].check_lengths()
     return samples
 

@@ -9,11 +9,10 @@ import torch
 from golden_case import LAYOUT
 
 from vlatrack.models.losses import LossWeights, token_sums
+from vlatrack.models.token_losses import TokenLosses
 from vlatrack.schema.metrics import step_slot
 from vlatrack.tokens.batch import index_rows
 from vlatrack.tokens.bins import Bins, ValueRange, decode_ids
-
-VOCABULARY = LAYOUT.scratch_vocabulary
 
 
 def _read(golden_dir: Path, name: str):
@@ -40,15 +39,14 @@ def test_step_metrics_match_the_references_slots(golden_dir: Path) -> None:
         labels, argmax = np.asarray(case["labels"]), np.asarray(case["argmax_ids"])
         batch = index_rows(np.where(labels < 0, 0, labels), labels, LAYOUT)
         predicted = torch.from_numpy(argmax).flatten()[batch.supervised]
-        logits = torch.nn.functional.one_hot(predicted, VOCABULARY).float()
+        nothing = torch.zeros(len(predicted))
         sums = token_sums(
-            logits,
+            TokenLosses(nothing, nothing, predicted),
             batch,
             weights=LossWeights(),
             layout=LAYOUT,
             centres=torch.from_numpy(Bins().centres),
-            horizon=horizon,
-            dims=dims,
+            chunk=(horizon, dims),
         )
         count = len(batch.action_rows) * dims
         for sum_by_step, expected in (

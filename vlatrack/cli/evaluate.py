@@ -14,9 +14,9 @@ def evaluate(
 
     Example: [bold]vlatrack evaluate runs/metaworld-quickstart/20260101-120000-ab12 --checkpoint last[/bold]
     """
-    from vlatrack.cli.progress import TerminalDisplay, quiet_libraries
+    from vlatrack.cli.progress import TerminalDisplay, prepare_process
 
-    quiet_libraries()
+    prepare_process()
     from vlatrack.runner.evaluate import evaluate_run
 
     with TerminalDisplay() as display:

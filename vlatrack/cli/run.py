@@ -36,9 +36,9 @@ def run(
     """
     if (file is None) == (resume is None):
         raise SpecError("vlatrack run: give an experiment's YAML file, or --resume RUN to continue a run")
-    from vlatrack.cli.progress import TerminalDisplay, quiet_libraries
+    from vlatrack.cli.progress import TerminalDisplay, prepare_process
 
-    quiet_libraries()
+    prepare_process()
     import sys
 
     with TerminalDisplay() as display:

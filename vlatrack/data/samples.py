@@ -63,7 +63,13 @@ class EncodedEpisode:
 class SampleSet:
     """Samples by number, built on demand from encoded episodes (a map-style torch dataset)."""
 
-    def __init__(self, episodes: Sequence[EncodedEpisode], encoding: Encoding, kinds: Sequence[SampleKind]) -> None:
+    def __init__(
+        self, episodes: Sequence[EncodedEpisode], encoding: Encoding, kinds: Sequence[SampleKind], *, every: int = 1
+    ) -> None:
+        """
+        Args:
+            every: a sample starts at every n-th step of an episode.
+        """
         self._episodes, self._encoding = episodes, encoding
         self._world_text = encoding.text.encode(WORLD_MODEL_PROMPT)
         self._index: list[tuple[SampleKind, int, int]] = []
@@ -71,7 +77,7 @@ class SampleSet:
             for kind in kinds:
                 # A chunk needs H actions from its step on; the world model needs one step after it.
                 last = episode.length - (encoding.horizon if kind == "vla" else 2)
-                self._index.extend((kind, number, step) for step in range(last + 1))
+                self._index.extend((kind, number, step) for step in range(0, last + 1, every))
 
     def __len__(self) -> int:
         return len(self._index)

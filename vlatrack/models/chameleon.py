@@ -1,4 +1,4 @@
-"""Transformers' Chameleon as a backbone: token rows to hidden states, hidden states to logits.
+"""Transformers' Chameleon as a backbone: token rows to hidden states.
 
 Legend: B rows, S positions, D width.
 """
@@ -16,7 +16,7 @@ from vlatrack.tokens.layout import TokenLayout
 Preset = Literal["tiny", "small", "7b"]
 
 _PRESETS: dict[Preset, dict[str, int]] = {
-    "tiny": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 4},
+    "tiny": {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4},
     "small": {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8},
     "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
 }
@@ -66,10 +66,6 @@ class ChameleonBackbone(nn.Module):
     def width(self) -> int:
         return int(self.chameleon.config.hidden_size)
 
-    @property
-    def vocabulary(self) -> int:
-        return int(self.chameleon.config.vocab_size)
-
     def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """Hidden states [B, S, D] after the final norm.
 
@@ -82,10 +78,10 @@ class ChameleonBackbone(nn.Module):
         ).last_hidden_state
         return hidden
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [..., vocabulary] of hidden states [..., D]; float32, as the losses need them."""
-        logits: Tensor = self.chameleon.lm_head(hidden)
-        return logits.float()
+    @property
+    def output_layer(self) -> Tensor:
+        """The matrix [vocabulary, D] that turns hidden states into logits."""
+        return self.chameleon.lm_head.weight
 
     def _add_residual_dropout(self, probability: float) -> None:
         """Drop out what each branch adds to the residual stream.

@@ -13,8 +13,8 @@ from typing import Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
+from vlatrack.models.token_losses import TokenLosses
 from vlatrack.tokens.batch import IMAGE_SLOTS, Batch
 from vlatrack.tokens.bins import decode_ids
 from vlatrack.tokens.layout import TokenLayout
@@ -127,29 +127,32 @@ def _nonzero(count: Tensor) -> Tensor:
 
 
 def token_sums(
-    logits: Tensor, batch: Batch, *, weights: LossWeights, layout: TokenLayout, centres: Tensor, horizon: int, dims: int
+    losses: TokenLosses,
+    batch: Batch,
+    *,
+    weights: LossWeights,
+    layout: TokenLayout,
+    centres: Tensor,
+    chunk: tuple[int, int],
 ) -> dict[str, Tensor]:
     """The token half of ``LossSums``.
 
     Args:
-        logits: float32 [V, vocabulary] at the supervised positions.
+        losses: at the supervised positions.
         centres: bin centres on the device.
-        horizon, dims: H and A of the policy; a batch without action rows has none of its own.
+        chunk: H and A of the policy; a batch without action rows has none of its own.
     """
-    targets = batch.targets
-    entropy = cross_entropy(logits, targets, reduction="none")
+    entropy, targets = losses.entropy, batch.targets
     weight = _class_weights(targets, weights.image_token_weight, layout, entropy.dtype)
-    zero = entropy.new_zeros(())
-    predicted = logits.detach().argmax(dim=-1)
-    hits = predicted == targets
+    hits = losses.predicted == targets
     sums = {
         "tokens": entropy.new_full((), len(targets)),
         "token_weight": weight.sum(),
         "cross_entropy": (entropy * weight).sum(),
-        "z": logits.logsumexp(dim=-1).square().sum() if weights.z_loss_weight > 0 else zero,
+        "z": losses.normaliser.square().sum() if weights.z_loss_weight > 0 else entropy.new_zeros(()),
         **_image_sums(hits, batch, entropy.dtype),
     }
-    return sums | _action_sums(predicted, hits, batch, layout, centres, (horizon, dims))
+    return sums | _action_sums(losses.predicted, hits, batch, layout, centres, chunk)
 
 
 def _class_weights(targets: Tensor, image_weight: float | None, layout: TokenLayout, dtype: torch.dtype) -> Tensor:

@@ -10,6 +10,7 @@ from vlatrack.models.action_head import ActionHead
 from vlatrack.models.attention import attention_mask
 from vlatrack.models.chameleon import ChameleonBackbone
 from vlatrack.models.losses import LossSums, LossWeights, label_actions, token_sums
+from vlatrack.models.token_losses import token_losses
 from vlatrack.tokens.batch import Batch
 from vlatrack.tokens.bins import Bins
 from vlatrack.tokens.layout import TokenLayout
@@ -46,16 +47,15 @@ class VlaPolicy(nn.Module):
     def forward(self, batch: Batch) -> PolicyOutput:
         """Hidden states once; logits only where a label asks for them; the head on rows with actions."""
         hidden = self.backbone(batch.input_ids, attention_mask(batch.input_ids, self.layout))
-        logits = self.backbone.logits(hidden.flatten(0, 1)[batch.supervised])
+        supervised = hidden.flatten(0, 1)[batch.supervised]
         head = self.action_head
         sums = token_sums(
-            logits,
+            token_losses(supervised, self.backbone.output_layer, batch.targets),
             batch,
             weights=self.weights,
             layout=self.layout,
             centres=self.centres,
-            horizon=head.time_horizon,
-            dims=head.action_dim,
+            chunk=(head.time_horizon, head.action_dim),
         )
         actions, error = self._continuous(hidden, batch)
         rows = error.new_full((), len(batch.action_rows))

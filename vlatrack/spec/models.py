@@ -179,6 +179,9 @@ class DataSpec(Model):
     samples: Annotated[tuple[Literal["vla", "world_model"], ...], Field(min_length=1)] = Field(
         ("vla",), description="sample kinds in the training mixture, in equal parts"
     )
+    sample_every: PositiveInt = Field(
+        1, description="a training sample starts at every n-th step of an episode; at 80 Hz neighbours are nearly alike"
+    )
     train: Source = Field(description="episodes that the policy learns from")
     val_ind: Source | None = Field(None, description="held-out episodes of training tasks")
     val_ood: Source | None = Field(None, description="held-out tasks")

@@ -1,0 +1,105 @@
+"""Figures show every metric that was logged, for any horizon, and never half a picture."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlatrack.reports.figures import History, draw_figures, write_figures
+from vlatrack.reports.panels import Panel, save_panels
+from vlatrack.schema.metrics import SPLITS, Direction, MetricSchema
+from vlatrack.tracking.journal import Journal
+
+
+def history_of(horizon: int, *, action_dim: int = 2, steps: int = 3) -> dict[str, list[tuple[int, float]]]:
+    names = MetricSchema.for_experiment(horizon=horizon, action_dim=action_dim).names()
+    return {name: [(10 * i, 1.0 / (1 + i)) for i in range(1, steps + 1)] for name in names if name != "epoch"}
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def has_color(path: Path, color: tuple[int, int, int]) -> bool:
+    return bool((np.abs(pixels(path) - color).sum(axis=2) < 12).sum() > 30)
+
+
+def titles_of(monkeypatch: pytest.MonkeyPatch, history: History, output: Path) -> dict[str, list[str]]:
+    """Return the panel titles of each figure that is drawn from `history`."""
+    drawn: dict[str, list[str]] = {}
+
+    def note(panels: list[Panel], path: Path, **_: object) -> None:
+        drawn[path.stem] = [panel.title for panel in panels]
+
+    monkeypatch.setattr("vlatrack.reports.figures.save_panels", note)
+    draw_figures(history, output=output, run_name="run")
+    return drawn
+
+
+@pytest.mark.parametrize("horizon", [1, 5, 8, 10, 20])
+def test_every_step_of_a_chunk_has_a_panel_with_x_and_plain_step(
+    horizon: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    drawn = titles_of(monkeypatch, history_of(horizon), tmp_path)
+    first = max(10, horizon) - horizon
+    steps = [f"step {i}  (X = {first + i})" for i in range(horizon)]
+    mean = ["mean over the steps"] if horizon > 1 else []
+    assert drawn["action_l1"] == mean + steps
+    assert drawn["head_l1"] == steps
+    assert drawn["accuracy"] == mean + steps + [f"acc_image_{slot}" for slot in range(10)]
+    assert drawn["losses"] == ["closs", "loss_ct", "z_loss", "loss"]
+    assert drawn["action_dimensions"] == drawn["head_dimensions"] == ["dimension 0", "dimension 1"]
+    assert drawn["optimisation"][:2] == ["grad_norm", "lr"]
+    assert "memory_mb" in drawn["optimisation"]
+
+
+def test_figures_of_a_journal_are_pictures_with_a_line_for_each_split(tmp_path: Path) -> None:
+    run_dir = tmp_path / "demo" / "run-1"
+    run_dir.mkdir(parents=True)
+    history = history_of(5)
+    journal = Journal.open(run_dir / "journal.jsonl", run="run-1", writer="test")
+    for position, (step, _) in enumerate(history["train_closs"]):
+        journal.append("metrics", {name: points[position][1] for name, points in history.items()}, step=step)
+    journal.close()
+    written = write_figures(run_dir, output=run_dir / "report")
+    stems = ["losses", "action_l1", "head_l1", "accuracy", "action_dimensions", "head_dimensions", "optimisation"]
+    assert [path.name for path in written] == [f"{stem}.png" for stem in stems]
+    assert sorted(path.name for path in (run_dir / "report").iterdir()) == sorted(path.name for path in written)
+    assert pixels(written[0]).shape[1] == 1200
+    assert has_color(written[0], (0, 0x72, 0xB2))
+    assert has_color(written[0], (0xD5, 0x5E, 0))
+
+
+def test_a_run_with_one_point_and_one_split_is_drawn(tmp_path: Path) -> None:
+    (written,) = draw_figures({"val_ind_closs": [(7, 2.5)]}, output=tmp_path, run_name="run")
+    assert written.name == "losses.png"
+    assert has_color(written, (0, 0x72, 0xB2))
+    assert not has_color(written, (0xD5, 0x5E, 0))
+
+
+def test_a_run_that_logged_nothing_has_no_figures(tmp_path: Path) -> None:
+    assert draw_figures({"train_closs": []}, output=tmp_path, run_name="run") == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("values", [[math.nan, math.inf], [1.0, math.nan, 2.0], [0.0, 0.0], [-1.0, 1e6], [1e-9, 1e9]])
+def test_values_that_are_not_finite_zero_negative_or_far_apart_are_drawn(values: list[float], tmp_path: Path) -> None:
+    history = {f"{split}_closs": list(enumerate(values)) for split in SPLITS}
+    (written,) = draw_figures(history, output=tmp_path, run_name="run")
+    red = has_color(written, (0xB0, 0, 0x20))
+    assert red == any(not math.isfinite(value) for value in values)
+
+
+def test_a_figure_replaces_the_one_before_and_is_the_same_for_the_same_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "one.png"
+    path.write_bytes(b"old")
+    panel = Panel("closs", "nats", Direction.LOWER, {"train": [(1, 2.0), (2, 1.0)]})
+    contents = []
+    for _ in range(2):
+        save_panels([panel], path, title="run")
+        contents.append(path.read_bytes())
+    assert contents[0] == contents[1] != b"old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,314 @@
+"""Every mistake in an experiment is one line with place, path and remedy."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from vlatrack.errors import SpecError
+from vlatrack.spec.load import load_spec
+
+GOOD = """\
+name: demo
+backbone: {init: scratch, preset: tiny}
+action_head:
+  time_horizon: 5
+  action_dim: 4
+tokenizer:
+  bins: 256
+data:
+  cameras: [front]
+  train:
+    kind: lerobot
+    path: some/data
+optim:
+  lr: 1e-4
+train:
+  epochs: 3
+tracking:
+  backends:
+    - kind: mlflow
+    - kind: wandb
+"""
+
+# What is replaced in GOOD, by what, and the one line that must come of it.
+BAD_FILES = {
+    "unknown key": ("  lr: 1e-4", "  lrr: 1e-4", "14  optim.lrr: unknown key (did you mean 'lr'?)"),
+    "key of another block": ("name: demo", "name: demo\nlr: 1", "2  lr: unknown key (did you mean 'optim.lr'?)"),
+    "key like no other": (
+        "  lr: 1e-4",
+        "  zebra: 1",
+        "14  optim.zebra: unknown key "
+        "(known here: lr, min_lr, weight_decay, betas, eps, clip_grad, schedule, warmup_epochs)",
+    ),
+    "key of another kind": (
+        "kind: wandb",
+        "kind: wandb\n      tracking_uri: x",
+        "21  tracking.backends.1.tracking_uri: unknown key (known here: kind, naming, project, entity, mode)",
+    ),
+    "text for an integer": ("epochs: 3", "epochs: many", "16  train.epochs: expected an integer, got 'many'"),
+    "quoted number": ("epochs: 3", "epochs: '3'", "16  train.epochs: expected an integer, got '3'"),
+    "true for an integer": ("epochs: 3", "epochs: true", "16  train.epochs: expected an integer, got true"),
+    "fraction for an integer": ("epochs: 3", "epochs: 2.5", "16  train.epochs: expected an integer, got 2.5"),
+    "null where nothing else goes": ("epochs: 3", "epochs:", "16  train.epochs: expected an integer, got null"),
+    "text for a number": ("lr: 1e-4", "lr: fast", "14  optim.lr: expected a number, got 'fast'"),
+    "text for a list": ("[front]", "front", "9  data.cameras: expected a list, got 'front'"),
+    "number in a list of texts": ("[front]", "[front, 3]", "9  data.cameras.1: expected text, got 3"),
+    "list for a block": ("  lr: 1e-4", "  - lr", "13  optim: expected a mapping of keys, got a list"),
+    "yes for true": ("[front]", "[front]\n  use_state: yes", "10  data.use_state: expected true or false, got 'yes'"),
+    "one bin": ("bins: 256", "bins: 1", "7  tokenizer.bins: must be at least 2, got 1"),
+    "too many bins for a state": (
+        "bins: 256",
+        "bins: 499",
+        "7  tokenizer.bins = 499: with data.use_state the layout has room for 498",
+    ),
+    "negative rate": ("lr: 1e-4", "lr: -1e-4", "14  optim.lr: must be above 0, got -0.0001"),
+    "infinite rate": ("lr: 1e-4", "lr: 1e999", "14  optim.lr: must be a finite number, got inf"),
+    "missing number": ("lr: 1e-4", "lr: .nan", "14  optim.lr: must be a finite number, got nan"),
+    "odd image size": (
+        "bins: 256",
+        "image: {image_size: 100}",
+        "7  tokenizer.image.image_size: must be a multiple of 32, got 100",
+    ),
+    "no camera": ("[front]", "[]", "9  data.cameras: must have at least 1 value(s), got 0"),
+    "list that is too short": (
+        "lr: 1e-4",
+        "betas: [0.9]",
+        "14  optim.betas.1: this value is missing, the list has only 1",
+    ),
+    "list that is too long": (
+        "lr: 1e-4",
+        "betas: [0.9, 0.95, 0.99]",
+        "14  optim.betas: must have at most 2 values, got 3",
+    ),
+    "name with a space": (
+        "name: demo",
+        "name: my demo",
+        "1  name: expected letters, digits, '.', '_' and '-', a letter or digit first, got 'my demo'",
+    ),
+    "choice with a slip": (
+        "preset: tiny",
+        "preset: tinny",
+        "2  backbone.preset: expected 'tiny', 'small' or '7b', got 'tinny' (did you mean 'tiny'?)",
+    ),
+    "choice in a list": (
+        "[front]",
+        "[front]\n  samples: [text]",
+        "10  data.samples.0: expected 'vla' or 'world_model', got 'text'",
+    ),
+    "choice or block": (
+        "bins: 256",
+        "statistics: minmaxx",
+        "7  tokenizer.statistics: expected 'minmax' or 'quantiles' or a mapping of keys, got 'minmaxx' "
+        "(did you mean 'minmax'?)",
+    ),
+    "low above high": (
+        "bins: 256",
+        "statistics: {action_low: [0, 2], action_high: [1, 1]}",
+        "7  tokenizer.statistics: action_low[1] = 2 is not below action_high[1] = 1",
+    ),
+    "half of the ranges": (
+        "bins: 256",
+        "statistics: {action_low: [0]}",
+        "7  tokenizer.statistics.action_high: this key is required",
+    ),
+    "ranges of another dimension": (
+        "bins: 256",
+        "statistics: {action_low: [0], action_high: [1]}",
+        "7  tokenizer.statistics.action_low has 1 numbers, action_head.action_dim is 4",
+    ),
+    "kind with a slip": (
+        "kind: lerobot",
+        "kind: lerobott",
+        "11  data.train.kind: expected 'lerobot', 'libero_hdf5' or 'custom', got 'lerobott' (did you mean 'lerobot'?)",
+    ),
+    "no kind": (
+        "kind: lerobot",
+        "part: all",
+        "10  data.train.kind: this key is required: 'lerobot', 'libero_hdf5' or 'custom'",
+    ),
+    "custom target without a class": (
+        "kind: lerobot\n    path: some/data",
+        "kind: custom\n    target: my.module",
+        "12  data.train.target: expected a class as package.module:Class, got 'my.module'",
+    ),
+    "option that is a list": (
+        "kind: lerobot\n    path: some/data",
+        "kind: custom\n    target: a:B\n    options: {x: [1]}",
+        "13  data.train.options.x: expected text, an integer, a number or true or false, got a list",
+    ),
+    "required key of a block": ("    path: some/data\n", "", "10  data.train.path: this key is required"),
+    "required block": ("backbone: {init: scratch, preset: tiny}\n", "", "1  backbone: this key is required"),
+    "rule of a block": (
+        ", preset: tiny",
+        "",
+        "2  backbone: init: scratch needs a preset (tiny, small or 7b) and no checkpoint",
+    ),
+    "rule across blocks": (
+        "lr: 1e-4",
+        "lr: 1e-4\n  min_lr: 1",
+        "15  optim.min_lr = 1 is above optim.lr = 0.0001",
+    ),
+    "key given twice": ("lr: 1e-4", "lr: 1e-4\n  lr: 2e-4", "15  optim.lr: this key is given twice"),
+    "key that is a list": ("lr: 1e-4", "[a, b]: 1", "14  optim: a key must be a plain word"),
+    "python tag": (
+        "lr: 1e-4",
+        "lr: !!python/name:os.system",
+        "14  optim.lr: the YAML tag '!!python/name:os.system' is not supported",
+    ),
+    "value against its tag": ("lr: 1e-4", "lr: !!float x", "14  optim.lr: the value does not fit its tag '!!float'"),
+    "merge of a scalar": ("  lr: 1e-4", "  <<: 3", "14  optim: '<<' takes a mapping or a list of mappings"),
+    "bad indentation": (
+        "  lr: 1e-4",
+        "  lr: 1e-4\n lr: 2",
+        "15  not valid YAML: expected <block end>, but found '<block mapping start>' (check the indentation)",
+    ),
+    "tab": (
+        "  lr: 1e-4",
+        "\tlr: 1e-4",
+        "14  not valid YAML: found character '\\t' that cannot start any token (indent with spaces, not tabs)",
+    ),
+    "unclosed bracket": (
+        "[front]",
+        "[front",
+        "10  not valid YAML: expected ',' or ']', but got ':'",
+    ),
+    "unknown alias": ("lr: 1e-4", "lr: *none", "14  not valid YAML: found undefined alias 'none'"),
+    "control character": ("lr: 1e-4", "lr: \x07", "14  not valid YAML: character '\\x07'"),
+    "two documents": (
+        "optim:",
+        "---\noptim:",
+        "13  not valid YAML: found another document (remove the '---' between documents)",
+    ),
+    "alias of itself": (
+        "lr: 1e-4",
+        "lr: &loop [*loop]",
+        "14  not valid YAML: aliases expand to more than 100000 values or 32 levels",
+    ),
+}
+
+BAD_OVERRIDES = {
+    "optim.lrr=1": "optim.lrr: unknown key (did you mean 'lr'?)",
+    "optimm.lr=1": "optimm: unknown key (did you mean 'optim'?)",
+    "train.epochs=many": "train.epochs: expected an integer, got 'many'",
+    "train.epochs=": "train.epochs: expected an integer, got null",
+    "train.epochs.x=1": "train.epochs is a single value and has no 'x'",
+    "data.cameras.1=x": "data.cameras is a list of 1: expected an index below 1, got '1'",
+    "data.cameras.last=x": "data.cameras is a list of 1: expected an index below 1, got 'last'",
+    "tracking.backends.0.kind=wandbb": (
+        "tracking.backends.0.kind: expected 'mlflow' or 'wandb', got 'wandbb' (did you mean 'wandb'?)"
+    ),
+    "data.cameras=[a": "not valid YAML: expected ',' or ']', but got '<stream end>'",
+    "data.val_ind.kind=lerobot": "data.val_ind.path: this key is required",
+    "train.epochs": "expected path=value, such as optim.lr=1e-5",
+    "train..epochs=2": "expected path=value, such as optim.lr=1e-5",
+    "=2": "expected path=value, such as optim.lr=1e-5",
+}
+
+
+def message_of(file: Path, *overrides: str) -> str:
+    with pytest.raises(SpecError) as error:
+        load_spec(file, overrides)
+    return str(error.value)
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    file = tmp_path / "exp.yaml"
+    file.write_text(GOOD)
+    return file
+
+
+@pytest.mark.parametrize(("old", "new", "line"), BAD_FILES.values(), ids=BAD_FILES)
+def test_a_mistake_in_the_file_is_one_line_with_its_place(good: Path, old: str, new: str, line: str) -> None:
+    assert GOOD.count(old) == 1
+    good.write_text(GOOD.replace(old, new))
+    assert message_of(good) == f"{good}:{line}"
+
+
+@pytest.mark.parametrize(("override", "line"), BAD_OVERRIDES.items(), ids=BAD_OVERRIDES)
+def test_a_mistake_in_an_override_is_one_line_that_shows_the_override(good: Path, override: str, line: str) -> None:
+    assert message_of(good, override) == f"override '{override}'  {line}"
+
+
+def test_all_mistakes_are_told_at_once_in_the_order_of_the_file_then_of_the_overrides(good: Path) -> None:
+    good.write_text(GOOD.replace("epochs: 3", "epochs: x").replace("lr: 1e-4", "lr: 1\n  lr: 2"))
+    assert message_of(good, "seed=-1", "loss.z_loss=1").splitlines() == [
+        f"{good}:15  optim.lr: this key is given twice",
+        f"{good}:17  train.epochs: expected an integer, got 'x'",
+        "override 'seed=-1'  seed: must be at least 0, got -1",
+        "override 'loss.z_loss=1'  loss.z_loss: unknown key (did you mean 'z_loss_weight'?)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b"", ":1  expected a mapping of keys such as 'name: my-experiment'; the file is empty"),
+        (b"# nothing yet\n", ":1  expected a mapping of keys such as 'name: my-experiment'; the file is empty"),
+        (b"- a\n- b\n", ":1  expected a mapping of keys such as 'name: my-experiment'; this is not one"),
+        (b"name: \xff\xfe\n", ": is not UTF-8 text"),
+        (b"x" * 2_000_000, ": larger than 1 MiB, so this is not an experiment"),
+        (b"[" * 5000, ":1  not valid YAML: nested more than 32 levels deep"),
+    ],
+)
+def test_a_file_that_is_no_experiment_is_told_so(tmp_path: Path, content: bytes, line: str) -> None:
+    file = tmp_path / "exp.yaml"
+    file.write_bytes(content)
+    assert message_of(file) == f"{file}{line}"
+
+
+def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
+    assert message_of(tmp_path / "no.yaml") == f"{tmp_path / 'no.yaml'}: no such file"
+    assert message_of(tmp_path) == f"{tmp_path}: is a folder, expected a YAML file"
+
+
+def test_aliases_that_expand_to_billions_of_values_are_refused_quickly(tmp_path: Path) -> None:
+    levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    levels += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
+    file = tmp_path / "exp.yaml"
+    file.write_text("\n".join(levels))
+    assert "aliases expand to more than 100000 values" in message_of(file)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("kind: wandb", "kind: wandb\n      api_key: hunter2"),
+        ("kind: wandb", "kind: wandb\n      password: [hunter2]"),
+        ("kind: mlflow", "kind: mlflow\n      tracking_uri: https://me:hunter2@host"),
+        ("kind: mlflow", "kind: mlflow\n      tracking_uri: https://hunter2@host"),
+        ("kind: lerobot\n    path: some/data", "kind: custom\n    target: a:B\n    options: {hub_token: hunter2}"),
+        ("epochs: 3", "epochs: postgres://me:hunter2@host/db"),
+        ("name: demo", "name: demo\nSECRET: hunter2"),
+    ],
+)
+def test_a_secret_is_refused_and_never_shown(good: Path, old: str, new: str) -> None:
+    good.write_text(GOOD.replace(old, new))
+    message = message_of(good)
+    assert "hunter2" not in message
+    assert message.count("\n") == 0
+    assert "environment variable" in message
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "tracking.backends.1.api_key=hunter2",
+        "tracking.backends=[{kind: wandb, api_key: hunter2}]",
+        "tracking.backends.0.tracking_uri=https://me:hunter2@host",
+        "tracking.backends=[{kind: wandb, 'api_key': hunter2",
+    ],
+)
+def test_a_secret_in_an_override_is_refused_and_never_shown(good: Path, override: str) -> None:
+    message = message_of(good, override)
+    assert "hunter2" not in message
+    assert message.startswith("override 'tracking.backends")
+
+
+def test_no_message_speaks_of_the_validation_library(good: Path) -> None:
+    for old, new, _ in BAD_FILES.values():
+        good.write_text(GOOD.replace(old, new))
+        assert not re.search(
+            r"(?i)pydantic|input should|value error|literal\[|https?://|extra inputs", message_of(good)
+        )

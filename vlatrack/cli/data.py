@@ -1,0 +1,204 @@
+"""`vlatrack data`: record demonstrations, and look at a dataset."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from vlatrack.data.episodes import Episode, EpisodeSource
+    from vlatrack.data.record import Progress
+
+app = typer.Typer(help="Record demonstrations, and look at a dataset.", no_args_is_help=True, rich_markup_mode="rich")
+
+DEFAULT_CAMERA = "corner4"
+
+
+@app.command()
+def record(
+    tasks: Annotated[
+        list[str],
+        typer.Argument(metavar="TASK[:EPISODES]", help="Meta-World tasks: window-open-v3.", show_default=False),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new dataset.", show_default=False)],
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes of each task without a number of its own.")] = 20,
+    camera: Annotated[
+        list[str] | None,
+        typer.Option(help="Meta-World camera; give it again for another.", show_default=DEFAULT_CAMERA),
+    ] = None,
+    resolution: Annotated[int, typer.Option(min=32, max=1024, help="Pixels of each side of a picture.")] = 128,
+    seed: Annotated[int, typer.Option(min=0, help="Decides the layouts and the noise.")] = 0,
+    action_noise: Annotated[
+        float, typer.Option(min=0, max=1, help="Standard deviation of the noise on executed actions.")
+    ] = 0.2,
+    storage: Annotated[Literal["video", "png"], typer.Option(help="mp4 files, or png inside the tables.")] = "video",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the dataset that is there.")] = False,
+) -> None:
+    """Record demonstrations of Meta-World's scripted experts as a LeRobot v3.0 dataset.
+
+    Needs [bold]pip install 'vlatrack\\[metaworld]'[/bold] and an off-screen OpenGL (EGL or OSMesa).
+
+    Example: [bold]vlatrack data record window-open-v3 door-close-v3:5 --episodes 20 -o demos[/bold]
+
+    Two cameras: [bold]vlatrack data record reach-v3 --camera corner4 --camera gripperPOV -o reach[/bold]
+    """
+    from vlatrack.data.record import record as record_demonstrations
+
+    wanted = _episodes_of_tasks(tasks, episodes)
+    with _progress_bars(wanted) as progress:
+        records = record_demonstrations(
+            wanted,
+            output=output,
+            cameras=camera or [DEFAULT_CAMERA],
+            resolution=resolution,
+            seed=seed,
+            action_noise=action_noise,
+            storage=storage,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    kept, attempts = sum(r.episodes for r in records), sum(r.attempts for r in records)
+    typer.echo(
+        f"wrote {output}: {kept} episodes, {sum(r.frames for r in records):,} steps, {_megabytes(output)}; "
+        f"{kept} of {attempts} attempts succeeded ({kept / attempts:.0%})"
+    )
+
+
+@app.command()
+def info(
+    path: Annotated[
+        Path, typer.Argument(help="Folder of a LeRobot v3.0 dataset, or of LIBERO's *.hdf5.", show_default=False)
+    ],
+    action: Annotated[str, typer.Option(help="Feature with the action (LeRobot).")] = "action",
+    state: Annotated[
+        str, typer.Option(help="Feature with the state, if there is one (LeRobot).")
+    ] = "observation.state",
+) -> None:
+    """Show the tasks, cameras, dimensions and ranges of a dataset.
+
+    Example: [bold]vlatrack data info experiments/data/metaworld-mini[/bold]
+    """
+    from rich.console import Console
+
+    source = _open_dataset(path, action, state)
+    found = source.episodes()
+    console = Console(highlight=False)
+    for table in (_overview(source, found, path), _task_table(found), *_range_tables(found)):
+        console.print(table)
+        console.print()
+
+
+def _episodes_of_tasks(tasks: Sequence[str], episodes: int) -> dict[str, int]:
+    """`window-open-v3:5` → 5 episodes; without a number, the number of all."""
+    from vlatrack.errors import DataError
+
+    wanted: dict[str, int] = {}
+    for word in tasks:
+        task, colon, number = word.partition(":")
+        if colon and (not number.isdecimal() or int(number) == 0):
+            raise DataError(f"{word!r}: after the colon comes a number of episodes, such as {task}:5")
+        if task in wanted:
+            raise DataError(f"task {task!r} is given twice; give it once, with a number of episodes: {task}:40")
+        wanted[task] = int(number) if colon else episodes
+    return wanted
+
+
+@contextmanager
+def _progress_bars(wanted: dict[str, int]) -> "Iterator[Progress]":
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from vlatrack.data.record import TaskRecord
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"))
+    with Progress(*columns, TimeElapsedColumn()) as bars:
+        ids = {task: bars.add_task(task, total=number, told="", start=False) for task, number in wanted.items()}
+
+        def show(so_far: TaskRecord) -> None:
+            bars.start_task(ids[so_far.task])
+            told = f"{so_far.frames:,} steps, success {so_far.success_rate:.0%}"
+            bars.update(ids[so_far.task], completed=so_far.episodes, told=told)
+
+        yield show
+
+
+def _open_dataset(path: Path, action: str, state: str) -> "EpisodeSource":
+    if any(path.glob("*.hdf5")):
+        from vlatrack.data.libero import LiberoDataset
+
+        return LiberoDataset(path)
+    from vlatrack.data.lerobot import LeRobotDataset
+    from vlatrack.data.lerobot_layout import read_info
+
+    return LeRobotDataset(path, action=action, state=state if state in read_info(path).features else None)
+
+
+def _overview(source: "EpisodeSource", episodes: "Sequence[Episode]", path: Path) -> "Table":
+    from rich.table import Table
+
+    frames = sum(episode.length for episode in episodes)
+    rows = {
+        "dataset": source.name,
+        "episodes": f"{len(episodes)}, {frames:,} steps, {frames / source.fps:,.0f} s",
+        "cameras": ", ".join(_describe_camera(source, episodes, camera) for camera in source.cameras) or "none",
+        "action / state": f"{source.action_dim} / {source.state_dim} numbers",
+        "fps": f"{source.fps:g}",
+        "size": _megabytes(path),
+        "fingerprint": source.fingerprint(),
+    }
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def _describe_camera(source: "EpisodeSource", episodes: "Sequence[Episode]", camera: str) -> str:
+    if not episodes:
+        return camera
+    _, height, width, _ = source.frames(episodes[0], camera).shape
+    return f"{camera} ({height} x {width})"
+
+
+def _task_table(episodes: "Sequence[Episode]") -> "Table":
+    from rich.table import Table
+
+    lengths: dict[str, list[int]] = {}
+    for episode in episodes:
+        lengths.setdefault(episode.task, []).append(episode.length)
+    table = Table("task")
+    for heading in ("episodes", "steps", "shortest", "longest"):
+        table.add_column(heading, justify="right")
+    for task, of_task in sorted(lengths.items()):
+        numbers = (len(of_task), sum(of_task), min(of_task), max(of_task))
+        table.add_row(task, *(f"{number:,}" for number in numbers))
+    return table
+
+
+def _range_tables(episodes: "Sequence[Episode]") -> "Iterator[Table]":
+    import numpy as np
+    from rich.table import Table
+
+    states = [episode.states for episode in episodes if episode.states is not None]
+    for what, arrays in (("action", [episode.actions for episode in episodes]), ("state", states)):
+        if not arrays:
+            continue
+        values = np.concatenate(arrays)
+        table = Table(what)
+        for heading in ("min", "1 %", "mean", "99 %", "max"):
+            table.add_column(heading, justify="right")
+        low, high = np.quantile(values, [0.01, 0.99], axis=0)
+        for number, row in enumerate(
+            zip(values.min(axis=0), low, values.mean(axis=0), high, values.max(axis=0), strict=True)
+        ):
+            table.add_row(str(number), *(f"{value:.4g}" for value in row))
+        yield table
+
+
+def _megabytes(folder: Path) -> str:
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return f"{size / 1e6:.1f} MB"

@@ -1,0 +1,56 @@
+"""The program `vlatrack`: its commands, and how errors leave it."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from vlatrack import __version__
+from vlatrack.cli.data import app as data_app
+from vlatrack.cli.evaluate import evaluate
+from vlatrack.cli.run import run
+from vlatrack.cli.spec import schema, validate
+from vlatrack.cli.ui import ui
+from vlatrack.errors import VlatrackError
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="vlatrack",
+    help="Train, evaluate and track vision-language-action models from one YAML.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+for command in (run, evaluate, validate, schema, ui):
+    app.command()(command)
+app.add_typer(data_app, name="data")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vlatrack {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Train, evaluate and track vision-language-action models from one YAML."""
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is told on stderr, without a traceback, and exits with 2."""
+    try:
+        app()
+    except VlatrackError as error:
+        for line in str(error).splitlines():
+            typer.echo(f"{typer.style('error:', fg='red', bold=True)} {line}", err=True)
+        sys.exit(USER_ERROR)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)

@@ -1,0 +1,94 @@
+"""`vlatrack validate` and `vlatrack schema`: is this experiment well written?"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from vlatrack.spec.models import ExperimentSpec, Source
+
+ExperimentFile = Annotated[Path, typer.Argument(metavar="FILE", help="The experiment's YAML file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Changes to the file, such as optim.lr=1e-5.", show_default=False),
+]
+
+
+def validate(file: ExperimentFile, overrides: Overrides = None) -> None:
+    """Check an experiment and show what it comes to.
+
+    Each mistake is one line with its place; the exit code is then 2. Missing data is only noted,
+    so an experiment can be checked before its data is there.
+
+    Example: [bold]vlatrack validate experiments/quickstart.yaml train.epochs=2[/bold]
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from vlatrack.spec.load import load_spec
+
+    spec = load_spec(file, overrides or ())
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in _overview(spec).items():
+        table.add_row(name, value)
+    console = Console(markup=False, highlight=False)
+    console.print(table)
+    console.print("OK")
+
+
+def schema(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write to this file, not to the terminal.")
+    ] = None,
+) -> None:
+    """Print the JSON Schema of an experiment, for completion and checks in editors.
+
+    Example: [bold]vlatrack schema --output experiment.schema.json[/bold]
+    """
+    import json
+
+    from vlatrack.errors import SpecError
+    from vlatrack.spec.models import ExperimentSpec
+
+    document = {"$schema": "https://json-schema.org/draft/2020-12/schema", **ExperimentSpec.model_json_schema()}
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    if output is None:
+        typer.echo(text)
+        return
+    try:
+        output.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise SpecError(f"{output}: cannot be written ({error.strerror}); choose another --output") from None
+    typer.echo(f"wrote {output}")
+
+
+def _overview(spec: "ExperimentSpec") -> dict[str, str]:
+    from vlatrack.spec.identity import canonical_hash
+
+    head, train = spec.action_head, spec.train
+    weights = spec.backbone.preset or spec.backbone.checkpoint
+    return {
+        "experiment": spec.name,
+        "hash": canonical_hash(spec)[:12],
+        "backbone": f"{spec.backbone.kind}, {spec.backbone.init}: {weights}",
+        "action chunk": f"{head.time_horizon} steps of {head.action_dim} numbers",
+        "bins": f"{spec.tokenizer.bins}",
+        "data.train": _describe_source(spec.data.train),
+        "data.val_ind": _describe_source(spec.data.val_ind),
+        "data.val_ood": _describe_source(spec.data.val_ood),
+        "batch": f"{train.batch_size} samples x {train.accumulate} accumulated",
+        "epochs": f"{train.epochs}" + (f", at most {train.max_steps} steps" if train.max_steps else ""),
+        "backends": ", ".join(backend.kind for backend in spec.tracking.backends) or "none (journal only)",
+    }
+
+
+def _describe_source(source: "Source | None") -> str:
+    if source is None:
+        return "none"
+    if source.kind == "custom":
+        return f"custom, {source.target}"
+    found = "" if Path(source.path).is_dir() else " (note: not there yet)"
+    return f"{source.kind}, {source.path}{found}"

@@ -1,0 +1,82 @@
+"""`vlatrack ui`: the MLflow user interface on the store that the runs share."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from vlatrack.errors import TrackerError
+
+_ENDING_S = 5.0
+
+
+def ui(
+    runs: Annotated[Path, typer.Option(help="folder that holds mlflow.db")] = Path("runs"),
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port to listen on; another one if it is taken")] = 5000,
+) -> None:
+    """Open the MLflow user interface on the runs in a folder; Ctrl-C ends it."""
+    store = runs.absolute() / "mlflow.db"
+    if not store.is_file():
+        raise TrackerError(
+            f"{store}: no such store; a run with `tracking: {{backends: [{{kind: mlflow}}]}}` creates it"
+        )
+    port = _free_port(host, port)
+    typer.echo(f"MLflow on {store}: http://{host}:{port}  (Ctrl-C ends it)")
+    raise typer.Exit(_serve(_server_command(store, host, port)))
+
+
+def _server_command(store: Path, host: str, port: int) -> list[str]:
+    artifacts = (store.parent / "mlartifacts").as_uri()
+    place = ["--backend-store-uri", f"sqlite:///{store}", "--default-artifact-root", artifacts]
+    return [sys.executable, "-m", "mlflow", "server", *place, "--host", host, "--port", str(port), "--workers", "1"]
+
+
+def _free_port(host: str, wanted: int) -> int:
+    for port in (wanted, 0):
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind((host, port))
+            except OSError as error:
+                reason = error
+                continue
+            return int(listener.getsockname()[1])
+    raise TrackerError(f"cannot listen on {host}: {reason}; choose another --host")
+
+
+def _serve(command: list[str]) -> int:
+    """Run the server in a process group of its own, and end the whole group however this process is asked to end."""
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    signal.signal(signal.SIGTERM, _interrupt)
+    server = subprocess.Popen(command, env=os.environ | quiet, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        return server.wait()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        _end_group(server)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _end_group(server: "subprocess.Popen[bytes]") -> None:
+    # MLflow's workers outlive their parent and keep the port, so the whole group is told, not the parent alone.
+    for signum in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(server.pid, signum)
+        except ProcessLookupError:
+            break  # everybody has ended
+        try:
+            server.wait(_ENDING_S)
+        except subprocess.TimeoutExpired:
+            continue
+    server.wait()

@@ -1,0 +1,76 @@
+"""Cross-entropy, squared log-sum-exp and argmax of an output layer, without keeping the logits.
+
+A vocabulary is tens of thousands of columns: writing the logits out and passing over them for each
+loss and again for its gradient costs more than the decoder of a small model, and gigabytes on a
+large one. Here a few rows are done at a time while they are in the cache, and the backward pass
+computes them again.
+
+Legend: V positions, D width, K vocabulary.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_LOGITS_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 27}
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """Per position; gradients flow through the first two."""
+
+    entropy: Tensor  # float32 [V], -log p(target), nats
+    normaliser: Tensor  # float32 [V], logsumexp of the logits
+    predicted: Tensor  # int64 [V], argmax of the logits
+
+
+def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> TokenLosses:
+    """The losses of predicting ``targets`` [V] from ``hidden`` [V, D] with the output layer ``weight`` [K, D]."""
+    return TokenLosses(*_Losses.apply(hidden, weight, targets))
+
+
+class _Losses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        dtype = _compute_dtype(hidden)
+        inputs, layer = hidden.to(dtype), weight.to(dtype)
+        entropy = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        normaliser, predicted = torch.empty_like(entropy), torch.empty_like(targets)
+        for rows in _chunks(len(targets), len(weight), hidden.device):
+            logits = (inputs[rows] @ layer.t()).float()
+            normaliser[rows] = logits.logsumexp(dim=1)
+            entropy[rows] = normaliser[rows] - logits.gather(1, targets[rows, None]).squeeze(1)
+            predicted[rows] = logits.argmax(dim=1)
+        ctx.save_for_backward(inputs, layer, targets, normaliser)
+        ctx.dtypes = hidden.dtype, weight.dtype
+        ctx.mark_non_differentiable(predicted)
+        return entropy, normaliser, predicted
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        inputs, layer, targets, normaliser = ctx.saved_tensors
+        d_entropy, d_normaliser, _ = gradients
+        d_hidden, d_weight = torch.empty_like(inputs), torch.zeros_like(layer)
+        for rows in _chunks(len(targets), len(layer), inputs.device):
+            # d logsumexp = softmax; d entropy = softmax - onehot(target).
+            d_logits = (inputs[rows] @ layer.t()).float().sub_(normaliser[rows, None]).exp_()
+            d_logits.mul_((d_entropy[rows] + d_normaliser[rows])[:, None])
+            d_logits.scatter_add_(1, targets[rows, None], -d_entropy[rows, None])
+            d_logits = d_logits.to(layer.dtype)
+            d_hidden[rows] = d_logits @ layer
+            d_weight.addmm_(d_logits.t(), inputs[rows])
+        return d_hidden.to(ctx.dtypes[0]), d_weight.to(ctx.dtypes[1]), None
+
+
+def _compute_dtype(hidden: Tensor) -> torch.dtype:
+    """What autocast would choose for a matrix product here."""
+    kind = hidden.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+
+
+def _chunks(positions: int, vocabulary: int, device: torch.device) -> Iterator[slice]:
+    size = max(1, _LOGITS_AT_ONCE.get(device.type, 1 << 24) // vocabulary)
+    return (slice(start, start + size) for start in range(0, positions, size))

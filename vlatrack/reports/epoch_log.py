@@ -1,0 +1,55 @@
+"""The documented log files of a run: one JSON line an epoch."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlatrack.errors import DataError
+from vlatrack.schema.metrics import TRAIN, VAL_IND, VAL_OOD
+
+LOG_FILES = {
+    TRAIN: ("log_train.txt", "train_"),
+    VAL_IND: ("log_eval_ind.txt", "val_"),
+    VAL_OOD: ("log_eval_ood.txt", "val_"),
+}
+"""File and name prefix of each split; both evaluation files say plain ``val_``."""
+
+
+@dataclass(frozen=True)
+class EpochLog:
+    """What one split logged: epochs ascending, and for each the values by name without prefix (``closs``)."""
+
+    split: str
+    epochs: tuple[int, ...]
+    values: tuple[dict[str, float], ...]
+
+
+def read_epoch_logs(run_dir: Path) -> list[EpochLog]:
+    """Return the log of each split that `run_dir` has one of; of an epoch logged twice the later line counts.
+
+    Raises:
+        DataError: for a line that is not a JSON object of numbers.
+    """
+    found = [(split, run_dir / file, prefix) for split, (file, prefix) in LOG_FILES.items()]
+    return [_read(split, path, prefix) for split, path, prefix in found if path.exists()]
+
+
+def _read(split: str, path: Path, prefix: str) -> EpochLog:
+    by_epoch: dict[int, dict[str, float]] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        fields = _parse(line, place=f"{path}:{number}")
+        epoch = int(fields.get("epoch", number - 1))
+        by_epoch[epoch] = {name.removeprefix(prefix): value for name, value in fields.items() if name != "epoch"}
+    epochs = tuple(sorted(by_epoch))
+    return EpochLog(split, epochs, tuple(by_epoch[epoch] for epoch in epochs))
+
+
+def _parse(line: str, *, place: str) -> dict[str, float]:
+    try:
+        fields: Any = json.loads(line)
+    except ValueError:
+        fields = None
+    if not isinstance(fields, dict) or not all(isinstance(value, int | float) for value in fields.values()):
+        raise DataError(f"{place}: not a JSON object of numbers; remove the line")
+    return fields

@@ -1,0 +1,101 @@
+"""The figures of a run: which metrics stand in which picture."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from vlatrack.reports.panels import Panel, Points, save_panels
+from vlatrack.schema.metrics import SPLITS, TRAIN, Metric, MetricSchema
+from vlatrack.tracking.history import metric_history
+
+History = Mapping[str, Points]
+"""The logged points of each metric, by its full documented name such as ``val_ind_closs``."""
+
+
+def write_figures(run_dir: Path, *, output: Path) -> list[Path]:
+    """Draw every documented metric in the journal of `run_dir` as PNG files in the folder `output`.
+
+    A figure that would be empty is not written. Returns the paths of the written ones.
+    """
+    history = metric_history(run_dir / "journal.jsonl")
+    return draw_figures(history, output=output, run_name=f"{run_dir.parent.name} / {run_dir.name}")
+
+
+def draw_figures(history: History, *, output: Path, run_name: str) -> list[Path]:
+    """Draw `history` as PNG files in the folder `output`, made if it is missing; returns their paths."""
+    output.mkdir(parents=True, exist_ok=True)
+    book = _PanelBook(history)
+    written = []
+    for stem, caption, panels, shared_scale in book.figures():
+        if panels:
+            path = output / f"{stem}.png"
+            save_panels(panels, path, title=f"{run_name}: {caption}", shared_scale=shared_scale)
+            written.append(path)
+    return written
+
+
+class _PanelBook:
+    """Finds the panels of each figure in a history."""
+
+    def __init__(self, history: History) -> None:
+        self.history = {name: points for name, points in history.items() if points}
+        self.horizon = max(self._count("l1_loss_action"), self._count("l1_loss_head"), 1)
+        dimensions = max(self._count("l1_loss_dim"), self._count("l1_loss_head_dim"))
+        self.schema = MetricSchema.for_experiment(horizon=self.horizon, action_dim=dimensions)
+
+    def figures(self) -> Iterator[tuple[str, str, list[Panel], bool]]:
+        """Yield (file stem, caption, panels, whether they share a scale)."""
+        yield "losses", "losses", self.panels(["closs", "loss_ct", "z_loss", "loss"]), False
+        floor = self._quantisation_floor()
+        tokens = self.panels(self._with_mean("l1_loss_action"), floor=floor)
+        yield "action_l1", "L1 error of the actions decoded from tokens", tokens, True
+        yield "head_l1", "L1 error of the continuous head", self.panels(self._numbered("l1_loss_head")), True
+        hits = self.panels([*self._with_mean("acc_action"), *self._numbered("acc_image")])
+        yield "accuracy", "token accuracy", hits, True
+        tokens = self.panels(self._numbered("l1_loss_dim"), floor=floor)
+        yield "action_dimensions", "L1 error of the decoded actions by action dimension", tokens, True
+        head = self.panels(self._numbered("l1_loss_head_dim"))
+        yield "head_dimensions", "L1 error of the continuous head by action dimension", head, True
+        training = [m.name.removeprefix(f"{TRAIN}_") for m in self.schema if m.group in ("optim", "speed")]
+        yield "optimisation", "optimisation and speed", self.panels(training), False
+
+    def panels(self, names: Iterable[str], *, floor: float | None = None) -> list[Panel]:
+        """Return a panel for each metric (named without split) of which something was logged."""
+        panels = []
+        for name in names:
+            lines = {split: self.history[f"{split}_{name}"] for split in SPLITS if f"{split}_{name}" in self.history}
+            if lines:
+                metric = self.schema[f"{next(iter(lines))}_{name}"]
+                speed = metric.group == "speed"
+                panels.append(Panel(_title(name, metric), metric.unit, metric.direction, lines, floor, from_zero=speed))
+        return panels
+
+    def _with_mean(self, family: str) -> list[str]:
+        steps = self._numbered(family)
+        return steps if len(steps) == 1 else [family, *steps]
+
+    def _numbered(self, family: str) -> list[str]:
+        return [f"{family}_{number}" for number in sorted(self._numbers(family))]
+
+    def _count(self, family: str) -> int:
+        return len(self._numbers(family))
+
+    def _numbers(self, family: str) -> set[int]:
+        pattern = re.compile(rf"(?:{'|'.join(SPLITS)})_{family}_(\d+)")
+        return {int(found[1]) for found in map(pattern.fullmatch, self.history) if found}
+
+    def _quantisation_floor(self) -> float | None:
+        logged: Sequence[Points] = [
+            self.history[name] for split in SPLITS if (name := f"{split}_quantisation_floor") in self.history
+        ]
+        return logged[0][-1][1] if logged else None
+
+
+def _title(name: str, metric: Metric) -> str:
+    if metric.step is not None:
+        return f"step {metric.step}  (X = {name.rpartition('_')[2]})"
+    if name in ("l1_loss_action", "acc_action"):
+        return "mean over the steps"
+    if name.startswith("l1_loss") and "_dim_" in name:
+        return f"dimension {name.rpartition('_')[2]}"
+    return name

@@ -1,0 +1,188 @@
+"""One figure of several panels, each showing a metric on train, val_ind and val_ood over the training steps.
+
+Drawn with matplotlib's object interface: no global state, no display.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+
+from vlatrack.schema.metrics import TRAIN, VAL_IND, VAL_OOD, Direction
+
+Points = Sequence[tuple[int, float]]
+"""(training step, value), steps ascending; a value may be NaN or infinite."""
+
+WIDTH_INCHES = 10.0
+DPI = 120
+LOG_SCALE_FROM = 30.0
+"""A panel whose largest value is so many times its smallest gets a logarithmic axis."""
+MARKERS_UP_TO = 60
+
+
+@dataclass(frozen=True)
+class Style:
+    """How the line of a split looks; the colours (Okabe and Ito) differ for every kind of colour vision."""
+
+    label: str
+    color: str
+    width: float
+    marker: str
+    marker_size: float
+    alpha: float
+    z_order: int
+
+
+STYLES = {
+    TRAIN: Style("train", "#7f7f7f", 1.0, ".", 3.5, 0.75, 2),
+    VAL_IND: Style("val_ind (held-out episodes)", "#0072B2", 2.2, "o", 4.5, 1.0, 4),
+    VAL_OOD: Style("val_ood (held-out tasks)", "#D55E00", 2.2, "s", 4.0, 1.0, 3),
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One metric: its lines by split, and what is written on its axes."""
+
+    title: str
+    unit: str
+    direction: Direction
+    lines: dict[str, Points]
+    floor: float | None = None
+    """A value that cannot be undercut, drawn as a dotted line; None: there is none."""
+    from_zero: bool = False
+    """Whether the y axis begins at 0, so that the noise of a speed does not look like a change."""
+
+
+def save_panels(panels: Sequence[Panel], path: Path, *, title: str, shared_scale: bool = False) -> None:
+    """Draw `panels` (at least one) row by row into a PNG at `path`, 1200 pixels wide, replacing what is there.
+
+    With `shared_scale` all panels have the same y axis, so that they can be compared by eye.
+    """
+    columns = _columns(len(panels))
+    rows = math.ceil(len(panels) / columns)
+    panel_height = {1: 4.6, 2: 3.0, 3: 2.4, 4: 2.1, 5: 2.0}[columns]
+    figure = Figure(figsize=(WIDTH_INCHES, rows * panel_height + 0.9), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    all_lines = [points for panel in panels for points in panel.lines.values()]
+    together = _value_range(all_lines) if shared_scale else None
+    for position, panel in enumerate(panels):
+        axes = figure.add_subplot(rows, columns, position + 1)
+        _draw(axes, panel)
+        _scale(axes, panel, together or _value_range(panel.lines.values()))
+        axes.set_xlim(*_step_range(all_lines))
+        own_scale = not shared_scale
+        _label(axes, panel, with_values=own_scale or position % columns == 0, with_hint=own_scale and columns <= 3)
+        _label_steps(axes, with_values=position + columns >= len(panels))
+    figure.suptitle(title, fontsize=12, x=0.01, ha="left")
+    _add_legend(figure)
+    _write(figure, path)
+
+
+def _columns(count: int) -> int:
+    """Return how many columns leave few empty places and keep the panels wide."""
+    if count in (1, 2, 4):
+        return min(count, 2)
+    if count in (3, 5, 6, 9):
+        return 3
+    return 4 if count <= 16 else 5
+
+
+def _draw(axes: Axes, panel: Panel) -> None:
+    for split, points in panel.lines.items():
+        style = STYLES[split]
+        steps = [step for step, _ in points]
+        values = [value if math.isfinite(value) else math.nan for _, value in points]
+        axes.plot(
+            steps,
+            values,
+            label=style.label,
+            color=style.color,
+            linewidth=style.width,
+            alpha=style.alpha,
+            marker=style.marker if len(points) <= MARKERS_UP_TO else "",
+            markersize=style.marker_size,
+            zorder=style.z_order,
+        )
+    if panel.floor is not None:
+        axes.axhline(panel.floor, color="black", linewidth=1.1, linestyle=":", label="floor set by the bins")
+    broken = sum(not math.isfinite(value) for points in panel.lines.values() for _, value in points)
+    if broken:
+        note = f"{broken} not finite"
+        axes.text(0.5, 0.96, note, transform=axes.transAxes, ha="center", va="top", fontsize=9, color="#B00020")
+
+
+def _value_range(lines: Iterable[Points]) -> tuple[float, float] | None:
+    """Return the smallest and the largest finite value, None if there is no finite one."""
+    values = [value for points in lines for _, value in points if math.isfinite(value)]
+    return (min(values), max(values)) if values else None
+
+
+def _step_range(lines: Iterable[Points]) -> tuple[float, float]:
+    steps = [step for points in lines for step, _ in points]
+    low, high = min(steps), max(steps)
+    margin = max((high - low) * 0.03, 0.5)
+    return low - margin, high + margin
+
+
+def _scale(axes: Axes, panel: Panel, span: tuple[float, float] | None) -> None:
+    if span is None:
+        return
+    low, high = span
+    if panel.unit == "fraction":
+        axes.set_ylim(-0.04, 1.04)
+    elif low > 0 and high / low >= LOG_SCALE_FROM and not panel.from_zero:
+        axes.set_yscale("log")
+        axes.set_ylim(low / 1.3, high * 1.3)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 3) if high / low < 1000 else (1,), numticks=8))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
+    else:
+        margin = (high - low) * 0.06 or abs(high) * 0.1 or 0.1
+        near_zero = low >= 0 and (low < 0.4 * high or panel.from_zero)
+        bottom = low - margin if not near_zero else 0.0 if panel.floor is None else -0.04 * high
+        axes.set_ylim(bottom, high + margin)
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+
+
+def _label(axes: Axes, panel: Panel, *, with_values: bool, with_hint: bool) -> None:
+    axes.set_title(panel.title, fontsize=11, loc="left")
+    if with_hint and panel.direction != Direction.NONE:
+        axes.set_title(f"{panel.direction} is better", fontsize=9, loc="right", color="#555555")
+    if with_values:
+        axes.set_ylabel("" if panel.unit == "1" else panel.unit, fontsize=10)
+    axes.tick_params(labelsize=10, labelleft=with_values)
+    axes.grid(visible=True, color="#dddddd", linewidth=0.7)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _label_steps(axes: Axes, *, with_values: bool) -> None:
+    if with_values:
+        axes.set_xlabel("training step", fontsize=10)
+    axes.tick_params(labelbottom=with_values)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _add_legend(figure: Figure) -> None:
+    entries: dict[str, Artist] = {}
+    for axes in figure.axes:
+        entries |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    splits = [style.label for style in STYLES.values() if style.label in entries]
+    labels = splits + [label for label in entries if label not in splits]
+    handles = [entries[label] for label in labels]
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=10, frameon=False)
+
+
+def _write(figure: Figure, path: Path) -> None:
+    """Save and swap into place, so that who reads the figure of a live run never sees half of it."""
+    unfinished = path.with_name(f".{path.name}.part")
+    figure.savefig(unfinished, format="png", metadata={"Software": "vlatrack"})
+    unfinished.replace(path)

@@ -1,0 +1,96 @@
+"""The table at the end of a run: what each documented loss was after the first and the last epoch."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+from rich.text import Text
+
+from vlatrack.reports.epoch_log import EpochLog
+from vlatrack.schema.metrics import step_slot
+
+LOSSES = ("closs", "loss_ct", "z_loss", "loss")
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One metric of one split; lower is better for all of them."""
+
+    metric: str
+    """documented name without prefix: ``closs``, ``l1_loss_action_5``"""
+    step: int | None
+    """0-based step of the action chunk, None for a loss of the whole"""
+    split: str
+    first_epoch: int
+    last_epoch: int
+    first: float
+    last: float
+
+    @property
+    def change_percent(self) -> float | None:
+        """Change from first to last in percent of the first; None where that is no number."""
+        if self.first == 0 or not (math.isfinite(self.first) and math.isfinite(self.last)):
+            return None
+        return 100 * (self.last - self.first) / abs(self.first)
+
+
+def first_last_table(logs: Sequence[EpochLog], *, horizon: int) -> list[SummaryRow]:
+    """Return closs, loss_ct, z_loss, loss and the L1 error of each of `horizon` steps, by metric, then split.
+
+    A metric that a split did not log has no row there.
+    """
+    steps = [(f"l1_loss_action_{step_slot(step, horizon)}", step) for step in range(horizon)]
+    metrics: list[tuple[str, int | None]] = [*((name, None) for name in LOSSES), *steps]
+    return [row for metric, step in metrics for log in logs if (row := _row(metric, step, log)) is not None]
+
+
+def render_summary(rows: Sequence[SummaryRow]) -> Table:
+    """Return a terminal table, 80 characters wide for usual values: a line for each metric, a column for each split.
+
+    The plain step of the chunk stands behind the documented index where the two differ.
+    """
+    if not rows:
+        return Table("nothing was logged yet", box=None)
+    splits = list(dict.fromkeys(row.split for row in rows))
+    table = Table(title=_title(rows), title_justify="left", pad_edge=False, padding=(0, 1, 0, 0), box=None)
+    table.add_column("metric (step)", style="bold", no_wrap=True)
+    for split in splits:
+        table.add_column(split, justify="right", min_width=19)
+    cells = {(row.metric, row.split): row for row in rows}
+    for metric, step in dict.fromkeys((row.metric, row.step) for row in rows):
+        same = step is None or metric.endswith(f"_{step}")
+        label = metric if same else f"{metric} ({step})"
+        table.add_row(label, *(_cell(cells.get((metric, split))) for split in splits))
+    return table
+
+
+def _row(metric: str, step: int | None, log: EpochLog) -> SummaryRow | None:
+    logged = [(epoch, values[metric]) for epoch, values in zip(log.epochs, log.values, strict=True) if metric in values]
+    if not logged:
+        return None
+    (first_epoch, first), (last_epoch, last) = logged[0], logged[-1]
+    return SummaryRow(metric, step, log.split, first_epoch, last_epoch, first, last)
+
+
+def _title(rows: Sequence[SummaryRow]) -> str:
+    first, last = min(row.first_epoch for row in rows), max(row.last_epoch for row in rows)
+    return f"epoch {first} → epoch {last}"
+
+
+def _cell(row: SummaryRow | None) -> Text:
+    if row is None:
+        return Text("-", style="dim")
+    text = Text(f"{_number(row.first)} → {_number(row.last)}")
+    change = row.change_percent
+    if change is not None:
+        text.append(f" {change:+.0f}%", style="green" if change < 0 else "red" if change > 0 else "")
+    return text
+
+
+def _number(value: float) -> str:
+    """Return five characters for usual losses: three decimals, fewer where there are digits before the point."""
+    size = abs(value)
+    if not math.isfinite(value) or value == 0 or not 0.01 <= size < 1000:
+        return f"{value:.3g}"
+    return f"{value:.{3 if size < 10 else 2 if size < 100 else 1}f}"

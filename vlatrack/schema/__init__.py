@@ -1,0 +1,1 @@
+"""Every metric the framework may log: its meaning, unit and direction."""

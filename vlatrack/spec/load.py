@@ -1,0 +1,90 @@
+"""From a YAML file and overrides to a validated ExperimentSpec, and back to YAML."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from vlatrack.errors import SpecError
+from vlatrack.spec.explain import explain
+from vlatrack.spec.models import ExperimentSpec
+from vlatrack.spec.overrides import apply_override
+from vlatrack.spec.secrets import find_secrets
+from vlatrack.spec.yaml_tree import Problem, Tree, read_tree, scalar_resolvers
+
+MAX_BYTES = 1 << 20
+
+
+def load_spec(path: Path, overrides: Sequence[str] = ()) -> ExperimentSpec:
+    """Read the experiment at `path`, with ``key=value`` overrides applied in order.
+
+    Raises:
+        SpecError: one line for each mistake, in the order of the file, then of the overrides.
+    """
+    tree = read_tree(_read_text(path), name=str(path))
+    if not isinstance(tree.root, dict):
+        found = "the file is empty" if tree.root is None else "this is not one"
+        problem = Problem(tree.place(()), (), f"expected a mapping of keys such as 'name: my-experiment'; {found}")
+        raise _spec_error(tree.problems or [problem])
+    for override in overrides:
+        apply_override(tree, override)
+    tree.problems += find_secrets(tree)
+    spec = _validate(tree)
+    if spec is None or tree.problems:
+        raise _spec_error(tree.problems)
+    return spec
+
+
+def dump_spec(spec: ExperimentSpec) -> str:
+    """Return `spec` as YAML with every default written out; loading it gives an equal spec."""
+    data = spec.model_dump(mode="json")
+    return yaml.dump(data, Dumper=_SpecDumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise SpecError(f"{path}: larger than {MAX_BYTES >> 20} MiB, so this is not an experiment")
+        return content.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise SpecError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise SpecError(f"{path}: is a folder, expected a YAML file") from None
+    except UnicodeDecodeError:
+        raise SpecError(f"{path}: is not UTF-8 text") from None
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _validate(tree: Tree) -> ExperimentSpec | None:
+    """Return the spec, or add what is wrong with it to the tree's problems."""
+    try:
+        # Strict: the YAML has types, so "2" for 2 or 1 for true is a slip that should be seen.
+        return ExperimentSpec.model_validate(tree.root, strict=True)
+    except ValidationError as error:
+        known = [problem.path for problem in tree.problems if problem.path]
+        new = explain(error, tree)
+        tree.problems += [problem for problem in new if not any(problem.path[: len(p)] == p for p in known)]
+        return None
+
+
+def _spec_error(problems: Iterable[Problem]) -> SpecError:
+    in_order = sorted(problems, key=lambda problem: (problem.place.line == 0, problem.place.line))
+    return SpecError("\n".join(map(str, in_order)))
+
+
+class _SpecDumper(yaml.SafeDumper):
+    """Quotes what our reader would take for a number, and writes a list of scalars on one line."""
+
+    yaml_implicit_resolvers = scalar_resolvers(yaml.SafeDumper.yaml_implicit_resolvers)
+
+
+def _represent_list(dumper: yaml.SafeDumper, items: list[object]) -> yaml.Node:
+    flow = not any(isinstance(item, dict | list) for item in items)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=flow)
+
+
+_SpecDumper.add_representer(list, _represent_list)
