@@ -1,0 +1,81 @@
+"""`vlatrack data`, in this process."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from vlatrack.cli.data import app
+from vlatrack.errors import DataError
+
+ROOT = Path(__file__).parents[2]
+FIXTURES = ROOT / "tests" / "data" / "fixtures"
+
+
+def output_of(*words: str | Path) -> str:
+    result = CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "120"}, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.replace("┃", "│").strip("│").split("│")]
+
+
+def test_info_shows_tasks_cameras_ranges_size_and_fingerprint() -> None:
+    from vlatrack.data.lerobot import LeRobotDataset
+
+    lines = output_of("info", FIXTURES / "lerobot-v3-video").splitlines()
+    told = "\n".join(lines)
+    assert "3, 288 steps, 4 s" in told
+    assert "observation.images.corner2 (128 x 128)" in told
+    assert "4 / 4 numbers" in told
+    assert LeRobotDataset(FIXTURES / "lerobot-v3-video").fingerprint() in told
+    rows = [cells(line) for line in lines]
+    assert ["open the drawer", "3", "288", "95", "97"] in rows
+    assert ["1", "-1", "-1", "-0.1459", "0.5133", "0.5141"] in rows  # the action's dy
+
+
+def test_info_reads_libero_folders_too() -> None:
+    told = output_of("info", FIXTURES / "libero-hdf5")
+    assert "put the cream cheese in the bowl" in told
+    assert "agentview_rgb (64 x 64), eye_in_hand_rgb (64 x 64)" in told
+    assert "7 / 8 numbers" in told
+
+
+def test_info_of_something_else_is_a_data_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no meta/info\.json in it"):
+        output_of("info", tmp_path)
+    with pytest.raises(DataError, match="no such folder"):
+        output_of("info", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("window-opn-v3",), "did you mean 'window-open-v3'"),
+        (("window-open-v3:many",), "'window-open-v3:many': after the colon comes a number"),
+        (("window-open-v3:0",), "after the colon comes a number of episodes, such as window-open-v3:5"),
+        (("window-open-v3", "window-open-v3:5"), "is given twice"),
+    ],
+)
+def test_a_wrong_task_is_told_and_nothing_is_written(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        output_of("record", *words, "--output", tmp_path / "demos")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_has_examples_and_every_option() -> None:
+    told = output_of("record", "--help")
+    for word in (
+        "Example",
+        "--episodes",
+        "--camera",
+        "--resolution",
+        "--seed",
+        "--action-noise",
+        "--output",
+        "--overwrite",
+    ):
+        assert word in told
+    assert "Example" in output_of("info", "--help")

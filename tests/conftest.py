@@ -1,0 +1,6 @@
+"""Settings of every test."""
+
+import os
+
+# Before torch is imported: threads that wait by spinning starve the processes that tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

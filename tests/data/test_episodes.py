@@ -1,0 +1,85 @@
+"""Which episodes of a dataset are used."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from vlatrack.data.episodes import Episode, select_episodes
+from vlatrack.errors import DataError
+
+
+class ListOfEpisodes:
+    """A source with no pictures, for what only concerns the choice."""
+
+    cameras: tuple[str, ...] = ()
+    action_dim = 2
+    state_dim = 0
+    fps = 10.0
+    name = "demos"
+
+    def __init__(self, tasks: Sequence[str]) -> None:
+        actions = np.zeros((3, 2), dtype=np.float32)
+        self._episodes = [Episode(index, task, actions, None) for index, task in enumerate(tasks)]
+
+    def episodes(self) -> Sequence[Episode]:
+        return self._episodes
+
+    def frames(self, episode: Episode, camera: str) -> np.ndarray:
+        raise AssertionError("the choice needs no pictures")
+
+    def fingerprint(self) -> str:
+        return ""
+
+
+def indices(episodes: list[Episode]) -> list[int]:
+    return [episode.index for episode in episodes]
+
+
+def test_the_last_tenth_is_taken_of_each_task_by_itself() -> None:
+    source = ListOfEpisodes(["a", "b"] * 20)  # a: even indices, b: odd ones
+    assert indices(select_episodes(source, part="last_tenth")) == [36, 37, 38, 39]
+    assert indices(select_episodes(source, part="all_but_last_tenth")) == list(range(36))
+
+
+def test_the_two_parts_are_disjoint_and_make_up_all() -> None:
+    for count in range(2, 35):
+        source = ListOfEpisodes(["a"] * count + ["b"] * (count + 7))
+        training = indices(select_episodes(source, part="all_but_last_tenth"))
+        held_out = indices(select_episodes(source, part="last_tenth"))
+        assert sorted(training + held_out) == indices(select_episodes(source))
+        assert len(held_out) == max(1, count // 10) + max(1, (count + 7) // 10)
+
+
+def test_a_task_with_one_episode_keeps_it_for_training() -> None:
+    source = ListOfEpisodes(["a", "b", "b"])
+    assert indices(select_episodes(source, part="all_but_last_tenth")) == [0, 1]
+    assert indices(select_episodes(source, part="last_tenth")) == [2]
+
+
+def test_tasks_can_be_chosen_and_left_out() -> None:
+    source = ListOfEpisodes(["a", "b", "c", "a"])
+    assert indices(select_episodes(source, tasks=("a", "c"))) == [0, 2, 3]
+    assert indices(select_episodes(source, exclude_tasks=("a",))) == [1, 2]
+
+
+def test_an_unknown_task_is_named_with_a_suggestion_and_the_tasks_that_exist() -> None:
+    source = ListOfEpisodes(["open the window", "close the door", "close the door"])
+    with pytest.raises(DataError, match="did you mean 'open the window'") as caught:
+        select_episodes(source, tasks=("open the windows",))
+    assert "'close the door' (2)" in str(caught.value)
+    with pytest.raises(DataError, match="no task 'fly'"):
+        select_episodes(source, exclude_tasks=("fly",))
+
+
+def test_an_empty_choice_is_an_error() -> None:
+    source = ListOfEpisodes(["a", "b"])
+    with pytest.raises(DataError, match="no episode is left"):
+        select_episodes(source, exclude_tasks=("a", "b"))
+    with pytest.raises(DataError, match="no episode is left"):
+        select_episodes(source, part="last_tenth")
+
+
+def test_an_episode_whose_states_and_actions_differ_in_length_cannot_exist() -> None:
+    with pytest.raises(AssertionError):
+        Episode(0, "a", np.zeros((3, 2), np.float32), np.zeros((4, 2), np.float32))

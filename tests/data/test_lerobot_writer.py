@@ -1,0 +1,259 @@
+"""Writing LeRobot v3.0 datasets that are, table by table, what LeRobot itself writes."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from vlatrack.data.episodes import Episode
+from vlatrack.data.lerobot import LeRobotDataset
+from vlatrack.data.lerobot_writer import LeRobotWriter
+from vlatrack.errors import DataError
+
+WRITTEN_BY_LEROBOT = Path(__file__).parent / "fixtures" / "lerobot-v3-video"
+CAMERA = "observation.images.corner2"
+DATA = "data/chunk-000/file-000.parquet"
+EPISODES = "meta/episodes/chunk-000/file-000.parquet"
+TASKS = "meta/tasks.parquet"
+
+
+def new_writer(path: Path, **changes: Any) -> LeRobotWriter:
+    settings: dict[str, Any] = {
+        "fps": 80,
+        "robot_type": "sawyer",
+        "cameras": {"corner2": (128, 128)},
+        "action_names": ("dx", "dy", "dz", "gripper"),
+        "state_names": ("x", "y", "z", "gripper"),
+    }
+    return LeRobotWriter(path, **settings | changes)
+
+
+def moving_square(steps: int, size: int = 32) -> np.ndarray:
+    frames = np.full((steps, size, size, 3), 90, dtype=np.uint8)
+    for step in range(steps):
+        frames[step, 8:16, step : step + 8] = (200, 40, 40)
+    return frames
+
+
+def add_small(writer: LeRobotWriter, *, steps: int = 6, task: str = "push", camera: str = "top") -> Mapping[str, Any]:
+    rng = np.random.default_rng(steps)
+    content = {
+        "actions": rng.uniform(-1, 1, (steps, 2)).astype(np.float32),
+        "states": rng.uniform(-1, 1, (steps, 3)).astype(np.float32),
+        "frames": {camera: moving_square(steps)},
+    }
+    writer.add_episode(task=task, **content)
+    return content
+
+
+def small_writer(path: Path, **changes: Any) -> LeRobotWriter:
+    small = {"cameras": {"top": (32, 32)}, "action_names": ("a", "b"), "state_names": ("x", "y", "z"), "fps": 10}
+    return new_writer(path, **small | changes)
+
+
+@pytest.fixture(scope="module")
+def rewritten(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The dataset that LeRobot wrote, read and written by us."""
+    path = tmp_path_factory.mktemp("writer") / "ours"
+    source = LeRobotDataset(WRITTEN_BY_LEROBOT)
+    with new_writer(path) as writer:
+        for episode in source.episodes():
+            frames = {"corner2": source.frames(episode, CAMERA)}
+            writer.add_episode(task=episode.task, actions=episode.actions, states=episode.states, frames=frames)
+    return path
+
+
+@pytest.mark.parametrize("name", [DATA, EPISODES, TASKS])
+def test_tables_have_the_columns_and_types_of_lerobots(rewritten: Path, name: str) -> None:
+    ours, theirs = pq.read_schema(rewritten / name), pq.read_schema(WRITTEN_BY_LEROBOT / name)
+    assert ours.names == theirs.names
+    assert ours.types == theirs.types
+
+
+def test_the_frame_table_equals_lerobots_cell_by_cell(rewritten: Path) -> None:
+    ours, theirs = pq.read_table(rewritten / DATA), pq.read_table(WRITTEN_BY_LEROBOT / DATA)
+    assert ours.equals(theirs)
+    features = [json.loads(table.schema.metadata[b"huggingface"])["info"]["features"] for table in (ours, theirs)]
+    assert features[0] == features[1]
+    assert list(features[0]) == ours.column_names
+
+
+def test_the_info_differs_from_lerobots_only_in_the_codec(rewritten: Path) -> None:
+    ours, theirs = (json.loads((path / "meta/info.json").read_text()) for path in (rewritten, WRITTEN_BY_LEROBOT))
+    codec = ours["features"][CAMERA]["info"]
+    assert codec.pop("video.codec") == "h264"
+    assert {codec.pop("video.g"), codec.pop("video.crf")} == {2, 25}
+    theirs["features"][CAMERA]["info"].pop("video.codec")
+    assert ours == theirs
+
+
+def test_pandas_finds_the_instruction_as_the_index(rewritten: Path) -> None:
+    ours, theirs = pq.read_table(rewritten / TASKS), pq.read_table(WRITTEN_BY_LEROBOT / TASKS)
+    assert ours.to_pylist() == theirs.to_pylist() == [{"task_index": 0, "__index_level_0__": "open the drawer"}]
+    assert json.loads(ours.schema.metadata[b"pandas"])["index_columns"] == ["__index_level_0__"]
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.read_parquet(rewritten / TASKS)
+    assert frame.loc["open the drawer"].task_index == 0
+
+
+def test_episode_statistics_agree_with_lerobots(rewritten: Path) -> None:
+    ours, theirs = pq.read_table(rewritten / EPISODES), pq.read_table(WRITTEN_BY_LEROBOT / EPISODES)
+    for name in ours.column_names:
+        mine, other = (np.array(table[name].to_pylist(), dtype=object) for table in (ours, theirs))
+        if name.endswith("_timestamp"):
+            assert mine.astype(float) == pytest.approx(other.astype(float), abs=1e-9), name
+        elif not name.startswith("stats/"):
+            assert mine.tolist() == other.tolist(), name
+        elif name.startswith(f"stats/{CAMERA}/") and name.endswith(("min", "max", "std")):
+            continue  # lossy video has other extremes; LeRobot's std of pictures is that of a mean
+        else:  # LeRobot reads its quantiles off histograms: coarsely, on whole numbers
+            tolerance = 1 if "index/q" in name else 0.02
+            assert mine.astype(float) == pytest.approx(other.astype(float), abs=tolerance, rel=0.02), name
+
+
+def test_total_statistics_are_exact(tmp_path: Path) -> None:
+    with small_writer(tmp_path / "demos", storage="png") as writer:
+        contents = [add_small(writer, steps=steps) for steps in (5, 9)]
+    statistics = json.loads((tmp_path / "demos/meta/stats.json").read_text())
+    actions = np.concatenate([content["actions"] for content in contents]).astype(float)
+    pixels = np.concatenate([content["frames"]["top"] for content in contents]) / 255
+    for name, value in (("min", actions.min(0)), ("mean", actions.mean(0)), ("std", actions.std(0))):
+        assert statistics["action"][name] == pytest.approx(value)
+    assert statistics["action"]["q10"] == pytest.approx(np.quantile(actions, 0.1, axis=0))
+    of_pixels = {name: np.ravel(value) for name, value in statistics["observation.images.top"].items()}
+    assert of_pixels["mean"] == pytest.approx(pixels.mean((0, 1, 2)))
+    assert of_pixels["std"] == pytest.approx(pixels.std((0, 1, 2)))
+    assert of_pixels["q99"] == pytest.approx(np.quantile(pixels, 0.99, axis=(0, 1, 2), method="inverted_cdf"))
+    assert of_pixels["count"] == 14
+    assert statistics["frame_index"]["max"] == [8]
+
+
+@pytest.mark.parametrize("storage", ["video", "png"])
+def test_what_is_written_is_read_again(tmp_path: Path, storage: Literal["video", "png"]) -> None:
+    with small_writer(tmp_path / "demos", storage=storage) as writer:
+        contents = [
+            add_small(writer, steps=5 + number, task=task) for number, task in enumerate(("push", "pull", "push"))
+        ]
+    dataset = LeRobotDataset(tmp_path / "demos")
+    assert (dataset.action_dim, dataset.state_dim, dataset.fps) == (2, 3, 10.0)
+    assert [episode.task for episode in dataset.episodes()] == ["push", "pull", "push"]
+    for episode, content in zip(dataset.episodes(), contents, strict=True):
+        assert np.array_equal(episode.actions, content["actions"])
+        assert np.array_equal(episode.states, content["states"])
+        difference = dataset.frames(episode, "observation.images.top").astype(int) - content["frames"]["top"]
+        assert np.abs(difference).mean() < (5 if storage == "video" else 1e-9)
+
+
+def test_the_same_demonstrations_give_the_same_fingerprint(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        with small_writer(tmp_path / name) as writer:
+            add_small(writer)
+    assert LeRobotDataset(tmp_path / "one").fingerprint() == LeRobotDataset(tmp_path / "two").fingerprint()
+
+
+def test_a_dataset_without_a_state_has_none(tmp_path: Path) -> None:
+    with small_writer(tmp_path / "demos", state_names=()) as writer:
+        writer.add_episode(task="push", actions=np.zeros((4, 2), np.float32), frames={"top": moving_square(4)})
+    dataset = LeRobotDataset(tmp_path / "demos", state=None)
+    assert [episode.states for episode in dataset.episodes()] == [None]
+    with pytest.raises(DataError, match=r"no feature 'observation.state'"):
+        LeRobotDataset(tmp_path / "demos")
+
+
+def test_nothing_appears_before_the_dataset_is_complete(tmp_path: Path) -> None:
+    writer = small_writer(tmp_path / "demos")
+    add_small(writer)
+    assert not (tmp_path / "demos").exists()
+    writer.finish()
+    assert [path.name for path in tmp_path.iterdir()] == ["demos"]
+
+
+def test_an_interrupted_recording_leaves_nothing_behind(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with small_writer(tmp_path / "demos") as writer:
+            add_small(writer)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dataset_is_replaced_only_when_asked_and_other_folders_never(tmp_path: Path) -> None:
+    with small_writer(tmp_path / "demos") as writer:
+        add_small(writer, steps=5)
+    with pytest.raises(DataError, match=r"there is a dataset already.*--overwrite"):
+        small_writer(tmp_path / "demos")
+    with small_writer(tmp_path / "demos", overwrite=True) as writer:
+        add_small(writer, steps=7)
+    assert LeRobotDataset(tmp_path / "demos").episodes()[0].length == 7
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("dear reader")
+    with pytest.raises(DataError, match="something else than a LeRobot dataset"):
+        small_writer(tmp_path / "thesis", overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demos", "thesis"]
+
+
+def test_an_empty_dataset_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no episode was added"):
+        small_writer(tmp_path / "demos").finish()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"actions": np.zeros((4, 3), np.float32)}, r"action has shape \(4, 3\), the dataset expects \(4, 2\)"),
+        ({"states": None}, r"observation.state has shape None, the dataset expects \(4, 3\)"),
+        ({"states": np.full((4, 3), np.nan, np.float32)}, "observation.state has numbers that are not finite"),
+        ({"frames": {"top": moving_square(5)}}, r"observation.images.top has shape \(5, 32, 32, 3\)"),
+        ({"frames": {}}, "observation.images.top has shape None"),
+        ({"frames": {"top": np.zeros((4, 32, 32, 3))}}, "observation.images.top is float64"),
+        ({"actions": np.zeros((0, 2), np.float32)}, "it has no step"),
+    ],
+)
+def test_an_episode_that_does_not_fit_is_one_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    fitting: dict[str, Any] = {
+        "task": "push",
+        "actions": np.zeros((4, 2), np.float32),
+        "states": np.zeros((4, 3), np.float32),
+        "frames": {"top": moving_square(4)},
+    }
+    writer = small_writer(tmp_path / "demos")
+    with pytest.raises(DataError, match=message):
+        writer.add_episode(**fitting | change)
+    writer.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_video_of_odd_size_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="33 x 32 pixels; a video needs even sizes"):
+        small_writer(tmp_path / "demos", cameras={"top": (33, 32)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_embedded_pictures_that_are_damaged_or_differ_are_reported(tmp_path: Path) -> None:
+    camera = "observation.images.top"
+    with small_writer(tmp_path / "demos", storage="png") as writer:
+        add_small(writer, steps=4)
+    path = tmp_path / "demos" / DATA
+    table = pq.read_table(path)
+    cells = table[camera].to_pylist()
+
+    def read_with(first: dict[str, Any]) -> Episode:
+        column = pa.array([first, *cells[1:]], type=table.schema.field(camera).type)
+        pq.write_table(table.set_column(0, camera, column), path)
+        dataset = LeRobotDataset(tmp_path / "demos")
+        dataset.frames(dataset.episodes()[0], camera)
+        return dataset.episodes()[0]
+
+    assert read_with(cells[0]).length == 4
+    with pytest.raises(DataError, match="picture 0: damaged picture"):
+        read_with({"bytes": cells[0]["bytes"][:40], "path": "a.png"})
+    with pytest.raises(DataError, match="picture 0: the picture is not embedded"):
+        read_with({"bytes": None, "path": "/etc/passwd"})

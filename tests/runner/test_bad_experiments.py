@@ -1,0 +1,69 @@
+"""Experiments that do not fit their data or machine: one clear line each, and nothing is left behind."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from conftest import TOY
+
+from vlatrack.errors import VlatrackError
+from vlatrack.runner.run import resume_run, run_experiment
+from vlatrack.spec.load import load_spec
+
+BAD = {
+    "camera": (["data.cameras=[wrist]"], "toy: no camera 'wrist'; data.cameras can name: front"),
+    "action dimension": (["action_head.action_dim=7"], "actions have 2 numbers, action_head.action_dim is 7"),
+    "chunk": (["action_head.time_horizon=15"], "longest episode has 14 steps, fewer than .*time_horizon = 15"),
+    "task": (["data.train.tasks=[push the squares]"], "no task 'push the squares' .did you mean 'push the square'"),
+    "context": (["backbone.max_seq_len=64"], "a sample has .* tokens .* backbone.max_seq_len is 64; shorten"),
+    "target": (["data.train.target=no_such_package:Thing"], "no_such_package:Thing cannot be loaded"),
+    "state range": (
+        ["tokenizer.statistics={action_low: [-1, -1], action_high: [1, 1], state_low: [0], state_high: [1]}"],
+        "states have 2 numbers, the experiment's state range has 1",
+    ),
+    "missing dataset": (["data.train={kind: lerobot, path: nowhere}"], "nowhere"),
+    "checkpoint": (
+        ["backbone={kind: chameleon, init: pretrained, checkpoint: nowhere/at all}"],
+        "nowhere/at all: no such checkpoint folder",
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def _toy_source_is_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+
+
+@pytest.mark.parametrize(("overrides", "message"), BAD.values(), ids=BAD)
+def test_an_experiment_that_does_not_fit_is_refused_in_one_line(tmp_path, overrides, message) -> None:
+    with pytest.raises(VlatrackError, match=message) as caught:
+        run_experiment(load_spec(TOY, overrides), runs=tmp_path / "runs")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_tracker_without_its_package_is_refused_with_the_pip_line(tmp_path, monkeypatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else find(name))
+    with pytest.raises(VlatrackError, match=r"pip install 'vlatrack\[wandb\]'"):
+        run_experiment(load_spec(TOY, ["tracking.backends=[{kind: wandb}]"]), runs=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_resuming_what_is_no_run_is_refused(tmp_path) -> None:
+    with pytest.raises(VlatrackError, match="not a run directory"):
+        resume_run(tmp_path)
+
+
+def test_a_checkpoint_of_another_geometry_is_refused(tmp_path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    run = run_experiment(load_spec(TOY, ["train.max_steps=1"]), runs=tmp_path / "runs")
+    (weights,) = run.checkpoints.glob("step-*/policy.safetensors")
+    state = load_file(weights)
+    state["action_head.queries"] = state["action_head.queries"][:-1].clone()
+    save_file(state, weights)
+    from vlatrack.builders import build_policy
+    from vlatrack.training.checkpoints import load_policy
+
+    with pytest.raises(VlatrackError, match="another geometry than this experiment"):
+        load_policy(weights.parent, build_policy(run.spec(), None))

@@ -1,0 +1,128 @@
+"""Whole runs: trained, stopped, killed, resumed, evaluated; each a real process."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from conftest import TOY
+
+SPEED = ("samples_per_s", "tokens_per_s", "step_time_s", "data_wait_s", "memory_mb")
+
+
+def _lines(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def _weights(run: Path) -> bytes:
+    return (sorted((run / "checkpoints").glob("step-*"))[-1] / "policy.safetensors").read_bytes()
+
+
+def _train_records(records: list[dict]) -> dict[int, dict]:
+    """Training metrics by step, the last value of each; without speeds, which no two runs share."""
+    return {
+        record["step"]: {k: v for k, v in record["data"].items() if not k.endswith(SPEED)}
+        for record in records
+        if record["kind"] == "metrics"
+    }
+
+
+def test_a_run_leaves_everything_that_the_design_promises(finished_run: Path, journal_of) -> None:
+    names = {path.name for path in finished_run.iterdir()}
+    assert names >= {"spec.yaml", "manifest.json", "journal.jsonl", "delivery", "checkpoints", "report"}
+    train, ind, ood = (
+        _lines(finished_run / name) for name in ("log_train.txt", "log_eval_ind.txt", "log_eval_ood.txt")
+    )
+    assert [line["epoch"] for line in train] == [line["epoch"] for line in ind] == [0, 1, 2]
+    assert {f"train_l1_loss_action_{x}" for x in (7, 8, 9)} <= train[0].keys()
+    assert {"val_closs", "val_loss_ct", "val_z_loss", "val_l1_loss_action_9"} <= ood[0].keys()
+    assert train[-1]["train_closs"] < train[0]["train_closs"]
+    records = journal_of(finished_run)
+    assert [record["seq"] for record in records] == list(range(len(records)))
+    assert records[-1]["data"]["status"] == "FINISHED"
+    assert list((finished_run / "report").glob("losses.png"))
+
+
+def test_manifest_says_what_the_run_was_made_of(finished_run: Path) -> None:
+    manifest = json.loads((finished_run / "manifest.json").read_text())
+    assert manifest["seed"] == 3
+    assert manifest["packages"]["torch"]
+    assert manifest["data"]["train"]["episodes"] == list(range(9))
+    assert len(manifest["spec_hash"]) == 64
+    assert manifest["statistics"]["actions"]["low"]
+
+
+def test_resumed_run_matches_uninterrupted_run_bitwise(program, finished_run: Path, journal_of) -> None:
+    process = program.start("run", TOY, "train.checkpoint.every_steps=5")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 1/3"):
+            break
+    process.kill()  # in the middle of the second epoch, with a checkpoint somewhere behind it
+    process.wait()
+    run = program.only_run()
+    assert journal_of(run)[-1]["kind"] != "finish"
+    resumed = program.run("run", "--resume", run)
+    assert resumed.returncode == 0, resumed.stderr
+    assert _weights(run) == _weights(finished_run)
+    for name in ("log_train.txt", "log_eval_ind.txt", "log_eval_ood.txt"):
+        assert (run / name).read_text() == (finished_run / name).read_text()
+    assert _train_records(journal_of(run)) == _train_records(journal_of(finished_run))
+
+
+def test_sigterm_ends_a_run_as_killed(program, journal_of) -> None:
+    process = program.start("run", TOY, "train.epochs=500")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 1/500"):
+            break
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert journal_of(program.only_run())[-1]["data"]["status"] == "KILLED"
+
+
+def test_a_run_that_dies_says_why_in_its_journal(program, journal_of) -> None:
+    done = program.run("run", TOY, "data.val_ood.options={fail_in_episode: 11}")
+    assert done.returncode == 1
+    finish = journal_of(program.only_run())[-1]["data"]
+    assert finish["status"] == "FAILED"
+    assert "the disk caught fire" in finish["reason"]
+    assert "the disk caught fire" in (program.only_run() / "error.txt").read_text()
+
+
+def test_evaluating_the_last_checkpoint_repeats_the_runs_own_numbers(program, finished_run: Path) -> None:
+    done = program.run("evaluate", finished_run, "--checkpoint", "last")
+    assert done.returncode == 0, done.stderr
+    (report,) = (finished_run / "report").glob("evaluation-step-*.json")
+    measured = json.loads(report.read_text())
+    logged = _lines(finished_run / "log_eval_ind.txt")[-1]
+    assert measured["val_ind_closs"] == pytest.approx(logged["val_closs"], rel=1e-6)
+    assert measured["val_ind_l1_loss_action_9"] == pytest.approx(logged["val_l1_loss_action_9"], rel=1e-6)
+
+
+def test_a_changed_dataset_is_noticed_before_a_checkpoint_is_used(program, finished_run: Path) -> None:
+    run = program.folder / "runs" / "toy" / finished_run.name
+    shutil.copytree(finished_run, run)
+    spec = (run / "spec.yaml").read_text()
+    changed = spec.replace("options: {}", "options: {shift: 0.4}")
+    assert changed != spec
+    (run / "spec.yaml").write_text(changed)
+    done = program.run("evaluate", run)
+    assert done.returncode == 2
+    assert "was made" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("file", ["policy.safetensors", "state.json"])
+def test_a_truncated_checkpoint_is_one_clear_line(program, finished_run: Path, file: str) -> None:
+    run = program.folder / "runs" / "toy" / finished_run.name
+    shutil.copytree(finished_run, run)
+    for checkpoint in (run / "checkpoints").glob("step-*"):
+        content = (checkpoint / file).read_bytes()
+        (checkpoint / file).write_bytes(content[: len(content) // 2])
+    done = program.run("evaluate", run, "--checkpoint", "last")
+    assert done.returncode == 2
+    assert f"{file}: truncated or altered" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

@@ -1,0 +1,1 @@
+"""Episodes from datasets and simulators, training samples, the token cache, and batches."""

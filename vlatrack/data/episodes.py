@@ -1,0 +1,127 @@
+"""What a demonstration is, what a dataset of them offers, and which of them are used.
+
+Legend: T = time steps of an episode, A = numbers in an action, N = numbers in a state.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlatrack.errors import DataError
+
+Part = Literal["all", "all_but_last_tenth", "last_tenth"]
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One demonstration without its images: what was asked, what was done, where the robot was.
+
+    The state and the images of step t are those *before* action t is carried out.
+    """
+
+    index: int  # position in its dataset
+    task: str  # instruction text, e.g. "open the window"
+    actions: NDArray[np.float32]  # [T, A], raw units
+    states: NDArray[np.float32] | None  # [T, N], raw units; None when the dataset has no state
+
+    def __post_init__(self) -> None:
+        assert self.actions.ndim == 2, self.actions.shape
+        assert self.actions.dtype == np.float32, self.actions.dtype
+        assert self.states is None or self.states.dtype == np.float32, self.states
+        assert self.states is None or (self.states.ndim == 2 and len(self.states) == len(self.actions)), self.states
+
+    @property
+    def length(self) -> int:
+        """Number of time steps, T."""
+        return len(self.actions)
+
+
+class EpisodeSource(Protocol):
+    """A dataset of demonstrations, in whatever format it is stored."""
+
+    @property
+    def name(self) -> str:
+        """Where the data comes from, for messages."""
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Names of the image features."""
+
+    @property
+    def action_dim(self) -> int:
+        """Numbers in one action, A."""
+
+    @property
+    def state_dim(self) -> int:
+        """Numbers in one state, N; 0 when there is no state."""
+
+    @property
+    def fps(self) -> float:
+        """Time steps in a second."""
+
+    def episodes(self) -> Sequence[Episode]:
+        """All episodes in the order of the dataset; raises DataError if they cannot be read."""
+
+    def frames(self, episode: Episode, camera: str) -> NDArray[np.uint8]:
+        """The pictures of one episode, [T, height, width, 3], RGB, upright; raises DataError."""
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over the content of the files: the same on every machine and in every folder."""
+
+
+def select_episodes(
+    source: EpisodeSource,
+    *,
+    tasks: Collection[str] | None = None,
+    exclude_tasks: Collection[str] = (),
+    part: Part = "all",
+) -> list[Episode]:
+    """The episodes of some tasks, or all but those, and a part of each task's episodes.
+
+    The last tenth of a task's n episodes are its last max(1, n // 10); a task with a single
+    episode keeps it for training and has no last tenth.
+
+    Raises:
+        DataError: a task that the dataset does not have, or nothing is left.
+    """
+    of_task: dict[str, list[Episode]] = {}
+    for episode in source.episodes():
+        of_task.setdefault(episode.task, []).append(episode)
+    for wanted in (*(tasks or ()), *exclude_tasks):
+        if wanted not in of_task:
+            raise DataError(f"{source.name}: no task {wanted!r}{_suggestion(wanted, of_task)}; {_list_tasks(of_task)}")
+    chosen = [
+        episode
+        for task, episodes in of_task.items()
+        if (tasks is None or task in tasks) and task not in exclude_tasks
+        for episode in _part_of(episodes, part)
+    ]
+    if not chosen:
+        raise DataError(f"{source.name}: no episode is left after the choice of tasks and part; {_list_tasks(of_task)}")
+    return sorted(chosen, key=lambda episode: episode.index)
+
+
+def _part_of(episodes: list[Episode], part: Part) -> list[Episode]:
+    held_out = max(1, len(episodes) // 10) if len(episodes) > 1 else 0
+    boundary = len(episodes) - held_out
+    match part:
+        case "all":
+            return episodes
+        case "all_but_last_tenth":
+            return episodes[:boundary]
+        case "last_tenth":
+            return episodes[boundary:]
+
+
+def _suggestion(wanted: str, known: Collection[str]) -> str:
+    close = get_close_matches(wanted, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _list_tasks(of_task: dict[str, list[Episode]]) -> str:
+    counts = (f"{task!r} ({len(episodes)})" for task, episodes in sorted(of_task.items()))
+    return f"its tasks (episodes): {', '.join(counts) or 'none'}"

@@ -1,0 +1,111 @@
+"""Video files of many episodes end to end: written with x264, read back by time."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+import av
+import numpy as np
+from av.video.frame import PictureType
+from numpy.typing import NDArray
+
+from vlatrack.errors import DataError
+
+KEYFRAME_EVERY = 2  # random access needs at most one picture more than it asks for
+QUALITY = 25  # x264's constant rate factor
+
+
+class VideoWriter:
+    """One growing mp4 file (x264, yuv420p); each call of `add` begins with a key frame.
+
+    The same pictures give the same bytes: the encoder runs in one thread.
+    """
+
+    def __init__(self, path: Path, *, fps: int, height: int, width: int) -> None:
+        self.frames = 0
+        self.bytes = 0
+        self._container = av.open(str(path), mode="w", options={"movflags": "faststart"})
+        self._stream = self._container.add_stream("libx264", rate=fps)
+        self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, "yuv420p"
+        self._stream.options = {"crf": str(QUALITY), "g": str(KEYFRAME_EVERY), "preset": "slow"}
+        self._stream.thread_count = 1
+
+    def add(self, frames: NDArray[np.uint8]) -> None:
+        """Append pictures, [T, height, width, 3], RGB."""
+        for number, picture in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame.pts = self.frames
+            frame.time_base = 1 / self._stream.average_rate
+            if number == 0:
+                frame.pict_type = PictureType.I
+            self._mux(frame)
+            self.frames += 1
+
+    def close(self) -> None:
+        """Flush the encoder and complete the file."""
+        self._mux(None)
+        self._container.close()
+
+    def _mux(self, frame: av.VideoFrame | None) -> None:
+        for packet in self._stream.encode(frame):
+            self.bytes += packet.size
+            self._container.mux(packet)
+
+
+def read_video(path: Path, *, start_s: float, count: int, fps: float) -> NDArray[np.uint8]:
+    """`count` pictures from `start_s` on, one every 1/fps seconds: [count, height, width, 3], RGB.
+
+    Raises:
+        DataError: the file is missing or damaged, or a picture of the stretch is not there.
+    """
+    try:
+        with _Decoder(path) as decoder:
+            pictures = list(_consecutive(decoder.from_time(start_s), path, start_s, count, fps))
+    except av.FFmpegError as error:
+        raise DataError(f"{path}: damaged or missing video ({error}); restore the file") from None
+    if len(pictures) != count:
+        raise DataError(
+            f"{path}: {len(pictures)} of {count} pictures from {start_s:.3f} s on; the video is cut off, restore it"
+        )
+    return np.stack(pictures)
+
+
+def _consecutive(
+    frames: Iterator[av.VideoFrame], path: Path, start_s: float, count: int, fps: float
+) -> Iterator[NDArray[np.uint8]]:
+    expected = 0
+    for frame in frames:
+        number = round((frame.time - start_s) * fps)
+        if number < 0:
+            continue
+        if number != expected or frame.is_corrupt:
+            raise DataError(f"{path}: picture {expected} after {start_s:.3f} s is damaged or missing; restore the file")
+        yield frame.to_ndarray(format="rgb24")
+        expected += 1
+        if expected == count:
+            return
+
+
+class _Decoder:
+    """An open video whose decoder reports damage instead of painting over it."""
+
+    def __init__(self, path: Path) -> None:
+        self._container = av.open(str(path))
+        if not self._container.streams.video:
+            self._container.close()
+            raise DataError(f"{path}: no video in this file; restore it")
+        self._stream = self._container.streams.video[0]
+        self._stream.codec_context.options = {"err_detect": "explode"}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._container.close()
+
+    def from_time(self, start_s: float) -> Iterator[av.VideoFrame]:
+        """Pictures in order of time, beginning at the last key frame at or before `start_s`."""
+        self._container.seek(int(start_s / self._stream.time_base), stream=self._stream, backward=True)
+        for frame in self._container.decode(self._stream):
+            if frame.time is not None:
+                yield frame
