@@ -1,6 +1,6 @@
 """A dataset made on the spot: a square moves to a goal, and the actions say how."""
 
-import os
+import hashlib
 
 import numpy as np
 
@@ -27,9 +27,7 @@ class ToySource:
                 actions.append(np.clip(2 * (goal - position) + shift, -1, 1))
                 position = position + 0.2 * actions[-1]
             task = "push the square" if index < 10 else "pull the square"
-            self._episodes.append(
-                Episode(index, task, np.asarray(actions, np.float32), np.asarray(states, np.float32))
-            )
+            self._episodes.append(Episode(index, task, np.asarray(actions, np.float32), np.asarray(states, np.float32)))
 
     def episodes(self) -> list[Episode]:
         return self._episodes
@@ -44,4 +42,5 @@ class ToySource:
         return frames
 
     def fingerprint(self) -> str:
-        return os.path.basename(__file__).ljust(64, "0")
+        content = b"".join(episode.states.tobytes() + episode.actions.tobytes() for episode in self._episodes)
+        return hashlib.sha256(content).hexdigest()

@@ -1,5 +1,6 @@
 """Reads LIBERO's demonstrations: a folder of HDF5 files, one a task."""
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -82,12 +83,13 @@ class LiberoDataset:
         return np.ascontiguousarray(stored[recording.steps, ::-1])
 
     def fingerprint(self) -> str:
-        """SHA-256 over the *.hdf5 files; `skip_no_ops` does not change it."""
+        """SHA-256 over the *.hdf5 files and the choice of steps: both decide what an episode shows."""
         return self._fingerprint
 
     @cached_property
     def _fingerprint(self) -> str:
-        return content_fingerprint(self.root, self._files)
+        content = content_fingerprint(self.root, self._files)
+        return content if self._skip_no_ops else hashlib.sha256(f"{content} with no-ops".encode()).hexdigest()
 
     @cached_property
     def _content(self) -> list[tuple[Episode, _Recording]]:

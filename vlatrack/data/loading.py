@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader
 
 from vlatrack.data.samples import SampleSet
@@ -34,6 +35,8 @@ def load_batches(
         collate_fn=partial(collate, layout=layout),
         num_workers=workers,
         pin_memory=pin,
-        persistent_workers=False,
+        # A generator of its own: the default would draw from the one that dropout uses, and a resumed run,
+        # which makes its iterator anew, would drop out other units than the uninterrupted one.
+        generator=torch.Generator(),
     )
     return iter(loader)

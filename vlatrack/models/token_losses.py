@@ -29,7 +29,7 @@ class TokenLosses:
 
 def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> TokenLosses:
     """The losses of predicting ``targets`` [V] from ``hidden`` [V, D] with the output layer ``weight`` [K, D]."""
-    return TokenLosses(*_Losses.apply(hidden, weight, targets))
+    return TokenLosses(*_Losses.apply(hidden, weight, targets))  # type: ignore[no-untyped-call]
 
 
 class _Losses(torch.autograd.Function):

@@ -136,11 +136,11 @@ def _train(
     prepared: Prepared, directory: RunDirectory, tracked: TrackedRun, display: Display, resume_from: Path | None
 ) -> None:
     spec, splits = prepared.spec, prepared.splits
+    policy = builders.build_policy(spec, prepared.checkpoint)  # first: a checkpoint that does not fit shows at once
     display.stage("fitting the image tokenizer" if not directory.tokenizer.is_dir() else "reading the image tokenizer")
     encoding = builders.build_encoding(spec, splits, prepared.ranges, prepared.checkpoint, directory.tokenizer)
     samples = builders.build_samples(spec, splits, encoding, CodeCache(directory.code_cache), display.encoding)
     accelerator = builders.build_accelerator(spec)
-    policy = builders.build_policy(spec, prepared.checkpoint)
     training = builders.build_training(spec, policy, samples.pop(TRAIN), accelerator)
     identity = builders.build_identity(spec, prepared.ranges)
     head = spec.action_head

@@ -1,0 +1,168 @@
+"""Trainings that start from a checkpoint: a Hugging Face Chameleon, and the reference's own state dict."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TOY
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import ChameleonConfig, ChameleonForConditionalGeneration
+
+from vlatrack.errors import VlatrackError
+from vlatrack.models.importing import read_checkpoint
+from vlatrack.runner.run import run_experiment
+from vlatrack.spec.load import load_spec
+from vlatrack.tokens.images import ImageTokenizer
+
+CODES = 6
+VQ = {
+    "base_channels": 32,
+    "channel_multiplier": [1, 1, 1, 1, 1],
+    "num_res_blocks": 1,
+    "num_embeddings": CODES,
+    "embed_dim": 16,
+    "latent_channels": 16,
+    "resolution": 32,
+}
+
+
+def _image_token(code: int) -> str:
+    """Chameleon's name of an image code: its digits as letters."""
+    return "IMGIMG" + "".join("ABCDEFGHIJ"[int(digit)] for digit in str(code)) + "Z"
+
+
+@pytest.fixture(scope="module")
+def chameleon(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Chameleon of the library's own making, with its image encoder and a text tokenizer."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    # Codes in reverse order, so that a mapping by position instead of by name would show.
+    vocabulary = {"<image>": 8711, **{_image_token(code): 4 + CODES - 1 - code for code in range(CODES)}}
+    config = ChameleonConfig(
+        vocab_size=16640,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=200,
+        vq_config=VQ,
+        vocabulary_map=vocabulary,
+    )
+    torch.manual_seed(1)
+    ChameleonForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer = Tokenizer(WordLevel({"[UNK]": 16500, "square": 16501}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _toy_source_is_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+
+
+def _spec(checkpoint: Path, *overrides: str):
+    backbone = f"backbone={{kind: chameleon, init: pretrained, checkpoint: {checkpoint}, max_seq_len: 200}}"
+    return load_spec(TOY, [backbone, "train.max_steps=1", *overrides])
+
+
+def test_a_run_starts_from_a_hugging_face_chameleon(tmp_path, chameleon) -> None:
+    """With a learning rate of next to nothing, the weights after one step are those of the checkpoint."""
+    run = run_experiment(_spec(chameleon, "optim.lr=1e-12", "optim.weight_decay=0"), runs=tmp_path / "runs")
+    trained = load_file(run.checkpoint("last") / "policy.safetensors")
+    original = load_file(chameleon / "model.safetensors")
+    for name, value in original.items():
+        if not name.startswith("model.vqmodel."):
+            torch.testing.assert_close(trained[f"backbone.chameleon.{name}"], value, rtol=0, atol=1e-8)
+
+
+def test_the_checkpoints_image_tokenizer_maps_codes_by_their_names(chameleon) -> None:
+    checkpoint = read_checkpoint(str(chameleon))
+    tokenizer = ImageTokenizer.from_chameleon(checkpoint.config, checkpoint.state, image_size=32)
+    frames = torch.randint(0, 255, (8, 32, 32, 3), dtype=torch.uint8).numpy()
+    model = ChameleonForConditionalGeneration.from_pretrained(chameleon)
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.inference_mode():
+        expected = model.model.get_image_tokens(pixels)
+    assert tokenizer.encode(frames).reshape(8, -1).tolist() == expected.tolist()
+
+
+def test_a_run_starts_from_the_references_state_dict_with_its_head(tmp_path, chameleon) -> None:
+    """The reference writes .pth, shares one q/k norm among the heads, and brings the ActionHead."""
+    first = run_experiment(_spec(chameleon), runs=tmp_path / "runs")
+    ours = load_file(first.checkpoint("last") / "policy.safetensors")
+    folder = tmp_path / "reference"
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.json"):
+        (folder / name).write_bytes((chameleon / name).read_bytes())
+    state = {
+        name: value[:1] if "q_norm" in name or "k_norm" in name else value
+        for name, value in load_file(chameleon / "model.safetensors").items()
+    }
+    shape = ours["action_head.queries"].shape
+    queries = torch.full((1, shape.numel()), 0.25)
+    torch.save({"model": {**state, **_reference_head(ours), **{_QUERIES: queries}}}, folder / "model.pth")
+    run = run_experiment(_spec(folder, "optim.lr=1e-12", "optim.weight_decay=0"), runs=tmp_path / "runs")
+    trained = load_file(run.checkpoint("last") / "policy.safetensors")
+    torch.testing.assert_close(trained["action_head.queries"], torch.full(shape, 0.25))
+    torch.testing.assert_close(trained["action_head.readout.linear_out.bias"], ours[_OUT_BIAS], rtol=0, atol=1e-8)
+
+
+def test_a_checkpoint_of_another_action_geometry_is_refused(tmp_path, chameleon) -> None:
+    folder = tmp_path / "reference"
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.json"):
+        (folder / name).write_bytes((chameleon / name).read_bytes())
+    torch.save({_QUERIES: torch.zeros(1, 5 * 7 * 32)}, folder / "model.pth")
+    with pytest.raises(VlatrackError, match="geometry .chunk, action or model size. is another one"):
+        run_experiment(_spec(folder), runs=tmp_path / "runs")
+
+
+def test_a_checkpoint_without_its_tokenizer_is_refused(tmp_path, chameleon) -> None:
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    config = json.loads((chameleon / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes((chameleon / "model.safetensors").read_bytes())
+    with pytest.raises(VlatrackError, match=r"tokenizer\.json: no such file"):
+        run_experiment(_spec(folder), runs=tmp_path / "runs")
+
+
+def test_a_model_that_is_no_chameleon_is_refused(tmp_path, chameleon) -> None:
+    folder = tmp_path / "llama"
+    folder.mkdir()
+    config = json.loads((chameleon / "config.json").read_text()) | {"model_type": "llama"}
+    (folder / "config.json").write_text(json.dumps(config))
+    for name in ("model.safetensors", "tokenizer.json"):
+        (folder / name).write_bytes((chameleon / name).read_bytes())
+    with pytest.raises(VlatrackError, match="a llama model, not a Chameleon"):
+        run_experiment(_spec(folder), runs=tmp_path / "runs")
+
+
+_QUERIES = "action_head.action_token_embeddings.weight"
+_OUT_BIAS = "action_head.readout.linear_out.bias"
+_REFERENCE_NAMES = (
+    ("action_head.projection.", "action_head.hidden_projection."),
+    ("action_head.encoder.", "action_head.transformer_encoder."),
+    ("action_head.readout.norm_in.", "action_head.output_projection.model.layer_norm1."),
+    ("action_head.readout.linear_in.", "action_head.output_projection.model.fc1."),
+    ("action_head.readout.norm_out.", "action_head.output_projection.model.layer_norm2."),
+    ("action_head.readout.linear_out.", "action_head.output_projection.model.fc2."),
+)
+
+
+def _reference_head(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Our head under the reference's names."""
+    renamed = {}
+    for name, value in state.items():
+        for ours, theirs in _REFERENCE_NAMES:
+            if name.startswith(ours):
+                renamed[name.replace(ours, theirs)] = value
+        if name.startswith("action_head.readout.blocks."):
+            number, rest = name.removeprefix("action_head.readout.blocks.").split(".", 1)
+            renamed[f"action_head.output_projection.model.mlp_resnet_blocks.{number}.ffn.{rest}"] = value
+    return renamed
