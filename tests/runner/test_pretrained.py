@@ -105,7 +105,7 @@ def test_a_run_starts_from_the_references_state_dict_with_its_head(tmp_path, cha
     }
     shape = ours["action_head.queries"].shape
     queries = torch.full((1, shape.numel()), 0.25)
-    torch.save({"model": {**state, **_reference_head(ours), **{_QUERIES: queries}}}, folder / "model.pth")
+    torch.save({"model": {**state, **_reference_head(ours), _QUERIES: queries}}, folder / "model.pth")
     run = run_experiment(_spec(folder, "optim.lr=1e-12", "optim.weight_decay=0"), runs=tmp_path / "runs")
     trained = load_file(run.checkpoint("last") / "policy.safetensors")
     torch.testing.assert_close(trained["action_head.queries"], torch.full(shape, 0.25))
@@ -118,7 +118,7 @@ def test_a_checkpoint_of_another_action_geometry_is_refused(tmp_path, chameleon)
     for name in ("config.json", "tokenizer.json"):
         (folder / name).write_bytes((chameleon / name).read_bytes())
     torch.save({_QUERIES: torch.zeros(1, 5 * 7 * 32)}, folder / "model.pth")
-    with pytest.raises(VlatrackError, match="geometry .chunk, action or model size. is another one"):
+    with pytest.raises(VlatrackError, match=r"geometry \(chunk, action or model size\) is another one"):
         run_experiment(_spec(folder), runs=tmp_path / "runs")
 
 

@@ -14,6 +14,8 @@ import typer
 from vlatrack.errors import TrackerError
 
 _ENDING_S = 5.0
+_TRAINING_PAGE = "#/experiments?workflowType=machine_learning"
+"""MLflow would otherwise open on its pages for language model applications."""
 
 
 def ui(
@@ -28,7 +30,7 @@ def ui(
             f"{store}: no such store; a run with `tracking: {{backends: [{{kind: mlflow}}]}}` creates it"
         )
     port = _free_port(host, port)
-    typer.echo(f"MLflow on {store}: http://{host}:{port}  (Ctrl-C ends it)")
+    typer.echo(f"MLflow on {store}: http://{host}:{port}/{_TRAINING_PAGE}  (Ctrl-C ends it)")
     raise typer.Exit(_serve(_server_command(store, host, port)))
 
 

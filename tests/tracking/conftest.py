@@ -1,0 +1,69 @@
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from wandb_double import WandbDouble
+
+WANDB_KEY = "k" * 40
+
+
+@pytest.fixture(autouse=True)
+def _no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No tracker of the person who runs the tests is reached, and none of their files is read."""
+    for name in [name for name in os.environ if name.startswith(("WANDB_", "MLFLOW_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database without runs; its creation takes seconds, so the tests copy it."""
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    from mlflow.tracking import MlflowClient
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # MLflow's models use what SQLAlchemy 2.1 deprecates
+        MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """Where a run may be: `<runs>/<experiment>/<run-id>`, not created yet."""
+    return tmp_path / "runs" / "exp" / "run-1"
+
+
+@pytest.fixture
+def stored_run_dir(run_dir: Path, empty_store: Path) -> Path:
+    """A run directory whose runs folder holds an MLflow database."""
+    run_dir.mkdir(parents=True)
+    shutil.copy(empty_store, run_dir.parent.parent / "mlflow.db")
+    return run_dir
+
+
+@pytest.fixture
+def wandb_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbDouble]:
+    """The double of the W&B server, and a key for it in the environment."""
+    with WandbDouble() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", WANDB_KEY)
+        yield server
+
+
+@pytest.fixture
+def eventually() -> Callable[..., None]:
+    """Wait until another process has done something that shows only on the disk or at a server."""
+
+    def wait(happened: Callable[[], bool], timeout_s: float = 60) -> None:
+        give_up = time.monotonic() + timeout_s
+        while not happened():
+            assert time.monotonic() < give_up, "it did not happen"
+            time.sleep(0.05)
+
+    return wait

@@ -1,0 +1,224 @@
+"""The whole way with real processes: journal, delivery process, MLflow on SQLite, wandb against a local double."""
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow.entities import Run as MlflowRun
+from mlflow.tracking import MlflowClient
+from wandb_double import WandbDouble
+
+from vlatrack.tracking.cursor import CursorFile
+from vlatrack.tracking.history import metric_history, run_status
+from vlatrack.tracking.journal import read_records
+from vlatrack.tracking.run import BackendConfig, TrackedRun
+
+Eventually = Callable[..., None]
+MLFLOW, WANDB = BackendConfig("mlflow"), BackendConfig("wandb", naming="sections")
+KEY = "planted0123456789abcdef0123456789abcdef01234"
+
+
+def start(run_dir: Path, *backends: BackendConfig, resume: bool = False, **params: str | float) -> TrackedRun:
+    return TrackedRun.start(
+        run_dir,
+        uid="u1",
+        name="a run",
+        experiment="exp",
+        backends=backends,
+        params=params,
+        tags={"vlatrack.commit": "abc"},
+        resume=resume,
+    )
+
+
+def client(run_dir: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{run_dir.parent.parent / 'mlflow.db'}")
+
+
+def mlflow_run(run_dir: Path) -> MlflowRun:
+    store = client(run_dir)
+    (found,) = store.search_runs([e.experiment_id for e in store.search_experiments()])
+    return found
+
+
+def mlflow_rows(run_dir: Path) -> list[tuple[str, int, int, float]]:
+    """(key, timestamp, step, value) of everything in the store."""
+    run = mlflow_run(run_dir)
+    histories = [client(run_dir).get_metric_history(run.info.run_id, key) for key in run.data.metrics]
+    return sorted((m.key, m.timestamp, m.step, m.value) for history in histories for m in history)
+
+
+def mlflow_has(run_dir: Path, key: str) -> bool:
+    store = client(run_dir)
+    found = store.search_runs([e.experiment_id for e in store.search_experiments()])
+    return any(key in run.data.metrics for run in found)
+
+
+def journal_rows(run_dir: Path) -> list[tuple[str, int, int, float]]:
+    metrics = [record for record in read_records(run_dir / "journal.jsonl") if record.kind == "metrics"]
+    return sorted((name, r.t_ms, r.step or 0, value) for r in metrics for name, value in r.data.items())
+
+
+def wandb_rows(server: WandbDouble) -> list[tuple[str, int, int, float]]:
+    rows = [
+        (name.replace("/", "_"), round(row["_timestamp"] * 1000), row["train_step"], value)
+        for row in server.runs["u1"].rows
+        for name, value in row.items()
+        if name != "train_step" and not name.startswith("_")
+    ]
+    return sorted(rows)
+
+
+def delivery_process(run_dir: Path) -> int:
+    return int((run_dir / "delivery" / "deliver.lock").read_text())
+
+
+def delivery_ended(run_dir: Path) -> bool:
+    with (run_dir / "delivery" / "deliver.lock").open("rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def test_mlflow_and_wandb_hold_the_same_run(
+    stored_run_dir: Path, wandb_server: WandbDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    run = start(stored_run_dir, MLFLOW, WANDB, lr=1e-4, text="x" * 7000, key=f"k={KEY}")
+    (stored_run_dir / "spec.yaml").write_text("a: 1\n")
+    (stored_run_dir / "checkpoints" / "epoch-1").mkdir(parents=True)
+    (stored_run_dir / "checkpoints" / "epoch-1" / "m.bin").write_bytes(b"weights")
+    run.log_artifact(stored_run_dir / "spec.yaml", name="spec.yaml")
+    for step in range(300):
+        run.log({f"train_l1_loss_action_{x}": step + x / 7 for x in range(5, 10)}, step=step)
+    run.log_artifact(stored_run_dir / "checkpoints" / "epoch-1", name="checkpoints/epoch-1")
+    run.event("health", {"reason": f"bad {KEY}"}, alert=True)
+    report = run.finish("FINISHED")
+
+    assert report.complete, report
+    assert mlflow_rows(stored_run_dir) == journal_rows(stored_run_dir) == wandb_rows(wandb_server)
+    assert len(journal_rows(stored_run_dir)) == 1500
+    stored = mlflow_run(stored_run_dir)
+    assert (stored.info.status, stored.info.run_name) == ("FINISHED", "a run")
+    assert (stored.data.params["lr"], len(stored.data.params["text"])) == ("0.0001", 6000)
+    assert stored.data.tags["vlatrack.truncated_params"].endswith("text")
+    assert stored.data.tags["vlatrack.commit"] == "abc"
+    uploaded = Path(stored.info.artifact_uri.removeprefix("file://"))
+    assert uploaded.is_relative_to(stored_run_dir.parent.parent / "mlartifacts")
+    assert (uploaded / "spec.yaml").read_text() == "a: 1\n"
+    assert (uploaded / "checkpoints" / "epoch-1" / "m.bin").read_bytes() == b"weights"
+    at_wandb = wandb_server.runs["u1"]
+    assert (at_wandb.state, at_wandb.display_name, at_wandb.tags) == ("finished", "a run", ["vlatrack.commit:abc"])
+    assert json.loads(at_wandb.config)["lr"]["value"] == 1e-4
+    assert all(row["_step"] > 0 and "train/l1_loss_action_5" in row for row in at_wandb.rows)
+    assert b"weights" in wandb_server.uploads.values()
+    assert [alert["title"] for alert in wandb_server.alerts] == ["health"]
+    for file in stored_run_dir.parent.parent.rglob("*"):
+        assert not file.is_file() or KEY.encode() not in file.read_bytes(), file
+    assert KEY not in json.dumps([at_wandb.config, at_wandb.summary, wandb_server.alerts])
+
+
+def test_a_killed_trainer_leaves_a_run_that_is_killed_everywhere_and_can_go_on(
+    stored_run_dir: Path, wandb_server: WandbDouble, eventually: Eventually
+) -> None:
+    backends = json.dumps([{"kind": "mlflow"}, {"kind": "wandb"}])
+    command = [sys.executable, Path(__file__).with_name("endless_trainer.py"), stored_run_dir, backends]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as trainer:
+        try:
+            assert trainer.stdout is not None
+            assert trainer.stdout.readline() == b"logging\n"
+        finally:
+            trainer.kill()
+    eventually(lambda: delivery_ended(stored_run_dir))
+    status = run_status(stored_run_dir)
+    assert (status.status, status.reason) == ("KILLED", "the training process ended without saying why")
+    assert (mlflow_run(stored_run_dir).info.status, wandb_server.runs["u1"].state) == ("KILLED", "killed")
+    assert len(journal_rows(stored_run_dir)) > 50
+    assert mlflow_rows(stored_run_dir) == journal_rows(stored_run_dir) == wandb_rows(wandb_server)
+
+    run = start(stored_run_dir, MLFLOW, WANDB, resume=True, epochs=2)
+    for step in range(10, 100):  # from a checkpoint before the last logged step
+        run.log({"train_closs": -float(step)}, step=step)
+    assert run.finish("FINISHED").complete
+    stored = mlflow_run(stored_run_dir)
+    assert (stored.info.status, wandb_server.runs["u1"].state) == ("FINISHED", "finished")
+    assert (stored.data.params["epochs"], stored.data.tags["vlatrack.changed.epochs"]) == ("1", "2")
+    assert mlflow_rows(stored_run_dir) == journal_rows(stored_run_dir) == wandb_rows(wandb_server)
+    assert metric_history(stored_run_dir / "journal.jsonl")["train_closs"][9:11] == [(9, 0.1), (10, -10.0)]
+
+
+def test_a_killed_delivery_process_goes_on_without_gaps_or_duplicates(
+    stored_run_dir: Path, wandb_server: WandbDouble, eventually: Eventually
+) -> None:
+    run = start(stored_run_dir, MLFLOW, WANDB)
+    cursors = [CursorFile(stored_run_dir / "delivery", label) for label in ("mlflow-0", "wandb-1")]
+    for step in range(1200):
+        run.log({"train_closs": step / 3}, step=step)
+    eventually(lambda: min(cursor.read().seq for cursor in cursors) > 400)
+    os.kill(delivery_process(stored_run_dir), signal.SIGKILL)  # what wandb was given is not uploaded yet
+    (stored_run_dir / "delivery" / "mlflow-0.json").unlink()  # a replay of everything, as if it was never written
+    report = run.finish("FINISHED")
+    assert report.complete, report
+    assert mlflow_rows(stored_run_dir) == journal_rows(stored_run_dir)
+    assert wandb_rows(wandb_server) == journal_rows(stored_run_dir)
+    steps = Counter(row["_step"] for row in wandb_server.runs["u1"].rows)
+    assert max(steps.values()) == 1
+
+
+def test_rows_that_wandb_refused_without_an_error_are_delivered_when_it_takes_them(
+    run_dir: Path, wandb_server: WandbDouble, eventually: Eventually
+) -> None:
+    wandb_server.refuse_streams = True
+    run = start(run_dir, WANDB)
+    for step in range(50):
+        run.log({"train_closs": float(step)}, step=step)
+    eventually(lambda: wandb_server.refused > 0)
+    wandb_server.refuse_streams = False
+    report = run.finish("FAILED", reason="ValueError: x")
+    assert report.complete, report
+    assert wandb_rows(wandb_server) == journal_rows(run_dir)
+    assert wandb_server.runs["u1"].state == "failed"
+
+
+def test_without_a_key_wandb_writes_offline_files_and_says_so(
+    run_dir: Path, wandb_server: WandbDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY")
+    run = start(run_dir, WANDB)
+    run.log({"train_closs": 0.5}, step=1)
+    report = run.finish("FINISHED")
+    assert run.notices == (
+        "no W&B key: the run is written to offline files; set WANDB_API_KEY or call `wandb login` to see it online",
+    )
+    (file,) = (run_dir / "wandb").glob("offline-run-*/run-u1.wandb")
+    assert b"train/closs" in file.read_bytes()
+    assert report.backends[0].look == f"wandb sync {file.parent}"
+    assert wandb_server.operations == Counter()
+
+
+def test_a_server_that_hangs_delays_neither_the_other_backend_nor_the_end(
+    stored_run_dir: Path, eventually: Eventually
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+        address = f"http://127.0.0.1:{hanging.getsockname()[1]}"
+        run = start(stored_run_dir, BackendConfig("mlflow", options={"tracking_uri": address}), MLFLOW)
+        run.log({"train_closs": 0.5}, step=1)
+        eventually(lambda: mlflow_has(stored_run_dir, "train_closs"), 25)  # the client itself hangs for 30 s
+        report = run.finish("FAILED", reason="ValueError: x", timeout_s=3)
+    hung, alive = report.backends
+    assert (alive.delivered, alive.undelivered, alive.error) == (3, 0, None)
+    assert (hung.delivered, hung.undelivered) == (0, 3)
+    assert not report.complete
+    assert delivery_ended(stored_run_dir)
+    stored = mlflow_run(stored_run_dir)
+    assert (stored.info.status, stored.data.tags["vlatrack.reason"]) == ("FAILED", "ValueError: x")

@@ -1,0 +1,219 @@
+"""Delivery to one backend, with a backend that keeps everything in memory and fails when told to."""
+
+import json
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from vlatrack.tracking import tail
+from vlatrack.tracking.backend import Artifact, Audit, Position, Rejected, Rejection, RunFinish, RunStart
+from vlatrack.tracking.cursor import Cursor, CursorFile
+from vlatrack.tracking.journal import Journal, Record
+from vlatrack.tracking.layout import RunFiles
+from vlatrack.tracking.privacy import private_directory
+from vlatrack.tracking.tail import Tail
+
+
+class Memory:
+    """A tracker in memory that survives its connections."""
+
+    def __init__(self) -> None:
+        self.url: str | None = "memory"
+        self.rows: dict[int, Record] = {}
+        self.batches: list[list[int]] = []
+        self.artifacts: list[Artifact] = []
+        self.alerts: list[str] = []
+        self.statuses: list[str] = []
+        self.starts: list[RunStart] = []
+        self.poison: set[int] = set()
+        self.failures: list[Exception] = []
+        self.wants_all = False
+
+    def open(self, start: RunStart, acknowledged: int) -> Position:
+        self.starts.append(start)
+        self.statuses.append("RUNNING")
+        return Position(0, 0) if self.wants_all else Position(acknowledged + 1, acknowledged + 1)
+
+    def deliver(self, records: Sequence[Record]) -> list[Rejection]:
+        self.batches.append([record.seq for record in records])
+        if any(record.seq in self.poison for record in records):
+            raise Rejected("poison")
+        self.rows |= {record.seq: record for record in records}
+        if self.failures:  # stored, but the answer is lost
+            raise self.failures.pop()
+        return []
+
+    def put_artifact(self, artifact: Artifact) -> None:
+        self.artifacts.append(artifact)
+
+    def alert(self, title: str, text: str, record: Record) -> None:
+        self.alerts.append(f"{title} ({text})")
+
+    def finish(self, finish: RunFinish) -> None:
+        self.statuses.append(finish.status)
+
+    def audit(self) -> Audit:
+        return Audit(metric_keys=1, last_seq=max(self.rows))
+
+    def close(self) -> None: ...
+
+
+class Run:
+    """A run whose journal a test writes and whose delivery it runs in a thread."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.dir = run_dir
+        self.files = RunFiles(run_dir)
+        private_directory(self.files.delivery)
+        self.stopping = threading.Event()
+        self.cursor_file = CursorFile(self.files.delivery, "memory-0")
+        self.start()
+
+    def start(self, **params: int) -> None:
+        self.append("start", {"name": "n", "experiment": "e", "params": params, "tags": {}})
+
+    def append(self, kind: str, data: dict[str, object], *, step: int | None = None) -> None:
+        journal = Journal.open(self.files.journal, run="u1", writer="trainer")
+        journal.append(kind, data, step=step)
+        journal.close()
+
+    def log(self, steps: range) -> None:
+        journal = Journal.open(self.files.journal, run="u1", writer="trainer")
+        for step in steps:
+            journal.append("metrics", {"train_closs": float(step)}, step=step)
+        journal.close()
+
+    def finish(self) -> None:
+        self.append("finish", {"status": "FINISHED", "reason": None, "deliver_until_ms": 0})
+
+    def deliver(self, connect: Callable[[], Memory]) -> Cursor:
+        Tail(self.dir, "memory-0", connect, self.stopping).run()
+        return self.cursor_file.read()
+
+
+@pytest.fixture
+def run(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setattr(tail, "FIRST_BACKOFF_S", 0.001)
+    return Run(run_dir)
+
+
+@pytest.fixture
+def memory() -> Memory:
+    return Memory()
+
+
+def test_everything_arrives_in_order_and_the_cursor_stands_behind_the_finish(run: Run, memory: Memory) -> None:
+    run.log(range(1200))
+    run.append("event", {"name": "nan", "data": {"step": 3}, "alert": True})
+    run.append("event", {"name": "quiet", "data": {}, "alert": False})
+    run.finish()
+    cursor = run.deliver(lambda: memory)
+    assert [batch[0] for batch in memory.batches] == [1, 501, 1001]
+    assert list(memory.rows) == list(range(1, 1201))
+    assert (memory.statuses, memory.alerts) == (["RUNNING", "FINISHED"], ["nan (step: 3)"])
+    assert (cursor.seq, cursor.offset, cursor.url) == (1203, run.files.journal.stat().st_size, "memory")
+
+
+def test_delivery_that_is_complete_does_not_open_the_backend_again(run: Run, memory: Memory) -> None:
+    run.finish()
+    run.deliver(lambda: memory)
+    run.deliver(lambda: pytest.fail("opened again"))
+
+
+def test_a_lost_answer_is_repeated_from_the_cursor(run: Run, memory: Memory) -> None:
+    run.log(range(3))
+    run.finish()
+    memory.failures = [ConnectionError("cut"), TimeoutError("slow")]
+    cursor = run.deliver(lambda: memory)
+    assert memory.batches == [[1, 2, 3]] * 3
+    assert (cursor.seq, cursor.error) == (4, None)
+
+
+def test_a_backend_that_cannot_be_reached_is_tried_until_it_can(run: Run, memory: Memory) -> None:
+    run.log(range(3))
+    run.finish()
+    attempts: list[str | None] = []
+
+    def connect() -> Memory:
+        attempts.append(run.cursor_file.read().error)
+        if len(attempts) < 4:
+            raise ConnectionError("no route\nto host")
+        return memory
+
+    assert run.deliver(connect).seq == 4
+    assert attempts == [None, *["ConnectionError: no route to host"] * 3]
+
+
+def test_records_that_are_refused_for_good_are_buried_with_the_reason_and_the_rest_arrives(
+    run: Run, memory: Memory
+) -> None:
+    run.log(range(100))
+    run.finish()
+    memory.poison = {7, 50}
+    cursor = run.deliver(lambda: memory)
+    assert set(memory.rows) == set(range(1, 101)) - {7, 50}
+    letters = [json.loads(line) for line in run.cursor_file.dead_path.read_text().splitlines()]
+    assert [(letter["seq"], letter["reason"]) for letter in letters] == [(7, "poison"), (50, "poison")]
+    assert cursor.dead_letters == 2
+
+
+def test_an_artifact_that_is_gone_is_buried(run: Run, memory: Memory) -> None:
+    (run.dir / "spec.yaml").write_text("a: 1")
+    for name in ("spec.yaml", "gone.bin"):
+        run.append("artifact", {"name": name, "place": name, "sha256": "", "files": {}})
+    run.finish()
+    cursor = run.deliver(lambda: memory)
+    assert [artifact.name for artifact in memory.artifacts] == ["spec.yaml"]
+    assert cursor.dead_letters == 1
+    assert "gone.bin" in run.cursor_file.dead_path.read_text()
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"offset": 17}', '{"offset": 100000, "seq": 5}', '{"other": 1}'])
+def test_a_damaged_or_stale_cursor_means_from_the_beginning(run: Run, memory: Memory, text: str) -> None:
+    run.log(range(5))
+    run.finish()
+    run.deliver(lambda: memory)
+    (run.files.delivery / "memory-0.json").write_text(text)
+    cursor = run.deliver(lambda: memory)
+    assert memory.batches == [[1, 2, 3, 4, 5]] * 2
+    assert cursor.seq == 6
+
+
+def test_a_backend_that_lost_everything_is_given_everything(run: Run, memory: Memory) -> None:
+    run.log(range(5))
+    run.finish()
+    run.deliver(lambda: memory)
+    memory.rows, memory.wants_all = {}, True
+    run.start()
+    run.log(range(5, 7))
+    run.finish()
+    run.deliver(lambda: memory)
+    assert sorted(memory.rows) == [1, 2, 3, 4, 5, 8, 9]
+
+
+def test_a_resumed_run_is_opened_again_with_its_new_params_and_then_finished_again(run: Run, memory: Memory) -> None:
+    run.finish()
+    run.start(epochs=2)
+    run.log(range(2))
+    run.finish()
+    cursor = run.deliver(lambda: memory)
+    assert [start.params for start in memory.starts] == [{}, {"epochs": 2}]
+    assert memory.statuses == ["RUNNING", "FINISHED", "RUNNING", "FINISHED"]
+    assert cursor.start_offset > 0
+
+
+def test_delivery_that_is_told_to_stop_goes_on_later(run: Run, memory: Memory) -> None:
+    run.log(range(3))
+    thread = threading.Thread(target=run.deliver, args=(lambda: memory,))
+    thread.start()
+    while run.cursor_file.read().seq < 3:
+        assert thread.is_alive()
+    run.stopping.set()
+    thread.join()
+    run.stopping.clear()
+    run.finish()
+    run.deliver(lambda: memory)
+    assert memory.batches == [[1, 2, 3]]
+    assert memory.statuses == ["RUNNING", "RUNNING", "FINISHED"]

@@ -1,0 +1,56 @@
+import json
+import re
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from vlatrack.cli.ui import ui
+from vlatrack.errors import TrackerError
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5) as response:
+            return bool(response.status == 200)
+    except urllib.error.URLError:
+        return False
+
+
+def test_a_missing_store_is_an_error_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(TrackerError, match=r"mlflow\.db: no such store"):
+        ui(runs=tmp_path)
+
+
+def test_the_ui_serves_the_store_on_a_free_port_and_leaves_no_process_behind(
+    stored_run_dir: Path, eventually: Callable[..., None]
+) -> None:
+    runs = stored_run_dir.parent.parent
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        command = [sys.executable, "-c", "import typer; from vlatrack.cli.ui import ui; typer.run(ui)"]
+        wanted = ["--runs", runs, "--port", str(taken.getsockname()[1])]
+        with subprocess.Popen(
+            [*command, *wanted], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as shown:
+            try:
+                assert shown.stdout is not None
+                found = re.search(r"http://127\.0\.0\.1:\d+", shown.stdout.readline())
+                assert found is not None
+                url = found[0]
+                assert not url.endswith(wanted[-1])
+                eventually(lambda: _answers(url))
+                with urllib.request.urlopen(f"{url}/api/2.0/mlflow/experiments/search?max_results=5") as response:
+                    assert [e["name"] for e in json.load(response)["experiments"]] == ["Default"]
+                servers = psutil.Process(shown.pid).children(recursive=True)
+                assert 1 <= len(servers) <= 3
+            finally:
+                shown.terminate()
+            assert shown.wait() == 0
+    assert psutil.wait_procs(servers, timeout=10)[1] == []
+    assert not _answers(url)

@@ -1,0 +1,1 @@
+"""From the training process to the trackers: journal, delivery, one file per backend."""

@@ -1,0 +1,161 @@
+"""What a tracker backend is: about seven methods that know nothing of training, and the values they exchange."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from vlatrack.schema.metrics import sectioned
+from vlatrack.tracking.journal import Record
+
+Scalar = str | int | float | bool | None
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class Rejected(Exception):  # noqa: N818 (a verdict of the backend, not an error of ours)
+    """The backend will never take this; trying again is of no use. Any other exception means: later, perhaps."""
+
+
+@dataclass(frozen=True)
+class BackendConfig:
+    """One tracker of a run: its kind, how it names metrics, and its own options. No secrets: keys stay in the
+    environment."""
+
+    kind: str
+    naming: str = "documented"
+    options: Mapping[str, str | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """A run as its journal's `start` record tells it; `t_ms` is Unix time in milliseconds."""
+
+    uid: str
+    name: str
+    experiment: str
+    params: Mapping[str, Scalar]
+    tags: Mapping[str, str]
+    t_ms: int
+
+    @classmethod
+    def of(cls, record: Record) -> "RunStart":
+        data = record.data
+        return cls(record.run, data["name"], data["experiment"], data["params"], data["tags"], record.t_ms)
+
+
+@dataclass(frozen=True)
+class RunFinish:
+    """The end of a run; `reason` says why it did not finish."""
+
+    status: Status
+    reason: str | None
+    t_ms: int
+
+    @classmethod
+    def of(cls, record: Record) -> "RunFinish":
+        return cls(record.data["status"], record.data["reason"], record.t_ms)
+
+
+@dataclass(frozen=True)
+class ArtifactFile:
+    """One file of an artifact: where it lies, its place inside the artifact (`a/b.bin`), its hexadecimal digest."""
+
+    path: Path
+    place: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file or folder of the run directory under a name such as `checkpoints/epoch-3`.
+
+    `sha256` is the hexadecimal digest of its content, places included, as it is now; `folder` says whether it is one.
+    """
+
+    name: str
+    folder: bool
+    files: tuple[ArtifactFile, ...]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Position:
+    """The first sequence numbers that a backend still wants."""
+
+    metrics_from: int
+    others_from: int
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A part of a record that a backend will never take."""
+
+    seq: int
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the backend itself says that it holds."""
+
+    metric_keys: int
+    last_seq: int | None
+    """Highest sequence number of a metrics record, where the backend knows it."""
+
+
+class Backend(Protocol):
+    """A tracker. Every call may be repeated after a crash and must not store anything twice.
+
+    All methods raise `Rejected` for what can never be delivered, and anything else for what may work later.
+    """
+
+    url: str | None
+    """Where a person looks at the run, once it is open."""
+
+    def open(self, start: RunStart, acknowledged: int) -> Position:
+        """Find or create the remote run and mark it running; `acknowledged` is the last delivered seq, or -1."""
+
+    def deliver(self, records: Sequence[Record]) -> list[Rejection]:
+        """Store records of kind `metrics`, ascending in seq; returns the parts that were refused."""
+
+    def put_artifact(self, artifact: Artifact) -> None:
+        """Store the artifact unless the same content is there under its name."""
+
+    def alert(self, title: str, text: str, record: Record) -> None:
+        """Tell the people who watch the run."""
+
+    def finish(self, finish: RunFinish) -> None:
+        """Set the status; returns once everything delivered before is stored for good."""
+
+    def audit(self) -> Audit:
+        """What is stored by now."""
+
+    def close(self) -> None:
+        """Let go of connections and processes; the remote run keeps its status."""
+
+
+def metric_name(name: str, naming: str) -> str:
+    """A documented name in the naming of a backend: `documented` or `sections`."""
+    assert naming in ("documented", "sections"), naming
+    return sectioned(name) if naming == "sections" else name
+
+
+def scalar_text(value: Any) -> str:
+    """A parameter as the YAML writes it: null, true, 0.1."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true" if value else "false"
+        case _:
+            return str(value)
+
+
+def remote_path(artifact: Artifact, file: ArtifactFile) -> str:
+    """Where a file of an artifact stands among all files of the run: `spec.yaml`, `checkpoints/epoch-3/model.bin`.
+
+    A single file keeps the artifact's name if that ends in its own, else it lies in a folder of that name.
+    """
+    is_named_so = not artifact.folder and artifact.name.rpartition("/")[2] == file.place
+    return artifact.name if is_named_so else f"{artifact.name}/{file.place}"

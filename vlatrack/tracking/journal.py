@@ -1,0 +1,298 @@
+"""The journal: every record a run ever logged, one JSON line each. It is the truth; trackers are its readers.
+
+A line is `{v, run, writer, seq, t_ms, kind, step, data}`. `seq` counts from 0 without gaps, over restarts too.
+JSON knows no NaN and no infinities: they stand in `data` as the strings "NaN", "Infinity" and "-Infinity", and in
+records of kind `metrics`, whose values are numbers only, they are read back as floats.
+"""
+
+import fcntl
+import json
+import logging
+import math
+import numbers
+import os
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, SupportsFloat
+
+from vlatrack.errors import TrackerError
+
+VERSION = 1
+SYNC_INTERVAL_S = 1.0
+
+_BLOCK = 1 << 16
+_LOCK_PATIENCE_S = 1.0
+_encode_strictly = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+_log = logging.getLogger(__name__)
+
+
+class Kind(StrEnum):
+    """What a record tells."""
+
+    START = "start"
+    METRICS = "metrics"
+    ARTIFACT = "artifact"
+    EVENT = "event"
+    FINISH = "finish"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One line of a journal; `t_ms` is Unix time in milliseconds, `step` the training step or None."""
+
+    v: int
+    run: str
+    writer: str
+    seq: int
+    t_ms: int
+    kind: str
+    step: int | None
+    data: dict[str, Any]
+
+
+def decode_record(line: bytes) -> Record:
+    """The record of one complete line; ValueError if it is none."""
+    fields = json.loads(line)
+    try:
+        record = Record(**fields)
+    except TypeError as error:
+        raise ValueError(f"not a journal record: {line[:80]!r}") from error
+    if record.kind == Kind.METRICS:
+        for name, value in record.data.items():
+            if isinstance(value, str):
+                record.data[name] = float(value)
+    return record
+
+
+class JournalReader:
+    """Reads a journal from a byte offset on, also while it is being written; an unfinished last line waits."""
+
+    def __init__(self, path: Path, *, offset: int = 0) -> None:
+        self.path = path
+        self.offset = offset
+        """Where the next record begins: the end of the last one that `read` returned."""
+
+    def read(self, limit: int) -> list[Record]:
+        """The next records: up to `limit` of metrics, or one of another kind; none if there are none yet.
+
+        Raises TrackerError for a damaged line.
+        """
+        records: list[Record] = []
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            while len(records) < limit:
+                line = file.readline()
+                if not line.endswith(b"\n"):
+                    break
+                record = self._decoded(line)
+                if records and record.kind != Kind.METRICS:
+                    break
+                records.append(record)
+                self.offset += len(line)
+                if record.kind != Kind.METRICS:
+                    break
+        return records
+
+    def _decoded(self, line: bytes) -> Record:
+        try:
+            return decode_record(line)
+        except ValueError as error:
+            raise TrackerError(f"{self.path}: byte {self.offset} begins no journal record; remove that line") from error
+
+
+def read_records(path: Path, *, start_offset: int = 0) -> Iterator[Record]:
+    """The records from `start_offset` (0, or the end of a record) to the end of what is written by now."""
+    reader = JournalReader(path, offset=start_offset)
+    while records := reader.read(1000):
+        yield from records
+
+
+def last_record(path: Path) -> Record | None:
+    """The last complete record, found from the end of the file: as fast for a journal of any length."""
+    records = last_records(path, max_bytes=1)
+    return records[-1] if records else None
+
+
+def last_records(path: Path, *, max_bytes: int) -> list[Record]:
+    """The complete records that begin or end in the last `max_bytes` before the last newline, oldest first."""
+    with path.open("rb") as file:
+        end = _newline_before(file.fileno(), os.fstat(file.fileno()).st_size)
+        if end < 0:
+            return []
+        begin = _newline_before(file.fileno(), max(0, end - max_bytes + 1)) + 1
+    return list(read_records(path, start_offset=begin))
+
+
+def is_being_written(path: Path) -> bool:
+    """Whether a living process has this journal open for writing."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+class Journal:
+    """The one writer of a journal file, thread-safe; an exclusive lock keeps every other writer away.
+
+    A background thread calls fdatasync once a second, so that logging never waits for the disk. A forked child
+    loses the file: its records would break the sequence.
+    """
+
+    def __init__(self, path: Path, fd: int, *, run: str, writer: str) -> None:
+        """Use `Journal.open`."""
+        self.path = path
+        self.lost = 0
+        """Records that could not be written (a full disk); their sequence numbers are given to later records."""
+        self._fd = fd
+        os.ftruncate(fd, _newline_before(fd, os.fstat(fd).st_size) + 1)
+        last = last_record(path)
+        self._next_seq = 0 if last is None else last.seq + 1
+        self._synced_seq = self._next_seq
+        self._head = f'{{"v":{VERSION},"run":{json.dumps(run)},"writer":{json.dumps(writer)},"seq":'
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._syncing = threading.Thread(target=self._sync_each_second, name="journal-sync", daemon=True)
+        self._syncing.start()
+        _OPEN_JOURNALS.add(self)
+
+    @classmethod
+    def open(cls, path: Path, *, run: str, writer: str) -> "Journal":
+        """Create the file (mode 0600) or continue it, with a torn last line cut off.
+
+        Raises TrackerError if another process is writing it.
+        """
+        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            _lock(fd, path)
+            return cls(path, fd, run=run, writer=writer)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def append(self, kind: str, data: Mapping[str, Any], *, step: int | None = None) -> int | None:
+        """Write one record and return its sequence number, or None if the disk did not take it (counted in `lost`).
+
+        `data` holds JSON values and numbers of numpy or torch (0-dimensional). Raises TypeError for others.
+        """
+        try:
+            body = _encode_strictly(data)
+        except (ValueError, TypeError):
+            body = _encode_strictly(_jsonable(data))
+        rest = f'"kind":"{kind}","step":{"null" if step is None else int(step)},"data":{body}}}\n'
+        with self._lock:
+            seq = self._next_seq
+            line = f'{self._head}{seq},"t_ms":{time.time_ns() // 1_000_000},{rest}'
+            # Counted first: if a signal handler raises around the write, a number is left out, never used twice.
+            self._next_seq = seq + 1
+            if not self._write(line.encode()):
+                self._next_seq = seq
+                return None
+        return seq
+
+    def sync(self) -> None:
+        """Return when everything written so far is on the disk (fdatasync)."""
+        seq = self._next_seq
+        os.fdatasync(self._fd)
+        self._synced_seq = seq
+
+    def close(self) -> None:
+        """Sync and release the file; a second call does nothing."""
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        self._syncing.join()
+        self._sync_or_warn()
+        os.close(self._fd)
+        self._fd = -1
+
+    def _write(self, line: bytes) -> bool:
+        try:
+            written = os.write(self._fd, line)
+            if written < len(line):
+                os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
+                raise OSError("disk full")
+        except OSError as error:
+            if self.lost == 0:
+                _log.warning("%s: cannot be written (%s); training goes on, records are lost", self.path, error)
+            self.lost += 1
+            return False
+        return True
+
+    def _sync_each_second(self) -> None:
+        while not self._closing.wait(SYNC_INTERVAL_S):
+            if self._next_seq != self._synced_seq:
+                self._sync_or_warn()
+
+    def _sync_or_warn(self) -> None:
+        try:
+            self.sync()
+        except OSError as error:
+            _log.warning("%s: not on the disk yet (%s)", self.path, error)
+
+    def _forget_in_child(self) -> None:
+        if not self._closing.is_set():
+            self._closing.set()
+            os.close(self._fd)
+            self._fd = -1
+
+
+_OPEN_JOURNALS: "weakref.WeakSet[Journal]" = weakref.WeakSet()
+
+
+def _leave_journals_to_the_parent() -> None:
+    # A forked data loader worker would otherwise hold the lock after the trainer is gone.
+    for journal in list(_OPEN_JOURNALS):
+        journal._forget_in_child()
+
+
+os.register_at_fork(after_in_child=_leave_journals_to_the_parent)
+
+
+def _lock(fd: int, path: Path) -> None:
+    # Those who only look whether the journal is being written hold the lock for an instant: wait for them.
+    give_up = time.monotonic() + _LOCK_PATIENCE_S
+    while True:
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > give_up:
+                raise TrackerError(f"{path}: another process is writing this run; wait for it or stop it") from error
+        time.sleep(0.01)
+
+
+def _jsonable(value: Any) -> Any:
+    """Replace what strict JSON cannot hold: non-finite floats by their names, numpy and torch numbers by Python's."""
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if not isinstance(value, SupportsFloat):
+        raise TypeError(f"{type(value).__name__} is not a value for the journal")
+    number = float(value)
+    return number if math.isfinite(number) else _non_finite_name(number)
+
+
+def _non_finite_name(value: float) -> str:
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _newline_before(fd: int, end: int) -> int:
+    """Offset of the last newline in [0, end), -1 if there is none."""
+    while end > 0:
+        begin = max(0, end - _BLOCK)
+        at = os.pread(fd, end - begin, begin).rfind(b"\n")
+        if at >= 0:
+            return begin + at
+        end = begin
+    return -1

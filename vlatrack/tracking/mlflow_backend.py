@@ -1,0 +1,174 @@
+"""MLflow, 3.17 and later: a SQLite store beside the runs by default, or any tracking server."""
+
+import contextlib
+import fcntl
+import getpass
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_ALREADY_EXISTS, ErrorCode
+from mlflow.tracking import MlflowClient
+
+from vlatrack.tracking.backend import (
+    Artifact,
+    Audit,
+    Position,
+    Rejected,
+    Rejection,
+    RunFinish,
+    RunStart,
+    metric_name,
+    remote_path,
+    scalar_text,
+)
+from vlatrack.tracking.journal import Record
+from vlatrack.tracking.layout import RunFiles
+from vlatrack.tracking.metric_keys import LONGEST_KEY, mlflow_key
+from vlatrack.tracking.privacy import redact
+
+UID_TAG = "vlatrack.uid"
+LONGEST_PARAM, LONGEST_TAG = 6000, 8000
+METRICS_PER_BATCH, PARAMS_PER_BATCH = 1000, 100
+_SHOWN_AS_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+"""The user interface would otherwise open on its pages for language model applications."""
+
+T = TypeVar("T")
+
+
+class MlflowBackend:
+    """One run in MLflow, found again by its uid tag. Metric step = training step, timestamps = the journal's.
+
+    MLflow stores the same (key, timestamp, step, value) once, so a replay adds nothing.
+    """
+
+    def __init__(
+        self, run_dir: Path, *, naming: str, tracking_uri: str | None = None, experiment: str | None = None
+    ) -> None:
+        self.url: str | None = None
+        self._runs = RunFiles(run_dir).runs
+        self._naming = naming
+        self._uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        self._experiment = experiment
+        self._run_id = ""
+
+    def open(self, start: RunStart, acknowledged: int) -> Position:
+        uri = self._uri or f"sqlite:///{self._runs / 'mlflow.db'}"
+        # Only the shared local store: a server that hangs must not hold up the other backends.
+        with _one_at_a_time(self._runs / ".mlflow.lock") if self._uri is None else contextlib.nullcontext():
+            self._client = MlflowClient(uri)
+            experiment = self._experiment_id(self._experiment or start.experiment)
+            run, is_new = self._find_or_create(experiment, start)
+        self._run_id = run.info.run_id
+        self._client.update_run(self._run_id, status="RUNNING")
+        self._put_params(run, start.params)
+        self._put_tags({mlflow_key(name): value for name, value in start.tags.items()})
+        local = uri.startswith("sqlite:")
+        place = f"{redact(uri).rstrip('/')}/#/experiments/{experiment}/runs/{self._run_id}"
+        self.url = f"vlatrack ui --runs {self._runs}" if local and self._uri is None else place
+        return Position(0, 0) if is_new else Position(acknowledged + 1, acknowledged + 1)
+
+    def deliver(self, records: Sequence[Record]) -> list[Rejection]:
+        metrics, rejections = [], []
+        for record in records:
+            for name, value in record.data.items():
+                key = mlflow_key(metric_name(name, self._naming))
+                if 0 < len(key) <= LONGEST_KEY:
+                    metrics.append(Metric(key, value, record.t_ms, record.step or 0))
+                else:
+                    rejections.append(Rejection(record.seq, name[:300], f"MLflow keys have 1 to {LONGEST_KEY} letters"))
+        with _verdicts():
+            for batch in _batches(metrics, METRICS_PER_BATCH):
+                self._client.log_batch(self._run_id, metrics=batch, synchronous=True)
+        return rejections
+
+    def put_artifact(self, artifact: Artifact) -> None:
+        tag = mlflow_key(f"vlatrack.artifact.{artifact.name}")
+        if self._client.get_run(self._run_id).data.tags.get(tag) == artifact.sha256:
+            return
+        for file in artifact.files:
+            folder = PurePosixPath(remote_path(artifact, file)).parent.as_posix()
+            self._client.log_artifact(self._run_id, str(file.path), None if folder == "." else folder)
+        self._client.set_tag(self._run_id, tag, artifact.sha256)
+
+    def alert(self, title: str, text: str, record: Record) -> None:
+        self._put_tags({f"vlatrack.alert.{record.seq}": f"{title}: {text}"})
+
+    def finish(self, finish: RunFinish) -> None:
+        self._put_tags({} if finish.reason is None else {"vlatrack.reason": finish.reason})
+        self._client.set_terminated(self._run_id, finish.status, finish.t_ms)
+
+    def audit(self) -> Audit:
+        return Audit(metric_keys=len(self._client.get_run(self._run_id).data.metrics), last_seq=None)
+
+    def close(self) -> None:
+        """Nothing is held open between calls."""
+
+    def _experiment_id(self, name: str) -> str:
+        found = self._client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        location = (self._runs / "mlartifacts").as_uri() if self._uri is None else None
+        try:
+            return str(self._client.create_experiment(name, location, tags=_SHOWN_AS_TRAINING))
+        except MlflowException as error:
+            if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+                raise
+            return str(self._client.get_experiment_by_name(name).experiment_id)
+
+    def _find_or_create(self, experiment_id: str, start: RunStart) -> tuple[Run, bool]:
+        found = self._client.search_runs([experiment_id], f"tags.`{UID_TAG}` = '{start.uid}'", max_results=1)
+        if found:
+            return found[0], False
+        tags = {UID_TAG: start.uid, "mlflow.user": getpass.getuser(), "mlflow.source.name": "vlatrack"}
+        return self._client.create_run(experiment_id, start.t_ms, tags=tags, run_name=start.name), True
+
+    def _put_params(self, run: Run, params: Mapping[str, object]) -> None:
+        """Params are immutable in MLflow: what changed since the first start becomes a tag."""
+        texts = {mlflow_key(name): scalar_text(value) for name, value in params.items()}
+        known = run.data.params
+        new = [Param(key, text[:LONGEST_PARAM]) for key, text in texts.items() if key not in known]
+        for batch in _batches(new, PARAMS_PER_BATCH):
+            self._client.log_batch(self._run_id, params=batch, synchronous=True)
+        self._put_tags(
+            {
+                f"vlatrack.changed.{k}": t
+                for k, t in texts.items()
+                if known.get(k, t[:LONGEST_PARAM]) != t[:LONGEST_PARAM]
+            }
+        )
+        cut = sorted(key for key, text in texts.items() if len(text) > LONGEST_PARAM)
+        if cut:
+            self._put_tags({"vlatrack.truncated_params": f"whole in the spec artifact: {', '.join(cut)}"})
+
+    def _put_tags(self, tags: Mapping[str, str]) -> None:
+        for batch in _batches([RunTag(key, text[:LONGEST_TAG]) for key, text in tags.items()], PARAMS_PER_BATCH):
+            self._client.log_batch(self._run_id, tags=batch, synchronous=True)
+
+
+def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (items[at : at + size] for at in range(0, len(items), size))
+
+
+@contextlib.contextmanager
+def _verdicts() -> Iterator[None]:
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code == ErrorCode.Name(INVALID_PARAMETER_VALUE):
+            raise Rejected(error.message) from error
+        raise
+
+
+@contextlib.contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Runs that start together must not both create the database, or the same experiment."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)

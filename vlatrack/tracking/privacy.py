@@ -1,0 +1,47 @@
+"""Keeps secrets out of everything that is written or shown, and strangers out of the files of a run."""
+
+import os
+import re
+from pathlib import Path
+
+HIDDEN = "***"
+
+_SECRET_VARIABLE = re.compile(r"(KEY|TOKEN|PASSWORD|PASSWD|SECRET)$", re.IGNORECASE)
+_SECRET_PARAM = re.compile(r"(^|[._-])(api_?key|token|password|passwd|secret)$", re.IGNORECASE)
+_URI_PASSWORD = re.compile(r"(?<=://)[^/\s@]*:[^/\s@]+(?=@)")
+_SHORTEST_SECRET = 8
+"""Shorter values (`1`, `true`) occur everywhere and are no secrets."""
+
+
+def redact(text: str) -> str:
+    """The text without the keys, tokens and passwords of the environment and without passwords in addresses."""
+    for name, value in os.environ.items():
+        if _SECRET_VARIABLE.search(name) and len(value) >= _SHORTEST_SECRET:
+            text = text.replace(value, HIDDEN)
+    return _URI_PASSWORD.sub(HIDDEN, text)
+
+
+def redact_param(name: str, value: str) -> str:
+    """`redact`, and nothing at all of a value whose name says that it is a secret."""
+    return HIDDEN if value and _SECRET_PARAM.search(name) else redact(value)
+
+
+def has_password(uri: str) -> bool:
+    """Whether an address carries a user's password."""
+    return _URI_PASSWORD.search(uri) is not None
+
+
+def private_directory(path: Path) -> Path:
+    """Create the directory and its missing parents for this user alone (0700)."""
+    for directory in (*reversed(path.parents), path):
+        directory.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace the file in one step, for this user alone (0600): readers see the old text or the new."""
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(fd, "w", encoding="utf-8") as file:
+        file.write(text)
+    new.replace(path)

@@ -1,0 +1,75 @@
+"""From a backend's configuration to the backend; a tracker's package is imported only here, when it is used."""
+
+import importlib.util
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from vlatrack.errors import MissingPackageError, TrackerError
+from vlatrack.tracking.backend import Backend, BackendConfig
+from vlatrack.tracking.privacy import has_password
+from vlatrack.tracking.wandb_account import NO_KEY, resolve_mode
+
+_INSTALL = {"mlflow": "pip install mlflow", "wandb": "pip install 'vlatrack[wandb]'"}
+
+
+def check_backend(config: BackendConfig) -> None:
+    """Raise, before any training, if the backend cannot be used: TrackerError or MissingPackageError."""
+    check_backend_available(config.kind)
+    for name, value in config.options.items():
+        if value is not None and has_password(value):
+            raise TrackerError(f"tracking: {config.kind} {name}: holds a password; put it into the environment instead")
+
+
+def check_backend_available(kind: str) -> None:
+    """Raise MissingPackageError, with the pip line, if the backend's package is not installed; imports nothing."""
+    if kind not in _INSTALL:
+        raise TrackerError(f"tracking: unknown backend {kind!r}; choose one of {', '.join(_INSTALL)}")
+    spec = importlib.util.find_spec(kind)
+    if spec is None or spec.origin is None:  # a folder of that name, as offline W&B leaves one, is no package
+        raise MissingPackageError(f"tracking: the {kind} backend needs a package: {_INSTALL[kind]}")
+
+
+def connect(config: BackendConfig, run_dir: Path) -> Backend:
+    """The backend of one run, not yet open; TypeError for an option that it does not know."""
+    silence_telemetry()
+    match config.kind:
+        case "mlflow":
+            from vlatrack.tracking.mlflow_backend import MlflowBackend
+
+            return MlflowBackend(run_dir, naming=config.naming, **config.options)
+        case "wandb":
+            from vlatrack.tracking.wandb_backend import WandbBackend
+
+            return WandbBackend(run_dir, naming=config.naming, **config.options)
+        case other:
+            raise TrackerError(f"tracking: unknown backend {other!r}")
+
+
+def notice_of(config: BackendConfig) -> str | None:
+    """What a user should know of this backend before the run, in one line."""
+    offline_by_default = config.kind == "wandb" and config.options.get("mode", "auto") in ("auto", None)
+    return NO_KEY if offline_by_default and resolve_mode("auto") == "offline" else None
+
+
+def backend_label(config: BackendConfig, index: int) -> str:
+    """The name of the files of a run's backend number `index`: `mlflow-0`."""
+    return f"{config.kind}-{index}"
+
+
+def backends_text(configs: Sequence[BackendConfig]) -> str:
+    """The configurations as JSON, for the delivery process."""
+    return json.dumps([{"kind": c.kind, "naming": c.naming, "options": dict(c.options)} for c in configs], indent=2)
+
+
+def backends_of(text: str) -> list[BackendConfig]:
+    """The inverse of `backends_text`."""
+    return [BackendConfig(**fields) for fields in json.loads(text)]
+
+
+def silence_telemetry() -> None:
+    """Keep both libraries from reporting to their makers, and bound what they retry by themselves."""
+    os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", WANDB_ERROR_REPORTING="false", DO_NOT_TRACK="true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")

@@ -1,0 +1,249 @@
+"""A tracked run as training sees it: one write into the journal a call; trackers are served by another process."""
+
+import contextlib
+import fcntl
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import SupportsFloat
+
+from vlatrack.errors import TrackerError
+from vlatrack.tracking.artifacts import checked_artifact_name, place_in_run, read_artifact
+from vlatrack.tracking.backend import BackendConfig, Scalar, Status
+from vlatrack.tracking.cursor import CursorFile
+from vlatrack.tracking.history import RunStatus, metric_history, run_status
+from vlatrack.tracking.journal import Journal, Kind, last_record
+from vlatrack.tracking.layout import RunFiles
+from vlatrack.tracking.privacy import private_directory, redact, redact_param, write_private
+from vlatrack.tracking.registry import backend_label, backends_text, check_backend, notice_of
+
+__all__ = [
+    "BackendConfig",
+    "BackendDelivery",
+    "DeliveryReport",
+    "RunStatus",
+    "TrackedRun",
+    "metric_history",
+    "run_status",
+]
+
+_UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_GRACE_S = 5.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BackendDelivery:
+    """What became of one backend's share; counts are journal records, `look` says where a person finds the run."""
+
+    label: str
+    delivered: int
+    undelivered: int
+    dead_letters: int
+    look: str | None
+    error: str | None
+
+
+@dataclass(frozen=True)
+class DeliveryReport:
+    """What became of a run's records; `lost` ones never reached the journal (a full disk)."""
+
+    backends: tuple[BackendDelivery, ...]
+    lost: int
+
+    @property
+    def complete(self) -> bool:
+        return self.lost == 0 and all(b.undelivered == 0 and b.dead_letters == 0 for b in self.backends)
+
+
+class TrackedRun:
+    """One run that is being logged. Nothing here waits for a tracker, except `finish`, which is bounded."""
+
+    def __init__(self, files: RunFiles, journal: Journal, backends: Sequence[BackendConfig]) -> None:
+        """Use `TrackedRun.start`."""
+        self._files = files
+        self._journal = journal
+        self.notices = tuple(notice for notice in map(notice_of, backends) if notice is not None)
+        """What a user should know of the trackers now, one line each."""
+        self._labels = [backend_label(config, index) for index, config in enumerate(backends)]
+        self._delivery: subprocess.Popen[bytes] | None = None
+        self._unusable: set[str] = set()
+
+    @classmethod
+    def start(
+        cls,
+        run_dir: Path,
+        *,
+        uid: str,
+        name: str,
+        experiment: str,
+        backends: Sequence[BackendConfig],
+        params: Mapping[str, Scalar],
+        tags: Mapping[str, str],
+        resume: bool = False,
+    ) -> "TrackedRun":
+        """Open the journal of `run_dir` (`<runs>/<experiment>/<run-id>`) and start its delivery process.
+
+        `uid` identifies the run at every tracker (letters, digits, `._-`, at most 64). With `resume` the same remote
+        runs continue. Raises TrackerError or MissingPackageError for a backend that cannot be used, a run that is
+        being written, or one that exists and is not to be resumed.
+        """
+        if not _UID.fullmatch(uid):
+            raise TrackerError(f"run uid {uid!r}: use at most 64 letters, digits and ._-")
+        for config in backends:
+            check_backend(config)
+        files = RunFiles(run_dir)
+        private_directory(files.delivery)
+        journal = Journal.open(files.journal, run=uid, writer="trainer")
+        try:
+            _check_continues(files, uid, resume)
+            _end_delivery(files)
+            data = {
+                "name": name,
+                "experiment": experiment,
+                "params": {k: redact_param(k, v) if isinstance(v, str) else v for k, v in params.items()},
+                "tags": {key: redact_param(key, value) for key, value in tags.items()},
+            }
+            if journal.append(Kind.START, data) is None:
+                raise TrackerError(f"{files.journal}: cannot be written; free some disk space")
+            write_private(files.backends, backends_text(backends))
+        except BaseException:
+            journal.close()
+            raise
+        run = cls(files, journal, backends)
+        run._start_delivery()
+        return run
+
+    def log(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """Write the values (numbers of Python, numpy or torch) of one training step; one write, never raises.
+
+        What is no number is left out, with one warning for each name; a full disk is counted and reported at the end.
+        """
+        if not all(type(name) is str and type(value) is float for name, value in metrics.items()):
+            metrics = self._numbers_of(metrics)
+        self._journal.append(Kind.METRICS, metrics, step=step)
+
+    def log_artifact(self, path: Path, *, name: str) -> None:
+        """Hand a file or folder of the run directory, now complete, to the trackers as `name` (`checkpoints/epoch-3`).
+
+        Reads it once for its SHA-256. Raises TrackerError if it is missing, empty, or outside the run directory.
+        """
+        place = place_in_run(path, self._files.run_dir)
+        artifact = read_artifact(checked_artifact_name(name), place, self._files.run_dir)
+        files = {file.place: file.sha256 for file in artifact.files}
+        self._journal.append(Kind.ARTIFACT, {"name": name, "place": place, "sha256": artifact.sha256, "files": files})
+
+    def event(self, name: str, data: Mapping[str, Scalar], *, alert: bool = False) -> None:
+        """Write what happened; with `alert` the trackers tell the people who watch the run."""
+        safe = {key: redact_param(key, value) if isinstance(value, str) else value for key, value in data.items()}
+        self._journal.append(Kind.EVENT, {"name": name, "data": safe, "alert": alert})
+
+    def sync(self) -> None:
+        """Return when everything logged so far is on the disk."""
+        self._journal.sync()
+
+    def finish(self, status: Status, *, reason: str | None = None, timeout_s: float = 60) -> DeliveryReport:
+        """Write the end of the run and wait, at most about `timeout_s` seconds, until the trackers have everything."""
+        until = int((time.time() + timeout_s) * 1000)
+        why = None if reason is None else redact(reason)
+        self._journal.append(Kind.FINISH, {"status": status, "reason": why, "deliver_until_ms": until})
+        self._journal.close()
+        self._await_delivery(timeout_s)
+        return self._report()
+
+    def _numbers_of(self, metrics: Mapping[str, object]) -> dict[str, float]:
+        numbers: dict[str, float] = {}
+        for name, value in metrics.items():
+            try:
+                if not isinstance(value, SupportsFloat):
+                    raise TypeError(f"a {type(value).__name__}")
+                numbers[str(name)] = float(value)
+            except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+                if name not in self._unusable:
+                    self._unusable.add(name)
+                    _log.warning("metric %s is not logged: it is no number (%s)", name, error)
+        return numbers
+
+    def _start_delivery(self) -> None:
+        if not self._labels:
+            return
+        log = os.open(self._files.delivery_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            # A session of its own: Ctrl-C in the trainer's terminal does not reach it.
+            self._delivery = subprocess.Popen(
+                [sys.executable, "-m", "vlatrack.tracking.deliver", str(self._files.run_dir.absolute())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        finally:
+            os.close(log)
+
+    def _await_delivery(self, timeout_s: float) -> None:
+        """Delivery ends by itself when its time is over; if it was killed it starts again, if it hangs it is ended."""
+        give_up = time.monotonic() + timeout_s
+        while self._delivery is not None:
+            left = max(0.0, give_up - time.monotonic())
+            try:
+                if self._delivery.wait(left + _GRACE_S) >= 0 or left == 0:
+                    return
+                self._start_delivery()  # the cursors say where to go on
+            except subprocess.TimeoutExpired:
+                self._delivery.kill()
+                self._delivery.wait()
+                return
+
+    def _report(self) -> DeliveryReport:
+        last = last_record(self._files.journal)
+        total = 0 if last is None else last.seq + 1
+        shares = []
+        for label in self._labels:
+            cursor = CursorFile(self._files.delivery, label).read()
+            done = cursor.seq + 1
+            shares.append(BackendDelivery(label, done, total - done, cursor.dead_letters, cursor.url, cursor.error))
+        return DeliveryReport(tuple(shares), self._journal.lost)
+
+
+def _check_continues(files: RunFiles, uid: str, resume: bool) -> None:
+    last = last_record(files.journal)
+    if last is not None and not resume:
+        raise TrackerError(f"{files.run_dir}: holds a run already; resume it or choose another directory")
+    if last is not None and last.run != uid:
+        raise TrackerError(f"{files.run_dir}: belongs to run {last.run}, not to {uid}; choose another directory")
+
+
+def _end_delivery(files: RunFiles) -> None:
+    """End the delivery process of an earlier part of this run; its cursors stay."""
+    lock = os.open(files.delivery_lock, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        for ending in (signal.SIGTERM, signal.SIGKILL):
+            if _locked_within(lock, 0.2):
+                return
+            # Only a living process holds the lock, so the id in the file is its own; it may end just now.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(os.pread(lock, 20, 0)), ending)
+            if _locked_within(lock, _GRACE_S):
+                return
+        raise TrackerError(f"{files.run_dir}: its delivery process does not end; stop it and try again")
+    finally:
+        os.close(lock)
+
+
+def _locked_within(lock: int, seconds: float) -> bool:
+    give_up = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= give_up:
+                return False
+            time.sleep(0.02)

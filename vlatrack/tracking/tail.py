@@ -1,0 +1,146 @@
+"""One backend following one journal: deliver, acknowledge, retry with backoff, bury what is refused for good."""
+
+import contextlib
+import logging
+import random
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from vlatrack.errors import TrackerError
+from vlatrack.tracking.artifacts import read_artifact
+from vlatrack.tracking.backend import Backend, Position, Rejected, Rejection, RunFinish, RunStart, Scalar, scalar_text
+from vlatrack.tracking.cursor import Cursor, CursorFile
+from vlatrack.tracking.journal import JournalReader, Kind, Record, last_record
+from vlatrack.tracking.layout import RunFiles
+from vlatrack.tracking.privacy import redact
+
+BATCH_RECORDS = 500
+POLL_S = 0.25
+FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
+
+_log = logging.getLogger(__name__)
+
+
+class Tail:
+    """Delivers a run's journal to one backend until the run's end is there; `run` is the body of its thread."""
+
+    def __init__(self, run_dir: Path, label: str, connect: Callable[[], Backend], stopping: threading.Event) -> None:
+        self._run_dir = run_dir
+        self._journal = RunFiles(run_dir).journal
+        self._label = label
+        self._connect = connect
+        self._stopping = stopping
+        self._file = CursorFile(RunFiles(run_dir).delivery, label)
+        self._cursor = self._file.read_for(self._journal)
+        last = last_record(self._journal)
+        self._finished = last is not None and last.kind == Kind.FINISH and last.seq == self._cursor.seq
+
+    def run(self) -> None:
+        """Follow the journal to the finish record, through every failure, or until told to stop."""
+        failures = 0
+        while not self._finished and not self._stopping.is_set():
+            before = self._cursor.seq
+            try:
+                self._follow()
+            except Exception as error:
+                failures = 0 if self._cursor.seq > before else failures + 1
+                delay = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(failures, 10)) * random.uniform(0.8, 1.2)  # noqa: S311
+                self._note(error, delay)
+                self._stopping.wait(delay)
+
+    def _note(self, error: Exception, delay: float) -> None:
+        text = redact(" ".join(f"{type(error).__name__}: {error}".split()))[:500]
+        _log.warning("%s: %s; next attempt in %.1f s", self._label, text, delay)
+        _log.debug("%s", self._label, exc_info=error)
+        self._acknowledge(replace(self._cursor, error=text))
+
+    def _acknowledge(self, cursor: Cursor) -> None:
+        if cursor != self._cursor:
+            self._file.write(cursor)
+        self._cursor = cursor
+
+    def _follow(self) -> None:
+        with contextlib.closing(self._connect()) as backend:
+            self._attach(backend)
+            while not self._stopping.is_set():
+                if self._deliver_next(backend):
+                    continue
+                if self._finished:
+                    return
+                self._stopping.wait(POLL_S)
+
+    def _attach(self, backend: Backend) -> None:
+        acknowledged = self._cursor.seq
+        following = JournalReader(self._journal, offset=self._cursor.offset).read(1)
+        if following and following[0].kind == Kind.START:
+            self._cursor = replace(self._cursor, start_offset=self._cursor.offset)
+        self._start = JournalReader(self._journal, offset=self._cursor.start_offset).read(1)[0]
+        self._position = backend.open(RunStart.of(self._start), acknowledged)
+        follows_on = self._position == Position(acknowledged + 1, acknowledged + 1)
+        self._reader = JournalReader(self._journal, offset=self._cursor.offset if follows_on else 0)
+        self._finished = False
+        self._acknowledge(replace(self._cursor, url=backend.url, error=None))
+
+    def _deliver_next(self, backend: Backend) -> bool:
+        """Deliver a batch of metrics or one other record; False if there is nothing yet."""
+        begin = self._reader.offset
+        records = self._reader.read(BATCH_RECORDS)
+        if not records:
+            return False
+        last = records[-1]
+        if last.kind == Kind.METRICS:
+            rejections = self._deliver_metrics(backend, [r for r in records if r.seq >= self._position.metrics_from])
+        else:
+            rejections = self._deliver_other(backend, last) if last.seq >= self._position.others_from else []
+        if last.seq > self._cursor.seq:
+            self._bury(rejections)
+            cursor = replace(self._cursor, offset=self._reader.offset, seq=last.seq)
+            continued = last.kind == Kind.START and last.seq > self._start.seq
+            self._acknowledge(replace(cursor, start_offset=begin) if continued else cursor)
+            if continued:
+                self._attach(backend)
+        return True
+
+    def _deliver_metrics(self, backend: Backend, records: list[Record]) -> list[Rejection]:
+        """Deliver; where the backend refuses several records, find the bad ones by halving."""
+        if not records:
+            return []
+        try:
+            return backend.deliver(records)
+        except Rejected as verdict:
+            if len(records) == 1:
+                return [Rejection(records[0].seq, records[0].kind, str(verdict))]
+        half = len(records) // 2
+        return self._deliver_metrics(backend, records[:half]) + self._deliver_metrics(backend, records[half:])
+
+    def _deliver_other(self, backend: Backend, record: Record) -> list[Rejection]:
+        data = record.data
+        try:
+            match record.kind:
+                case Kind.START:
+                    pass  # the run is opened by `_attach`
+                case Kind.ARTIFACT:
+                    backend.put_artifact(read_artifact(data["name"], data["place"], self._run_dir))
+                case Kind.EVENT:
+                    if data["alert"]:
+                        backend.alert(data["name"], _event_text(data["data"]), record)
+                case Kind.FINISH:
+                    if record.seq > self._start.seq:  # else: the end of an earlier part of the run
+                        backend.finish(RunFinish.of(record))
+                        self._finished = True
+                case _:
+                    raise Rejected("a record of a later vlatrack")
+        except (Rejected, TrackerError) as verdict:
+            return [Rejection(record.seq, f"{record.kind} {data.get('name', '')}".strip(), str(verdict))]
+        return []
+
+    def _bury(self, rejections: list[Rejection]) -> None:
+        if rejections:
+            self._file.bury(rejections)
+            self._cursor = replace(self._cursor, dead_letters=self._cursor.dead_letters + len(rejections))
+
+
+def _event_text(data: Mapping[str, Scalar]) -> str:
+    return ", ".join(f"{key}: {scalar_text(value)}" for key, value in data.items())

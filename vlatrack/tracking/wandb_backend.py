@@ -1,0 +1,181 @@
+"""Weights & Biases, wandb 0.31: online with a key, else offline files below the run directory.
+
+`_step` is the journal's sequence number, which only grows, also where training goes back to a checkpoint; the x axis
+of every chart is the metric `train_step`. What the server holds, not what was sent, decides where delivery goes on.
+"""
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+import wandb
+
+from vlatrack.tracking.backend import (
+    Artifact,
+    Audit,
+    Position,
+    Rejection,
+    RunFinish,
+    RunStart,
+    metric_name,
+)
+from vlatrack.tracking.journal import Record
+from vlatrack.tracking.layout import RunFiles
+from vlatrack.tracking.wandb_account import resolve_mode
+
+X_AXIS = "train_step"
+EXIT_CODES = {"FINISHED": 0, "FAILED": 1, "KILLED": 255}
+LONGEST_TAG = 64
+INIT_TIMEOUT_S, ARTIFACT_TIMEOUT_S, NO_PROGRESS_S = 60.0, 600, 5.0
+ORPHAN_TIMEOUT_S = 10.0
+
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]")
+
+
+class WandbBackend:
+    """One W&B run whose id is the run's uid."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        naming: str,
+        project: str | None = None,
+        entity: str | None = None,
+        mode: str | None = None,
+    ) -> None:
+        self.url: str | None = None
+        self._folder = RunFiles(run_dir).run_dir.absolute()
+        self._naming = naming
+        self._project = project or "vlatrack"
+        self._entity = entity
+        self._online = resolve_mode(mode or "auto") == "online"
+        self._run: wandb.Run | None = None
+        self._sent_seq = -1
+
+    def open(self, start: RunStart, acknowledged: int) -> Position:
+        self.close()
+        _end_orphaned_clients(self._folder / "wandb")
+        # The artifact store of the client must not fill the user's home.
+        os.environ.setdefault("WANDB_DATA_DIR", str(self._folder / "wandb"))
+        for superseded in (self._folder / "wandb").glob(f"offline-run-*-{start.uid}"):
+            shutil.rmtree(superseded)
+        self._run = run = wandb.init(
+            id=start.uid,
+            name=start.name,
+            project=self._project,
+            entity=self._entity,
+            group=start.experiment,
+            config=dict(start.params),
+            tags=[f"{name}:{value}"[:LONGEST_TAG] for name, value in start.tags.items()],
+            dir=self._folder,
+            mode="online" if self._online else "offline",
+            resume="allow" if self._online else None,
+            reinit="create_new",
+            settings=_quiet_settings(),
+        )
+        run.config.update({"tags": dict(start.tags)}, allow_val_change=True)
+        run.define_metric(X_AXIS, hidden=True)
+        run.define_metric("*", step_metric=X_AXIS)
+        if self._online:
+            self.url = run.url
+            self._sent_seq = run.starting_step - 1
+            return Position(run.starting_step, acknowledged + 1)
+        # Offline files cannot be continued: a new one holds the whole run, the journal has everything.
+        self.url = f"wandb sync {Path(run.dir).parent}"
+        return Position(0, 0)
+
+    def deliver(self, records: Sequence[Record]) -> list[Rejection]:
+        for record in records:
+            row = {metric_name(name, self._naming): value for name, value in record.data.items()}
+            row |= {X_AXIS: record.step or 0, "_timestamp": record.t_ms / 1000}
+            self._open_run.log(row, step=record.seq)
+            self._sent_seq = record.seq
+        return []
+
+    def put_artifact(self, artifact: Artifact) -> None:
+        run = self._open_run
+        kind = _NOT_IN_NAMES.sub("-", artifact.name.split("/")[0])
+        name = _NOT_IN_NAMES.sub("-", f"{run.id}-{artifact.name}")
+        bundle = wandb.Artifact(name, kind, metadata={"name": artifact.name, "sha256": artifact.sha256})
+        for file in artifact.files:
+            bundle.add_file(str(file.path), name=file.place, policy="immutable", skip_cache=True)
+        logged = run.log_artifact(bundle)
+        if self._online:
+            logged.wait(ARTIFACT_TIMEOUT_S)
+
+    def alert(self, title: str, text: str, record: Record) -> None:
+        self._open_run.alert(title, text)
+
+    def finish(self, finish: RunFinish) -> None:
+        run = self._open_run
+        if finish.reason is not None:
+            run.summary["reason"] = finish.reason
+        self._run = None
+        run.finish(exit_code=EXIT_CODES[finish.status])
+        if self._online:
+            self._confirm(f"{run.entity}/{run.project}/{run.id}")
+
+    def audit(self) -> Audit:
+        run = self._open_run
+        path = f"{run.entity}/{run.project}/{run.id}"
+        return Audit(metric_keys=len(wandb.Api().run(path).summary), last_seq=self._last_seq(path))
+
+    def close(self) -> None:
+        """End the client's process for this run; a run without an end is left as crashed."""
+        if self._run is not None:
+            run, self._run = self._run, None
+            run.finish(exit_code=1)
+
+    @property
+    def _open_run(self) -> wandb.Run:
+        assert self._run is not None, "open it first"
+        return self._run
+
+    def _last_seq(self, path: str) -> int:
+        return int(wandb.Api().run(path).lastHistoryStep)
+
+    def _confirm(self, path: str) -> None:
+        """After a refusal the client stops uploading without an error: only the server knows what it has."""
+        held, give_up = -1, time.monotonic() + NO_PROGRESS_S
+        while (now := self._last_seq(path)) < self._sent_seq:
+            if now > held:
+                held, give_up = now, time.monotonic() + NO_PROGRESS_S
+            if time.monotonic() > give_up:
+                raise ConnectionError(f"W&B holds records up to {held} of {self._sent_seq}")
+            time.sleep(0.5)
+
+
+def _end_orphaned_clients(folder: Path) -> None:
+    """End client processes that outlived a killed delivery process: two senders would mix up the history."""
+    for process in psutil.process_iter(["name", "ppid"]):
+        if process.info["name"] != "wandb-core" or process.info["ppid"] == os.getpid():
+            continue
+        try:
+            if any(Path(file.path).is_relative_to(folder) for file in process.open_files()):
+                process.kill()
+                process.wait(ORPHAN_TIMEOUT_S)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue  # it has just ended, or is another user's
+
+
+def _quiet_settings() -> wandb.Settings:
+    """Nothing but what the journal holds: no console, code, git, machine or process data of the delivery process."""
+    return wandb.Settings(
+        silent=True,
+        console="off",
+        disable_code=True,
+        disable_git=True,
+        disable_job_creation=True,
+        save_code=False,
+        init_timeout=INIT_TIMEOUT_S,
+        x_disable_meta=True,
+        x_disable_stats=True,
+        x_disable_machine_info=True,
+        x_file_stream_retry_max=5,
+        x_graphql_retry_max=5,
+    )
