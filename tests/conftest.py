@@ -3,4 +3,4 @@
 import os
 
 # Before torch is imported: threads that wait by spinning starve the processes that tests start.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")

@@ -246,16 +246,21 @@ def _stored_geometry(config: Mapping[str, Any], spec: ExperimentSpec) -> dict[st
 
 
 def build_encoding(
-    spec: ExperimentSpec, splits: Mapping[str, Split], ranges: Ranges, checkpoint: Checkpoint | None, folder: Path
+    spec: ExperimentSpec,
+    splits: Mapping[str, Split],
+    ranges: Ranges,
+    checkpoint: Checkpoint | None,
+    folder: Path,
+    device: torch.device,
 ) -> Encoding:
-    """How samples become tokens. ``folder`` keeps the run's image tokenizer."""
+    """How samples become tokens. ``folder`` keeps the run's image tokenizer, which works on ``device``."""
     return Encoding(
         layout=LAYOUT,
         bins=Bins(spec.tokenizer.bins),
         action_range=ranges.actions,
         state_range=ranges.states,
         text=build_text_tokenizer(spec, checkpoint),
-        images=build_image_tokenizer(spec, checkpoint, splits[TRAIN], folder),
+        images=build_image_tokenizer(spec, checkpoint, splits[TRAIN], folder).to(device),
         cameras=spec.data.cameras,
         history=spec.data.history,
         horizon=spec.action_head.time_horizon,

@@ -121,10 +121,13 @@ def append_epoch(file: Path, record: dict[str, Any]) -> None:
 
 
 def drop_epochs_from(file: Path, epoch: int) -> None:
-    """Cut off the lines of ``epoch`` and later ones: a resumed run writes them again."""
+    """Cut off the lines of ``epoch`` and later ones: a resumed run writes them again.
+
+    A last line without its end was torn by the death of the run that wrote it; it goes too.
+    """
     if not file.exists():
         return
-    kept = [line for line in file.read_text().splitlines() if line.strip() and json.loads(line)["epoch"] < epoch]
+    whole = (line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n"))
     unfinished = file.with_suffix(f".{os.getpid()}")
-    unfinished.write_text("".join(f"{line}\n" for line in kept))
+    unfinished.write_text("".join(line for line in whole if json.loads(line)["epoch"] < epoch))
     unfinished.replace(file)

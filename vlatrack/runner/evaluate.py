@@ -37,11 +37,11 @@ def evaluate_run(path: Path, *, checkpoint: str = "best", display: Display | Non
     ranges = builders.value_ranges(spec, splits[TRAIN])
     stored.check_equal(builders.build_identity(spec, ranges), chosen)
     foreign = builders.foreign_checkpoint(spec)
-    encoding = builders.build_encoding(spec, splits, ranges, foreign, directory.tokenizer)
+    accelerator = builders.build_accelerator(spec)
+    encoding = builders.build_encoding(spec, splits, ranges, foreign, directory.tokenizer, accelerator.device)
     cache = CodeCache(directory.code_cache)
     held_out = {name: split for name, split in splits.items() if name != TRAIN}
     samples = builders.build_samples(spec, held_out, encoding, cache, display.encoding)
-    accelerator = builders.build_accelerator(spec)
     policy = builders.build_policy(spec, foreign)
     load_policy(chosen, policy)
     policy.to(accelerator.device)

@@ -92,6 +92,8 @@ def _execute(
         write_manifest(directory.manifest_file, manifest)
     display.started(directory.path)
     tracked = _start_tracking(spec, directory, manifest, resume=resume_from is not None)
+    for notice in tracked.notices:
+        display.stage(notice)
     with _sigterm_raises():
         try:
             _train(prepared, directory, tracked, display, resume_from)
@@ -136,11 +138,13 @@ def _train(
     prepared: Prepared, directory: RunDirectory, tracked: TrackedRun, display: Display, resume_from: Path | None
 ) -> None:
     spec, splits = prepared.spec, prepared.splits
-    policy = builders.build_policy(spec, prepared.checkpoint)  # first: a checkpoint that does not fit shows at once
-    display.stage("fitting the image tokenizer" if not directory.tokenizer.is_dir() else "reading the image tokenizer")
-    encoding = builders.build_encoding(spec, splits, prepared.ranges, prepared.checkpoint, directory.tokenizer)
-    samples = builders.build_samples(spec, splits, encoding, CodeCache(directory.code_cache), display.encoding)
     accelerator = builders.build_accelerator(spec)
+    policy = builders.build_policy(spec, prepared.checkpoint)  # first: a checkpoint that does not fit shows at once
+    display.stage("reading the image tokenizer" if directory.tokenizer.is_dir() else "fitting the image tokenizer")
+    encoding = builders.build_encoding(
+        spec, splits, prepared.ranges, prepared.checkpoint, directory.tokenizer, accelerator.device
+    )
+    samples = builders.build_samples(spec, splits, encoding, CodeCache(directory.code_cache), display.encoding)
     training = builders.build_training(spec, policy, samples.pop(TRAIN), accelerator)
     identity = builders.build_identity(spec, prepared.ranges)
     head = spec.action_head

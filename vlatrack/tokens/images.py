@@ -23,7 +23,7 @@ from vlatrack.errors import CheckpointError
 from vlatrack.tokens.layout import PIXELS_PER_CODE, TokenLayout
 
 _WEIGHTS, _SETTINGS = "image_tokenizer.safetensors", "image_tokenizer.json"
-_ENCODE_CHUNK = 64  # images in one forward pass of the encoder
+_ENCODE_CHUNK = 32  # images in one forward pass of the encoder: more leave the cache of a CPU
 _FEATURE_SAMPLES = 60_000  # features that k-means sees; more do not move the centres
 
 
@@ -37,7 +37,7 @@ class ImageTokenizer:
             image_size: pixels of each side; pictures of another size are resized.
             code_ids: token id of each code, [number of codes].
         """
-        self._vq = vq.eval().requires_grad_(False)
+        self._vq = vq.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self._code_ids = torch.from_numpy(code_ids)
         self.image_size = image_size
 
@@ -45,12 +45,17 @@ class ImageTokenizer:
     def codes_per_side(self) -> int:
         return self.image_size // PIXELS_PER_CODE
 
+    def to(self, device: torch.device | str) -> Self:
+        """The same tokenizer, encoding on ``device``."""
+        self._vq.to(device)
+        return self
+
     @torch.inference_mode()
     def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.int64]:
         """RGB pictures uint8 [N, height, width, 3] to token ids int64 [N, R, C]."""
         side = self.codes_per_side
         codes = [
-            self._vq.encode(_pixels(chunk, self.image_size), return_dict=True).image_tokens
+            self._vq.encode(_pixels(chunk, self.image_size, self._vq.device), return_dict=True).image_tokens.cpu()
             for chunk in np.array_split(frames, max(1, -(-len(frames) // _ENCODE_CHUNK)))
             if len(chunk)
         ]
@@ -109,7 +114,7 @@ class ImageTokenizer:
         """sha256 of everything that decides the ids of a picture."""
         digest = hashlib.sha256(f"{self.image_size}".encode() + self._code_ids.numpy().tobytes())
         for name, value in sorted(self._vq.state_dict().items()):
-            digest.update(name.encode() + value.contiguous().numpy().tobytes())
+            digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     def save(self, folder: Path) -> None:
@@ -141,9 +146,9 @@ class ImageTokenizer:
         return cls(vq, image_size=settings["image_size"], code_ids=ids)
 
 
-def _pixels(frames: NDArray[np.uint8], image_size: int) -> Tensor:
-    """uint8 [N, height, width, 3] to float [N, 3, image_size, image_size] in [-1, 1]."""
-    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
+def _pixels(frames: NDArray[np.uint8], image_size: int, device: torch.device | str = "cpu") -> Tensor:
+    """uint8 [N, height, width, 3] to float [N, 3, image_size, image_size] in [-1, 1], channels last in memory."""
+    pixels = torch.from_numpy(np.ascontiguousarray(frames)).to(device).permute(0, 3, 1, 2).float()
     if pixels.shape[-2:] != (image_size, image_size):
         pixels = interpolate(pixels, size=(image_size, image_size), mode="bilinear", antialias=True)
     return pixels / 127.5 - 1
