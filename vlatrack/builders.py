@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vlatrack.data.cache import CodeCache
 from vlatrack.data.episodes import Episode, EpisodeSource, select_episodes
-from vlatrack.data.samples import Encoding, SampleSet, check_fit, encode_episodes
+from vlatrack.data.samples import Encoding, SampleKind, SampleSet, check_fit, check_lengths, encode_episodes
 from vlatrack.data.statistics import value_range
 from vlatrack.errors import CheckpointError, DataError, SpecError
 from vlatrack.models.action_head import ActionHead
@@ -276,15 +276,16 @@ def build_samples(
     progress: FrameProgress | None = None,
 ) -> dict[str, SampleSet]:
     """The samples of each split; the validation splits hold VLA samples, as the reference's do."""
+    kinds: dict[str, tuple[SampleKind, ...]] = {
+        name: spec.data.samples if name == TRAIN else ("vla",) for name in splits
+    }
+    for name, split in splits.items():
+        check_lengths(split.episodes, encoding, kinds[name])
     samples = {}
     for name, split in splits.items():
         report = None if progress is None else _named(progress, name)
         episodes = encode_episodes(split.source, split.episodes, encoding, cache, report)
-        if name == TRAIN:
-            samples[name] = SampleSet(episodes, encoding, spec.data.samples, every=spec.data.sample_every)
-        else:
-            samples[name] = SampleSet(episodes, encoding, ("vla",))
-        samples[name].check_lengths()
+        samples[name] = SampleSet(episodes, encoding, kinds[name], every=spec.data.sample_every if name == TRAIN else 1)
     return samples
 
 
