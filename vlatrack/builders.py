@@ -1,6 +1,7 @@
 """The only place where a spec becomes objects."""
 
 import importlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -335,7 +336,7 @@ def build_training(spec: ExperimentSpec, policy: VlaPolicy, samples: SampleSet, 
             clip_grad=optim.clip_grad,
             log_every=spec.tracking.log_every,
             seed=spec.seed,
-            workers=train.workers,
+            workers=min(train.workers, os.cpu_count() or 1),  # more than cores only slow one another down
         ),
         accelerator=accelerator,
     )
