@@ -54,7 +54,7 @@ class RunDirectory:
     @property
     def runs(self) -> Path:
         """The folder that holds all experiments."""
-        return self.path.parent.parent
+        return self.path.resolve().parent.parent
 
     @property
     def spec_file(self) -> Path:
