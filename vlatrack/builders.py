@@ -24,6 +24,7 @@ from vlatrack.models.losses import LossWeights
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.schema.metrics import TRAIN, VAL_IND, VAL_OOD
 from vlatrack.spec.models import (
+    CustomBackend,
     CustomSource,
     ExperimentSpec,
     ExplicitRanges,
@@ -31,13 +32,14 @@ from vlatrack.spec.models import (
     LiberoSource,
     MlflowBackend,
     Source,
+    TensorboardBackend,
     WandbBackend,
 )
 from vlatrack.tokens.bins import Bins, ValueRange
 from vlatrack.tokens.images import ImageTokenizer
 from vlatrack.tokens.layout import TokenLayout
 from vlatrack.tokens.text import ByteTokenizer, CheckpointTextTokenizer, TextTokenizer
-from vlatrack.tracking.run import BackendConfig
+from vlatrack.tracking.backend import BackendConfig, Scalar
 from vlatrack.training.checkpoints import Identity
 from vlatrack.training.loop import LoopSettings, Training
 from vlatrack.training.optimisation import Schedule, adamw
@@ -350,12 +352,18 @@ def build_backends(spec: ExperimentSpec) -> list[BackendConfig]:
     """The tracker backends as plain settings."""
     configs = []
     for backend in spec.tracking.backends:
+        target: str | None = None
+        options: dict[str, Scalar] = {}
         match backend:
             case MlflowBackend():
                 options = {"tracking_uri": backend.tracking_uri, "experiment": backend.experiment}
             case WandbBackend():
                 options = {"project": backend.project, "entity": backend.entity, "mode": backend.mode}
+            case TensorboardBackend():
+                pass  # it has no options
+            case CustomBackend():
+                target, options = backend.target, dict(backend.options)
             case _:
                 assert_never(backend)
-        configs.append(BackendConfig(kind=backend.kind, naming=backend.naming, options=options))
+        configs.append(BackendConfig(kind=backend.kind, naming=backend.naming, options=options, target=target))
     return configs

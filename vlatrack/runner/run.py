@@ -24,7 +24,7 @@ from vlatrack.schema.metrics import TRAIN, MetricSchema
 from vlatrack.spec.identity import canonical_hash, flatten
 from vlatrack.spec.models import ExperimentSpec
 from vlatrack.tracking.backend import Status
-from vlatrack.tracking.registry import check_backend_available
+from vlatrack.tracking.registry import check_backend
 from vlatrack.tracking.run import TrackedRun
 from vlatrack.training.checkpoints import list_checkpoints, load_policy, load_training, read_state
 from vlatrack.training.state import TrainState
@@ -76,8 +76,8 @@ def resume_run(path: Path, *, command: Sequence[str] = (), display: Display | No
 
 
 def _prepare(spec: ExperimentSpec, command: Sequence[str]) -> Prepared:
-    for backend in spec.tracking.backends:
-        check_backend_available(backend.kind)
+    for backend in builders.build_backends(spec):
+        check_backend(backend)
     splits = builders.open_splits(spec)
     ranges = builders.value_ranges(spec, splits[TRAIN])
     builders.check_data(spec, splits, ranges)
@@ -101,8 +101,9 @@ def _execute(prepared: Prepared, directory: RunDirectory, display: Display, resu
                 _keep_traceback(directory, error)
                 _upload_results(directory, tracked)
             finally:  # whatever else goes wrong now, the run must not stay RUNNING
-                tracked.finish(status, reason=_reason(error))
-            display.stopped(directory.path, status, can_resume=bool(list_checkpoints(directory.checkpoints)))
+                report = tracked.finish(status, reason=_reason(error))
+            can_resume = bool(list_checkpoints(directory.checkpoints))
+            display.stopped(directory.path, status, can_resume, report)
             raise
         display.stage("delivering to the trackers")
         report = tracked.finish("FINISHED")

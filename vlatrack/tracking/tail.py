@@ -37,6 +37,11 @@ class Tail:
         last = last_record(self._journal)
         self._finished = last is not None and last.kind == Kind.FINISH and last.seq == self._cursor.seq
 
+    @property
+    def acknowledged(self) -> int:
+        """The last delivered sequence number, or -1."""
+        return self._cursor.seq
+
     def run(self) -> None:
         """Follow the journal to the finish record, through every failure, or until told to stop."""
         failures = 0
