@@ -96,11 +96,21 @@ class TerminalDisplay:
             folder = directory.parent.parent
             where = "vlatrack ui" if folder == Path("runs") else f"vlatrack ui --runs {folder}"
         self._say(f"FINISHED {directory} · look at it: {where}")
+        self._name_the_undelivered(directory, delivery)
 
-    def stopped(self, directory: Path, status: str, can_resume: bool) -> None:
+    def stopped(self, directory: Path, status: str, can_resume: bool, delivery: "DeliveryReport") -> None:
         self._progress.stop()
+        self._name_the_undelivered(directory, delivery)
         remedy = f" · continue it: vlatrack run --resume {directory}" if can_resume else ""
         self._say(f"{status} {directory}{remedy}")
+
+    def _name_the_undelivered(self, directory: Path, delivery: "DeliveryReport") -> None:
+        left = {backend.label: backend.undelivered for backend in delivery.backends if backend.undelivered}
+        if left:
+            where = ", ".join(left)
+            self._say(
+                f"{max(left.values())} records not delivered to {where}; `vlatrack sync {directory}` delivers them"
+            )
 
     def _say(self, text: str) -> None:
         """One line, however narrow the terminal: paths stay whole for copying."""
