@@ -148,10 +148,10 @@ def _show_audit(console: "Console", audits: "list[BackendAudit]") -> bool:
     from rich.table import Table
 
     table = Table("", "status", "metrics", "values", "last record", "verdict", box=None, pad_edge=False)
-    for audit in audits:
-        for who, held in (("journal", audit.journal), (audit.label, audit.backend)):
-            cells = (held.status, held.metric_keys, held.values, held.last_seq)
-            verdict = "" if who == "journal" else "; ".join(audit.differences) or "same"
-            table.add_row(who, *("-" if cell is None else str(cell) for cell in cells), verdict)
+    held = [("journal", audit.journal, "") for audit in audits[:1]]
+    held += [(audit.label, audit.backend, "; ".join(audit.differences) or "same") for audit in audits]
+    for who, counts, verdict in held:
+        cells = (counts.status, counts.metric_keys, counts.values, counts.last_seq)
+        table.add_row(who, *("-" if cell is None else str(cell) for cell in cells), verdict)
     console.print(table)
     return not any(audit.differences for audit in audits)
