@@ -8,6 +8,7 @@ import typer
 from vlatrack import __version__
 from vlatrack.cli.data import app as data_app
 from vlatrack.cli.evaluate import evaluate
+from vlatrack.cli.importing import import_logs
 from vlatrack.cli.run import run
 from vlatrack.cli.spec import schema, validate
 from vlatrack.cli.ui import ui
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 for command in (run, evaluate, validate, schema, ui):
     app.command()(command)
+app.command("import")(import_logs)
 app.add_typer(data_app, name="data")
 
 

@@ -102,6 +102,10 @@ class TerminalDisplay:
         remedy = f" · continue it: vlatrack run --resume {directory}" if can_resume else ""
         self._say(f"{status} {directory}{remedy}")
 
+    def notice(self, text: str) -> None:
+        """One line that a person should know of."""
+        self._say(text)
+
     def _say(self, text: str) -> None:
         """One line, however narrow the terminal: paths stay whole for copying."""
         self._console.print(text, soft_wrap=True, markup=False)

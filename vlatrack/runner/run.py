@@ -117,7 +117,7 @@ def _start_tracking(prepared: Prepared, directory: RunDirectory, *, resume: bool
         uid=directory.uid,
         name=directory.run_id,
         experiment=spec.name,
-        backends=builders.build_backends(spec),
+        backends=builders.build_backends(spec.tracking.backends),
         params=flatten(spec),
         tags={
             "vlatrack.spec_hash": canonical_hash(spec),
