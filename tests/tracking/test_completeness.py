@@ -77,6 +77,7 @@ def test_a_run_that_goes_back_twice_stays_one_run_with_its_rewinds_marked(
 def test_data_checkpoints_and_best_values_are_known_to_both(stored_run_dir: Path, wandb_server: WandbDouble) -> None:
     for resume_step, steps in ((None, range(1, 6)), (5, range(6, 9))):
         run = start(stored_run_dir, resume_step=resume_step)
+        run.log({"train_z_loss": math.nan}, step=steps[-2])
         log_part(run, stored_run_dir, steps, steps[-2])
         if resume_step == 5:
             run.log({"train_closs": 9.0, "train_acc_action": 0.1, "val_ind_closs": math.inf}, step=9)

@@ -39,6 +39,8 @@ def run(
     """
     if (file is None) == (resume is None):
         raise SpecError("vlatrack run: give an experiment's YAML file, or --resume RUN to continue a run")
+    if resume is None and checkpoint != "last":
+        raise SpecError("vlatrack run: --checkpoint belongs to --resume RUN")
     from vlatrack.cli.progress import TerminalDisplay, prepare_process
 
     prepare_process()

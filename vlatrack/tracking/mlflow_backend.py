@@ -22,7 +22,7 @@ from mlflow.entities import (
 )
 from mlflow.entities import DatasetInput as MlflowDatasetInput
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_ALREADY_EXISTS, ErrorCode
+from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND, INVALID_PARAMETER_VALUE, RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_MODEL_IS_EXTERNAL
 
@@ -123,10 +123,14 @@ class MlflowBackend:
         are."""
         if event.name != "checkpoint":
             return
-        step, place = int(str(event.data["step"])), f"checkpoints/{event.data['name']}"
-        model_id = self._find_or_create_model(event, place)
+        step, name = event.data.get("step"), event.data.get("name")
+        if not isinstance(step, int) or not isinstance(name, str):
+            raise Rejected("a checkpoint event has a step and a name")
+        with _verdicts():
+            model_id = self._find_or_create_model(event, name)
         run = self._client.get_run(self._run_id)
-        stored = [m for m in run.data.to_proto().metrics if m.step == step and math.isfinite(m.value)]
+        # A LoggedModel's NaN would be read back as 0; the run itself keeps it.
+        stored = [m for m in run.data.to_proto().metrics if m.step == step and not math.isnan(m.value)]
         metrics = [Metric(m.key, m.value, m.timestamp, m.step, model_id=model_id) for m in stored]
         for batch in _batches(metrics, METRICS_PER_BATCH):
             self._client.log_batch(self._run_id, metrics=batch, synchronous=True)
@@ -206,21 +210,21 @@ class MlflowBackend:
         self._put_tags({f"vlatrack.infinite.{key}"[:LONGEST_KEY]: told for key in new})
         self._infinite |= new
 
-    def _find_or_create_model(self, event: RunEvent, place: str) -> str:
+    def _find_or_create_model(self, event: RunEvent, name: str) -> str:
         tags = {
             MLFLOW_MODEL_IS_EXTERNAL: "true",
             "vlatrack.checkpoint": f"{self._uid}:{event.seq}",
-            "vlatrack.path": str(self._run_dir / place),
+            "vlatrack.path": str(self._run_dir / "checkpoints" / name),
         }
         known = f"tags.`vlatrack.checkpoint` = '{tags['vlatrack.checkpoint']}'"
         found = self._client.search_logged_models([self._experiment_of_run], known, max_results=1)
         if found:
             model = found[0]
         else:
-            params = {name: scalar_text(value) for name, value in event.data.items() if name != "name"}
+            params = {key: scalar_text(value) for key, value in event.data.items() if key != "name"}
             model = self._client.create_logged_model(
                 self._experiment_of_run,
-                name=str(event.data["name"]),
+                name=name,
                 source_run_id=self._run_id,
                 tags=tags,
                 params=params,
@@ -243,7 +247,8 @@ def _verdicts() -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        if error.error_code == ErrorCode.Name(INVALID_PARAMETER_VALUE):
+        # The other is a server of MLflow 2, which knows no LoggedModels.
+        if error.error_code in (ErrorCode.Name(INVALID_PARAMETER_VALUE), ErrorCode.Name(ENDPOINT_NOT_FOUND)):
             raise Rejected(error.message) from error
         raise
 
