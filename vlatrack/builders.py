@@ -2,7 +2,7 @@
 
 import importlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, assert_never, cast
@@ -24,6 +24,7 @@ from vlatrack.models.losses import LossWeights
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.schema.metrics import TRAIN, VAL_IND, VAL_OOD
 from vlatrack.spec.models import (
+    Backend,
     CustomBackend,
     CustomSource,
     ExperimentSpec,
@@ -348,10 +349,10 @@ def build_identity(spec: ExperimentSpec, ranges: Ranges) -> Identity:
     return Identity.of(spec.tokenizer.bins, ranges.actions, ranges.states)
 
 
-def build_backends(spec: ExperimentSpec) -> list[BackendConfig]:
+def build_backends(backends: Sequence[Backend]) -> list[BackendConfig]:
     """The tracker backends as plain settings."""
     configs = []
-    for backend in spec.tracking.backends:
+    for backend in backends:
         target: str | None = None
         options: dict[str, Scalar] = {}
         match backend:

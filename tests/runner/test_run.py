@@ -24,7 +24,7 @@ def _train_records(records: list[dict]) -> dict[int, dict]:
     return {
         record["step"]: {k: v for k, v in record["data"].items() if not k.endswith(SPEED)}
         for record in records
-        if record["kind"] == "metrics"
+        if record["kind"] == "metrics" and not any(name.startswith("system/") for name in record["data"])
     }
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from vlatrack.schema.metrics import Direction, MetricSchema, documented, sectioned, step_slot
+from vlatrack.schema.metrics import Direction, MetricSchema, chunk_horizon, documented, sectioned, step_slot
 
 
 @pytest.fixture
@@ -29,6 +29,15 @@ def test_documented_names_of_a_chunk_of_five_are_declared_for_every_split(schema
     assert "train_l1_loss_action_10" not in schema
     assert schema["val_ood_l1_loss_action_5"].step == 0
     assert schema["train_l1_loss_head_9"].step == 4
+
+
+@pytest.mark.parametrize("horizon", [1, 5, 10, 20])
+def test_the_smallest_schema_around_some_names_declares_them_all(horizon: int) -> None:
+    names = MetricSchema.for_experiment(horizon=horizon, action_dim=3, image_slots=12).names()
+    MetricSchema.covering(names).check(names)
+    assert chunk_horizon(names) == horizon
+    assert chunk_horizon(["train_closs", "val_ind_l1_loss_action_6"]) == 4
+    assert "train_l1_loss_action_5" not in MetricSchema.covering(["train_l1_loss_action_6", "odd"])
 
 
 def test_per_dimension_names_follow_the_action_dimension(schema: MetricSchema) -> None:

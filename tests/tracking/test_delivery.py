@@ -16,6 +16,7 @@ from mlflow.entities import Run as MlflowRun
 from mlflow.tracking import MlflowClient
 from wandb_double import WandbDouble
 
+from vlatrack.schema.metrics import documented
 from vlatrack.tracking.cursor import CursorFile
 from vlatrack.tracking.history import metric_history, run_status
 from vlatrack.tracking.journal import read_records
@@ -67,10 +68,10 @@ def journal_rows(run_dir: Path) -> list[tuple[str, int, int, float]]:
     return sorted((name, r.t_ms, r.step or 0, value) for r in metrics for name, value in r.data.items())
 
 
-def wandb_rows(server: WandbDouble) -> list[tuple[str, int, int, float]]:
+def wandb_rows(server: WandbDouble, uid: str = "u1") -> list[tuple[str, int, int, float]]:
     rows = [
-        (name.replace("/", "_"), round(row["_timestamp"] * 1000), row["train_step"], value)
-        for row in server.runs["u1"].rows
+        (documented(name), round(row["_timestamp"] * 1000), row["train_step"], value)
+        for row in server.runs[uid].rows
         for name, value in row.items()
         if name != "train_step" and not name.startswith("_")
     ]

@@ -84,7 +84,8 @@ class TerminalDisplay:
         from vlatrack.reports.summary import first_last_table, render_summary
 
         self._progress.stop()
-        self._console.print(render_summary(first_last_table(read_epoch_logs(directory), horizon=horizon)))
+        if logs := read_epoch_logs(directory):
+            self._console.print(render_summary(first_last_table(logs, horizon=horizon)))
         self._say(f"figures     {directory / 'report'}")
         for backend in delivery.backends:
             state = "INCOMPLETE" if backend.undelivered or backend.dead_letters else "complete"
@@ -111,6 +112,10 @@ class TerminalDisplay:
             self._say(
                 f"{max(left.values())} records not delivered to {where}; `vlatrack sync {directory}` delivers them"
             )
+
+    def notice(self, text: str) -> None:
+        """One line that a person should know of."""
+        self._say(text)
 
     def _say(self, text: str) -> None:
         """One line, however narrow the terminal: paths stay whole for copying."""

@@ -19,8 +19,11 @@ def run(
     runs: Annotated[Path, typer.Option(help="Folder that holds all runs and the MLflow store.")] = Path("runs"),
     resume: Annotated[
         Path | None,
-        typer.Option(metavar="RUN", help="Continue this run directory from its last checkpoint.", show_default=False),
+        typer.Option(metavar="RUN", help="Continue this run directory from a checkpoint.", show_default=False),
     ] = None,
+    checkpoint: Annotated[
+        str, typer.Option(help="With --resume: last, best, or a folder's name such as step-00000120.")
+    ] = "last",
 ) -> None:
     """Train, evaluate and track an experiment.
 
@@ -36,6 +39,8 @@ def run(
     """
     if (file is None) == (resume is None):
         raise SpecError("vlatrack run: give an experiment's YAML file, or --resume RUN to continue a run")
+    if resume is None and checkpoint != "last":
+        raise SpecError("vlatrack run: --checkpoint belongs to --resume RUN")
     from vlatrack.cli.progress import TerminalDisplay, prepare_process
 
     prepare_process()
@@ -46,7 +51,7 @@ def run(
         if resume is not None:
             from vlatrack.runner.run import resume_run
 
-            resume_run(resume, command=sys.argv, display=display)
+            resume_run(resume, checkpoint=checkpoint, command=sys.argv, display=display)
         else:
             from vlatrack.spec.load import load_spec
 

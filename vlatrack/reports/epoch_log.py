@@ -1,6 +1,7 @@
 """The documented log files of a run: one JSON line an epoch."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,18 +32,33 @@ def read_epoch_logs(run_dir: Path) -> list[EpochLog]:
     Raises:
         DataError: for a line that is not a JSON object of numbers.
     """
-    found = [(split, run_dir / file, prefix) for split, (file, prefix) in LOG_FILES.items()]
-    return [_read(split, path, prefix) for split, path, prefix in found if path.exists()]
+    found = [(split, run_dir / file) for split, (file, _) in LOG_FILES.items()]
+    return [read_epoch_log(split, path) for split, path in found if path.exists()]
 
 
-def _read(split: str, path: Path, prefix: str) -> EpochLog:
+def read_epoch_log(split: str, path: Path) -> EpochLog:
+    """Return the log of one split from the file at `path`; of an epoch logged twice the later line counts.
+
+    Raises:
+        DataError: for a file that cannot be read, or a line that is not a JSON object of numbers.
+    """
+    prefix = LOG_FILES[split][1]
     by_epoch: dict[int, dict[str, float]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_lines(path), start=1):
         fields = _parse(line, place=f"{path}:{number}")
         epoch = int(fields.get("epoch", number - 1))
         by_epoch[epoch] = {name.removeprefix(prefix): value for name, value in fields.items() if name != "epoch"}
     epochs = tuple(sorted(by_epoch))
     return EpochLog(split, epochs, tuple(by_epoch[epoch] for epoch in epochs))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 text") from error
 
 
 def _parse(line: str, *, place: str) -> dict[str, float]:
@@ -52,4 +68,6 @@ def _parse(line: str, *, place: str) -> dict[str, float]:
         fields = None
     if not isinstance(fields, dict) or not all(isinstance(value, int | float) for value in fields.values()):
         raise DataError(f"{place}: not a JSON object of numbers; remove the line")
+    if not math.isfinite(fields.get("epoch", 0)):
+        raise DataError(f"{place}: epoch {fields['epoch']} is no number of an epoch; remove the line")
     return fields

@@ -39,9 +39,7 @@ class _PanelBook:
 
     def __init__(self, history: History) -> None:
         self.history = {name: points for name, points in history.items() if points}
-        self.horizon = max(self._count("l1_loss_action"), self._count("l1_loss_head"), 1)
-        dimensions = max(self._count("l1_loss_dim"), self._count("l1_loss_head_dim"))
-        self.schema = MetricSchema.for_experiment(horizon=self.horizon, action_dim=dimensions)
+        self.schema = MetricSchema.covering(self.history)
 
     def figures(self) -> Iterator[tuple[str, str, list[Panel], bool]]:
         """Yield (file stem, caption, panels, whether they share a scale)."""
@@ -76,9 +74,6 @@ class _PanelBook:
 
     def _numbered(self, family: str) -> list[str]:
         return [f"{family}_{number}" for number in sorted(self._numbers(family))]
-
-    def _count(self, family: str) -> int:
-        return len(self._numbers(family))
 
     def _numbers(self, family: str) -> set[int]:
         pattern = re.compile(rf"(?:{'|'.join(SPLITS)})_{family}_(\d+)")

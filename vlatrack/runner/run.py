@@ -25,8 +25,16 @@ from vlatrack.spec.identity import canonical_hash, flatten
 from vlatrack.spec.models import ExperimentSpec
 from vlatrack.tracking.backend import Status
 from vlatrack.tracking.registry import check_backend
-from vlatrack.tracking.run import TrackedRun
-from vlatrack.training.checkpoints import list_checkpoints, load_policy, load_training, read_state
+from vlatrack.tracking.run import DatasetInput, TrackedRun
+from vlatrack.tracking.system import SystemSampler
+from vlatrack.training.checkpoints import (
+    list_checkpoints,
+    load_policy,
+    load_training,
+    read_state,
+    set_aside_later,
+    step_of,
+)
 from vlatrack.training.state import TrainState
 
 TERMINATED = 143
@@ -62,21 +70,26 @@ def run_experiment(
     return directory
 
 
-def resume_run(path: Path, *, command: Sequence[str] = (), display: Display | None = None) -> RunDirectory:
-    """Continue the run at ``path`` from its last checkpoint, to the same end as if it had never stopped.
+def resume_run(
+    path: Path, *, checkpoint: str = "last", command: Sequence[str] = (), display: Display | None = None
+) -> RunDirectory:
+    """Continue the run at ``path`` from a checkpoint, to the same end as if it had never stopped.
+
+    ``checkpoint`` is ``last``, ``best`` or a folder's name. Later checkpoints move to ``checkpoints/rewound``, and what
+    was logged beyond it is marked as rewound.
 
     Raises:
         VlatrackError: there is no run, no checkpoint, or the data has changed since.
     """
     directory = RunDirectory.open(path)
-    checkpoint = directory.checkpoint("last")
+    chosen = directory.checkpoint(checkpoint)
     prepared = _prepare(directory.spec(), command)
-    _execute(prepared, directory, display or SilentDisplay(), resume_from=checkpoint)
+    _execute(prepared, directory, display or SilentDisplay(), resume_from=chosen)
     return directory
 
 
 def _prepare(spec: ExperimentSpec, command: Sequence[str]) -> Prepared:
-    for backend in builders.build_backends(spec):
+    for backend in builders.build_backends(spec.tracking.backends):
         check_backend(backend)
     splits = builders.open_splits(spec)
     ranges = builders.value_ranges(spec, splits[TRAIN])
@@ -89,11 +102,12 @@ def _execute(prepared: Prepared, directory: RunDirectory, display: Display, resu
     """Run under the tracker's eye: however it ends, the journal and every backend say so."""
     display.started(directory.path)
     with _sigterm_raises():
-        tracked = _start_tracking(prepared, directory, resume=resume_from is not None)
+        tracked = _start_tracking(prepared, directory, resume_from)
         for notice in tracked.notices:
             display.stage(notice)
         try:
-            _train(prepared, directory, tracked, display, resume_from)
+            with SystemSampler(tracked, every_s=prepared.spec.tracking.system_every_s):
+                _train(prepared, directory, tracked, display, resume_from)
             _upload_results(directory, tracked)
         except BaseException as error:
             status: Status = "KILLED" if isinstance(error, KeyboardInterrupt | Terminated) else "FAILED"
@@ -110,7 +124,7 @@ def _execute(prepared: Prepared, directory: RunDirectory, display: Display, resu
     display.finished(directory.path, report, prepared.spec.action_head.time_horizon)
 
 
-def _start_tracking(prepared: Prepared, directory: RunDirectory, *, resume: bool) -> TrackedRun:
+def _start_tracking(prepared: Prepared, directory: RunDirectory, resume_from: Path | None) -> TrackedRun:
     spec, manifest = prepared.spec, prepared.manifest
     git = manifest["git"] or {}
     tracked = TrackedRun.start(
@@ -118,7 +132,7 @@ def _start_tracking(prepared: Prepared, directory: RunDirectory, *, resume: bool
         uid=directory.uid,
         name=directory.run_id,
         experiment=spec.name,
-        backends=builders.build_backends(spec),
+        backends=builders.build_backends(spec.tracking.backends),
         params=flatten(spec),
         tags={
             "vlatrack.spec_hash": canonical_hash(spec),
@@ -126,8 +140,14 @@ def _start_tracking(prepared: Prepared, directory: RunDirectory, *, resume: bool
             "vlatrack.commit": git.get("commit", "none"),
             "vlatrack.dirty": str(git.get("dirty", False)).lower(),
             "vlatrack.host": manifest["hardware"]["host"],
+            "vlatrack.gpu": ", ".join(manifest["hardware"]["gpus"]) or "none",
         },
-        resume=resume,
+        datasets=[
+            DatasetInput(data["source"], getattr(spec.data, split).model_dump_json(), data["sha256"], split)
+            for split, data in manifest["data"].items()
+        ],
+        resume=resume_from is not None,
+        resume_step=None if resume_from is None else step_of(resume_from),
     )
     tracked.log_artifact(directory.spec_file, name="spec.yaml")
     tracked.log_artifact(directory.manifest_file, name="manifest.json")
@@ -154,6 +174,7 @@ def _train(
         stored.check_equal(identity, resume_from)
         load_policy(resume_from, policy)
         state = load_training(resume_from, training.optimizer, counters, accelerator.device)
+        set_aside_later(directory.checkpoints, state.step)
         tracked.event("resume", {"step": state.step, "checkpoint": resume_from.name})
         for split in LOG_FILES:
             drop_epochs_from(directory.log_file(split), state.epoch)
@@ -176,7 +197,7 @@ def _upload_results(directory: RunDirectory, tracked: TrackedRun) -> None:
         best = directory.checkpoint("best")
     except CheckpointError:
         return
-    tracked.log_artifact(best, name=f"checkpoints/{best.name}")
+    tracked.log_artifact(best, name=f"checkpoints/{best.name}", aliases=["best"])
 
 
 def _keep_traceback(directory: RunDirectory, error: BaseException) -> None:

@@ -5,6 +5,7 @@ aligned to the right end of ten slots: with a chunk of 5 steps X runs from 5 to 
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -12,6 +13,11 @@ from enum import StrEnum
 TRAIN, VAL_IND, VAL_OOD = "train", "val_ind", "val_ood"
 SPLITS = (TRAIN, VAL_IND, VAL_OOD)
 STEP_SLOTS = 10
+SYSTEM = "system/"
+"""Begins the name of every measurement of the machine; MLflow and W&B show what is named so on a page of its own."""
+
+MOST_GPUS = 16
+"""As many GPUs of a machine are told apart."""
 
 ACTION_UNIT = "normalised action"
 """Unit of every L1 error: actions are normalised to [-1, 1], so an error lies in [0, 2]."""
@@ -43,6 +49,13 @@ def step_slot(step: int, horizon: int) -> int:
     return max(STEP_SLOTS, horizon) - horizon + step
 
 
+def chunk_horizon(names: Iterable[str]) -> int:
+    """The length of the smallest chunk that has a slot for each per-step name among `names`; 1 if there is none."""
+    slots = _indexes(names, _STEP_NAME)
+    longest = max(slots, default=0) + 1
+    return longest if longest > STEP_SLOTS else STEP_SLOTS - min(slots, default=STEP_SLOTS - 1)
+
+
 def sectioned(name: str) -> str:
     """`train_closs` as `train/closs`, the naming that dashboards group by; a name without a split stays."""
     for split in SPLITS:
@@ -55,6 +68,11 @@ def documented(name: str) -> str:
     """The inverse of `sectioned`: `train/closs` as `train_closs`."""
     split, slash, rest = name.partition("/")
     return f"{split}_{rest}" if slash and split in SPLITS else name
+
+
+_STEP_NAME = re.compile(r"_(?:l1_loss|acc)_(?:action|head)_(\d+)$")
+_DIM_NAME = re.compile(r"_l1_loss_(?:head_)?dim_(\d+)$")
+_IMAGE = re.compile(r"_acc_image_(\d+)$")
 
 
 class MetricSchema:
@@ -73,7 +91,15 @@ class MetricSchema:
         metrics = [_prefixed(split, metric) for split in SPLITS for metric in per_split]
         metrics += [_prefixed(TRAIN, metric) for metric in _training()]
         metrics.append(Metric("epoch", "passes over the training data", "epochs", Direction.NONE, "progress"))
-        return cls(metrics)
+        return cls([*metrics, *_system()])
+
+    @classmethod
+    def covering(cls, names: Iterable[str]) -> "MetricSchema":
+        """The schema of the smallest experiment to which the per-step and per-dimension names among `names` belong."""
+        known = tuple(names)
+        action_dim = max(_indexes(known, _DIM_NAME), default=-1) + 1
+        image_slots = max(STEP_SLOTS, max(_indexes(known, _IMAGE), default=0) + 1)
+        return cls.for_experiment(horizon=chunk_horizon(known), action_dim=action_dim, image_slots=image_slots)
 
     def __getitem__(self, name: str) -> Metric:
         """The metric of that documented name; KeyError, with the nearest name, if there is none."""
@@ -102,6 +128,10 @@ class MetricSchema:
     def _with_suggestion(self, name: str) -> str:
         near = difflib.get_close_matches(name, self._metrics, n=1)
         return f"{name} (did you mean {near[0]}?)" if near else name
+
+
+def _indexes(names: Iterable[str], pattern: re.Pattern[str]) -> list[int]:
+    return [int(found[1]) for found in map(pattern.search, names) if found]
 
 
 def _prefixed(split: str, metric: Metric) -> Metric:
@@ -159,3 +189,14 @@ def _training() -> Iterator[Metric]:
     yield Metric("step_time_s", "time of one optimiser step", "s", lower, "speed")
     yield Metric("data_wait_s", "part of that time spent waiting for data", "s", lower, "speed")
     yield Metric("memory_mb", "peak memory in use on the device (the process, on a CPU)", "MB", lower, "speed")
+
+
+def _system() -> Iterator[Metric]:
+    none, group = Direction.NONE, "system"
+    yield Metric(f"{SYSTEM}cpu_percent", "load of all processor cores of the machine", "%", none, group)
+    yield Metric(f"{SYSTEM}memory_percent", "memory of the machine in use", "%", none, group)
+    yield Metric(f"{SYSTEM}process_memory_mb", "resident memory of the training process", "MiB", none, group)
+    for gpu in range(MOST_GPUS):
+        yield Metric(f"{SYSTEM}gpu_{gpu}_percent", f"load of GPU {gpu} of the machine", "%", none, group)
+        yield Metric(f"{SYSTEM}gpu_{gpu}_memory_mb", f"memory of GPU {gpu} in use", "MiB", none, group)
+        yield Metric(f"{SYSTEM}gpu_{gpu}_power_w", f"power that GPU {gpu} draws", "W", none, group)

@@ -8,10 +8,10 @@ from pydantic import ValidationError
 
 from vlatrack.errors import SpecError
 from vlatrack.spec.explain import explain
-from vlatrack.spec.models import ExperimentSpec
+from vlatrack.spec.models import Backend, ExperimentSpec, TrackingSpec
 from vlatrack.spec.overrides import apply_override
 from vlatrack.spec.secrets import find_secrets
-from vlatrack.spec.yaml_tree import Problem, Tree, read_tree, scalar_resolvers
+from vlatrack.spec.yaml_tree import Problem, Tree, parse_value, read_tree, scalar_resolvers
 
 MAX_BYTES = 1 << 20
 
@@ -34,6 +34,21 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> ExperimentSpec:
     if spec is None or tree.problems:
         raise _spec_error(tree.problems)
     return spec
+
+
+def parse_backends(text: str) -> tuple[Backend, ...]:
+    """Return the trackers that `text` lists, written as in the YAML of `tracking.backends`: ``[{kind: mlflow}]``.
+
+    Raises:
+        SpecError: what is wrong first, in one line.
+    """
+    try:
+        return TrackingSpec.model_validate({"backends": parse_value(text)}, strict=True).backends
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise SpecError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except ValueError as error:
+        raise SpecError(f"backends: {error}") from None
 
 
 def dump_spec(spec: ExperimentSpec) -> str:

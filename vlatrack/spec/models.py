@@ -295,6 +295,9 @@ class TrackingSpec(Model):
         (MlflowBackend(kind="mlflow"),), description="trackers that get every record; []: only the journal"
     )
     log_every: PositiveInt = Field(10, description="optimiser steps between two records")
+    system_every_s: PositiveFloat | None = Field(
+        15.0, description="seconds between two records of processor, memory and GPUs; null: none"
+    )
 
 
 # --- the whole ---------------------------------------------------------------------------------

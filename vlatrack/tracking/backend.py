@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from vlatrack.schema.metrics import sectioned
 from vlatrack.tracking.journal import Record
@@ -28,6 +28,16 @@ class BackendConfig:
 
 
 @dataclass(frozen=True)
+class DatasetInput:
+    """The data of one split of a run: `source` says where it is from, `sha256` is the hexadecimal digest of it."""
+
+    name: str
+    source: str
+    sha256: str
+    split: str
+
+
+@dataclass(frozen=True)
 class RunStart:
     """A run as its journal's `start` record tells it; `t_ms` is Unix time in milliseconds."""
 
@@ -37,11 +47,13 @@ class RunStart:
     params: Mapping[str, Scalar]
     tags: Mapping[str, str]
     t_ms: int
+    datasets: tuple[DatasetInput, ...] = ()
 
     @classmethod
     def of(cls, record: Record) -> "RunStart":
         data = record.data
-        return cls(record.run, data["name"], data["experiment"], data["params"], data["tags"], record.t_ms)
+        datasets = tuple(DatasetInput(**fields) for fields in data.get("datasets", ()))
+        return cls(record.run, data["name"], data["experiment"], data["params"], data["tags"], record.t_ms, datasets)
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,20 @@ class RunFinish:
     @classmethod
     def of(cls, record: Record) -> "RunFinish":
         return cls(record.data["status"], record.data["reason"], record.t_ms)
+
+
+@dataclass(frozen=True)
+class RunEvent:
+    """Something that happened in a run, such as `checkpoint`; `seq` is its journal record."""
+
+    name: str
+    data: Mapping[str, Scalar]
+    seq: int
+    t_ms: int
+
+    @classmethod
+    def of(cls, record: Record) -> "RunEvent":
+        return cls(record.data["name"], record.data["data"], record.seq, record.t_ms)
 
 
 @dataclass(frozen=True)
@@ -77,6 +103,8 @@ class Artifact:
     folder: bool
     files: tuple[ArtifactFile, ...]
     sha256: str
+    aliases: tuple[str, ...] = ()
+    """Further names that point at this version, such as `best`."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +166,14 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Let go of connections and processes; the remote run keeps its status."""
+
+
+@runtime_checkable
+class TakesEvents(Protocol):
+    """What a backend offers besides `Backend` if it can show what happened in a run, also without an alert."""
+
+    def event(self, event: RunEvent) -> None:
+        """Store the event, unless it is there."""
 
 
 def metric_name(name: str, naming: str) -> str:

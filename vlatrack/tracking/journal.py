@@ -176,19 +176,23 @@ class Journal:
             os.close(fd)
             raise
 
-    def append(self, kind: str, data: Mapping[str, Any], *, step: int | None = None) -> int | None:
+    def append(
+        self, kind: str, data: Mapping[str, Any], *, step: int | None = None, t_ms: int | None = None
+    ) -> int | None:
         """Write one record and return its sequence number, or None if the disk did not take it (counted in `lost`).
 
         `data` holds JSON values and numbers of numpy or torch (0-dimensional). Raises TypeError for others.
+        `t_ms` is when it happened in Unix milliseconds, now if None.
         """
         try:
             body = _encode_strictly(data)
         except (ValueError, TypeError):
             body = _encode_strictly(_jsonable(data))
         rest = f'"kind":"{kind}","step":{"null" if step is None else int(step)},"data":{body}}}\n'
+        happened = time.time_ns() // 1_000_000 if t_ms is None else t_ms
         with self._lock:
             seq = self._next_seq
-            line = f'{self._head}{seq},"t_ms":{time.time_ns() // 1_000_000},{rest}'
+            line = f'{self._head}{seq},"t_ms":{happened},{rest}'
             # Counted first: if a signal handler raises around the write, a number is left out, never used twice.
             self._next_seq = seq + 1
             if not self._write(line.encode()):

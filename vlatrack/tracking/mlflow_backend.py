@@ -3,22 +3,37 @@
 import contextlib
 import fcntl
 import getpass
+import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import (
+    Dataset,
+    InputTag,
+    LoggedModelOutput,
+    LoggedModelStatus,
+    Metric,
+    Param,
+    Run,
+    RunTag,
+)
+from mlflow.entities import DatasetInput as MlflowDatasetInput
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_ALREADY_EXISTS, ErrorCode
+from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND, INVALID_PARAMETER_VALUE, RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_MODEL_IS_EXTERNAL
 
 from vlatrack.tracking.backend import (
     Artifact,
     Audit,
+    DatasetInput,
     Position,
     Rejected,
     Rejection,
+    RunEvent,
     RunFinish,
     RunStart,
     metric_name,
@@ -32,6 +47,7 @@ from vlatrack.tracking.privacy import redact
 
 UID_TAG = "vlatrack.uid"
 LONGEST_PARAM, LONGEST_TAG = 6000, 8000
+LONGEST_DATASET_NAME, LONGEST_DIGEST = 500, 36
 METRICS_PER_BATCH, PARAMS_PER_BATCH = 1000, 100
 _SHOWN_AS_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 """The user interface would otherwise open on its pages for language model applications."""
@@ -49,11 +65,13 @@ class MlflowBackend:
         self, run_dir: Path, *, naming: str, tracking_uri: str | None = None, experiment: str | None = None
     ) -> None:
         self.url: str | None = None
+        self._run_dir = run_dir.absolute()
         self._runs = RunFiles(run_dir).runs
         self._naming = naming
         self._uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
         self._experiment = experiment
-        self._run_id = ""
+        self._run_id = self._experiment_of_run = self._uid = ""
+        self._infinite: set[str] = set()
 
     def open(self, start: RunStart, acknowledged: int) -> Position:
         uri = self._store
@@ -69,6 +87,8 @@ class MlflowBackend:
         local = uri.startswith("sqlite:")
         place = f"{redact(uri).rstrip('/')}/#/experiments/{experiment}/runs/{self._run_id}"
         self.url = f"vlatrack ui --runs {self._runs}" if local and self._uri is None else place
+        self._put_datasets(start.datasets)
+        self._experiment_of_run, self._uid = experiment, start.uid
         return Position(0, 0) if is_new else Position(acknowledged + 1, acknowledged + 1)
 
     def deliver(self, records: Sequence[Record]) -> list[Rejection]:
@@ -83,6 +103,7 @@ class MlflowBackend:
         with _verdicts():
             for batch in _batches(metrics, METRICS_PER_BATCH):
                 self._client.log_batch(self._run_id, metrics=batch, synchronous=True)
+        self._mark_infinite({metric.key for metric in metrics if math.isinf(metric.value)})
         return rejections
 
     def put_artifact(self, artifact: Artifact) -> None:
@@ -96,6 +117,26 @@ class MlflowBackend:
 
     def alert(self, title: str, text: str, record: Record) -> None:
         self._put_tags({f"vlatrack.alert.{record.seq}": f"{title}: {text}"})
+
+    def event(self, event: RunEvent) -> None:
+        """A checkpoint becomes a LoggedModel at its step, with the metrics of that step; its weights stay where they
+        are."""
+        if event.name != "checkpoint":
+            return
+        step, name = event.data.get("step"), event.data.get("name")
+        if not isinstance(step, int) or not isinstance(name, str):
+            raise Rejected("a checkpoint event has a step and a name")
+        with _verdicts():
+            model_id = self._find_or_create_model(event, name)
+        run = self._client.get_run(self._run_id)
+        # A LoggedModel's NaN would be read back as 0; the run itself keeps it.
+        stored = [m for m in run.data.to_proto().metrics if m.step == step and not math.isnan(m.value)]
+        metrics = [Metric(m.key, m.value, m.timestamp, m.step, model_id=model_id) for m in stored]
+        for batch in _batches(metrics, METRICS_PER_BATCH):
+            self._client.log_batch(self._run_id, metrics=batch, synchronous=True)
+        outputs = run.outputs.model_outputs if run.outputs is not None else []
+        if model_id not in {output.model_id for output in outputs}:
+            self._client.log_outputs(self._run_id, [LoggedModelOutput(model_id, step)])
 
     def finish(self, finish: RunFinish) -> None:
         self._put_tags({} if finish.reason is None else {"vlatrack.reason": finish.reason})
@@ -157,6 +198,54 @@ class MlflowBackend:
         if cut:
             self._put_tags({"vlatrack.truncated_params": f"whole in the spec artifact: {', '.join(cut)}"})
 
+    def _put_datasets(self, datasets: Sequence[DatasetInput]) -> None:
+        """MLflow tells datasets apart by name and digest; splits of the same files need names of their own."""
+        inputs = [
+            MlflowDatasetInput(
+                Dataset(
+                    name=f"{data.name} ({data.split})"[:LONGEST_DATASET_NAME],
+                    digest=data.sha256[:LONGEST_DIGEST],
+                    source_type="vlatrack",
+                    source=json.dumps({"source": data.source}),
+                    profile=json.dumps({"sha256": data.sha256}),
+                ),
+                [InputTag(MLFLOW_DATASET_CONTEXT, data.split)],
+            )
+            for data in datasets
+        ]
+        if inputs:
+            self._client.log_inputs(self._run_id, inputs)
+
+    def _mark_infinite(self, keys: set[str]) -> None:
+        """MLflow stores the largest finite number for an infinity: a tag for each key says so."""
+        new = keys - self._infinite
+        told = "its values of ±1.797e308 are ±Infinity, which MLflow cannot store"
+        self._put_tags({f"vlatrack.infinite.{key}"[:LONGEST_KEY]: told for key in new})
+        self._infinite |= new
+
+    def _find_or_create_model(self, event: RunEvent, name: str) -> str:
+        tags = {
+            MLFLOW_MODEL_IS_EXTERNAL: "true",
+            "vlatrack.checkpoint": f"{self._uid}:{event.seq}",
+            "vlatrack.path": str(self._run_dir / "checkpoints" / name),
+        }
+        known = f"tags.`vlatrack.checkpoint` = '{tags['vlatrack.checkpoint']}'"
+        found = self._client.search_logged_models([self._experiment_of_run], known, max_results=1)
+        if found:
+            model = found[0]
+        else:
+            params = {key: scalar_text(value) for key, value in event.data.items() if key != "name"}
+            model = self._client.create_logged_model(
+                self._experiment_of_run,
+                name=name,
+                source_run_id=self._run_id,
+                tags=tags,
+                params=params,
+                model_type="checkpoint",
+            )
+        self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+        return str(model.model_id)
+
     def _put_tags(self, tags: Mapping[str, str]) -> None:
         for batch in _batches([RunTag(key, text[:LONGEST_TAG]) for key, text in tags.items()], PARAMS_PER_BATCH):
             self._client.log_batch(self._run_id, tags=batch, synchronous=True)
@@ -175,7 +264,8 @@ def _verdicts() -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        if error.error_code == ErrorCode.Name(INVALID_PARAMETER_VALUE):
+        # The other is a server of MLflow 2, which knows no LoggedModels.
+        if error.error_code in (ErrorCode.Name(INVALID_PARAMETER_VALUE), ErrorCode.Name(ENDPOINT_NOT_FOUND)):
             raise Rejected(error.message) from error
         raise
 

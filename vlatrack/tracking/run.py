@@ -10,23 +10,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import SupportsFloat
 
 from vlatrack.errors import TrackerError
 from vlatrack.tracking.artifacts import checked_artifact_name, place_in_run, read_artifact
-from vlatrack.tracking.backend import BackendConfig, Scalar, Status
+from vlatrack.tracking.backend import BackendConfig, DatasetInput, Scalar, Status
 from vlatrack.tracking.deliveries import BackendDelivery, DeliveryReport, delivery_report
 from vlatrack.tracking.history import RunStatus, metric_history, run_status
 from vlatrack.tracking.journal import Journal, Kind, last_record
 from vlatrack.tracking.layout import RunFiles
 from vlatrack.tracking.privacy import private_directory, redact, redact_param, write_private
 from vlatrack.tracking.registry import backend_label, backends_text, check_backend, notice_of
+from vlatrack.tracking.rewind import REWOUND, Rewinds
 from vlatrack.tracking.targets import environment_for_targets
 
 __all__ = [
     "BackendConfig",
     "BackendDelivery",
+    "DatasetInput",
     "DeliveryReport",
     "RunStatus",
     "TrackedRun",
@@ -52,6 +55,8 @@ class TrackedRun:
         self._labels = [backend_label(config, index) for index, config in enumerate(backends)]
         self._delivery: subprocess.Popen[bytes] | None = None
         self._unusable: set[str] = set()
+        self.last_step = 0
+        """The training step that was logged last."""
 
     @classmethod
     def start(
@@ -64,13 +69,19 @@ class TrackedRun:
         backends: Sequence[BackendConfig],
         params: Mapping[str, Scalar],
         tags: Mapping[str, str],
+        datasets: Sequence[DatasetInput] = (),
         resume: bool = False,
+        resume_step: int | None = None,
+        t_ms: int | None = None,
     ) -> "TrackedRun":
         """Open the journal of `run_dir` (`<runs>/<experiment>/<run-id>`) and start its delivery process.
 
         `uid` identifies the run at every tracker (letters, digits, `._-`, at most 64). With `resume` the same remote
-        runs continue. Raises TrackerError or MissingPackageError for a backend that cannot be used, a run that is
-        being written, or one that exists and is not to be resumed.
+        runs continue, from training step `resume_step`: steps that were logged beyond it are marked as rewound, by an
+        event and by a tag. `t_ms` is when the run began in Unix milliseconds, now if None.
+
+        Raises TrackerError or MissingPackageError for a backend that cannot be used, a run that is being written, or
+        one that exists and is not to be resumed.
         """
         if not _UID.fullmatch(uid):
             raise TrackerError(f"run uid {uid!r}: use at most 64 letters, digits and ._-")
@@ -82,40 +93,50 @@ class TrackedRun:
         try:
             _check_continues(files, uid, resume)
             _end_delivery(files)
+            rewinds = Rewinds.of(files.run_dir, resume_step)
             data = {
                 "name": name,
                 "experiment": experiment,
                 "params": {k: redact_param(k, v) if isinstance(v, str) else v for k, v in params.items()},
-                "tags": {key: redact_param(key, value) for key, value in tags.items()},
+                "tags": {key: redact_param(key, value) for key, value in tags.items()} | dict(rewinds.tags),
+                "datasets": [asdict(dataset) | {"source": redact(dataset.source)} for dataset in datasets],
             }
-            if journal.append(Kind.START, data) is None:
+            if journal.append(Kind.START, data, t_ms=t_ms) is None:
                 raise TrackerError(f"{files.journal}: cannot be written; free some disk space")
             write_private(files.backends, backends_text(backends))
         except BaseException:
             journal.close()
             raise
         run = cls(files, journal, backends)
+        run.last_step = resume_step or 0
+        if rewinds.new is not None:
+            run.event(REWOUND, rewinds.new)
         run._start_delivery()
         return run
 
-    def log(self, metrics: Mapping[str, float], *, step: int) -> None:
+    def log(self, metrics: Mapping[str, float], *, step: int, t_ms: int | None = None) -> None:
         """Write the values (numbers of Python, numpy or torch) of one training step; one write, never raises.
+
+        `t_ms` is when they were measured in Unix milliseconds, now if None.
 
         What is no number is left out, with one warning for each name; a full disk is counted and reported at the end.
         """
         if not all(type(name) is str and type(value) is float for name, value in metrics.items()):
             metrics = self._numbers_of(metrics)
-        self._journal.append(Kind.METRICS, metrics, step=step)
+        self.last_step = step
+        self._journal.append(Kind.METRICS, metrics, step=step, t_ms=t_ms)
 
-    def log_artifact(self, path: Path, *, name: str) -> None:
+    def log_artifact(self, path: Path, *, name: str, aliases: Sequence[str] = ()) -> None:
         """Hand a file or folder of the run directory, now complete, to the trackers as `name` (`checkpoints/epoch-3`).
 
-        Reads it once for its SHA-256. Raises TrackerError if it is missing, empty, or outside the run directory.
+        `aliases` are further names of this version, such as `best`, for trackers that have such. Reads it once for its
+        SHA-256. Raises TrackerError if it is missing, empty, or outside the run directory.
         """
         place = place_in_run(path, self._files.run_dir)
         artifact = read_artifact(checked_artifact_name(name), place, self._files.run_dir)
         files = {file.place: file.sha256 for file in artifact.files}
-        self._journal.append(Kind.ARTIFACT, {"name": name, "place": place, "sha256": artifact.sha256, "files": files})
+        data = {"name": name, "place": place, "sha256": artifact.sha256, "files": files, "aliases": list(aliases)}
+        self._journal.append(Kind.ARTIFACT, data)
 
     def event(self, name: str, data: Mapping[str, Scalar], *, alert: bool = False) -> None:
         """Write what happened; with `alert` the trackers tell the people who watch the run."""
@@ -126,11 +147,16 @@ class TrackedRun:
         """Return when everything logged so far is on the disk."""
         self._journal.sync()
 
-    def finish(self, status: Status, *, reason: str | None = None, timeout_s: float = 60) -> DeliveryReport:
-        """Write the end of the run and wait, at most about `timeout_s` seconds, until the trackers have everything."""
+    def finish(
+        self, status: Status, *, reason: str | None = None, timeout_s: float = 60, t_ms: int | None = None
+    ) -> DeliveryReport:
+        """Write the end of the run and wait, at most about `timeout_s` seconds, until the trackers have everything.
+
+        `t_ms` is when the run ended in Unix milliseconds, now if None.
+        """
         until = int((time.time() + timeout_s) * 1000)
         why = None if reason is None else redact(reason)
-        self._journal.append(Kind.FINISH, {"status": status, "reason": why, "deliver_until_ms": until})
+        self._journal.append(Kind.FINISH, {"status": status, "reason": why, "deliver_until_ms": until}, t_ms=t_ms)
         self._journal.close()
         self._await_delivery(timeout_s)
         return delivery_report(self._files.run_dir, self._labels, lost=self._journal.lost)

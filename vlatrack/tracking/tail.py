@@ -10,7 +10,18 @@ from pathlib import Path
 
 from vlatrack.errors import TrackerError
 from vlatrack.tracking.artifacts import read_artifact
-from vlatrack.tracking.backend import Backend, Position, Rejected, Rejection, RunFinish, RunStart, Scalar, scalar_text
+from vlatrack.tracking.backend import (
+    Backend,
+    Position,
+    Rejected,
+    Rejection,
+    RunEvent,
+    RunFinish,
+    RunStart,
+    Scalar,
+    TakesEvents,
+    scalar_text,
+)
 from vlatrack.tracking.cursor import Cursor, CursorFile
 from vlatrack.tracking.journal import JournalReader, Kind, Record, last_record
 from vlatrack.tracking.layout import RunFiles
@@ -127,8 +138,11 @@ class Tail:
                 case Kind.START:
                     pass  # the run is opened by `_attach`
                 case Kind.ARTIFACT:
-                    backend.put_artifact(read_artifact(data["name"], data["place"], self._run_dir))
+                    artifact = read_artifact(data["name"], data["place"], self._run_dir)
+                    backend.put_artifact(replace(artifact, aliases=tuple(data.get("aliases", ()))))
                 case Kind.EVENT:
+                    if isinstance(backend, TakesEvents):
+                        backend.event(RunEvent.of(record))
                     if data["alert"]:
                         backend.alert(data["name"], _event_text(data["data"]), record)
                 case Kind.FINISH:

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import wandb
 
+from vlatrack.schema.metrics import documented
 from vlatrack.tracking.backend import (
     Artifact,
     Audit,
@@ -24,11 +25,15 @@ from vlatrack.tracking.backend import (
     RunStart,
     metric_name,
 )
+from vlatrack.tracking.best import BestValues
 from vlatrack.tracking.journal import Record
 from vlatrack.tracking.layout import RunFiles
 from vlatrack.tracking.wandb_account import resolve_mode
 
 X_AXIS = "train_step"
+BEST = "best/"
+"""Begins the summary's name of a metric's best value so far; the last value stands under the metric's own name."""
+
 EXIT_CODES = {"FINISHED": 0, "FAILED": 1, "KILLED": 255}
 LONGEST_TAG = 64
 INIT_TIMEOUT_S, ARTIFACT_TIMEOUT_S, NO_PROGRESS_S = 60.0, 600, 5.0
@@ -57,6 +62,7 @@ class WandbBackend:
         self._online = resolve_mode(mode or "auto") == "online"
         self._run: wandb.Run | None = None
         self._sent_seq = -1
+        self._best = BestValues({})
 
     def open(self, start: RunStart, acknowledged: int) -> Position:
         self.close()
@@ -82,6 +88,10 @@ class WandbBackend:
         run.config.update({"tags": dict(start.tags)}, allow_val_change=True)
         run.define_metric(X_AXIS, hidden=True)
         run.define_metric("*", step_metric=X_AXIS)
+        known = dict(run.summary).items()
+        self._best = BestValues(
+            {documented(k.removeprefix(BEST)): float(v) for k, v in known if k.startswith(BEST) and v is not None}
+        )
         if self._online:
             self.url = run.url
             self._sent_seq = run.starting_step - 1
@@ -96,16 +106,23 @@ class WandbBackend:
             row |= {X_AXIS: record.step or 0, "_timestamp": record.t_ms / 1000}
             self._open_run.log(row, step=record.seq)
             self._sent_seq = record.seq
+        if improved := self._best.improved_by(records):
+            best = {f"{BEST}{metric_name(name, self._naming)}": value for name, value in improved.items()}
+            self._open_run.summary.update(best)
         return []
 
     def put_artifact(self, artifact: Artifact) -> None:
         run = self._open_run
-        kind = _NOT_IN_NAMES.sub("-", artifact.name.split("/")[0])
-        name = _NOT_IN_NAMES.sub("-", f"{run.id}-{artifact.name}")
+        kind, _, version = artifact.name.partition("/")
+        kind = _NOT_IN_NAMES.sub("-", kind)
+        # Checkpoints are versions of one artifact, told apart by alias; W&B moves `latest` to the newest by itself.
+        is_version = kind == "checkpoints" and version != ""
+        name = _NOT_IN_NAMES.sub("-", f"{run.id}-{kind if is_version else artifact.name}")
+        aliases = ["latest", *([_NOT_IN_NAMES.sub("-", version)] if is_version else []), *artifact.aliases]
         bundle = wandb.Artifact(name, kind, metadata={"name": artifact.name, "sha256": artifact.sha256})
         for file in artifact.files:
             bundle.add_file(str(file.path), name=file.place, policy="immutable", skip_cache=True)
-        logged = run.log_artifact(bundle)
+        logged = run.log_artifact(bundle, aliases=aliases)
         if self._online:
             logged.wait(ARTIFACT_TIMEOUT_S)
 

@@ -131,6 +131,22 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if (path / _FILES).is_file())
 
 
+def step_of(checkpoint: Path) -> int:
+    """The optimiser steps that were done when a checkpoint was made, from its name."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def set_aside_later(folder: Path, step: int) -> None:
+    """Move checkpoints beyond ``step`` into ``folder``/rewound: training from there makes others of these numbers."""
+    for path in list_checkpoints(folder):
+        if step_of(path) > step:
+            kept = folder / "rewound" / path.name
+            kept.parent.mkdir(exist_ok=True)
+            if kept.exists():  # from an earlier time that training went back
+                shutil.rmtree(kept)
+            path.rename(kept)
+
+
 def remove_old(folder: Path, *, keep_last: int, best_step: int | None) -> None:
     """Delete all but the last ``keep_last`` checkpoints and the best one."""
     for path in list_checkpoints(folder)[:-keep_last]:

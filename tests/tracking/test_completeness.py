@@ -1,0 +1,109 @@
+"""What MLflow and W&B hold besides metrics: data, checkpoints, infinities, best values; and what a resume leaves."""
+
+import json
+import math
+from pathlib import Path
+
+from mlflow.tracking import MlflowClient
+from test_delivery import MLFLOW, WANDB, client, mlflow_rows, mlflow_run, wandb_rows
+from wandb_double import WandbDouble
+
+from vlatrack.tracking.history import metric_history
+from vlatrack.tracking.journal import read_records
+from vlatrack.tracking.rewind import Rewinds
+from vlatrack.tracking.run import DatasetInput, TrackedRun
+
+DATA = [DatasetInput("demo", '{"path": "data/demo"}', "ab" * 32, split) for split in ("train", "val_ind")]
+
+
+def start(run_dir: Path, *, resume_step: int | None = None) -> TrackedRun:
+    return TrackedRun.start(
+        run_dir,
+        uid="u1",
+        name="a run",
+        experiment="exp",
+        backends=[MLFLOW, WANDB],
+        params={},
+        tags={},
+        datasets=DATA,
+        resume=resume_step is not None,
+        resume_step=resume_step,
+    )
+
+
+def log_part(run: TrackedRun, run_dir: Path, steps: range, checkpoint: int) -> None:
+    for step in steps:
+        run.log({"train_closs": 10.0 - step, "train_acc_action": step / 10, "train_lr": 1.0}, step=step)
+        if step == checkpoint:
+            run.log({"val_ind_closs": float(step)}, step=step)
+            run.event("checkpoint", {"step": step, "epoch": 1, "name": f"step-{step:08d}"})
+
+
+def models(store: MlflowClient, run_dir: Path) -> list[tuple[str, int, dict[str, float]]]:
+    """(name, step, metrics) of the run's LoggedModels, in the order of their linking."""
+    outputs = mlflow_run(run_dir).outputs.model_outputs
+    found = [(store.get_logged_model(output.model_id), output.step) for output in outputs]
+    return sorted((model.name, step, {m.key: m.value for m in model.metrics}) for model, step in found)
+
+
+def test_a_run_that_goes_back_twice_stays_one_run_with_its_rewinds_marked(
+    stored_run_dir: Path, wandb_server: WandbDouble
+) -> None:
+    for resume_step, steps in ((None, range(1, 9)), (3, range(4, 7)), (2, range(3, 9))):
+        run = start(stored_run_dir, resume_step=resume_step)
+        log_part(run, stored_run_dir, steps, 4)
+        status = "FINISHED" if resume_step == 2 else "KILLED"
+        report = run.finish(status)
+        assert report.complete, report
+    marked = {"vlatrack.rewound.1": "4-8", "vlatrack.rewound.2": "3-6"}
+    stored, at_wandb = mlflow_run(stored_run_dir), wandb_server.runs["u1"]
+    assert {k: v for k, v in stored.data.tags.items() if k.startswith("vlatrack.rewound")} == marked
+    assert json.loads(at_wandb.config)["tags"]["value"] == marked
+    assert sorted(at_wandb.tags) == [f"{key}:{value}" for key, value in marked.items()]
+    records = list(read_records(stored_run_dir / "journal.jsonl"))
+    assert [record.data["data"] for record in records if record.data.get("name") == "rewound"] == [
+        {"number": 1, "from_step": 4, "to_step": 8},
+        {"number": 2, "from_step": 3, "to_step": 6},
+    ]
+    assert Rewinds.of(stored_run_dir, 8) == Rewinds(marked, None)
+    order = [row["_step"] for row in at_wandb.rows]
+    assert order == sorted(set(order))
+    assert mlflow_rows(stored_run_dir) == wandb_rows(wandb_server)
+    assert len(wandb_server.runs) == 1
+    history = metric_history(stored_run_dir / "journal.jsonl")
+    assert [step for step, _ in history["train_closs"]] == list(range(1, 9))
+
+
+def test_data_checkpoints_and_best_values_are_known_to_both(stored_run_dir: Path, wandb_server: WandbDouble) -> None:
+    for resume_step, steps in ((None, range(1, 6)), (5, range(6, 9))):
+        run = start(stored_run_dir, resume_step=resume_step)
+        run.log({"train_z_loss": math.nan}, step=steps[-2])
+        log_part(run, stored_run_dir, steps, steps[-2])
+        if resume_step == 5:
+            run.log({"train_closs": 9.0, "train_acc_action": 0.1, "val_ind_closs": math.inf}, step=9)
+            (stored_run_dir / "checkpoints" / "step-9").mkdir(parents=True)
+            (stored_run_dir / "checkpoints" / "step-9" / "w.bin").write_bytes(b"w")
+            run.log_artifact(stored_run_dir / "checkpoints" / "step-9", name="checkpoints/step-9", aliases=["best"])
+        assert run.finish("FINISHED").complete
+        (stored_run_dir / "delivery" / "mlflow-0.json").unlink()  # the next part replays everything
+
+    stored, store = mlflow_run(stored_run_dir), client(stored_run_dir)
+    inputs = [(i.dataset.name, i.dataset.digest, i.tags[0].value) for i in stored.inputs.dataset_inputs]
+    assert sorted(inputs) == [(f"demo ({split})", ("ab" * 32)[:36], split) for split in ("train", "val_ind")]
+    assert models(store, stored_run_dir) == [
+        (f"step-{s:08d}", s, {"train_closs": 10.0 - s, "train_acc_action": s / 10, "train_lr": 1.0, "val_ind_closs": s})
+        for s in (4, 7)
+    ]
+    assert stored.data.metrics["val_ind_closs"] > 1e308
+    infinite = [key for key in stored.data.tags if key.startswith("vlatrack.infinite")]
+    assert infinite == ["vlatrack.infinite.val_ind_closs"]
+
+    summary = json.loads(wandb_server.runs["u1"].summary)
+    best = {key: value for key, value in summary.items() if key.startswith("best/")}
+    assert best == {"best/train/closs": 2.0, "best/train/acc_action": 0.8, "best/val_ind/closs": 4.0}
+    assert (summary["train/closs"], summary["train/acc_action"]) == (9.0, 0.1)
+    (artifact,) = [
+        a["asked"] for a in wandb_server.artifacts.values() if a["asked"]["artifactTypeName"] == "checkpoints"
+    ]
+    assert artifact["artifactCollectionName"] == "u1-checkpoints"
+    assert {alias["alias"] for alias in artifact["aliases"]} == {"latest", "best", "step-9"}

@@ -1,0 +1,38 @@
+"""The newest start of a run is found from the end of its journal, and rewinds are counted from it."""
+
+from pathlib import Path
+
+import pytest
+
+from vlatrack.tracking.journal import Journal, Kind
+from vlatrack.tracking.rewind import Rewinds, last_start
+
+
+@pytest.fixture
+def journal(run_dir: Path) -> Journal:
+    run_dir.mkdir(parents=True)
+    return Journal.open(run_dir / "journal.jsonl", run="u1", writer="trainer")
+
+
+def test_the_newest_start_is_found_behind_what_only_looks_like_one(journal: Journal) -> None:
+    assert last_start(journal.path) is None
+    for number in (1, 2):
+        journal.append(Kind.START, {"tags": {"number": str(number)}})
+    journal.append(Kind.EVENT, {"name": "odd", "data": {"kind": "start", "text": '"kind":"start"'}, "alert": False})
+    journal.append(Kind.METRICS, {"train_closs": 1.0}, step=3)
+    journal.close()
+    found = last_start(journal.path)
+    assert found is not None
+    assert (found.seq, found.data["tags"]) == (1, {"number": "2"})
+
+
+def test_only_a_step_before_the_last_logged_one_is_a_rewind(journal: Journal) -> None:
+    journal.append(Kind.START, {"tags": {"vlatrack.rewound.1": "4-5", "vlatrack.commit": "abc"}})
+    journal.append(Kind.METRICS, {"train_closs": 1.0}, step=8)
+    journal.close()
+    kept = {"vlatrack.rewound.1": "4-5"}
+    for step in (None, 8, 9):
+        assert Rewinds.of(journal.path.parent, step) == Rewinds(kept, None)
+    rewound = Rewinds.of(journal.path.parent, 6)
+    assert rewound.tags == kept | {"vlatrack.rewound.2": "7-8"}
+    assert rewound.new == {"number": 2, "from_step": 7, "to_step": 8}
