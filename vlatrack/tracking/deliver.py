@@ -6,6 +6,7 @@ record is delivered or its time is over.
 
 import contextlib
 import fcntl
+import gc
 import logging
 import os
 import signal
@@ -27,6 +28,9 @@ PATIENCE_WITHOUT_TRAINER_S = 600.0
 """How long delivery goes on if the trainer died and nobody waits for the end."""
 
 _NICENESS = 5
+_OBJECTS_BETWEEN_COLLECTIONS = 50_000
+"""A batch makes thousands of objects that need no collector; looking through the trackers' libraries each time took a
+tenth of the delivery."""
 _log = logging.getLogger(__name__)
 
 
@@ -44,6 +48,7 @@ def main(run_dir: Path) -> int:
     os.pwrite(lock, str(os.getpid()).encode(), 0)
     os.umask(0o077)
     os.nice(_NICENESS)  # training goes first
+    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     if _serve(files, stopping):
@@ -55,10 +60,11 @@ def main(run_dir: Path) -> int:
 
 def _serve(files: RunFiles, stopping: threading.Event) -> bool:
     configs = backends_of(files.backends.read_text())
-    threads = []
+    tails, threads = [], []
     for index, config in enumerate(configs):
         label = backend_label(config, index)
         tail = Tail(files.run_dir, label, partial(connect, config, files.run_dir), stopping)
+        tails.append(tail)
         threads.append(threading.Thread(target=tail.run, name=label, daemon=True))
     for thread in threads:
         thread.start()
@@ -68,7 +74,7 @@ def _serve(files: RunFiles, stopping: threading.Event) -> bool:
         if give_up_ms is not None and time.time() * 1000 > give_up_ms:
             _log.warning("time is over")
             return False
-    return not stopping.is_set()
+    return not stopping.is_set() and all(tail.finished for tail in tails)
 
 
 def _end_of_patience(journal: Path) -> float | None:
