@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from vlatrack import __version__
+from vlatrack.cli.bench import app as bench_app
 from vlatrack.cli.data import app as data_app
 from vlatrack.cli.evaluate import evaluate
 from vlatrack.cli.run import run
@@ -27,6 +28,7 @@ app = typer.Typer(
 for command in (run, evaluate, validate, schema, ui):
     app.command()(command)
 app.add_typer(data_app, name="data")
+app.add_typer(bench_app, name="bench")
 
 
 def _print_version(wanted: bool) -> None:
