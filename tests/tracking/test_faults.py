@@ -1,7 +1,9 @@
 """Delivery to a real MLflow server while the way to it fails in every manner."""
 
+import os
 import random
 import shutil
+import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from vlatrack.tracking.journal import Journal, Kind, read_records
 from vlatrack.tracking.layout import RunFiles
 from vlatrack.tracking.privacy import private_directory
 from vlatrack.tracking.registry import connect
+from vlatrack.tracking.run import TrackedRun
 from vlatrack.tracking.tail import Tail
 
 FAULTS = {
@@ -88,3 +91,23 @@ def test_nothing_is_lost_or_doubled_while_the_way_to_the_server_fails(
     assert rows_at(mlflow_server, f"run-{name}") == (expected, ["FINISHED"])
     cursor = CursorFile(files.delivery, "mlflow-0").read()
     assert (cursor.seq, cursor.error, cursor.dead_letters) == (STEPS + 1, None, 0)
+
+
+def test_a_delivery_killed_before_it_knows_the_run_that_it_made_makes_no_second_one(
+    run_dir: Path, mlflow_server: MlflowServer, proxy: FaultProxy
+) -> None:
+    kills: list[int] = []
+
+    def kill_once(path: str, body: bytes) -> None:
+        if path.endswith("/runs/create") and not kills:
+            kills.append(int(RunFiles(run_dir).delivery_lock.read_text()))
+            os.kill(kills[0], signal.SIGKILL)
+
+    proxy.answered = kill_once
+    mlflow = BackendConfig("mlflow", options={"tracking_uri": proxy.url})
+    run = TrackedRun.start(run_dir, uid="killed", name="n", experiment="faults", backends=[mlflow], params={}, tags={})
+    run.log({"train_closs": 0.5}, step=1)
+    assert run.finish("FINISHED").complete
+    assert len(kills) == 1
+    (_, record, _) = read_records(run_dir / "journal.jsonl")
+    assert rows_at(mlflow_server, "killed") == (Counter([("train_closs", record.t_ms, 1, 0.5)]), ["FINISHED"])
