@@ -99,7 +99,7 @@ def _delivery_figures(sustained: "DeliverySpeed", half: "DeliverySpeed", whole: 
         ),
         Figure(f"{catch_up}, metrics", whole.metrics_per_s, "metrics/s", 8000, at_most=False),
         Figure(f"{catch_up}, peak memory", max(half.peak_mb, whole.peak_mb), "MB", 300),
-        Figure(f"{catch_up}, cost / at half as many", growth, "", 1.25),
+        Figure(f"{catch_up}, relative cost", growth, "", 1.25),
     ]
 
 
