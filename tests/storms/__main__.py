@@ -1,6 +1,7 @@
 """`python tests/storms [--storms N] [--only WORD …]`: rage, and print what each kind of storm lost or duplicated."""
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -22,6 +23,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", default=[""], help="kinds whose names have one of these words")
     parser.add_argument("--locked", type=float, default=30.0, help="seconds that SQLite is locked")
     wanted = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through the ends of what was started
     print(HEAD, flush=True)
     clean = True
     with tempfile.TemporaryDirectory(prefix="storms-") as folder, open_rig(Path(folder)) as rig:
