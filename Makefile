@@ -42,7 +42,7 @@ $(VENV)/run.stamp: $(VENV)/venv.stamp pyproject.toml constraints.txt
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
 	@echo "installing the test and check tools into $(VENV) (once)..."
-	@$(INSTALL) --no-build-isolation -e '.[wandb,dev]'
+	@$(INSTALL) --no-build-isolation -e '.[wandb,tensorboard,dev]'
 	@touch $@
 
 # The pinned setuptools comes first: with it, pip builds no package in a hidden environment of unpinned tools.

@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"tokens", "errors"},
     "models": {"tokens", "schema", "errors"},
     "tracking": {"schema", "errors"},
+    "testing": {"tracking", "schema", "errors"},
     "training": {"models", "data", "tokens", "schema", "errors"},
     "evaluation": {"models", "data", "tokens", "schema", "errors"},
     "reports": {"tracking", "schema", "errors"},
@@ -33,7 +34,19 @@ ALLOWED: dict[str, set[str]] = {
     "cli": {"runner", "spec", "data", "tracking", "reports", "errors"},
     "__main__": {"cli"},
 }
-HEAVY = ("torch", "transformers", "accelerate", "mlflow", "wandb", "matplotlib", "av", "h5py", "pyarrow", "metaworld")
+HEAVY = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "mlflow",
+    "wandb",
+    "tensorboard",
+    "matplotlib",
+    "av",
+    "h5py",
+    "pyarrow",
+    "metaworld",
+)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The only place where a spec becomes objects."""
 
 import importlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from vlatrack.data.cache import CodeCache
 from vlatrack.data.episodes import Episode, EpisodeSource, select_episodes
-from vlatrack.data.samples import Encoding, SampleSet, check_fit, encode_episodes
+from vlatrack.data.samples import Encoding, SampleKind, SampleSet, check_fit, check_lengths, encode_episodes
 from vlatrack.data.statistics import value_range
 from vlatrack.errors import CheckpointError, DataError, SpecError
 from vlatrack.models.action_head import ActionHead
@@ -23,6 +24,7 @@ from vlatrack.models.losses import LossWeights
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.schema.metrics import TRAIN, VAL_IND, VAL_OOD
 from vlatrack.spec.models import (
+    CustomBackend,
     CustomSource,
     ExperimentSpec,
     ExplicitRanges,
@@ -30,13 +32,14 @@ from vlatrack.spec.models import (
     LiberoSource,
     MlflowBackend,
     Source,
+    TensorboardBackend,
     WandbBackend,
 )
 from vlatrack.tokens.bins import Bins, ValueRange
 from vlatrack.tokens.images import ImageTokenizer
 from vlatrack.tokens.layout import TokenLayout
 from vlatrack.tokens.text import ByteTokenizer, CheckpointTextTokenizer, TextTokenizer
-from vlatrack.tracking.run import BackendConfig
+from vlatrack.tracking.backend import BackendConfig, Scalar
 from vlatrack.training.checkpoints import Identity
 from vlatrack.training.loop import LoopSettings, Training
 from vlatrack.training.optimisation import Schedule, adamw
@@ -276,15 +279,16 @@ def build_samples(
     progress: FrameProgress | None = None,
 ) -> dict[str, SampleSet]:
     """The samples of each split; the validation splits hold VLA samples, as the reference's do."""
+    kinds: dict[str, tuple[SampleKind, ...]] = {
+        name: spec.data.samples if name == TRAIN else ("vla",) for name in splits
+    }
+    for name, split in splits.items():
+        check_lengths(split.episodes, encoding, kinds[name])
     samples = {}
     for name, split in splits.items():
         report = None if progress is None else _named(progress, name)
         episodes = encode_episodes(split.source, split.episodes, encoding, cache, report)
-        if name == TRAIN:
-            samples[name] = SampleSet(episodes, encoding, spec.data.samples, every=spec.data.sample_every)
-        else:
-            samples[name] = SampleSet(episodes, encoding, ("vla",))
-        samples[name].check_lengths()
+        samples[name] = SampleSet(episodes, encoding, kinds[name], every=spec.data.sample_every if name == TRAIN else 1)
     return samples
 
 
@@ -334,7 +338,7 @@ def build_training(spec: ExperimentSpec, policy: VlaPolicy, samples: SampleSet, 
             clip_grad=optim.clip_grad,
             log_every=spec.tracking.log_every,
             seed=spec.seed,
-            workers=train.workers,
+            workers=min(train.workers, os.cpu_count() or 1),  # more than cores only slow one another down
         ),
         accelerator=accelerator,
     )
@@ -348,12 +352,18 @@ def build_backends(spec: ExperimentSpec) -> list[BackendConfig]:
     """The tracker backends as plain settings."""
     configs = []
     for backend in spec.tracking.backends:
+        target: str | None = None
+        options: dict[str, Scalar] = {}
         match backend:
             case MlflowBackend():
                 options = {"tracking_uri": backend.tracking_uri, "experiment": backend.experiment}
             case WandbBackend():
                 options = {"project": backend.project, "entity": backend.entity, "mode": backend.mode}
+            case TensorboardBackend():
+                pass  # it has no options
+            case CustomBackend():
+                target, options = backend.target, dict(backend.options)
             case _:
                 assert_never(backend)
-        configs.append(BackendConfig(kind=backend.kind, naming=backend.naming, options=options))
+        configs.append(BackendConfig(kind=backend.kind, naming=backend.naming, options=options, target=target))
     return configs

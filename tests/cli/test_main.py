@@ -60,7 +60,7 @@ def test_help_lists_every_command_and_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stderr == "[]\n"
-    for command in ("run", "evaluate", "validate", "schema", "ui", "data"):
+    for command in ("run", "evaluate", "validate", "schema", "ui", "sync", "status", "reap", "data"):
         assert re.search(rf"^│ {command} +\S", done.stdout, re.MULTILINE)
 
 

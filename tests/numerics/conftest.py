@@ -8,11 +8,12 @@ import pytest
 GOLDEN = Path(os.environ.get("VLATRACK_GOLDEN_DIR") or Path(__file__).parent / "golden")
 
 
+assert any(GOLDEN.glob("*.npz")) or any(GOLDEN.glob("*.json")), f"VLATRACK_GOLDEN_DIR: no golden file in {GOLDEN}"
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case_name" in metafunc.fixturenames:
-        names = sorted(file.stem for file in GOLDEN.glob("*.npz"))
-        assert names, f"no golden case (*.npz) in {GOLDEN}"
-        metafunc.parametrize("case_name", names, scope="session")
+        metafunc.parametrize("case_name", sorted(file.stem for file in GOLDEN.glob("*.npz")), scope="session")
 
 
 @pytest.fixture(scope="session")

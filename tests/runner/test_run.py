@@ -82,8 +82,9 @@ def test_sigterm_ends_a_run_as_killed(program, journal_of) -> None:
         if line.startswith("epoch 1/500"):
             break
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=60)
     assert process.returncode == 143
+    assert "continue it: vlatrack run --resume" in out
     assert journal_of(program.only_run())[-1]["data"]["status"] == "KILLED"
 
 

@@ -196,7 +196,8 @@ BAD_OVERRIDES = {
     "data.cameras.1=x": "data.cameras is a list of 1: expected an index below 1, got '1'",
     "data.cameras.last=x": "data.cameras is a list of 1: expected an index below 1, got 'last'",
     "tracking.backends.0.kind=wandbb": (
-        "tracking.backends.0.kind: expected 'mlflow' or 'wandb', got 'wandbb' (did you mean 'wandb'?)"
+        "tracking.backends.0.kind: expected 'mlflow', 'wandb', 'tensorboard' or 'custom', got 'wandbb' "
+        "(did you mean 'wandb'?)"
     ),
     "data.cameras=[a": "not valid YAML: expected ',' or ']', but got '<stream end>'",
     "data.val_ind.kind=lerobot": "data.val_ind.path: this key is required",

@@ -55,7 +55,7 @@ class Memory:
     def finish(self, finish: RunFinish) -> None:
         self.statuses.append(finish.status)
 
-    def audit(self) -> Audit:
+    def audit(self, start: RunStart) -> Audit:
         return Audit(metric_keys=1, last_seq=max(self.rows))
 
     def close(self) -> None: ...

@@ -153,8 +153,10 @@ class WandbDouble:
             model["bucket"] = {**self._bucket(run), **counts, **tails, **rest}
         return model
 
-    def _public_run(self, name: str) -> Json:
-        run = self.runs[name]
+    def _public_run(self, name: str) -> Json | None:
+        run = self.runs.get(name)
+        if run is None:
+            return None
         last = max((row["_step"] for row in run.rows), default=-1)
         user = {"name": ENTITY, "username": ENTITY}
         known = {

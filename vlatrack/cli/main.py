@@ -8,6 +8,7 @@ import typer
 from vlatrack import __version__
 from vlatrack.cli.bench import app as bench_app
 from vlatrack.cli.data import app as data_app
+from vlatrack.cli.delivery import reap, status, sync
 from vlatrack.cli.evaluate import evaluate
 from vlatrack.cli.run import run
 from vlatrack.cli.spec import schema, validate
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (run, evaluate, validate, schema, ui):
+for command in (run, evaluate, validate, schema, ui, sync, status, reap):
     app.command()(command)
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")

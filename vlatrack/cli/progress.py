@@ -79,24 +79,38 @@ class TerminalDisplay:
             head = f"epoch {number}/{total}" if position == 0 else ""
             self._say(f"{head:<12} {split:<8} {_line(split, metrics)}")
 
-    def finished(self, directory: Path, delivery: "DeliveryReport | None", horizon: int) -> None:
+    def finished(self, directory: Path, delivery: "DeliveryReport", horizon: int) -> None:
         from vlatrack.reports.epoch_log import read_epoch_logs
         from vlatrack.reports.summary import first_last_table, render_summary
 
         self._progress.stop()
         self._console.print(render_summary(first_last_table(read_epoch_logs(directory), horizon=horizon)))
         self._say(f"figures     {directory / 'report'}")
-        backends = delivery.backends if delivery is not None else ()
-        for backend in backends:
+        for backend in delivery.backends:
             state = "INCOMPLETE" if backend.undelivered or backend.dead_letters else "complete"
             self._say(f"{backend.label:<11} {state}, {backend.delivered} records; {backend.look or ''}")
             if backend.error:
                 self._say(f"            {backend.error}")
         where = str(directory / "report")
-        if any(backend.label.startswith("mlflow") for backend in backends):
+        if any(backend.label.startswith("mlflow") for backend in delivery.backends):
             folder = directory.parent.parent
             where = "vlatrack ui" if folder == Path("runs") else f"vlatrack ui --runs {folder}"
         self._say(f"FINISHED {directory} · look at it: {where}")
+        self._name_the_undelivered(directory, delivery)
+
+    def stopped(self, directory: Path, status: str, can_resume: bool, delivery: "DeliveryReport") -> None:
+        self._progress.stop()
+        self._name_the_undelivered(directory, delivery)
+        remedy = f" · continue it: vlatrack run --resume {directory}" if can_resume else ""
+        self._say(f"{status} {directory}{remedy}")
+
+    def _name_the_undelivered(self, directory: Path, delivery: "DeliveryReport") -> None:
+        left = {backend.label: backend.undelivered for backend in delivery.backends if backend.undelivered}
+        if left:
+            where = ", ".join(left)
+            self._say(
+                f"{max(left.values())} records not delivered to {where}; `vlatrack sync {directory}` delivers them"
+            )
 
     def _say(self, text: str) -> None:
         """One line, however narrow the terminal: paths stay whole for copying."""

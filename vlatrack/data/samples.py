@@ -89,11 +89,9 @@ class SampleSet:
             return self._vla(self._episodes[episode], step)
         return self._world_model(self._episodes[episode], step)
 
-    def check_lengths(self) -> None:
-        """Build one sample of each (episode, kind), so that a prompt that is too long shows at once."""
-        first = {(kind, episode): number for number, (kind, episode, _) in reversed(list(enumerate(self._index)))}
-        for number in first.values():
-            self[number]
+    def first(self, wanted: SampleKind) -> TokenSequence:
+        """The first sample of a kind; there must be one."""
+        return self[next(number for number, (kind, _, _) in enumerate(self._index) if kind == wanted)]
 
     def _vla(self, episode: EncodedEpisode, step: int) -> TokenSequence:
         encoding, chunk = self._encoding, slice(step, step + self._encoding.horizon)
@@ -167,6 +165,20 @@ def check_fit(
         raise DataError(
             f"{source.name}: the longest episode has {longest} steps, fewer than action_head.time_horizon = {horizon}"
         )
+
+
+def check_lengths(episodes: Sequence[Episode], encoding: Encoding, kinds: Sequence[SampleKind]) -> None:
+    """Raise TokenError if a task's samples are longer than the backbone takes.
+
+    The length does not depend on what a picture shows, so blank ones do, before any is encoded.
+    """
+    side = encoding.images.codes_per_side
+    of_task = {episode.task: episode for episode in episodes if episode.length >= max(encoding.horizon, 2)}
+    for episode in of_task.values():
+        blank = np.broadcast_to(np.int64(encoding.layout.first_image_code), (episode.length, side, side))
+        samples = SampleSet([_encode(episode, encoding, (blank,) * len(encoding.cameras))], encoding, kinds)
+        for kind in kinds:
+            samples.first(kind)
 
 
 def _encode(episode: Episode, encoding: Encoding, codes: tuple[Codes, ...]) -> EncodedEpisode:

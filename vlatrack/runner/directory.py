@@ -26,7 +26,7 @@ class RunDirectory:
         """A new directory, named by the time and four random characters, with the resolved spec in it."""
         run_id = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         path = runs / spec.name / run_id
-        path.mkdir(parents=True)
+        path.mkdir(parents=True, mode=0o700)  # for the user alone: a diff or a path may be nobody else's business
         directory = cls(path)
         directory.spec_file.write_text(dump_spec(spec))
         return directory
@@ -54,7 +54,7 @@ class RunDirectory:
     @property
     def runs(self) -> Path:
         """The folder that holds all experiments."""
-        return self.path.parent.parent
+        return self.path.resolve().parent.parent
 
     @property
     def spec_file(self) -> Path:

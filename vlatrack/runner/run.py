@@ -24,9 +24,9 @@ from vlatrack.schema.metrics import TRAIN, MetricSchema
 from vlatrack.spec.identity import canonical_hash, flatten
 from vlatrack.spec.models import ExperimentSpec
 from vlatrack.tracking.backend import Status
-from vlatrack.tracking.registry import check_backend_available
+from vlatrack.tracking.registry import check_backend
 from vlatrack.tracking.run import TrackedRun
-from vlatrack.training.checkpoints import load_policy, load_training, read_state
+from vlatrack.training.checkpoints import list_checkpoints, load_policy, load_training, read_state
 from vlatrack.training.state import TrainState
 
 TERMINATED = 143
@@ -44,6 +44,7 @@ class Prepared:
     splits: dict[str, builders.Split]
     ranges: builders.Ranges
     checkpoint: Checkpoint | None
+    manifest: dict[str, Any]
 
 
 def run_experiment(
@@ -54,9 +55,10 @@ def run_experiment(
     Raises:
         VlatrackError: the spec and its data do not fit; nothing is created then, if it shows early.
     """
-    prepared = _prepare(spec)
+    prepared = _prepare(spec, command)
     directory = RunDirectory.create(runs, spec)
-    _execute(prepared, directory, command, display or SilentDisplay(), resume_from=None)
+    write_manifest(directory.manifest_file, prepared.manifest)
+    _execute(prepared, directory, display or SilentDisplay(), resume_from=None)
     return directory
 
 
@@ -67,51 +69,49 @@ def resume_run(path: Path, *, command: Sequence[str] = (), display: Display | No
         VlatrackError: there is no run, no checkpoint, or the data has changed since.
     """
     directory = RunDirectory.open(path)
-    prepared = _prepare(directory.spec())
     checkpoint = directory.checkpoint("last")
-    _execute(prepared, directory, command, display or SilentDisplay(), resume_from=checkpoint)
+    prepared = _prepare(directory.spec(), command)
+    _execute(prepared, directory, display or SilentDisplay(), resume_from=checkpoint)
     return directory
 
 
-def _prepare(spec: ExperimentSpec) -> Prepared:
-    for backend in spec.tracking.backends:
-        check_backend_available(backend.kind)
+def _prepare(spec: ExperimentSpec, command: Sequence[str]) -> Prepared:
+    for backend in builders.build_backends(spec):
+        check_backend(backend)
     splits = builders.open_splits(spec)
     ranges = builders.value_ranges(spec, splits[TRAIN])
     builders.check_data(spec, splits, ranges)
-    return Prepared(spec, splits, ranges, builders.foreign_checkpoint(spec))
+    checkpoint = builders.foreign_checkpoint(spec)
+    return Prepared(spec, splits, ranges, checkpoint, describe_run(spec, splits, ranges, command))
 
 
-def _execute(
-    prepared: Prepared, directory: RunDirectory, command: Sequence[str], display: Display, resume_from: Path | None
-) -> None:
+def _execute(prepared: Prepared, directory: RunDirectory, display: Display, resume_from: Path | None) -> None:
     """Run under the tracker's eye: however it ends, the journal and every backend say so."""
-    spec = prepared.spec
-    manifest = describe_run(spec, prepared.splits, prepared.ranges, command)
-    if resume_from is None:
-        write_manifest(directory.manifest_file, manifest)
     display.started(directory.path)
-    tracked = _start_tracking(spec, directory, manifest, resume=resume_from is not None)
-    for notice in tracked.notices:
-        display.stage(notice)
     with _sigterm_raises():
+        tracked = _start_tracking(prepared, directory, resume=resume_from is not None)
+        for notice in tracked.notices:
+            display.stage(notice)
         try:
             _train(prepared, directory, tracked, display, resume_from)
+            _upload_results(directory, tracked)
         except BaseException as error:
             status: Status = "KILLED" if isinstance(error, KeyboardInterrupt | Terminated) else "FAILED"
-            _keep_traceback(directory, error)
-            _upload_results(directory, tracked)
-            tracked.finish(status, reason=_reason(error))
+            try:
+                _keep_traceback(directory, error)
+                _upload_results(directory, tracked)
+            finally:  # whatever else goes wrong now, the run must not stay RUNNING
+                report = tracked.finish(status, reason=_reason(error))
+            can_resume = bool(list_checkpoints(directory.checkpoints))
+            display.stopped(directory.path, status, can_resume, report)
             raise
-        _upload_results(directory, tracked)
         display.stage("delivering to the trackers")
         report = tracked.finish("FINISHED")
-    display.finished(directory.path, report, spec.action_head.time_horizon)
+    display.finished(directory.path, report, prepared.spec.action_head.time_horizon)
 
 
-def _start_tracking(
-    spec: ExperimentSpec, directory: RunDirectory, manifest: dict[str, Any], *, resume: bool
-) -> TrackedRun:
+def _start_tracking(prepared: Prepared, directory: RunDirectory, *, resume: bool) -> TrackedRun:
+    spec, manifest = prepared.spec, prepared.manifest
     git = manifest["git"] or {}
     tracked = TrackedRun.start(
         directory.path,

@@ -266,7 +266,26 @@ class WandbBackend(Model):
     mode: Literal["auto", "online", "offline"] = Field("auto", description="auto: online if a key is configured")
 
 
-Backend = Annotated[MlflowBackend | WandbBackend, Field(discriminator="kind")]
+class TensorboardBackend(Model):
+    """TensorBoard: event files in the run directory, needs `vlatrack[tensorboard]`."""
+
+    kind: Literal["tensorboard"]
+    naming: Naming = "documented"
+
+
+class CustomBackend(Model):
+    """Your own tracker: a class with the methods of vlatrack.tracking.backend.Backend."""
+
+    kind: Literal["custom"]
+    target: str = Field(
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$|^[A-Za-z_][\w.-]*$",
+        description="a class as package.module:Class, or the name of an entry point of the group vlatrack.backends",
+    )
+    naming: Naming = "documented"
+    options: dict[str, str | int | float | bool | None] = Field({}, description="keyword arguments of the class")
+
+
+Backend = Annotated[MlflowBackend | WandbBackend | TensorboardBackend | CustomBackend, Field(discriminator="kind")]
 
 
 class TrackingSpec(Model):

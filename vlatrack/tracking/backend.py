@@ -19,11 +19,12 @@ class Rejected(Exception):  # noqa: N818 (a verdict of the backend, not an error
 @dataclass(frozen=True)
 class BackendConfig:
     """One tracker of a run: its kind, how it names metrics, and its own options. No secrets: keys stay in the
-    environment."""
+    environment. `target` names the class of kind `custom`: `package.module:Class` or an entry point."""
 
     kind: str
     naming: str = "documented"
-    options: Mapping[str, str | None] = field(default_factory=dict)
+    options: Mapping[str, Scalar] = field(default_factory=dict)
+    target: str | None = None
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,15 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Audit:
-    """What the backend itself says that it holds."""
+    """What the backend itself says that it holds; None is what it cannot tell."""
 
-    metric_keys: int
-    last_seq: int | None
-    """Highest sequence number of a metrics record, where the backend knows it."""
+    status: str | None = None
+    """RUNNING, FINISHED, FAILED or KILLED."""
+    metric_keys: int | None = None
+    values: int | None = None
+    """Metric values; equal ones (name, time, step, value) count once."""
+    last_seq: int | None = None
+    """Highest sequence number of a metrics record."""
 
 
 class Backend(Protocol):
@@ -128,8 +133,8 @@ class Backend(Protocol):
     def finish(self, finish: RunFinish) -> None:
         """Set the status; returns once everything delivered before is stored for good."""
 
-    def audit(self) -> Audit:
-        """What is stored by now."""
+    def audit(self, start: RunStart) -> Audit:
+        """What is stored by now. Needs no `open` and changes nothing; an absent run is an empty `Audit`."""
 
     def close(self) -> None:
         """Let go of connections and processes; the remote run keeps its status."""

@@ -1,9 +1,10 @@
-"""The delivery process of one run: `python -m vlatrack.tracking.deliver RUN_DIR`.
+"""The delivery process of one run: `python -m vlatrack.tracking.deliver RUN_DIR [--patience S] [--only LABEL…]`.
 
 It serves every backend from its own thread, closes the run as KILLED if the trainer dies, and ends when the finish
-record is delivered or its time is over.
+record is delivered or its time is over: as the finish record says, or after `--patience` seconds without progress.
 """
 
+import argparse
 import contextlib
 import fcntl
 import gc
@@ -13,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -34,8 +36,12 @@ tenth of the delivery."""
 _log = logging.getLogger(__name__)
 
 
-def main(run_dir: Path) -> int:
-    """Deliver; exit code 0 if every backend has everything, 1 if something is left."""
+BUSY = 3
+"""Exit code: another process delivers this run."""
+
+
+def main(run_dir: Path, *, patience_s: float | None = None, only: Collection[str] = ()) -> int:
+    """Deliver; exit code 0 if every backend (or those in `only`) has everything, 1 if something is left, or BUSY."""
     files = RunFiles(run_dir)
     _log_to_standard_error()
     lock = os.open(files.delivery_lock, os.O_RDWR | os.O_CREAT, 0o600)
@@ -43,7 +49,7 @@ def main(run_dir: Path) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         _log.warning("another process delivers this run")
-        return 1
+        return BUSY
     os.ftruncate(lock, 0)
     os.pwrite(lock, str(os.getpid()).encode(), 0)
     os.umask(0o077)
@@ -51,30 +57,50 @@ def main(run_dir: Path) -> int:
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
-    if _serve(files, stopping):
+    if _serve(files, stopping, patience_s, only):
         return 0
     # A thread may hang in a tracker's client; the cursors on the disk say what is left.
     logging.shutdown()
     os._exit(1)
 
 
-def _serve(files: RunFiles, stopping: threading.Event) -> bool:
-    configs = backends_of(files.backends.read_text())
-    tails, threads = [], []
-    for index, config in enumerate(configs):
+def _serve(files: RunFiles, stopping: threading.Event, patience_s: float | None, only: Collection[str]) -> bool:
+    if patience_s is not None and not is_being_written(files.journal):
+        close_as_killed(files.journal)
+    threads, tails = [], []
+    for index, config in enumerate(backends_of(files.backends.read_text())):
         label = backend_label(config, index)
-        tail = Tail(files.run_dir, label, partial(connect, config, files.run_dir), stopping)
-        tails.append(tail)
-        threads.append(threading.Thread(target=tail.run, name=label, daemon=True))
+        if not only or label in only:
+            tails.append(Tail(files.run_dir, label, partial(connect, config, files.run_dir), stopping))
+            threads.append(threading.Thread(target=tails[-1].run, name=label, daemon=True))
     for thread in threads:
         thread.start()
+    progress = _Progress(tails)
     give_up_ms: float | None = None
     while any(thread.is_alive() for thread in threads) and not stopping.wait(WATCH_S):
-        give_up_ms = give_up_ms or _end_of_patience(files.journal)
+        if patience_s is None:
+            give_up_ms = give_up_ms or _end_of_patience(files.journal)
+        else:
+            give_up_ms = progress.last_ms() + patience_s * 1000
         if give_up_ms is not None and time.time() * 1000 > give_up_ms:
             _log.warning("time is over")
             return False
     return not stopping.is_set() and all(tail.finished for tail in tails)
+
+
+class _Progress:
+    """When a backend last acknowledged something, in Unix milliseconds."""
+
+    def __init__(self, tails: Sequence[Tail]) -> None:
+        self._tails = tails
+        self._seen: list[int] = []
+        self._at_ms = 0.0
+
+    def last_ms(self) -> float:
+        now = [tail.acknowledged for tail in self._tails]
+        if now != self._seen:
+            self._seen, self._at_ms = now, time.time() * 1000
+        return self._at_ms
 
 
 def _end_of_patience(journal: Path) -> float | None:
@@ -84,23 +110,29 @@ def _end_of_patience(journal: Path) -> float | None:
     if last.kind == Kind.FINISH:
         return float(last.data["deliver_until_ms"])
     if not is_being_written(journal):
-        _close_as_killed(journal, last.run)
+        close_as_killed(journal)
     return None
 
 
-def _close_as_killed(path: Path, run: str) -> None:
+def close_as_killed(path: Path) -> bool:
+    """Write the end of a run whose process is gone without one; whether there was anything to do."""
+    last = last_record(path)
+    if last is None or last.kind == Kind.FINISH:
+        return False
     try:
-        journal = Journal.open(path, run=run, writer="delivery")
+        journal = Journal.open(path, run=last.run, writer="delivery")
     except TrackerError as error:
         _log.info("the run goes on: %s", error)
-        return
+        return False
     with contextlib.closing(journal):
         last = last_record(path)
-        if last is not None and last.kind != Kind.FINISH:
-            _log.warning("the training process is gone; the run is KILLED")
-            until = int((time.time() + PATIENCE_WITHOUT_TRAINER_S) * 1000)
-            reason = "the training process ended without saying why"
-            journal.append(Kind.FINISH, {"status": "KILLED", "reason": reason, "deliver_until_ms": until})
+        if last is None or last.kind == Kind.FINISH:
+            return False
+        _log.warning("the training process is gone; the run is KILLED")
+        until = int((time.time() + PATIENCE_WITHOUT_TRAINER_S) * 1000)
+        reason = "the training process ended without saying why"
+        journal.append(Kind.FINISH, {"status": "KILLED", "reason": reason, "deliver_until_ms": until})
+    return True
 
 
 class _RedactingFormatter(logging.Formatter):
@@ -115,4 +147,9 @@ def _log_to_standard_error() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    parser = argparse.ArgumentParser(prog="vlatrack.tracking.deliver")
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--patience", type=float)
+    parser.add_argument("--only", nargs="*", default=[])
+    given = parser.parse_args()
+    sys.exit(main(given.run_dir, patience_s=given.patience, only=given.only))

@@ -56,7 +56,7 @@ class MlflowBackend:
         self._run_id = ""
 
     def open(self, start: RunStart, acknowledged: int) -> Position:
-        uri = self._uri or f"sqlite:///{self._runs / 'mlflow.db'}"
+        uri = self._store
         # Only the shared local store: a server that hangs must not hold up the other backends.
         with _one_at_a_time(self._runs / ".mlflow.lock") if self._uri is None else contextlib.nullcontext():
             self._client = MlflowClient(uri)
@@ -102,11 +102,24 @@ class MlflowBackend:
         self._put_tags({} if finish.reason is None else {"vlatrack.reason": finish.reason})
         self._client.set_terminated(self._run_id, finish.status, finish.t_ms)
 
-    def audit(self) -> Audit:
-        return Audit(metric_keys=len(self._client.get_run(self._run_id).data.metrics), last_seq=None)
+    def audit(self, start: RunStart) -> Audit:
+        if self._uri is None and not (self._runs / "mlflow.db").exists():
+            return Audit()
+        client = MlflowClient(self._store)
+        experiment = client.get_experiment_by_name(self._experiment or start.experiment)
+        runs = [] if experiment is None else _runs_of(client, experiment.experiment_id, start.uid)
+        if not runs:
+            return Audit()
+        keys = runs[0].data.metrics
+        values = sum(len(client.get_metric_history(runs[0].info.run_id, key)) for key in keys)
+        return Audit(runs[0].info.status, len(keys), values)
 
     def close(self) -> None:
         """Nothing is held open between calls."""
+
+    @property
+    def _store(self) -> str:
+        return self._uri or f"sqlite:///{self._runs / 'mlflow.db'}"
 
     def _experiment_id(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)
@@ -121,7 +134,7 @@ class MlflowBackend:
             return str(self._client.get_experiment_by_name(name).experiment_id)
 
     def _find_or_create(self, experiment_id: str, start: RunStart) -> tuple[Run, bool]:
-        found = self._client.search_runs([experiment_id], f"tags.`{UID_TAG}` = '{start.uid}'", max_results=1)
+        found = _runs_of(self._client, experiment_id, start.uid)
         if found:
             return found[0], False
         tags = {UID_TAG: start.uid, "mlflow.user": getpass.getuser(), "mlflow.source.name": "vlatrack"}
@@ -148,6 +161,10 @@ class MlflowBackend:
     def _put_tags(self, tags: Mapping[str, str]) -> None:
         for batch in _batches([RunTag(key, text[:LONGEST_TAG]) for key, text in tags.items()], PARAMS_PER_BATCH):
             self._client.log_batch(self._run_id, tags=batch, synchronous=True)
+
+
+def _runs_of(client: MlflowClient, experiment_id: str, uid: str) -> Sequence[Run]:
+    return list(client.search_runs([experiment_id], f"tags.`{UID_TAG}` = '{uid}'", max_results=1))
 
 
 def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

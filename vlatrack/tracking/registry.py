@@ -5,27 +5,40 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vlatrack.errors import MissingPackageError, TrackerError
 from vlatrack.tracking.backend import Backend, BackendConfig
 from vlatrack.tracking.privacy import has_password
+from vlatrack.tracking.targets import check_options, load_backend_class
 from vlatrack.tracking.wandb_account import NO_KEY, resolve_mode
 
-_INSTALL = {"mlflow": "pip install mlflow", "wandb": "pip install 'vlatrack[wandb]'"}
+_INSTALL = {
+    "mlflow": "pip install mlflow",
+    "wandb": "pip install 'vlatrack[wandb]'",
+    "tensorboard": "pip install 'vlatrack[tensorboard]'",
+}
 
 
 def check_backend(config: BackendConfig) -> None:
-    """Raise, before any training, if the backend cannot be used: TrackerError or MissingPackageError."""
-    check_backend_available(config.kind)
+    """Raise, before any training, if the backend cannot be used: TrackerError or MissingPackageError.
+
+    Of a custom backend the module is imported, nothing of the others.
+    """
+    if config.kind == "custom":
+        target = _target_of(config)
+        check_options(target, load_backend_class(target), config.options)
+    else:
+        check_backend_available(config.kind)
     for name, value in config.options.items():
-        if value is not None and has_password(value):
+        if isinstance(value, str) and has_password(value):
             raise TrackerError(f"tracking: {config.kind} {name}: holds a password; put it into the environment instead")
 
 
 def check_backend_available(kind: str) -> None:
     """Raise MissingPackageError, with the pip line, if the backend's package is not installed; imports nothing."""
     if kind not in _INSTALL:
-        raise TrackerError(f"tracking: unknown backend {kind!r}; choose one of {', '.join(_INSTALL)}")
+        raise TrackerError(f"tracking: unknown backend {kind!r}; choose one of {', '.join(_INSTALL)}, custom")
     spec = importlib.util.find_spec(kind)
     if spec is None or spec.origin is None:  # a folder of that name, as offline W&B leaves one, is no package
         raise MissingPackageError(f"tracking: the {kind} backend needs a package: {_INSTALL[kind]}")
@@ -34,15 +47,22 @@ def check_backend_available(kind: str) -> None:
 def connect(config: BackendConfig, run_dir: Path) -> Backend:
     """The backend of one run, not yet open; TypeError for an option that it does not know."""
     silence_telemetry()
+    options: dict[str, Any] = dict(config.options)
     match config.kind:
         case "mlflow":
             from vlatrack.tracking.mlflow_backend import MlflowBackend
 
-            return MlflowBackend(run_dir, naming=config.naming, **config.options)
+            return MlflowBackend(run_dir, naming=config.naming, **options)
         case "wandb":
             from vlatrack.tracking.wandb_backend import WandbBackend
 
-            return WandbBackend(run_dir, naming=config.naming, **config.options)
+            return WandbBackend(run_dir, naming=config.naming, **options)
+        case "tensorboard":
+            from vlatrack.tracking.tensorboard_backend import TensorboardBackend
+
+            return TensorboardBackend(run_dir, naming=config.naming, **options)
+        case "custom":
+            return load_backend_class(_target_of(config))(run_dir, naming=config.naming, **options)
         case other:
             raise TrackerError(f"tracking: unknown backend {other!r}")
 
@@ -60,12 +80,19 @@ def backend_label(config: BackendConfig, index: int) -> str:
 
 def backends_text(configs: Sequence[BackendConfig]) -> str:
     """The configurations as JSON, for the delivery process."""
-    return json.dumps([{"kind": c.kind, "naming": c.naming, "options": dict(c.options)} for c in configs], indent=2)
+    fields = [{"kind": c.kind, "target": c.target, "naming": c.naming, "options": dict(c.options)} for c in configs]
+    return json.dumps(fields, indent=2)
 
 
 def backends_of(text: str) -> list[BackendConfig]:
     """The inverse of `backends_text`."""
     return [BackendConfig(**fields) for fields in json.loads(text)]
+
+
+def _target_of(config: BackendConfig) -> str:
+    if config.target is None:
+        raise TrackerError("tracking: a custom backend needs a target: package.module:Class, or an entry point's name")
+    return config.target
 
 
 def silence_telemetry() -> None:

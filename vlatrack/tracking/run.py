@@ -10,19 +10,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import SupportsFloat
 
 from vlatrack.errors import TrackerError
 from vlatrack.tracking.artifacts import checked_artifact_name, place_in_run, read_artifact
 from vlatrack.tracking.backend import BackendConfig, Scalar, Status
-from vlatrack.tracking.cursor import CursorFile
+from vlatrack.tracking.deliveries import BackendDelivery, DeliveryReport, delivery_report
 from vlatrack.tracking.history import RunStatus, metric_history, run_status
 from vlatrack.tracking.journal import Journal, Kind, last_record
 from vlatrack.tracking.layout import RunFiles
 from vlatrack.tracking.privacy import private_directory, redact, redact_param, write_private
 from vlatrack.tracking.registry import backend_label, backends_text, check_backend, notice_of
+from vlatrack.tracking.targets import environment_for_targets
 
 __all__ = [
     "BackendConfig",
@@ -39,30 +39,6 @@ _GRACE_S = 5.0
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class BackendDelivery:
-    """What became of one backend's share; counts are journal records, `look` says where a person finds the run."""
-
-    label: str
-    delivered: int
-    undelivered: int
-    dead_letters: int
-    look: str | None
-    error: str | None
-
-
-@dataclass(frozen=True)
-class DeliveryReport:
-    """What became of a run's records; `lost` ones never reached the journal (a full disk)."""
-
-    backends: tuple[BackendDelivery, ...]
-    lost: int
-
-    @property
-    def complete(self) -> bool:
-        return self.lost == 0 and all(b.undelivered == 0 and b.dead_letters == 0 for b in self.backends)
-
-
 class TrackedRun:
     """One run that is being logged. Nothing here waits for a tracker, except `finish`, which is bounded."""
 
@@ -72,6 +48,7 @@ class TrackedRun:
         self._journal = journal
         self.notices = tuple(notice for notice in map(notice_of, backends) if notice is not None)
         """What a user should know of the trackers now, one line each."""
+        self._serves_custom = any(config.kind == "custom" for config in backends)
         self._labels = [backend_label(config, index) for index, config in enumerate(backends)]
         self._delivery: subprocess.Popen[bytes] | None = None
         self._unusable: set[str] = set()
@@ -156,7 +133,7 @@ class TrackedRun:
         self._journal.append(Kind.FINISH, {"status": status, "reason": why, "deliver_until_ms": until})
         self._journal.close()
         self._await_delivery(timeout_s)
-        return self._report()
+        return delivery_report(self._files.run_dir, self._labels, lost=self._journal.lost)
 
     def _numbers_of(self, metrics: Mapping[str, object]) -> dict[str, float]:
         numbers: dict[str, float] = {}
@@ -182,6 +159,7 @@ class TrackedRun:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env=environment_for_targets(serves_custom=self._serves_custom),
                 start_new_session=True,
             )
         finally:
@@ -200,16 +178,6 @@ class TrackedRun:
                 self._delivery.kill()
                 self._delivery.wait()
                 return
-
-    def _report(self) -> DeliveryReport:
-        last = last_record(self._files.journal)
-        total = 0 if last is None else last.seq + 1
-        shares = []
-        for label in self._labels:
-            cursor = CursorFile(self._files.delivery, label).read()
-            done = cursor.seq + 1
-            shares.append(BackendDelivery(label, done, total - done, cursor.dead_letters, cursor.url, cursor.error))
-        return DeliveryReport(tuple(shares), self._journal.lost)
 
 
 def _check_continues(files: RunFiles, uid: str, resume: bool) -> None:

@@ -38,6 +38,11 @@ class Tail:
         self.finished = last is not None and last.kind == Kind.FINISH and last.seq == self._cursor.seq
         """Whether the backend has everything up to the run's end."""
 
+    @property
+    def acknowledged(self) -> int:
+        """The last delivered sequence number, or -1."""
+        return self._cursor.seq
+
     def run(self) -> None:
         """Follow the journal to the finish record, through every failure, or until told to stop."""
         failures = 0

@@ -19,6 +19,7 @@ from vlatrack.tracking.backend import (
     Artifact,
     Audit,
     Position,
+    Rejected,
     Rejection,
     RunFinish,
     RunStart,
@@ -109,10 +110,17 @@ class WandbBackend:
         if self._online:
             self._confirm(f"{run.entity}/{run.project}/{run.id}")
 
-    def audit(self) -> Audit:
-        run = self._open_run
-        path = f"{run.entity}/{run.project}/{run.id}"
-        return Audit(metric_keys=len(wandb.Api().run(path).summary), last_seq=self._last_seq(path))
+    def audit(self, start: RunStart) -> Audit:
+        if not self._online:
+            raise Rejected("offline files: `wandb sync` uploads them, then W&B shows what it has")
+        path = f"{self._project}/{start.uid}" if self._entity is None else f"{self._entity}/{self._project}/{start.uid}"
+        try:
+            run = wandb.Api().run(path)
+        except wandb.errors.CommError as error:  # also of a run that the server does not know
+            if "Could not find run" not in str(error):
+                raise
+            return Audit()
+        return Audit(status=str(run.state).upper(), last_seq=int(run.lastHistoryStep))
 
     def close(self) -> None:
         """End the client's process for this run; a run without an end is left as crashed."""

@@ -1,0 +1,211 @@
+"""The contract of `vlatrack.tracking.backend.Backend` as tests that any backend can run against itself.
+
+Subclass `BackendContract` as a class `Test…` in a test file, say how to connect to your backend and how to read what it
+stored, and run pytest. Nothing here imports pytest: each test asks for its `tmp_path`.
+"""
+
+import contextlib
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlatrack.testing.example_run import ExampleRun
+from vlatrack.tracking.artifacts import read_artifact
+from vlatrack.tracking.audit import journal_audit
+from vlatrack.tracking.backend import Audit, Backend, Position, RunFinish, RunStart
+from vlatrack.tracking.journal import Kind, Record
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stored value of a metric, under its documented name; `t_ms` is Unix time in milliseconds."""
+
+    name: str
+    step: int
+    t_ms: int
+    value: float
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Everything that a backend stored of the runs of one test."""
+
+    runs: int
+    status: str | None
+    rows: Sequence[Row]
+    files: Mapping[str, str] | None = None
+    """Hexadecimal SHA-256 of each stored file by its path (`remote_path`); None if the backend keeps no files."""
+
+
+class BackendContract(ABC):
+    """What every backend must do; each test is a whole run, or several."""
+
+    relative_error = 0.0
+    """How much a stored value may differ: 1e-7 for a backend of 32-bit floats."""
+    infinity = math.inf
+    """What the backend stores for +Inf."""
+
+    @abstractmethod
+    def connect(self, run_dir: Path) -> Backend:
+        """A new connection for the run in `run_dir`; what earlier ones stored is still there."""
+
+    @abstractmethod
+    def stored(self, run_dir: Path) -> Stored:
+        """What is stored now, read past the backend; called when every connection is closed."""
+
+    def test_a_run_arrives_with_its_names_steps_times_and_values(self, tmp_path: Path) -> None:
+        run = ExampleRun(tmp_path)
+        run.log(20)
+        run.finish("FINISHED")
+        self._deliver(run)
+        self._expect(run, "FINISHED")
+
+    def test_a_whole_replay_adds_nothing(self, tmp_path: Path) -> None:
+        run = ExampleRun(tmp_path)
+        run.log(20)
+        run.finish("FINISHED")
+        self._deliver(run)
+        self._deliver(run)
+        self._expect(run, "FINISHED")
+
+    def test_what_was_delivered_but_not_acknowledged_may_come_again(self, tmp_path: Path) -> None:
+        run = ExampleRun(tmp_path)
+        run.log(30)
+        with contextlib.closing(self.connect(run.dir)) as backend:
+            position = backend.open(run.start_value(), -1)
+            first = run.metrics()[:10]
+            _deliver_metrics(backend, position, first)
+            _deliver_metrics(backend, position, first)  # the answer was lost
+            _deliver_metrics(backend, position, run.metrics()[10:20])
+        run.finish("FINISHED")
+        self._deliver(run, acknowledged=first[4].seq)  # the process died, its cursor is behind
+        self._expect(run, "FINISHED")
+
+    def test_nan_and_infinities_are_kept(self, tmp_path: Path) -> None:
+        run = ExampleRun(tmp_path)
+        for step, value in enumerate((1.0, math.nan, math.inf, -math.inf, 2.0)):
+            run.append(Kind.METRICS, {"train_closs": value}, step=step)
+        run.finish("FINISHED")
+        self._deliver(run)
+        self._expect(run, "FINISHED")
+
+    def test_names_of_any_letters_come_back(self, tmp_path: Path) -> None:
+        run = ExampleRun(tmp_path)
+        run.append(Kind.METRICS, {"val ünï/字": 1.0, "a-b:c=d, e%": 2.0, "train_l1_loss_action_5": 3.0}, step=1)
+        run.finish("FINISHED")
+        self._deliver(run)
+        self._expect(run, "FINISHED")
+
+    def test_every_end_of_a_run_is_told(self, tmp_path: Path) -> None:
+        for status in ("FAILED", "KILLED"):
+            run = ExampleRun(tmp_path / status.lower(), uid=f"contract-{status.lower()}")
+            run.log(1)
+            run.finish(status, reason="a reason")
+            self._deliver(run)
+            assert self.stored(run.dir).status == status
+
+    def test_a_resumed_run_continues_the_same_remote_run(self, tmp_path: Path) -> None:
+        run = ExampleRun(tmp_path)
+        run.log(10)
+        run.finish("KILLED", reason="out of time")
+        acknowledged = self._deliver(run)
+        run.start(epochs=2)
+        run.log(10, first_step=5)  # from a checkpoint before the last logged step
+        run.finish("FINISHED")
+        self._deliver(run, acknowledged=acknowledged)
+        self._expect(run, "FINISHED")
+
+    def test_files_are_put_once_and_again_when_they_change(self, tmp_path: Path) -> None:
+        run = ExampleRun(tmp_path)
+        folder = run.dir / "checkpoints" / "step-1"
+        folder.mkdir(parents=True)
+        (folder / "weights.bin").write_bytes(b"first")
+        (run.dir / "spec.yaml").write_bytes(b"a: 1\n")
+        with contextlib.closing(self.connect(run.dir)) as backend:
+            backend.open(run.start_value(), -1)
+            for content in (b"first", b"first", b"second"):
+                (folder / "weights.bin").write_bytes(content)
+                backend.put_artifact(read_artifact("checkpoints/step-1", "checkpoints/step-1", run.dir))
+                backend.put_artifact(read_artifact("spec.yaml", "spec.yaml", run.dir))
+            run.finish("FINISHED")
+            backend.finish(RunFinish.of(run.records()[-1]))
+        files = self.stored(run.dir).files
+        expected = {"spec.yaml": _digest(b"a: 1\n"), "checkpoints/step-1/weights.bin": _digest(b"second")}
+        assert files is None or dict(files) == expected
+
+    def test_an_alert_may_come_twice_and_disturbs_nothing(self, tmp_path: Path) -> None:
+        run = ExampleRun(tmp_path)
+        run.log(2)
+        run.append(Kind.EVENT, {"name": "health", "data": {}, "alert": True})
+        run.log(2, first_step=2)
+        run.finish("FINISHED")
+        self._deliver(run)
+        self._deliver(run)
+        self._expect(run, "FINISHED")
+
+    def test_the_audit_agrees_with_the_journal(self, tmp_path: Path) -> None:
+        run = ExampleRun(tmp_path)
+        with contextlib.closing(self.connect(run.dir)) as backend:
+            assert backend.audit(run.start_value()) == Audit()
+        run.log(5)
+        run.finish("FINISHED")
+        self._deliver(run)
+        with contextlib.closing(self.connect(run.dir)) as backend:
+            held, journal = backend.audit(run.start_value()), journal_audit(run.dir)
+        assert held != Audit()
+        for name in ("status", "metric_keys", "values", "last_seq"):
+            assert getattr(held, name) in (None, getattr(journal, name)), name
+        self._expect(run, "FINISHED")  # asking has changed nothing
+
+    def _deliver(self, run: ExampleRun, *, acknowledged: int = -1) -> int:
+        """Deliver as the delivery process does, and return the last acknowledged sequence number."""
+        records = run.records()
+        started = [r for r in records if r.kind == Kind.START and r.seq <= acknowledged + 1][-1]
+        with contextlib.closing(self.connect(run.dir)) as backend:
+            position = backend.open(RunStart.of(started), acknowledged)
+            index = 0
+            while index < len(records):
+                record = records[index]
+                index += 1
+                match record.kind:
+                    case Kind.METRICS:
+                        _deliver_metrics(backend, position, [record])
+                    case Kind.START if record.seq > max(started.seq, acknowledged):
+                        started, acknowledged, index = record, record.seq, 0  # the backend says what it still wants
+                        position = backend.open(RunStart.of(record), acknowledged)
+                    case Kind.EVENT if record.seq >= position.others_from:
+                        backend.alert(record.data["name"], "", record)
+                    case Kind.FINISH if record.seq >= position.others_from and record.seq > started.seq:
+                        backend.finish(RunFinish.of(record))
+        return records[-1].seq
+
+    def _expect(self, run: ExampleRun, status: str) -> None:
+        stored = self.stored(run.dir)
+        assert (stored.runs, stored.status) == (1, status)
+        expected = [Row(n, r.step or 0, r.t_ms, v) for r in run.metrics() for n, v in r.data.items()]
+        assert Counter(map(_place, stored.rows)) == Counter(map(_place, expected))
+        for row, wanted in zip(sorted(stored.rows, key=_place), sorted(expected, key=_place), strict=True):
+            assert self._same(row.value, wanted.value), f"{row} is not {wanted}"
+
+    def _same(self, value: float, wanted: float) -> bool:
+        if math.isinf(wanted):
+            return value == math.copysign(self.infinity, wanted)
+        return math.isnan(value) if math.isnan(wanted) else math.isclose(value, wanted, rel_tol=self.relative_error)
+
+
+def _deliver_metrics(backend: Backend, position: Position, records: Sequence[Record]) -> None:
+    wanted = [record for record in records if record.seq >= position.metrics_from]
+    if wanted:
+        assert backend.deliver(wanted) == []
+
+
+def _place(row: Row) -> tuple[str, int, int]:
+    return (row.name, row.step, row.t_ms)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,80 @@
+"""Comparing a run's journal with what its backends say that they hold."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlatrack.errors import TrackerError
+from vlatrack.tracking.backend import Audit, BackendConfig, RunStart
+from vlatrack.tracking.history import run_status
+from vlatrack.tracking.journal import JournalReader, Kind, read_records
+from vlatrack.tracking.layout import RunFiles
+from vlatrack.tracking.privacy import redact
+from vlatrack.tracking.registry import backend_label, backends_of, connect
+
+
+@dataclass(frozen=True)
+class BackendAudit:
+    """One backend beside the journal; `differences` is empty if they agree in all that the backend can tell."""
+
+    label: str
+    journal: Audit
+    backend: Audit
+    differences: tuple[str, ...]
+
+
+def audit_run(run_dir: Path, labels: list[str]) -> list[BackendAudit]:
+    """Ask each of these backends; reads the whole journal. One that cannot be asked has that as its difference."""
+    files = RunFiles(run_dir)
+    expected, start = journal_audit(run_dir), _start_of(files.journal)
+    audits = []
+    for index, config in enumerate(backends_of(files.backends.read_text())):
+        label = backend_label(config, index)
+        if label in labels:
+            audits.append(_audit_backend(label, config, run_dir, start, expected))
+    return audits
+
+
+def journal_audit(run_dir: Path) -> Audit:
+    """What the journal holds, in the terms of a backend's audit."""
+    keys: set[str] = set()
+    values, last_seq, now_ms = 0, -1, -1
+    seen: set[tuple[str, int | None, str]] = set()
+    for record in read_records(RunFiles(run_dir).journal):
+        if record.kind != Kind.METRICS:
+            continue
+        if record.t_ms != now_ms:
+            now_ms = record.t_ms
+            seen.clear()
+        points = {(name, record.step, repr(value)) for name, value in record.data.items()} - seen
+        seen |= points
+        values += len(points)
+        keys |= record.data.keys()
+        last_seq = record.seq
+    return Audit(run_status(run_dir).status, len(keys), values, last_seq)
+
+
+def _start_of(journal: Path) -> RunStart:
+    records = JournalReader(journal).read(1)
+    if not records or records[0].kind != Kind.START:
+        raise TrackerError(f"{journal}: holds no run yet")
+    return RunStart.of(records[0])
+
+
+def _audit_backend(label: str, config: BackendConfig, run_dir: Path, start: RunStart, expected: Audit) -> BackendAudit:
+    try:
+        held = connect(config, run_dir).audit(start)
+    except Exception as error:  # the clients of the trackers raise whatever they like; the table shows it
+        reason = redact(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
+        return BackendAudit(label, expected, Audit(), (f"cannot be asked ({reason})",))
+    pairs = (
+        ("status", expected.status, held.status),
+        ("metrics", expected.metric_keys, held.metric_keys),
+        ("values", expected.values, held.values),
+        ("last record", expected.last_seq, held.last_seq),
+    )
+    if held == Audit():
+        return BackendAudit(label, expected, held, ("does not know the run",))
+    differences = tuple(
+        f"{what}: {ours} here, {theirs} there" for what, ours, theirs in pairs if theirs not in (None, ours)
+    )
+    return BackendAudit(label, expected, held, differences)

@@ -1,0 +1,49 @@
+"""All runs of a folder at a glance: how they stand and what their trackers still lack; reads only the ends of files."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlatrack.errors import TrackerError
+from vlatrack.tracking.deliveries import BackendDelivery, delivery_report, labels_of
+from vlatrack.tracking.history import RunStatus, run_status
+from vlatrack.tracking.journal import Kind, is_being_written, last_record
+from vlatrack.tracking.layout import RunFiles
+
+
+@dataclass(frozen=True)
+class RunOverview:
+    """One run; `stale` means that its process is gone and nobody has written its end."""
+
+    run_dir: Path
+    status: RunStatus
+    stale: bool
+    backends: tuple[BackendDelivery, ...]
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A run directory that cannot be read, and why."""
+
+    run_dir: Path
+    reason: str
+
+
+def run_overviews(runs: Path) -> list[RunOverview | Unreadable]:
+    """Every run `<runs>/<experiment>/<run-id>` by name; TrackerError if there is no such folder."""
+    if not runs.is_dir():
+        raise TrackerError(f"{runs}: no such folder; give the folder that holds the runs with --runs")
+    return [_overview(journal.parent) for journal in sorted(runs.glob("*/*/journal.jsonl"))]
+
+
+def _overview(run_dir: Path) -> RunOverview | Unreadable:
+    try:
+        status = run_status(run_dir)
+        return RunOverview(run_dir, status, _is_stale(run_dir), delivery_report(run_dir, labels_of(run_dir)).backends)
+    except (TrackerError, OSError) as error:
+        return Unreadable(run_dir, str(error))
+
+
+def _is_stale(run_dir: Path) -> bool:
+    journal = RunFiles(run_dir).journal
+    last = last_record(journal)
+    return last is not None and last.kind != Kind.FINISH and not is_being_written(journal)
