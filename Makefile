@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check clean
+.PHONY: help quickstart test storm check clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -21,6 +21,9 @@ quickstart: $(VENV)/run.stamp  ## train a small policy on the demonstrations in 
 
 test: $(VENV)/dev.stamp  ## run the tests (no network)
 	$(BIN)/python -m pytest $(ARGS)
+
+storm: $(VENV)/dev.stamp  ## break trackers and processes at random, show what is lost (hours; ARGS='--storms 2')
+	$(BIN)/python tests/storms $(ARGS)
 
 check: $(VENV)/dev.stamp  ## ruff, mypy --strict, the import rules
 	$(BIN)/ruff check .

@@ -11,7 +11,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
+from fault_proxy import Fault, FaultProxy
 from mlflow.entities import Run as MlflowRun
 from mlflow.tracking import MlflowClient
 from wandb_double import WandbDouble
@@ -174,6 +176,27 @@ def test_a_killed_delivery_process_goes_on_without_gaps_or_duplicates(
     assert wandb_rows(wandb_server) == journal_rows(stored_run_dir)
     steps = Counter(row["_step"] for row in wandb_server.runs["u1"].rows)
     assert max(steps.values()) == 1
+
+
+def test_wandb_goes_on_after_failed_openings_and_a_killed_client(
+    run_dir: Path, wandb_server: WandbDouble, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    cursor = CursorFile(run_dir / "delivery", "wandb-0")
+    with FaultProxy(wandb_server.url) as proxy:
+        monkeypatch.setenv("WANDB_BASE_URL", proxy.url)
+        proxy.fault = Fault("status", 401)
+        run = start(run_dir, WANDB)
+        eventually(lambda: "a fault" in str(cursor.read().error))
+        proxy.fault = None  # now the client's own process says that the id is in use
+        for step in range(300):
+            run.log({"train_closs": step / 3}, step=step)
+        eventually(lambda: cursor.read().seq == 300)
+        clients = psutil.Process(delivery_process(run_dir)).children(recursive=True)
+        (core,) = [client for client in clients if client.name() == "wandb-core"]
+        core.kill()
+        report = run.finish("FINISHED")
+    assert report.complete, report
+    assert wandb_rows(wandb_server) == journal_rows(run_dir)
 
 
 def test_rows_that_wandb_refused_without_an_error_are_delivered_when_it_takes_them(

@@ -1,6 +1,7 @@
 """Delivery to one backend, with a backend that keeps everything in memory and fails when told to."""
 
 import json
+import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from vlatrack.tracking import tail
 from vlatrack.tracking.backend import Artifact, Audit, Position, Rejected, Rejection, RunFinish, RunStart
 from vlatrack.tracking.cursor import Cursor, CursorFile
-from vlatrack.tracking.journal import Journal, Record
+from vlatrack.tracking.journal import Journal, Record, read_records
 from vlatrack.tracking.layout import RunFiles
 from vlatrack.tracking.privacy import private_directory
 from vlatrack.tracking.tail import Tail
@@ -217,3 +218,63 @@ def test_delivery_that_is_told_to_stop_goes_on_later(run: Run, memory: Memory) -
     run.deliver(lambda: memory)
     assert memory.batches == [[1, 2, 3]]
     assert memory.statuses == ["RUNNING", "RUNNING", "FINISHED"]
+
+
+def test_a_journal_torn_at_any_byte_is_delivered_without_loss_or_repetition(run: Run) -> None:
+    run.log(range(3))
+    whole = run.files.journal.read_bytes()
+    begin = whole.rindex(b"\n", 0, -1) + 1
+    run.stopping.set()
+    for torn in range(begin, len(whole) + 1):
+        run.cursor_file.write(Cursor())
+        run.files.journal.write_bytes(whole[:torn])
+        whole_records = 4 if torn == len(whole) else 3
+        assert len(list(read_records(run.files.journal))) == whole_records  # while nobody has repaired it
+        run.log(range(10, 12))
+        run.finish()
+        memory = Memory()
+        run.stopping.clear()
+        run.deliver(lambda memory=memory: memory)
+        assert sorted(memory.rows) == list(range(1, whole_records + 2))
+        assert sum(map(len, memory.batches)) == len(memory.rows)
+
+
+def test_a_cursor_with_any_byte_changed_neither_ends_the_delivery_nor_skips_a_record(run: Run) -> None:
+    run.log(range(5))
+    half_way = Memory()
+    run.stopping.clear()
+    thread = threading.Thread(target=run.deliver, args=(lambda: half_way,))
+    thread.start()
+    while run.cursor_file.read().seq < 5:
+        assert thread.is_alive()
+    run.stopping.set()
+    thread.join()
+    run.log(range(5, 12))
+    run.finish()
+    path = run.files.delivery / "memory-0.json"
+    sound = path.read_bytes()
+    run.stopping.clear()
+    for at in range(len(sound)):
+        for other in (b"", b"-", b"9", b'"', b"\xff"):
+            path.write_bytes(sound[:at] + other + sound[at + 1 :])
+            memory = Memory()
+            run.deliver(lambda memory=memory: memory)
+            assert set(range(6, 13)) <= set(memory.rows), path.read_bytes()
+            assert memory.statuses[-1] == "FINISHED"
+
+
+def test_a_full_disk_under_the_cursor_does_not_end_the_delivery(run: Run, memory: Memory) -> None:
+    run.log(range(3))
+    run.finish()
+    in_the_way = run.files.delivery / f".memory-0.json.{os.getpid()}.new"
+    in_the_way.mkdir()
+    attempts: list[int] = []
+
+    def connect() -> Memory:
+        attempts.append(1)
+        if len(attempts) == 3:
+            in_the_way.rmdir()
+        return memory
+
+    assert run.deliver(connect).seq == 4
+    assert sorted(memory.rows) == [1, 2, 3]

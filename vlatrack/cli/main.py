@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from vlatrack import __version__
+from vlatrack.cli.bench import app as bench_app
 from vlatrack.cli.data import app as data_app
 from vlatrack.cli.delivery import reap, status, sync
 from vlatrack.cli.evaluate import evaluate
@@ -30,6 +31,7 @@ for command in (run, evaluate, validate, schema, ui, sync, status, reap):
     app.command()(command)
 app.command("import")(import_logs)
 app.add_typer(data_app, name="data")
+app.add_typer(bench_app, name="bench")
 
 
 def _print_version(wanted: bool) -> None:

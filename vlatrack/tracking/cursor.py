@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vlatrack.errors import TrackerError
 from vlatrack.tracking.backend import Rejection
-from vlatrack.tracking.journal import JournalReader
+from vlatrack.tracking.journal import JournalReader, record_ending_at
 from vlatrack.tracking.privacy import redact, write_private
 
 _log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class CursorFile:
     def read(self) -> Cursor:
         """The stored cursor; the beginning if there is none or it is damaged (delivery is idempotent)."""
         try:
-            return Cursor(**json.loads(self._path.read_bytes()))
+            return _checked(Cursor(**json.loads(self._path.read_bytes())))
         except FileNotFoundError:
             return Cursor()
         except (ValueError, TypeError) as error:
@@ -70,12 +70,22 @@ class CursorFile:
             file.write(redact(lines))
 
 
+def _checked(cursor: Cursor) -> Cursor:
+    numbers = (cursor.offset, cursor.seq + 1, cursor.start_offset, cursor.dead_letters)
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise ValueError("a number is none, or negative")
+    return cursor
+
+
 def _fits(cursor: Cursor, journal: Path) -> bool:
+    """Whether record `seq` ends at `offset`: with another number, records to come would be taken for delivered."""
     if cursor.offset > journal.stat().st_size or cursor.start_offset > cursor.offset:
         return False
     try:
-        following = JournalReader(journal, offset=cursor.offset).read(1)
+        last = record_ending_at(journal, cursor.offset)
         start = JournalReader(journal, offset=cursor.start_offset).read(1)
     except TrackerError:
         return False
-    return (not following or following[0].seq > cursor.seq) and all(record.kind == "start" for record in start)
+    if cursor.offset and (last is None or last.seq != cursor.seq):
+        return False
+    return (cursor.offset > 0 or cursor.seq == -1) and all(record.kind == "start" for record in start)

@@ -128,6 +128,15 @@ def last_records(path: Path, *, max_bytes: int) -> list[Record]:
     return list(read_records(path, start_offset=begin))
 
 
+def record_ending_at(path: Path, offset: int) -> Record | None:
+    """The record whose last byte stands before `offset`; None if no record ends there. TrackerError for damage."""
+    with path.open("rb") as file:
+        if offset < 1 or os.pread(file.fileno(), 1, offset - 1) != b"\n":
+            return None
+        begin = _newline_before(file.fileno(), offset - 1) + 1
+    return JournalReader(path, offset=begin).read(1)[0]
+
+
 def is_being_written(path: Path) -> bool:
     """Whether a living process has this journal open for writing."""
     with path.open("rb") as file:

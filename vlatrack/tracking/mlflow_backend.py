@@ -102,7 +102,8 @@ class MlflowBackend:
                     rejections.append(Rejection(record.seq, name[:300], f"MLflow keys have 1 to {LONGEST_KEY} letters"))
         with _verdicts():
             for batch in _batches(metrics, METRICS_PER_BATCH):
-                self._client.log_batch(self._run_id, metrics=batch, synchronous=True)
+                # Newest first: the store keeps the latest value of each key, and so replaces it once a batch.
+                self._client.log_batch(self._run_id, metrics=batch[::-1], synchronous=True)
         self._mark_infinite({metric.key for metric in metrics if math.isinf(metric.value)})
         return rejections
 

@@ -46,7 +46,8 @@ class Tail:
         self._file = CursorFile(RunFiles(run_dir).delivery, label)
         self._cursor = self._file.read_for(self._journal)
         last = last_record(self._journal)
-        self._finished = last is not None and last.kind == Kind.FINISH and last.seq == self._cursor.seq
+        self.finished = last is not None and last.kind == Kind.FINISH and last.seq == self._cursor.seq
+        """Whether the backend has everything up to the run's end."""
 
     @property
     def acknowledged(self) -> int:
@@ -56,7 +57,7 @@ class Tail:
     def run(self) -> None:
         """Follow the journal to the finish record, through every failure, or until told to stop."""
         failures = 0
-        while not self._finished and not self._stopping.is_set():
+        while not self.finished and not self._stopping.is_set():
             before = self._cursor.seq
             try:
                 self._follow()
@@ -70,7 +71,10 @@ class Tail:
         text = redact(" ".join(f"{type(error).__name__}: {error}".split()))[:500]
         _log.warning("%s: %s; next attempt in %.1f s", self._label, text, delay)
         _log.debug("%s", self._label, exc_info=error)
-        self._acknowledge(replace(self._cursor, error=text))
+        try:
+            self._acknowledge(replace(self._cursor, error=text))
+        except OSError as full:  # the disk may have space again at the next attempt
+            _log.warning("%s: the cursor cannot be written (%s)", self._label, full)
 
     def _acknowledge(self, cursor: Cursor) -> None:
         if cursor != self._cursor:
@@ -83,7 +87,7 @@ class Tail:
             while not self._stopping.is_set():
                 if self._deliver_next(backend):
                     continue
-                if self._finished:
+                if self.finished:
                     return
                 self._stopping.wait(POLL_S)
 
@@ -96,7 +100,7 @@ class Tail:
         self._position = backend.open(RunStart.of(self._start), acknowledged)
         follows_on = self._position == Position(acknowledged + 1, acknowledged + 1)
         self._reader = JournalReader(self._journal, offset=self._cursor.offset if follows_on else 0)
-        self._finished = False
+        self.finished = False
         self._acknowledge(replace(self._cursor, url=backend.url, error=None))
 
     def _deliver_next(self, backend: Backend) -> bool:
@@ -148,7 +152,7 @@ class Tail:
                 case Kind.FINISH:
                     if record.seq > self._start.seq:  # else: the end of an earlier part of the run
                         backend.finish(RunFinish.of(record))
-                        self._finished = True
+                        self.finished = True
                 case _:
                     raise Rejected("a record of a later vlatrack")
         except (Rejected, TrackerError) as verdict:

@@ -4,6 +4,7 @@
 of every chart is the metric `train_step`. What the server holds, not what was sent, decides where delivery goes on.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -66,25 +67,13 @@ class WandbBackend:
 
     def open(self, start: RunStart, acknowledged: int) -> Position:
         self.close()
+        _forget_dead_client()
         _end_orphaned_clients(self._folder / "wandb")
         # The artifact store of the client must not fill the user's home.
         os.environ.setdefault("WANDB_DATA_DIR", str(self._folder / "wandb"))
         for superseded in (self._folder / "wandb").glob(f"offline-run-*-{start.uid}"):
             shutil.rmtree(superseded)
-        self._run = run = wandb.init(
-            id=start.uid,
-            name=start.name,
-            project=self._project,
-            entity=self._entity,
-            group=start.experiment,
-            config=dict(start.params),
-            tags=[f"{name}:{value}"[:LONGEST_TAG] for name, value in start.tags.items()],
-            dir=self._folder,
-            mode="online" if self._online else "offline",
-            resume="allow" if self._online else None,
-            reinit="create_new",
-            settings=_quiet_settings(),
-        )
+        self._run = run = self._init(start)
         run.config.update({"tags": dict(start.tags)}, allow_val_change=True)
         run.define_metric(X_AXIS, hidden=True)
         run.define_metric("*", step_metric=X_AXIS)
@@ -156,6 +145,30 @@ class WandbBackend:
             run, self._run = self._run, None
             run.finish(exit_code=1)
 
+    def _init(self, start: RunStart) -> wandb.Run:
+        try:
+            return wandb.init(
+                id=start.uid,
+                name=start.name,
+                project=self._project,
+                entity=self._entity,
+                group=start.experiment,
+                config=dict(start.params),
+                tags=[f"{name}:{value}"[:LONGEST_TAG] for name, value in start.tags.items()],
+                dir=self._folder,
+                mode="online" if self._online else "offline",
+                resume="allow" if self._online else None,
+                reinit="create_new",
+                settings=_quiet_settings(),
+            )
+        except Exception as error:
+            # After a failed attempt the client process keeps the id to itself, for as long as it lives.
+            if "is in use" in str(error):
+                for core in _own_clients():
+                    core.kill()
+                    core.wait(ORPHAN_TIMEOUT_S)
+            raise
+
     @property
     def _open_run(self) -> wandb.Run:
         assert self._run is not None, "open it first"
@@ -173,6 +186,20 @@ class WandbBackend:
             if time.monotonic() > give_up:
                 raise ConnectionError(f"W&B holds records up to {held} of {self._sent_seq}")
             time.sleep(0.5)
+
+
+def _own_clients() -> list[psutil.Process]:
+    """The living wandb-core processes of this process."""
+    children = psutil.Process().children()
+    return [child for child in children if child.name() == "wandb-core" and child.status() != psutil.STATUS_ZOMBIE]
+
+
+def _forget_dead_client() -> None:
+    """If the wandb-core of this process was killed, let the library start another: by itself it never does."""
+    if not _own_clients():
+        # It says goodbye to the dead client in vain, and would exit with its code; by then it has forgotten it.
+        with contextlib.suppress(ConnectionError, SystemExit):
+            wandb.teardown()
 
 
 def _end_orphaned_clients(folder: Path) -> None:

@@ -1,0 +1,200 @@
+"""What a storm rages over: a real MLflow server and a double of W&B's, each behind a proxy; and the oracle."""
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from fault_proxy import FaultProxy
+from mlflow_server import MlflowServer, wait_until
+from wandb_double import WandbDouble
+
+from vlatrack.tracking.cursor import CursorFile
+from vlatrack.tracking.journal import Kind, last_record, read_records
+from vlatrack.tracking.layout import RunFiles
+
+Row = tuple[str, int, int, float]
+"""Name, timestamp in Unix milliseconds, training step, value."""
+
+PATIENCE_S = 240.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the oracle found in one storm, over all trackers."""
+
+    rows: int
+    lost: int
+    duplicated: int
+    wrong_ends: int
+    """Trackers whose run does not have the status that the journal says, or that have more than one run."""
+
+    @property
+    def clean(self) -> bool:
+        return self.rows > 0 and self.lost == self.duplicated == self.wrong_ends == 0
+
+
+@dataclass(frozen=True)
+class Rig:
+    """Servers and proxies that the storms of one session share."""
+
+    folder: Path
+    mlflow: MlflowServer
+    wandb: WandbDouble
+    to_mlflow: FaultProxy
+    to_wandb: FaultProxy
+
+    def calm(self) -> None:
+        """No more faults."""
+        for proxy in (self.to_mlflow, self.to_wandb):
+            proxy.fault = proxy.answered = None
+
+
+@contextlib.contextmanager
+def open_rig(folder: Path) -> Iterator[Rig]:
+    """Start the servers and the proxies; on leaving, end them."""
+    server = MlflowServer(folder)
+    server.start()
+    try:
+        with WandbDouble() as double, FaultProxy(server.url) as to_mlflow, FaultProxy(double.url) as to_wandb:
+            yield Rig(folder, server, double, to_mlflow, to_wandb)
+    finally:
+        server.kill()
+
+
+class StormRun:
+    """One run in a storm: its trainer, its delivery process, and what the trackers hold of it."""
+
+    def __init__(self, rig: Rig, uid: str, *, runs: Path | None = None, local_mlflow: bool = False) -> None:
+        self.rig = rig
+        self.uid = uid
+        self.files = RunFiles((runs or rig.folder / "runs") / "storm" / uid)
+        self._store = self.files.runs / "mlflow.db" if local_mlflow else rig.mlflow.store
+        options = {} if local_mlflow else {"tracking_uri": rig.to_mlflow.url}
+        self._backends = [{"kind": "mlflow", "options": options}, {"kind": "wandb", "options": {"mode": "online"}}]
+        self.cursors = [CursorFile(self.files.delivery, label) for label in ("mlflow-0", "wandb-1")]
+        self.trainer: subprocess.Popen[str] | None = None
+        self._trainer_errors = rig.folder / f"{uid}.stderr"
+
+    def train(self, steps: int, pause_s: float) -> None:
+        """Start the trainer; it returns at once."""
+        arguments = [self.files.run_dir, self.uid, json.dumps(self._backends), steps, pause_s]
+        command = [sys.executable, str(Path(__file__).with_name("storm_trainer.py")), *map(str, arguments)]
+        with self._trainer_errors.open("a") as errors:
+            self.trainer = subprocess.Popen(
+                command, env=self._environment(), stdout=subprocess.PIPE, stderr=errors, text=True
+            )
+        wait_until(self.files.delivery_lock.exists, "the trainer starts", 60)
+
+    def kill_trainer(self) -> None:
+        assert self.trainer is not None, "train first"
+        self.trainer.kill()
+        self.trainer.wait()
+
+    def delivery(self) -> psutil.Process | None:
+        """The living delivery process of this run."""
+        text = self.files.delivery_lock.read_text() if self.files.delivery_lock.exists() else ""
+        try:
+            process = psutil.Process(int(text))
+            ours = str(self.files.run_dir) in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE
+        except (ValueError, psutil.NoSuchProcess, psutil.AccessDenied):
+            return None
+        return process if ours else None
+
+    def kill_delivery(self) -> bool:
+        process = self.delivery()
+        if process is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        return process is not None
+
+    def kill_wandb_core(self) -> bool:
+        delivery = self.delivery()
+        killed = False
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in delivery.children(recursive=True) if delivery else []:
+                if child.name() == "wandb-core":
+                    child.kill()
+                    killed = True
+        return killed
+
+    def await_complete(self) -> int:
+        """Wait for the trainer, deliver what is left as often as it takes; the number of lost records."""
+        assert self.trainer is not None, "train first"
+        said, _ = self.trainer.communicate(timeout=PATIENCE_S)
+        assert self.trainer.returncode in (0, -signal.SIGKILL), self._trainer_errors.read_text()
+        wait_until(self._delivery_ended, "the delivery process ends", PATIENCE_S)
+        again = [sys.executable, "-m", "vlatrack.tracking.deliver", str(self.files.run_dir)]
+        for _ in range(3):
+            if self._is_complete():
+                break
+            log = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            subprocess.run(again, env=self._environment(), timeout=PATIENCE_S, check=False, **log)
+        return int(said or 0)
+
+    def end(self) -> None:
+        """Kill whatever of this run still lives."""
+        if self.trainer is not None and self.trainer.poll() is None:
+            self.kill_trainer()
+        self.kill_wandb_core()
+        self.kill_delivery()
+
+    def outcome(self) -> Outcome:
+        """Compare the trackers with the journal."""
+        records = list(read_records(self.files.journal))
+        assert [record.seq for record in records] == list(range(len(records))), "gaps in the journal"
+        metrics = [record for record in records if record.kind == Kind.METRICS]
+        truth = Counter((name, r.t_ms, r.step or 0, value) for r in metrics for name, value in r.data.items())
+        ends = [record.data["status"] for record in records if record.kind == Kind.FINISH]
+        lost = duplicated = wrong = 0
+        for rows, statuses in (self._at_mlflow(), self._at_wandb()):
+            held = Counter(rows)
+            lost += (truth - held).total()
+            duplicated += (held - truth).total()
+            wrong += [status.upper() for status in statuses] != ends[-1:]
+        return Outcome(truth.total(), lost, duplicated, wrong)
+
+    def _is_complete(self) -> bool:
+        last = last_record(self.files.journal)
+        done = min(cursor.read().seq for cursor in self.cursors)
+        return last is not None and last.kind == Kind.FINISH and last.seq == done
+
+    def _delivery_ended(self) -> bool:
+        with self.files.delivery_lock.open("rb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        return True
+
+    def _environment(self) -> dict[str, str]:
+        ours = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "MLFLOW_"))}
+        wandb = {"WANDB_BASE_URL": self.rig.to_wandb.url, "WANDB_API_KEY": "k" * 40}
+        return ours | wandb | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+
+    def _at_mlflow(self) -> tuple[list[Row], Sequence[str]]:
+        """From the database itself: the server would hide what it holds twice."""
+        mine = "(SELECT run_uuid FROM tags WHERE key = 'vlatrack.uid' AND value = ?)"
+        rows = f"SELECT key, timestamp, step, value FROM metrics WHERE run_uuid IN {mine}"
+        with contextlib.closing(sqlite3.connect(self._store)) as store:
+            statuses = store.execute(f"SELECT status FROM runs WHERE run_uuid IN {mine}", [self.uid]).fetchall()
+            return list(store.execute(rows, [self.uid])), [status for (status,) in statuses]
+
+    def _at_wandb(self) -> tuple[list[Row], Sequence[str]]:
+        run = self.rig.wandb.runs[self.uid]
+        rows = [
+            (name, round(row["_timestamp"] * 1000), row["train_step"], value)
+            for row in run.rows
+            for name, value in row.items()
+            if name != "train_step" and not name.startswith("_")
+        ]
+        return rows, [run.state]

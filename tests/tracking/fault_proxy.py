@@ -1,0 +1,138 @@
+"""A small HTTP proxy on 127.0.0.1 that stands before a tracker's server and fails when told to."""
+
+import contextlib
+import http.client
+import socket
+import struct
+import sys
+import threading
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+FaultKind = Literal["refuse", "hang", "cut", "status", "slow"]
+_HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "host"}
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`refuse` resets the connection, `hang` says nothing for `seconds` and then resets it, `cut` lets the server
+    store the request and resets before the answer, `status` answers with that number instead of the server, `slow`
+    answers `seconds` late."""
+
+    kind: FaultKind
+    status: int = 500
+    seconds: float = 1.0
+
+
+class FaultProxy:
+    """Use as `with FaultProxy(upstream_url) as proxy:`; `proxy.url` takes the place of the server's address."""
+
+    def __init__(self, upstream: str) -> None:
+        parts = urlsplit(upstream)
+        self.upstream = (str(parts.hostname), int(parts.port or 80))
+        self.fault: Fault | None = None
+        """What happens to requests that begin now; None: they are passed on."""
+        self.script: deque[Fault | None] = deque()
+        """What happens to the next requests, one each, before `fault` counts again."""
+        self.answered: Callable[[str, bytes], None] | None = None
+        """Called with path and body of each request after the server answered and before the client gets to know."""
+        self.counts: Counter[str] = Counter()
+        """Requests by what happened to them: `passed`, or the kind of the fault."""
+        self.ending = threading.Event()
+        proxy = self
+
+        class Handler(_Handler):
+            owner = proxy
+
+        self._server = _Server(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def next_fault(self) -> Fault | None:
+        """What happens to the request that begins now."""
+        fault = self.script.popleft() if self.script else self.fault
+        self.counts[fault.kind if fault else "passed"] += 1
+        return fault
+
+    def __enter__(self) -> "FaultProxy":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ending.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a client that was killed
+            super().handle_error(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    owner: FaultProxy
+
+    def _handle(self) -> None:
+        fault = self.owner.next_fault()
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        match fault:
+            case Fault("refuse"):
+                return self._reset()
+            case Fault("hang", seconds=seconds):
+                self.owner.ending.wait(seconds)
+                return self._reset()
+            case Fault("status", status=status):
+                return self._answer(status, [("Content-Type", "text/plain")], b"a fault")
+            case Fault("slow", seconds=seconds):
+                self.owner.ending.wait(seconds)
+            case _:
+                pass
+        try:
+            status, headers, answer = self._ask(body)
+        except OSError:  # the server is down: so is the proxy
+            return self._reset()
+        if self.owner.answered is not None:
+            self.owner.answered(self.path, body)
+        if fault is not None and fault.kind == "cut":
+            return self._reset()
+        return self._answer(status, headers, answer)
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _handle  # noqa: N815
+
+    def _ask(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_BY_HOP}
+        with contextlib.closing(http.client.HTTPConnection(*self.owner.upstream, timeout=60)) as server:
+            server.request(self.command, self.path, body, headers)
+            answer = server.getresponse()
+            return answer.status, answer.getheaders(), answer.read()
+
+    def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        self.send_response(status)
+        for name, value in headers:
+            if name.lower() not in _HOP_BY_HOP | {"server", "date"}:
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _reset(self) -> None:
+        self.close_connection = True
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self.connection.close()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Say nothing."""

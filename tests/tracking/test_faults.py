@@ -1,0 +1,113 @@
+"""Delivery to a real MLflow server while the way to it fails in every manner."""
+
+import os
+import random
+import shutil
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from fault_proxy import Fault, FaultProxy
+from mlflow.tracking import MlflowClient
+from mlflow_server import MlflowServer
+
+from vlatrack.tracking import tail
+from vlatrack.tracking.backend import BackendConfig
+from vlatrack.tracking.cursor import CursorFile
+from vlatrack.tracking.journal import Journal, Kind, read_records
+from vlatrack.tracking.layout import RunFiles
+from vlatrack.tracking.privacy import private_directory
+from vlatrack.tracking.registry import connect
+from vlatrack.tracking.run import TrackedRun
+from vlatrack.tracking.tail import Tail
+
+FAULTS = {
+    "refuse": Fault("refuse"),
+    "hang": Fault("hang", seconds=0.2),
+    "cut": Fault("cut"),
+    "slow": Fault("slow", seconds=0.2),
+    **{str(status): Fault("status", status) for status in (401, 403, 404, 429, 500)},
+}
+STEPS = 600
+
+
+@pytest.fixture(scope="module")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[MlflowServer]:
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(empty_store, folder / "mlflow.db")
+    server = MlflowServer(folder)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def proxy(mlflow_server: MlflowServer) -> Iterator[FaultProxy]:
+    with FaultProxy(mlflow_server.url) as proxy:
+        yield proxy
+
+
+def write_run(run_dir: Path, uid: str) -> RunFiles:
+    files = RunFiles(run_dir)
+    private_directory(files.delivery)
+    journal = Journal.open(files.journal, run=uid, writer="trainer")
+    journal.append(Kind.START, {"name": uid, "experiment": "faults", "params": {"lr": 0.1}, "tags": {}})
+    for step in range(STEPS):
+        journal.append(Kind.METRICS, {"train_closs": step / 3, "train_z_loss": -step / 7}, step=step)
+    journal.append(Kind.FINISH, {"status": "FINISHED", "reason": None, "deliver_until_ms": 0})
+    journal.close()
+    return files
+
+
+def rows_at(server: MlflowServer, uid: str) -> tuple[Counter[tuple[str, int, int, float]], list[str]]:
+    """(key, timestamp, step, value) with their number, and the statuses of all runs with this uid."""
+    client = MlflowClient(server.url)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(experiments, f"tags.`vlatrack.uid` = '{uid}'")
+    histories = [client.get_metric_history(run.info.run_id, key) for run in runs for key in run.data.metrics]
+    return Counter((m.key, m.timestamp, m.step, m.value) for h in histories for m in h), [r.info.status for r in runs]
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_nothing_is_lost_or_doubled_while_the_way_to_the_server_fails(
+    run_dir: Path, mlflow_server: MlflowServer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(tail, "FIRST_BACKOFF_S", 0.001)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    files = write_run(run_dir, f"run-{name}")
+    rng = random.Random(name)
+    proxy.script.extend(FAULTS[name] if rng.random() < 0.4 else None for _ in range(15))
+    mlflow = BackendConfig("mlflow", options={"tracking_uri": proxy.url})
+    delivery = Tail(run_dir, "mlflow-0", partial(connect, mlflow, run_dir), threading.Event())
+    delivery.run()
+    assert delivery.finished
+    assert proxy.counts[FAULTS[name].kind] > 2
+    journal = [record for record in read_records(files.journal) if record.kind == Kind.METRICS]
+    expected = Counter((key, r.t_ms, r.step or 0, value) for r in journal for key, value in r.data.items())
+    assert rows_at(mlflow_server, f"run-{name}") == (expected, ["FINISHED"])
+    cursor = CursorFile(files.delivery, "mlflow-0").read()
+    assert (cursor.seq, cursor.error, cursor.dead_letters) == (STEPS + 1, None, 0)
+
+
+def test_a_delivery_killed_before_it_knows_the_run_that_it_made_makes_no_second_one(
+    run_dir: Path, mlflow_server: MlflowServer, proxy: FaultProxy
+) -> None:
+    kills: list[int] = []
+
+    def kill_once(path: str, body: bytes) -> None:
+        if path.endswith("/runs/create") and not kills:
+            kills.append(int(RunFiles(run_dir).delivery_lock.read_text()))
+            os.kill(kills[0], signal.SIGKILL)
+
+    proxy.answered = kill_once
+    mlflow = BackendConfig("mlflow", options={"tracking_uri": proxy.url})
+    run = TrackedRun.start(run_dir, uid="killed", name="n", experiment="faults", backends=[mlflow], params={}, tags={})
+    run.log({"train_closs": 0.5}, step=1)
+    assert run.finish("FINISHED").complete
+    assert len(kills) == 1
+    (_, record, _) = read_records(run_dir / "journal.jsonl")
+    assert rows_at(mlflow_server, "killed") == (Counter([("train_closs", record.t_ms, 1, 0.5)]), ["FINISHED"])
