@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test storm check clean
+.PHONY: help quickstart test slow storm check clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -21,6 +21,9 @@ quickstart: $(VENV)/run.stamp  ## train a small policy on the demonstrations in 
 
 test: $(VENV)/dev.stamp  ## run the tests (no network)
 	$(BIN)/python -m pytest $(ARGS)
+
+slow: $(VENV)/dev.stamp  ## run the tests that take whole runs and real servers (minutes)
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 storm: $(VENV)/dev.stamp  ## break trackers and processes at random, show what is lost (hours; ARGS='--storms 2')
 	$(BIN)/python tests/storms $(ARGS)

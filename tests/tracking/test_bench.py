@@ -1,8 +1,12 @@
 from pathlib import Path
 
+import pytest
+
 from vlatrack.tracking.bench import measure_journal, measure_logging
 from vlatrack.tracking.journal import read_records
 from vlatrack.tracking.layout import RunFiles
+
+pytestmark = pytest.mark.slow
 
 
 def test_logging_is_timed_on_a_run_of_its_own(run_dir: Path) -> None:

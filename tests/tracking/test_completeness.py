@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import pytest
 from mlflow.tracking import MlflowClient
 from test_delivery import MLFLOW, WANDB, client, mlflow_rows, mlflow_run, wandb_rows
 from wandb_double import WandbDouble
@@ -12,6 +13,8 @@ from vlatrack.tracking.history import metric_history
 from vlatrack.tracking.journal import read_records
 from vlatrack.tracking.rewind import Rewinds
 from vlatrack.tracking.run import DatasetInput, TrackedRun
+
+pytestmark = pytest.mark.slow
 
 DATA = [DatasetInput("demo", '{"path": "data/demo"}', "ab" * 32, split) for split in ("train", "val_ind")]
 

@@ -25,6 +25,8 @@ from vlatrack.tracking.registry import connect
 from vlatrack.tracking.run import TrackedRun
 from vlatrack.tracking.tail import Tail
 
+pytestmark = pytest.mark.slow
+
 FAULTS = {
     "refuse": Fault("refuse"),
     "hang": Fault("hang", seconds=0.2),

@@ -12,6 +12,8 @@ from wandb_double import WandbDouble
 from vlatrack.runner.importing import Imported, import_run
 from vlatrack.tracking.backend import BackendConfig
 
+pytestmark = pytest.mark.slow
+
 MTIME = 1_700_000_000
 
 

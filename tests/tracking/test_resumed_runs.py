@@ -12,6 +12,8 @@ from wandb_double import WandbDouble
 from vlatrack.schema.metrics import MetricSchema
 from vlatrack.tracking.history import metric_history
 
+pytestmark = pytest.mark.slow
+
 RUNNER = Path(__file__).parents[1] / "runner"
 LOGS = ("log_train.txt", "log_eval_ind.txt", "log_eval_ood.txt")
 BACKENDS = "tracking.backends=[{kind: mlflow}, {kind: wandb}]"
