@@ -26,6 +26,7 @@ from vlatrack.tracking.run import BackendConfig, TrackedRun
 
 Eventually = Callable[..., None]
 MLFLOW, WANDB = BackendConfig("mlflow"), BackendConfig("wandb", naming="sections")
+CSV = BackendConfig("custom", target="vlatrack.testing.csv_backend:CsvBackend")
 KEY = "planted0123456789abcdef0123456789abcdef01234"
 
 
@@ -176,6 +177,23 @@ def test_a_killed_delivery_process_goes_on_without_gaps_or_duplicates(
     assert wandb_rows(wandb_server) == journal_rows(stored_run_dir)
     steps = Counter(row["_step"] for row in wandb_server.runs["u1"].rows)
     assert max(steps.values()) == 1
+
+
+def test_a_delivery_process_that_dies_is_replaced_while_training_goes_on(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("vlatrack.tracking.delivery_process.WATCH_S", 0.02)
+    run = start(run_dir, CSV)
+    cursor = CursorFile(run_dir / "delivery", "custom-0")
+    for step in range(3):
+        run.log({"train_closs": step / 3}, step=step)
+        eventually(lambda step=step: cursor.read().seq == step + 1)
+        if step < 2:
+            os.kill(delivery_process(run_dir), signal.SIGKILL)
+    assert [record.getMessage().split(": ")[1] for record in caplog.records] == [
+        "its delivery process is gone; another takes over"
+    ] * 2
+    assert run.finish("FINISHED").complete
 
 
 def test_wandb_goes_on_after_failed_openings_and_a_killed_client(

@@ -1,5 +1,6 @@
 """What a run leaves on the disk, without any tracker: history, status, artifacts, privacy."""
 
+import contextlib
 import logging
 import math
 import os
@@ -8,7 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from vlatrack.errors import MissingPackageError, TrackerError
 from vlatrack.tracking.journal import read_records
@@ -73,6 +76,66 @@ def test_what_is_no_number_is_left_out_with_one_warning_for_its_name(
     run.finish("FINISHED")
     assert [record.getMessage().split(" is")[0] for record in caplog.records] == ["metric text", "metric list"]
     assert set(metric_history(run_dir / "journal.jsonl")) == {"train_closs", "nan"}
+
+
+def test_logging_never_raises_whatever_it_is_given(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = start(run_dir)
+    with caplog.at_level(logging.WARNING):
+        run.log({"a": np.float32(0.5), "b": torch.tensor(2.0), "c": True}, step=np.float64(3))  # type: ignore[arg-type]
+        for _ in range(2):
+            run.log({"a": 1.0}, step="four")  # type: ignore[arg-type]
+            run.log([("a", 1.0)], step=5)  # type: ignore[arg-type]
+            run.log({7: 1.0, "many": torch.ones(2)}, step=torch.tensor(6))  # type: ignore[dict-item, arg-type]
+        run.finish("FINISHED")
+        run.log({"a": 1.0}, step=8)
+    said = [record.getMessage() for record in caplog.records]
+    assert [line.split(":")[0] for line in said[:3]] == [
+        "a step is no whole number",
+        "metrics are not logged",
+        "metric many is not logged",
+    ]
+    assert "journal.jsonl: cannot be written (it is closed)" in said[3]
+    assert len(said) == 4
+    history = metric_history(run_dir / "journal.jsonl")
+    assert history == {"a": [(3, 1.0), (6, 1.0)], "b": [(3, 2.0)], "c": [(3, 1.0)], "7": [(6, 1.0)]}
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (None, "FINISHED", None),
+        (SystemExit(0), "FINISHED", None),
+        (SystemExit(3), "FAILED", "SystemExit: 3"),
+        (KeyboardInterrupt(), "KILLED", "KeyboardInterrupt"),
+        (ValueError("bad"), "FAILED", "ValueError: bad"),
+    ],
+)
+def test_a_with_block_ends_its_run_as_it_ends(
+    run_dir: Path, error: BaseException | None, status: str, reason: str | None
+) -> None:
+    with contextlib.suppress(BaseException), start(run_dir) as run:
+        run.log({"train_closs": 1.0}, step=1)
+        if error is not None:
+            raise error
+    assert run_status(run_dir) == RunStatus(status, reason, 1)
+    assert run.finish("FINISHED").complete  # too late to change anything
+    assert run_status(run_dir) == RunStatus(status, reason, 1)
+
+
+def test_the_end_of_a_run_waits_for_space_on_the_disk(run_dir: Path) -> None:
+    code = (
+        "import resource, sys, threading; from pathlib import Path; from vlatrack.tracking.run import TrackedRun\n"
+        "run_dir, free = Path(sys.argv[1]), (resource.RLIM_INFINITY, resource.RLIM_INFINITY)\n"
+        "run = TrackedRun.start(run_dir, uid='u', name='n', experiment='e', backends=[], params={}, tags={})\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, ((run_dir / 'journal.jsonl').stat().st_size, free[1]))\n"
+        "run.log({'a': 1.0}, step=1)\n"
+        "threading.Timer(0.5, resource.setrlimit, (resource.RLIMIT_FSIZE, free)).start()\n"
+        "print(run.finish('FINISHED').lost)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, run_dir], capture_output=True, text=True, check=True)
+    assert ended.stdout == "1\n"  # the record, not the end
+    assert ended.stderr.count("training goes on") == 1
+    assert run_status(run_dir).status == "FINISHED"
 
 
 def test_artifacts_are_recorded_with_digests_and_cannot_lie_outside(run_dir: Path, tmp_path: Path) -> None:

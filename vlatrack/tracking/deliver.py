@@ -28,6 +28,7 @@ from vlatrack.tracking.tail import Tail
 WATCH_S = 0.25
 PATIENCE_WITHOUT_TRAINER_S = 600.0
 """How long delivery goes on if the trainer died and nobody waits for the end."""
+FULL_DISK_PAUSE_S = 10.0
 
 _NICENESS = 5
 _OBJECTS_BETWEEN_COLLECTIONS = 50_000
@@ -36,12 +37,12 @@ tenth of the delivery."""
 _log = logging.getLogger(__name__)
 
 
-BUSY = 3
-"""Exit code: another process delivers this run."""
+COMPLETE, BUSY, LEFT = 0, 3, 4
+"""Exit codes: every backend has everything; another process delivers this run; something is left."""
 
 
 def main(run_dir: Path, *, patience_s: float | None = None, only: Collection[str] = ()) -> int:
-    """Deliver; exit code 0 if every backend (or those in `only`) has everything, 1 if something is left, or BUSY."""
+    """Deliver to every backend, or to those in `only`; returns the exit code."""
     files = RunFiles(run_dir)
     _log_to_standard_error()
     lock = os.open(files.delivery_lock, os.O_RDWR | os.O_CREAT, 0o600)
@@ -58,10 +59,10 @@ def main(run_dir: Path, *, patience_s: float | None = None, only: Collection[str
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     if _serve(files, stopping, patience_s, only):
-        return 0
+        return COMPLETE
     # A thread may hang in a tracker's client; the cursors on the disk say what is left.
     logging.shutdown()
-    os._exit(1)
+    os._exit(LEFT)
 
 
 def _serve(files: RunFiles, stopping: threading.Event, patience_s: float | None, only: Collection[str]) -> bool:
@@ -75,47 +76,55 @@ def _serve(files: RunFiles, stopping: threading.Event, patience_s: float | None,
             threads.append(threading.Thread(target=tails[-1].run, name=label, daemon=True))
     for thread in threads:
         thread.start()
-    progress = _Progress(tails)
-    give_up_ms: float | None = None
+    patience = _Patience(files.journal) if patience_s is None else _PatienceWithProgress(tails, patience_s)
     while any(thread.is_alive() for thread in threads) and not stopping.wait(WATCH_S):
-        if patience_s is None:
-            give_up_ms = give_up_ms or _end_of_patience(files.journal)
-        else:
-            give_up_ms = progress.last_ms() + patience_s * 1000
-        if give_up_ms is not None and time.time() * 1000 > give_up_ms:
+        if patience.is_over():
             _log.warning("time is over")
             return False
     return not stopping.is_set() and all(tail.finished for tail in tails)
 
 
-class _Progress:
-    """When a backend last acknowledged something, in Unix milliseconds."""
+class _PatienceWithProgress:
+    """Over when no backend has acknowledged anything for so many seconds."""
 
-    def __init__(self, tails: Sequence[Tail]) -> None:
-        self._tails = tails
+    def __init__(self, tails: Sequence[Tail], seconds: float) -> None:
+        self._tails, self._seconds = tails, seconds
         self._seen: list[int] = []
-        self._at_ms = 0.0
+        self._at = 0.0
 
-    def last_ms(self) -> float:
+    def is_over(self) -> bool:
         now = [tail.acknowledged for tail in self._tails]
         if now != self._seen:
-            self._seen, self._at_ms = now, time.time() * 1000
-        return self._at_ms
+            self._seen, self._at = now, time.monotonic()
+        return time.monotonic() > self._at + self._seconds
 
 
-def _end_of_patience(journal: Path) -> float | None:
-    """When delivery gives up, in Unix milliseconds; None while the trainer lives."""
-    last = last_record(journal)
-    assert last is not None, "the journal begins before delivery does"
-    if last.kind == Kind.FINISH:
-        return float(last.data["deliver_until_ms"])
-    if not is_being_written(journal):
-        close_as_killed(journal)
-    return None
+class _Patience:
+    """Lasts while the trainer lives, and then as long as its finish record says. A trainer that died without one is
+    KILLED; on a full disk that is tried again."""
+
+    def __init__(self, journal: Path) -> None:
+        self._journal = journal
+        self._died_at: float | None = None
+        self._try_at = 0.0
+
+    def is_over(self) -> bool:
+        last = last_record(self._journal)
+        assert last is not None, "the journal begins before delivery does"
+        if last.kind == Kind.FINISH:
+            return time.time() * 1000 > last.data["deliver_until_ms"]
+        if is_being_written(self._journal):
+            return False
+        now = time.monotonic()
+        self._died_at = self._died_at or now
+        if now >= self._try_at:
+            self._try_at = now + FULL_DISK_PAUSE_S
+            close_as_killed(self._journal)
+        return now > self._died_at + PATIENCE_WITHOUT_TRAINER_S
 
 
 def close_as_killed(path: Path) -> bool:
-    """Write the end of a run whose process is gone without one; whether there was anything to do."""
+    """Write the end of a run whose process is gone without one; whether that was to be done, and could be."""
     last = last_record(path)
     if last is None or last.kind == Kind.FINISH:
         return False
@@ -131,8 +140,8 @@ def close_as_killed(path: Path) -> bool:
         _log.warning("the training process is gone; the run is KILLED")
         until = int((time.time() + PATIENCE_WITHOUT_TRAINER_S) * 1000)
         reason = "the training process ended without saying why"
-        journal.append(Kind.FINISH, {"status": "KILLED", "reason": reason, "deliver_until_ms": until})
-    return True
+        end = {"status": "KILLED", "reason": reason, "deliver_until_ms": until}
+        return journal.append(Kind.FINISH, end) is not None
 
 
 class _RedactingFormatter(logging.Formatter):

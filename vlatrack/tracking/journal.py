@@ -27,6 +27,7 @@ SYNC_INTERVAL_S = 1.0
 
 _BLOCK = 1 << 16
 _LOCK_PATIENCE_S = 1.0
+_FULL_DISK_PAUSE_S = 0.2
 _encode_strictly = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 _log = logging.getLogger(__name__)
 
@@ -159,6 +160,7 @@ class Journal:
         self.path = path
         self.lost = 0
         """Records that could not be written (a full disk); their sequence numbers are given to later records."""
+        self._warned = False
         self._fd = fd
         os.ftruncate(fd, _newline_before(fd, os.fstat(fd).st_size) + 1)
         last = last_record(path)
@@ -186,12 +188,19 @@ class Journal:
             raise
 
     def append(
-        self, kind: str, data: Mapping[str, Any], *, step: int | None = None, t_ms: int | None = None
+        self,
+        kind: str,
+        data: Mapping[str, Any],
+        *,
+        step: int | None = None,
+        t_ms: int | None = None,
+        patience_s: float = 0.0,
     ) -> int | None:
         """Write one record and return its sequence number, or None if the disk did not take it (counted in `lost`).
 
         `data` holds JSON values and numbers of numpy or torch (0-dimensional). Raises TypeError for others.
-        `t_ms` is when it happened in Unix milliseconds, now if None.
+        `t_ms` is when it happened in Unix milliseconds, now if None. While the disk is full, a record that must not
+        be missed tries again for `patience_s` seconds.
         """
         try:
             body = _encode_strictly(data)
@@ -199,14 +208,11 @@ class Journal:
             body = _encode_strictly(_jsonable(data))
         rest = f'"kind":"{kind}","step":{"null" if step is None else int(step)},"data":{body}}}\n'
         happened = time.time_ns() // 1_000_000 if t_ms is None else t_ms
-        with self._lock:
-            seq = self._next_seq
-            line = f'{self._head}{seq},"t_ms":{happened},{rest}'
-            # Counted first: if a signal handler raises around the write, a number is left out, never used twice.
-            self._next_seq = seq + 1
-            if not self._write(line.encode()):
-                self._next_seq = seq
-                return None
+        give_up = time.monotonic() + patience_s
+        while (seq := self._append_line(f'"t_ms":{happened},{rest}')) is None and time.monotonic() < give_up:
+            time.sleep(_FULL_DISK_PAUSE_S)
+        if seq is None:
+            self.lost += 1
         return seq
 
     def sync(self) -> None:
@@ -225,6 +231,16 @@ class Journal:
         os.close(self._fd)
         self._fd = -1
 
+    def _append_line(self, rest: str) -> int | None:
+        with self._lock:
+            seq = self._next_seq
+            # Counted first: if a signal handler raises around the write, a number is left out, never used twice.
+            self._next_seq = seq + 1
+            if not self._write(f"{self._head}{seq},{rest}".encode()):
+                self._next_seq = seq
+                return None
+        return seq
+
     def _write(self, line: bytes) -> bool:
         try:
             written = os.write(self._fd, line)
@@ -232,9 +248,10 @@ class Journal:
                 os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
                 raise OSError("disk full")
         except OSError as error:
-            if self.lost == 0:
-                _log.warning("%s: cannot be written (%s); training goes on, records are lost", self.path, error)
-            self.lost += 1
+            if not self._warned:
+                why = "it is closed" if self._closing.is_set() else error
+                _log.warning("%s: cannot be written (%s); training goes on, records are lost", self.path, why)
+            self._warned = True
             return False
         return True
 

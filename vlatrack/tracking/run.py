@@ -1,30 +1,25 @@
 """A tracked run as training sees it: one write into the journal a call; trackers are served by another process."""
 
-import contextlib
-import fcntl
 import logging
-import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import SupportsFloat
+from types import TracebackType
+from typing import Self, SupportsFloat
 
 from vlatrack.errors import TrackerError
 from vlatrack.tracking.artifacts import checked_artifact_name, place_in_run, read_artifact
 from vlatrack.tracking.backend import BackendConfig, DatasetInput, Scalar, Status
 from vlatrack.tracking.deliveries import BackendDelivery, DeliveryReport, delivery_report
+from vlatrack.tracking.delivery_process import DeliveryProcess, end_delivery
 from vlatrack.tracking.history import RunStatus, metric_history, run_status
 from vlatrack.tracking.journal import Journal, Kind, last_record
 from vlatrack.tracking.layout import RunFiles
 from vlatrack.tracking.privacy import private_directory, redact, redact_param, write_private
 from vlatrack.tracking.registry import backend_label, backends_text, check_backend, notice_of
 from vlatrack.tracking.rewind import REWOUND, Rewinds
-from vlatrack.tracking.targets import environment_for_targets
 
 __all__ = [
     "BackendConfig",
@@ -38,12 +33,14 @@ __all__ = [
 ]
 
 _UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_GRACE_S = 5.0
 _log = logging.getLogger(__name__)
 
 
 class TrackedRun:
-    """One run that is being logged. Nothing here waits for a tracker, except `finish`, which is bounded."""
+    """One run that is being logged. Nothing here waits for a tracker, except `finish`, which is bounded.
+
+    As a context manager it finishes the run: FINISHED, KILLED after Ctrl-C, FAILED after any other exception.
+    """
 
     def __init__(self, files: RunFiles, journal: Journal, backends: Sequence[BackendConfig]) -> None:
         """Use `TrackedRun.start`."""
@@ -51,10 +48,11 @@ class TrackedRun:
         self._journal = journal
         self.notices = tuple(notice for notice in map(notice_of, backends) if notice is not None)
         """What a user should know of the trackers now, one line each."""
-        self._serves_custom = any(config.kind == "custom" for config in backends)
         self._labels = [backend_label(config, index) for index, config in enumerate(backends)]
-        self._delivery: subprocess.Popen[bytes] | None = None
-        self._unusable: set[str] = set()
+        serves_custom = any(config.kind == "custom" for config in backends)
+        self._delivery = DeliveryProcess(files, serves_custom=serves_custom) if backends else None
+        self._told: set[str] = set()
+        self._report: DeliveryReport | None = None
         self.last_step = 0
         """The training step that was logged last."""
 
@@ -92,7 +90,7 @@ class TrackedRun:
         journal = Journal.open(files.journal, run=uid, writer="trainer")
         try:
             _check_continues(files, uid, resume)
-            _end_delivery(files)
+            end_delivery(files)
             rewinds = Rewinds.of(files.run_dir, resume_step)
             data = {
                 "name": name,
@@ -111,8 +109,21 @@ class TrackedRun:
         run.last_step = resume_step or 0
         if rewinds.new is not None:
             run.event(REWOUND, rewinds.new)
-        run._start_delivery()
+        if run._delivery is not None:
+            run._delivery.start()
         return run
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None or (isinstance(error, SystemExit) and not error.code):
+            self.finish("FINISHED")
+        else:
+            status: Status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+            self.finish(status, reason=f"{type(error).__name__}: {error}".rstrip(": "))
 
     def log(self, metrics: Mapping[str, float], *, step: int, t_ms: int | None = None) -> None:
         """Write the values (numbers of Python, numpy or torch) of one training step; one write, never raises.
@@ -121,8 +132,10 @@ class TrackedRun:
 
         What is no number is left out, with one warning for each name; a full disk is counted and reported at the end.
         """
-        if not all(type(name) is str and type(value) is float for name, value in metrics.items()):
+        if type(metrics) is not dict or not all(type(k) is str and type(v) is float for k, v in metrics.items()):
             metrics = self._numbers_of(metrics)
+        if type(step) is not int:
+            step = self._whole(step)
         self.last_step = step
         self._journal.append(Kind.METRICS, metrics, step=step, t_ms=t_ms)
 
@@ -152,16 +165,24 @@ class TrackedRun:
     ) -> DeliveryReport:
         """Write the end of the run and wait, at most about `timeout_s` seconds, until the trackers have everything.
 
-        `t_ms` is when the run ended in Unix milliseconds, now if None.
+        `t_ms` is when the run ended in Unix milliseconds, now if None. A second call changes nothing.
         """
+        if self._report is not None:
+            return self._report
         until = int((time.time() + timeout_s) * 1000)
         why = None if reason is None else redact(reason)
-        self._journal.append(Kind.FINISH, {"status": status, "reason": why, "deliver_until_ms": until}, t_ms=t_ms)
+        end = {"status": status, "reason": why, "deliver_until_ms": until}
+        self._journal.append(Kind.FINISH, end, t_ms=t_ms, patience_s=timeout_s)
         self._journal.close()
-        self._await_delivery(timeout_s)
-        return delivery_report(self._files.run_dir, self._labels, lost=self._journal.lost)
+        if self._delivery is not None:
+            self._delivery.await_end(timeout_s)
+        self._report = delivery_report(self._files.run_dir, self._labels, lost=self._journal.lost)
+        return self._report
 
     def _numbers_of(self, metrics: Mapping[str, object]) -> dict[str, float]:
+        if not isinstance(metrics, Mapping):
+            self._tell_once(f"metrics are not logged: a {type(metrics).__name__} is no mapping of names to numbers")
+            return {}
         numbers: dict[str, float] = {}
         for name, value in metrics.items():
             try:
@@ -169,41 +190,23 @@ class TrackedRun:
                     raise TypeError(f"a {type(value).__name__}")
                 numbers[str(name)] = float(value)
             except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-                if name not in self._unusable:
-                    self._unusable.add(name)
-                    _log.warning("metric %s is not logged: it is no number (%s)", name, error)
+                self._tell_once(f"metric {name} is not logged: it is no number", error)
         return numbers
 
-    def _start_delivery(self) -> None:
-        if not self._labels:
-            return
-        log = os.open(self._files.delivery_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    def _whole(self, step: object) -> int:
         try:
-            # A session of its own: Ctrl-C in the trainer's terminal does not reach it.
-            self._delivery = subprocess.Popen(
-                [sys.executable, "-m", "vlatrack.tracking.deliver", str(self._files.run_dir.absolute())],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment_for_targets(serves_custom=self._serves_custom),
-                start_new_session=True,
-            )
-        finally:
-            os.close(log)
+            whole = int(step)  # type: ignore[call-overload]
+            if whole != step:
+                raise ValueError(f"it is {step!r}")
+            return whole
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+            self._tell_once("a step is no whole number: its metrics stand at the step before", error)
+            return self.last_step
 
-    def _await_delivery(self, timeout_s: float) -> None:
-        """Delivery ends by itself when its time is over; if it was killed it starts again, if it hangs it is ended."""
-        give_up = time.monotonic() + timeout_s
-        while self._delivery is not None:
-            left = max(0.0, give_up - time.monotonic())
-            try:
-                if self._delivery.wait(left + _GRACE_S) >= 0 or left == 0:
-                    return
-                self._start_delivery()  # the cursors say where to go on
-            except subprocess.TimeoutExpired:
-                self._delivery.kill()
-                self._delivery.wait()
-                return
+    def _tell_once(self, what: str, error: Exception | None = None) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            _log.warning(what if error is None else f"{what} ({error})")
 
 
 def _check_continues(files: RunFiles, uid: str, resume: bool) -> None:
@@ -212,32 +215,3 @@ def _check_continues(files: RunFiles, uid: str, resume: bool) -> None:
         raise TrackerError(f"{files.run_dir}: holds a run already; resume it or choose another directory")
     if last is not None and last.run != uid:
         raise TrackerError(f"{files.run_dir}: belongs to run {last.run}, not to {uid}; choose another directory")
-
-
-def _end_delivery(files: RunFiles) -> None:
-    """End the delivery process of an earlier part of this run; its cursors stay."""
-    lock = os.open(files.delivery_lock, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        for ending in (signal.SIGTERM, signal.SIGKILL):
-            if _locked_within(lock, 0.2):
-                return
-            # Only a living process holds the lock, so the id in the file is its own; it may end just now.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(os.pread(lock, 20, 0)), ending)
-            if _locked_within(lock, _GRACE_S):
-                return
-        raise TrackerError(f"{files.run_dir}: its delivery process does not end; stop it and try again")
-    finally:
-        os.close(lock)
-
-
-def _locked_within(lock: int, seconds: float) -> bool:
-    give_up = time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() >= give_up:
-                return False
-            time.sleep(0.02)
