@@ -71,7 +71,7 @@ def test_one_sync_delivers_a_run_whose_trackers_were_not_there_and_the_audit_agr
 
     done = call("sync", stored_run_dir, "--audit")
     assert done.exit_code == 0, done.output
-    assert f"{stored_run_dir} mlflow-0: complete, 702 records;" in " ".join(done.output.split())
+    assert f"{stored_run_dir} FINISHED mlflow-0: complete, 702 records;" in " ".join(done.output.split())
     rows = {
         words[0]: words[1:] for words in lines_of(done) if words and words[0] in ("mlflow-0", "custom-2", "journal")
     }
@@ -101,6 +101,36 @@ def test_a_tracker_that_is_still_down_is_told_and_gets_everything_later(tmp_path
     (switched / "down").unlink()
     assert call("sync", run.dir, "--backend", "custom-1").exit_code == 0
     assert (run.dir / "late" / "metrics.csv").read_text() == (run.dir / "csv" / "metrics.csv").read_text()
+
+
+def test_a_sync_of_no_run_in_particular_delivers_all_that_are_over_and_lack_something(
+    tmp_path: Path, switched: Path
+) -> None:
+    late = run_with(tmp_path, CSV, BackendConfig("custom", target="switched:Switched", options={"folder": "late"}))
+    late.finish("FINISHED")
+    runs = late.dir.parent.parent
+    shutil.copytree(late.dir, runs / "contract" / "died")
+    with (runs / "contract" / "died" / "journal.jsonl").open("r+b") as journal:
+        journal.truncate(journal.read().rindex(b"\n", 0, -1) + 1)
+    running = runs / "contract" / "running"
+    running.mkdir()
+    journal = Journal.open(running / "journal.jsonl", run="u2", writer="test")
+    journal.append("start", {"name": "n", "experiment": "e", "params": {}, "tags": {}})
+
+    done = call("sync", "--runs", runs, "--patience", "0.5")
+    assert done.exit_code == 1
+    assert done.output.count("custom-0: complete, 12 records") == 2
+    assert done.output.count("custom-1: 12 of 12 records not delivered; ConnectionError") == 2
+    assert f"{runs / 'contract' / 'died'}  KILLED" in done.output
+    assert f"2 not delivered completely; `vlatrack sync --runs {runs}`" in call("status", "--runs", runs).output
+    (switched / "down").unlink()
+    assert call("sync", "--runs", runs, "--backend", "custom-1").exit_code == 0
+    assert call("sync", "--runs", runs).output == f"nothing to deliver in {runs}\n"
+    audited = call("sync", "--runs", runs, "--audit")
+    assert audited.exit_code == 0
+    assert [words[0] for words in lines_of(audited) if words[-1] == "same"] == ["custom-0", "custom-1"] * 2
+    assert run_status(running).status == "RUNNING"
+    journal.close()
 
 
 @pytest.fixture

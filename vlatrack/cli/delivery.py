@@ -18,13 +18,17 @@ Patience = Annotated[float, typer.Option(help="Give up after this many seconds w
 
 
 def sync(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.", show_default=False)],
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[RUN]...", help="Run directories; none: all that lack something.", show_default=False),
+    ] = None,
     backend: Annotated[
         str | None, typer.Option(metavar="X", help="Only this one: mlflow, or mlflow-0.", show_default=False)
     ] = None,
     audit: Annotated[
         bool, typer.Option("--audit", help="Then compare the journal with what the backends hold.")
     ] = False,
+    runs: Runs = Path("runs"),
     patience: Patience = 60.0,
 ) -> None:
     """Deliver to the trackers what they do not have yet of runs that are over.
@@ -32,34 +36,29 @@ def sync(
     A run whose process died is KILLED, in its journal and at every tracker. Exit code 1: something is left, or the
     audit found a difference.
 
-    Example: [bold]vlatrack sync runs/metaworld-quickstart/20260101-120000-ab12 --audit[/bold]
-    """
-    from vlatrack.tracking.audit import audit_run
-    from vlatrack.tracking.sync import chosen_backends, sync_run
+    Examples:
 
+    [bold]vlatrack sync[/bold]
+
+    [bold]vlatrack sync runs/metaworld-quickstart/20260101-120000-ab12 --audit[/bold]
+
+    [bold]vlatrack sync --audit --backend mlflow[/bold]
+    """
     console = _console()
-    complete = True
-    for run in runs:
-        with console.status(f"delivering {run}") as shown:
-            report = sync_run(
-                run,
-                backend=backend,
-                patience_s=patience,
-                on_progress=lambda now: shown.update(f"{sum(b.undelivered for b in now.backends)} records left"),
-            )
-        if not report.backends:
-            _say(console, f"{run}  no backends")
-        for share in report.backends:
-            _say(console, f"{run}  {_delivery_line(share)}")
-        complete &= report.complete
-        if audit:
-            complete &= _show_audit(console, audit_run(run, chosen_backends(run, backend)))
-    if not complete:
+    chosen = paths or _unfinished_business(runs, backend, audited=audit)
+    if not chosen:
+        _say(console, f"nothing to deliver in {runs}")
+    # Of runs that were named one by one, a mistake is an error; of all runs, some may be busy.
+    complete = [_sync_one(console, run, backend, patience, audit=audit, tolerant=not paths) for run in chosen]
+    if not all(complete):
         raise typer.Exit(INCOMPLETE)
 
 
 def status(runs: Runs = Path("runs")) -> None:
-    """Show all runs: how they ended, their last step, and how many records each tracker still lacks."""
+    """Show all runs: how they ended, their last step, and how many records each tracker still lacks or refused.
+
+    Example: [bold]vlatrack status --runs runs[/bold]
+    """
     from rich.table import Table
 
     from vlatrack.tracking.overview import RunOverview, run_overviews
@@ -73,47 +72,75 @@ def status(runs: Runs = Path("runs")) -> None:
             table.add_row(name, f"unreadable: {entry.reason}", "-", "-")
             continue
         stale += entry.stale
-        incomplete += entry.status.status != "RUNNING" and any(b.undelivered for b in entry.backends)
+        incomplete += entry.is_over and entry.lacks_something
         step = "-" if entry.status.last_step is None else str(entry.status.last_step)
         table.add_row(name, _status_word(entry), step, _undelivered(entry.backends))
     if table.row_count == 0:
         _say(console, f"no runs in {runs}")
         return
     console.print(table)
+    where = "" if runs == Path("runs") else f" --runs {runs}"
     if stale:
-        where = "" if runs == Path("runs") else f" --runs {runs}"
         _say(console, f"{stale} stale (RUNNING, but the process is gone); `vlatrack reap{where}` sets KILLED")
     if incomplete:
-        _say(console, f"{incomplete} not delivered completely; `vlatrack sync RUN` delivers the rest")
+        _say(console, f"{incomplete} not delivered completely; `vlatrack sync{where}` delivers the rest")
 
 
 def reap(runs: Runs = Path("runs"), patience: Patience = 60.0) -> None:
     """Set runs whose process is gone to KILLED, in their journals and at every tracker.
 
-    Exit code 1: a tracker could not be told; `vlatrack sync RUN` tells it later.
+    Exit code 1: a tracker could not be told; `vlatrack sync` tells it later.
+
+    Example: [bold]vlatrack reap --runs runs[/bold]
     """
-    from vlatrack.errors import TrackerError
     from vlatrack.tracking.overview import RunOverview, run_overviews
-    from vlatrack.tracking.sync import sync_run
 
     console = _console()
-    stale = [entry for entry in run_overviews(runs) if isinstance(entry, RunOverview) and entry.stale]
-    told_all = True
-    for entry in stale:
-        try:
-            report = sync_run(entry.run_dir, patience_s=patience)
-        except TrackerError as error:  # its own delivery process is at it, or a part of it is missing: on to the next
-            _say(console, f"{error}")
-            told_all = False
-            continue
-        _say(console, f"{entry.run_dir}  KILLED")
-        for share in report.backends:
-            _say(console, f"  {_delivery_line(share)}")
-        told_all &= report.complete
+    stale = [entry.run_dir for entry in run_overviews(runs) if isinstance(entry, RunOverview) and entry.stale]
     if not stale:
         _say(console, f"no stale runs in {runs}")
-    if not told_all:
+    told = [_sync_one(console, run, None, patience, audit=False, tolerant=True) for run in stale]
+    if not all(told):
         raise typer.Exit(INCOMPLETE)
+
+
+def _unfinished_business(runs: Path, backend: str | None, *, audited: bool) -> list[Path]:
+    """The runs that are over and lack something at a backend, or all that are over if they are to be audited."""
+    from vlatrack.tracking.overview import RunOverview, run_overviews
+    from vlatrack.tracking.sync import has_backend
+
+    over = [entry for entry in run_overviews(runs) if isinstance(entry, RunOverview) and entry.is_over]
+    wanted = [entry.run_dir for entry in over if audited or entry.lacks_something]
+    return [run for run in wanted if backend is None or has_backend(run, backend)]
+
+
+def _sync_one(
+    console: "Console", run: Path, backend: str | None, patience_s: float, *, audit: bool, tolerant: bool
+) -> bool:
+    """Deliver one run and say what became of it; whether all is there. With `tolerant` an error is a line as well."""
+    from vlatrack.errors import TrackerError
+    from vlatrack.tracking.audit import audit_run
+    from vlatrack.tracking.history import run_status
+    from vlatrack.tracking.sync import chosen_backends, sync_run
+
+    try:
+        with console.status(f"delivering {run}") as shown:
+            report = sync_run(
+                run,
+                backend=backend,
+                patience_s=patience_s,
+                on_progress=lambda now: shown.update(f"{sum(b.undelivered for b in now.backends)} records left"),
+            )
+    except TrackerError as error:
+        if not tolerant:
+            raise
+        _say(console, str(error))
+        return False
+    _say(console, f"{run}  {run_status(run).status}{'' if report.backends else ', no backends'}")
+    for share in report.backends:
+        _say(console, f"  {_delivery_line(share)}")
+    agrees = not audit or _show_audit(console, audit_run(run, chosen_backends(run, backend)))
+    return report.complete and agrees
 
 
 def _console() -> "Console":
@@ -140,7 +167,11 @@ def _status_word(entry: "RunOverview") -> str:
 
 
 def _undelivered(backends: "tuple[BackendDelivery, ...]") -> str:
-    return ", ".join(f"{b.label} {b.undelivered}" for b in backends) or "no backends"
+    return ", ".join(f"{b.label} {b.undelivered}{_refused(b)}" for b in backends) or "no backends"
+
+
+def _refused(share: "BackendDelivery") -> str:
+    return f" ({share.dead_letters} refused)" if share.dead_letters else ""
 
 
 def _show_audit(console: "Console", audits: "list[BackendAudit]") -> bool:

@@ -19,6 +19,16 @@ class RunOverview:
     stale: bool
     backends: tuple[BackendDelivery, ...]
 
+    @property
+    def is_over(self) -> bool:
+        """Whether no process writes it any more."""
+        return self.status.status != "RUNNING"
+
+    @property
+    def lacks_something(self) -> bool:
+        """Whether its end is missing, or a backend has not got everything."""
+        return self.stale or any(share.undelivered for share in self.backends)
+
 
 @dataclass(frozen=True)
 class Unreadable:

@@ -29,10 +29,15 @@ def chosen_backends(run_dir: Path, backend: str | None) -> list[str]:
     if not RunFiles(run_dir).journal.exists():
         raise TrackerError(f"{run_dir}: no run directory (journal.jsonl is missing); give runs/<experiment>/<run-id>")
     labels = labels_of(run_dir)
-    chosen = [label for label in labels if backend in (None, label, label.rpartition("-")[0])]
+    chosen = [label for label in labels if backend is None or _is_named(label, backend)]
     if backend is not None and not chosen:
         raise TrackerError(f"{run_dir}: has no backend {backend!r}; it has {', '.join(labels) or 'none'}")
     return chosen
+
+
+def has_backend(run_dir: Path, backend: str) -> bool:
+    """Whether a run reports to a backend of this kind or label."""
+    return any(_is_named(label, backend) for label in labels_of(run_dir))
 
 
 def sync_run(
@@ -56,6 +61,10 @@ def sync_run(
     if _run_delivery(run_dir, labels, patience_s, on_progress) == deliver.BUSY:
         raise TrackerError(f"{run_dir}: another process delivers this run (a sync, or the run's own); wait for its end")
     return delivery_report(run_dir, labels)
+
+
+def _is_named(label: str, backend: str) -> bool:
+    return backend in (label, label.rpartition("-")[0])
 
 
 def _run_delivery(
