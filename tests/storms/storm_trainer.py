@@ -20,6 +20,7 @@ def _fail(*_: object) -> None:
 if __name__ == "__main__":
     run_dir, uid, backends, first, steps, pause, timeout = sys.argv[1:]
     signal.signal(signal.SIGUSR1, _fail)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has background jobs ignore it
     with TrackedRun.start(
         Path(run_dir),
         uid=uid,
