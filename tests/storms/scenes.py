@@ -232,7 +232,10 @@ def rage(scene: Scene, rig: Rig, seed: int, *, sqlite_locked_s: float = 30.0) ->
             scene.strike(run, at)
             rig.calm()
             run.await_complete()
-            return run.outcome()
+            outcome = run.outcome()
+            if not outcome.clean:
+                print(run.last_words(), flush=True)
+            return outcome
         finally:
             rig.calm()
             run.end()

@@ -188,6 +188,12 @@ class StormRun:
         files_lost = 0 if not files else (not self._note_at_mlflow()) + (not self._note_at_wandb())
         return Outcome(truth.total(), lost, duplicated, files_lost, wrong)
 
+    def last_words(self) -> str:
+        """How far each tracker got and what its delivery said last, to look for the cause of a loss."""
+        cursors = "\n".join(f"{cursor.read()}" for cursor in self.cursors)
+        said = self.files.delivery_log.read_text().splitlines()
+        return "\n".join([cursors, *(line[:300] for line in said if line.startswith("20"))][-40:])
+
     def is_complete(self) -> bool:
         last = last_record(self.files.journal)
         done = min(cursor.read().seq for cursor in self.cursors)
