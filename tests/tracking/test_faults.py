@@ -2,7 +2,6 @@
 
 import os
 import random
-import shutil
 import signal
 import threading
 from collections import Counter
@@ -35,16 +34,6 @@ FAULTS = {
     **{str(status): Fault("status", status) for status in (401, 403, 404, 429, 500)},
 }
 STEPS = 600
-
-
-@pytest.fixture(scope="module")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[MlflowServer]:
-    folder = tmp_path_factory.mktemp("server")
-    shutil.copy(empty_store, folder / "mlflow.db")
-    server = MlflowServer(folder)
-    server.start()
-    yield server
-    server.kill()
 
 
 @pytest.fixture

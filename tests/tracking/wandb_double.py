@@ -26,6 +26,8 @@ class StoredRun:
     project: str
     display_name: str = ""
     config: str = "{}"
+    group: str | None = None
+    job_type: str | None = None
     tags: list[str] = field(default_factory=list)
     history: list[str] = field(default_factory=list)
     summary: str = "{}"
@@ -129,6 +131,8 @@ class WandbDouble:
         run.exit_code = None
         run.display_name = variables.get("displayName") or run.display_name
         run.config = variables.get("config") or run.config
+        run.group = variables.get("groupName") or run.group
+        run.job_type = variables.get("jobType") or run.job_type
         run.tags = variables.get("tags") or run.tags
         return {"bucket": self._bucket(run), "inserted": inserted}
 

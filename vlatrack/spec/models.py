@@ -294,6 +294,9 @@ class TrackingSpec(Model):
     backends: tuple[Backend, ...] = Field(
         (MlflowBackend(kind="mlflow"),), description="trackers that get every record; []: only the journal"
     )
+    group: Name | None = Field(
+        None, description="shows runs of a sweep together: children of one run in MLflow, a group in W&B"
+    )
     log_every: PositiveInt = Field(10, description="optimiser steps between two records")
     system_every_s: PositiveFloat | None = Field(
         15.0, description="seconds between two records of processor, memory and GPUs; null: none"

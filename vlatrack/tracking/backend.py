@@ -48,12 +48,22 @@ class RunStart:
     tags: Mapping[str, str]
     t_ms: int
     datasets: tuple[DatasetInput, ...] = ()
+    group: str | None = None
+    """What a tracker shows this run together with, inside its experiment: the runs of a sweep."""
 
     @classmethod
     def of(cls, record: Record) -> "RunStart":
         data = record.data
-        datasets = tuple(DatasetInput(**fields) for fields in data.get("datasets", ()))
-        return cls(record.run, data["name"], data["experiment"], data["params"], data["tags"], record.t_ms, datasets)
+        return cls(
+            uid=record.run,
+            name=data["name"],
+            experiment=data["experiment"],
+            params=data["params"],
+            tags=data["tags"],
+            t_ms=record.t_ms,
+            datasets=tuple(DatasetInput(**fields) for fields in data.get("datasets", ())),
+            group=data.get("group"),
+        )
 
 
 @dataclass(frozen=True)

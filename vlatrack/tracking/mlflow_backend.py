@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import getpass
 import json
 import math
 import os
@@ -43,9 +42,10 @@ from vlatrack.tracking.backend import (
 from vlatrack.tracking.journal import Record
 from vlatrack.tracking.layout import RunFiles
 from vlatrack.tracking.metric_keys import LONGEST_KEY, mlflow_key
+from vlatrack.tracking.mlflow_groups import join_group
+from vlatrack.tracking.mlflow_runs import UID_TAG, runs_with_uid, source_tags
 from vlatrack.tracking.privacy import redact
 
-UID_TAG = "vlatrack.uid"
 LONGEST_PARAM, LONGEST_TAG = 6000, 8000
 LONGEST_DATASET_NAME, LONGEST_DIGEST = 500, 36
 METRICS_PER_BATCH, PARAMS_PER_BATCH = 1000, 100
@@ -82,6 +82,8 @@ class MlflowBackend:
             run, is_new = self._find_or_create(experiment, start)
         self._run_id = run.info.run_id
         self._client.update_run(self._run_id, status="RUNNING")
+        if start.group is not None:
+            join_group(self._client, run, start.group)
         self._put_params(run, start.params)
         self._put_tags({mlflow_key(name): value for name, value in start.tags.items()})
         local = uri.startswith("sqlite:")
@@ -148,7 +150,7 @@ class MlflowBackend:
             return Audit()
         client = MlflowClient(self._store)
         experiment = client.get_experiment_by_name(self._experiment or start.experiment)
-        runs = [] if experiment is None else _runs_of(client, experiment.experiment_id, start.uid)
+        runs = [] if experiment is None else runs_with_uid(client, experiment.experiment_id, start.uid)
         if not runs:
             return Audit()
         keys = runs[0].data.metrics
@@ -175,10 +177,10 @@ class MlflowBackend:
             return str(self._client.get_experiment_by_name(name).experiment_id)
 
     def _find_or_create(self, experiment_id: str, start: RunStart) -> tuple[Run, bool]:
-        found = _runs_of(self._client, experiment_id, start.uid)
+        found = runs_with_uid(self._client, experiment_id, start.uid)
         if found:
             return found[0], False
-        tags = {UID_TAG: start.uid, "mlflow.user": getpass.getuser(), "mlflow.source.name": "vlatrack"}
+        tags = {UID_TAG: start.uid, **source_tags()}
         return self._client.create_run(experiment_id, start.t_ms, tags=tags, run_name=start.name), True
 
     def _put_params(self, run: Run, params: Mapping[str, object]) -> None:
@@ -250,10 +252,6 @@ class MlflowBackend:
     def _put_tags(self, tags: Mapping[str, str]) -> None:
         for batch in _batches([RunTag(key, text[:LONGEST_TAG]) for key, text in tags.items()], PARAMS_PER_BATCH):
             self._client.log_batch(self._run_id, tags=batch, synchronous=True)
-
-
-def _runs_of(client: MlflowClient, experiment_id: str, uid: str) -> Sequence[Run]:
-    return list(client.search_runs([experiment_id], f"tags.`{UID_TAG}` = '{uid}'", max_results=1))
 
 
 def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
