@@ -121,7 +121,7 @@ class BackendContract(ABC):
 
     def test_files_are_put_once_and_again_when_they_change(self, tmp_path: Path) -> None:
         run = ExampleRun(tmp_path)
-        folder = run.dir / "checkpoints" / "step-1"
+        folder = run.dir / "tokenizer"
         folder.mkdir(parents=True)
         (folder / "weights.bin").write_bytes(b"first")
         (run.dir / "spec.yaml").write_bytes(b"a: 1\n")
@@ -129,12 +129,12 @@ class BackendContract(ABC):
             backend.open(run.start_value(), -1)
             for content in (b"first", b"first", b"second"):
                 (folder / "weights.bin").write_bytes(content)
-                backend.put_artifact(read_artifact("checkpoints/step-1", "checkpoints/step-1", run.dir))
+                backend.put_artifact(read_artifact("tokenizer", "tokenizer", run.dir))
                 backend.put_artifact(read_artifact("spec.yaml", "spec.yaml", run.dir))
             run.finish("FINISHED")
             backend.finish(RunFinish.of(run.records()[-1]))
         files = self.stored(run.dir).files
-        expected = {"spec.yaml": _digest(b"a: 1\n"), "checkpoints/step-1/weights.bin": _digest(b"second")}
+        expected = {"spec.yaml": _digest(b"a: 1\n"), "tokenizer/weights.bin": _digest(b"second")}
         assert files is None or dict(files) == expected
 
     def test_an_alert_may_come_twice_and_disturbs_nothing(self, tmp_path: Path) -> None:

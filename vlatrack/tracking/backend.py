@@ -95,11 +95,13 @@ class RunEvent:
 
 @dataclass(frozen=True)
 class ArtifactFile:
-    """One file of an artifact: where it lies, its place inside the artifact (`a/b.bin`), its hexadecimal digest."""
+    """One file of an artifact: where it lies, its place inside the artifact (`a/b.bin`), its hexadecimal digest, and
+    its size in bytes."""
 
     path: Path
     place: str
     sha256: str
+    size: int
 
 
 @dataclass(frozen=True)

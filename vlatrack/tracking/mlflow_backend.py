@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TypeVar
 
 from mlflow.entities import (
@@ -36,12 +36,13 @@ from vlatrack.tracking.backend import (
     RunFinish,
     RunStart,
     metric_name,
-    remote_path,
     scalar_text,
 )
+from vlatrack.tracking.copying import CopyRule
 from vlatrack.tracking.journal import Record
 from vlatrack.tracking.layout import RunFiles
 from vlatrack.tracking.metric_keys import LONGEST_KEY, mlflow_key
+from vlatrack.tracking.mlflow_artifacts import put_artifact
 from vlatrack.tracking.mlflow_groups import join_group
 from vlatrack.tracking.mlflow_runs import UID_TAG, runs_with_uid, source_tags
 from vlatrack.tracking.privacy import redact
@@ -62,7 +63,14 @@ class MlflowBackend:
     """
 
     def __init__(
-        self, run_dir: Path, *, naming: str, tracking_uri: str | None = None, experiment: str | None = None
+        self,
+        run_dir: Path,
+        *,
+        naming: str,
+        tracking_uri: str | None = None,
+        experiment: str | None = None,
+        copy_checkpoints: bool = False,
+        copy_up_to_mb: float = 100,
     ) -> None:
         self.url: str | None = None
         self._run_dir = run_dir.absolute()
@@ -70,6 +78,7 @@ class MlflowBackend:
         self._naming = naming
         self._uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
         self._experiment = experiment
+        self._copy_rule = CopyRule(copy_checkpoints, copy_up_to_mb)
         self._run_id = self._experiment_of_run = self._uid = ""
         self._infinite: set[str] = set()
 
@@ -110,13 +119,7 @@ class MlflowBackend:
         return rejections
 
     def put_artifact(self, artifact: Artifact) -> None:
-        tag = mlflow_key(f"vlatrack.artifact.{artifact.name}")
-        if self._client.get_run(self._run_id).data.tags.get(tag) == artifact.sha256:
-            return
-        for file in artifact.files:
-            folder = PurePosixPath(remote_path(artifact, file)).parent.as_posix()
-            self._client.log_artifact(self._run_id, str(file.path), None if folder == "." else folder)
-        self._client.set_tag(self._run_id, tag, artifact.sha256)
+        put_artifact(self._client, self._run_id, artifact, self._copy_rule)
 
     def alert(self, title: str, text: str, record: Record) -> None:
         self._put_tags({f"vlatrack.alert.{record.seq}": f"{title}: {text}"})

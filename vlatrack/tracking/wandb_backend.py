@@ -18,6 +18,7 @@ import wandb
 from vlatrack.schema.metrics import documented
 from vlatrack.tracking.backend import (
     Artifact,
+    ArtifactFile,
     Audit,
     Position,
     Rejected,
@@ -27,11 +28,15 @@ from vlatrack.tracking.backend import (
     metric_name,
 )
 from vlatrack.tracking.best import BestValues
+from vlatrack.tracking.copying import CHECKPOINTS, CopyRule, reference_text
 from vlatrack.tracking.journal import Record
 from vlatrack.tracking.layout import RunFiles
 from vlatrack.tracking.wandb_account import resolve_mode
 
 X_AXIS = "train_step"
+REFERENCES = "vlatrack-references.json"
+"""Lists, in an artifact, the files that are not copied."""
+
 BEST = "best/"
 """Begins the summary's name of a metric's best value so far; the last value stands under the metric's own name."""
 
@@ -39,6 +44,8 @@ EXIT_CODES = {"FINISHED": 0, "FAILED": 1, "KILLED": 255}
 LONGEST_TAG = 64
 INIT_TIMEOUT_S, ARTIFACT_TIMEOUT_S, NO_PROGRESS_S = 60.0, 600, 5.0
 ORPHAN_TIMEOUT_S = 10.0
+SLOWEST_UPLOAD_PER_S = 2_000_000
+"""Bytes."""
 
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]")
 
@@ -54,12 +61,15 @@ class WandbBackend:
         project: str | None = None,
         entity: str | None = None,
         mode: str | None = None,
+        copy_checkpoints: bool = False,
+        copy_up_to_mb: float = 100,
     ) -> None:
         self.url: str | None = None
         self._folder = RunFiles(run_dir).run_dir.absolute()
         self._naming = naming
         self._project = project or "vlatrack"
         self._entity = entity
+        self._copy_rule = CopyRule(copy_checkpoints, copy_up_to_mb)
         self._online = resolve_mode(mode or "auto") == "online"
         self._run: wandb.Run | None = None
         self._sent_seq = -1
@@ -105,15 +115,14 @@ class WandbBackend:
         kind, _, version = artifact.name.partition("/")
         kind = _NOT_IN_NAMES.sub("-", kind)
         # Checkpoints are versions of one artifact, told apart by alias; W&B moves `latest` to the newest by itself.
-        is_version = kind == "checkpoints" and version != ""
+        is_version = artifact.name.startswith(CHECKPOINTS)
         name = _NOT_IN_NAMES.sub("-", f"{run.id}-{kind if is_version else artifact.name}")
         aliases = ["latest", *([_NOT_IN_NAMES.sub("-", version)] if is_version else []), *artifact.aliases]
-        bundle = wandb.Artifact(name, kind, metadata={"name": artifact.name, "sha256": artifact.sha256})
-        for file in artifact.files:
-            bundle.add_file(str(file.path), name=file.place, policy="immutable", skip_cache=True)
-        logged = run.log_artifact(bundle, aliases=aliases)
+        left = self._copy_rule.by_reference(artifact)
+        logged = run.log_artifact(_bundle(name, kind, artifact, left), aliases=aliases)
         if self._online:
-            logged.wait(ARTIFACT_TIMEOUT_S)
+            copied = sum(file.size for file in artifact.files if file not in left)
+            logged.wait(ARTIFACT_TIMEOUT_S + copied // SLOWEST_UPLOAD_PER_S)
 
     def alert(self, title: str, text: str, record: Record) -> None:
         self._open_run.alert(title, text)
@@ -187,6 +196,23 @@ class WandbBackend:
             if time.monotonic() > give_up:
                 raise ConnectionError(f"W&B holds records up to {held} of {self._sent_seq}")
             time.sleep(0.5)
+
+
+def _bundle(name: str, kind: str, artifact: Artifact, left: Sequence[ArtifactFile]) -> wandb.Artifact:
+    """W&B tells versions apart by their files, and a reference without a checksum by its address alone. A checksum of
+    W&B's own would read the file again, so our digests stand in a small file beside the references."""
+    references = {file.place: {"size": file.size, "sha256": file.sha256} for file in left}
+    metadata = {"name": artifact.name, "sha256": artifact.sha256, "references": references}
+    bundle = wandb.Artifact(name, kind, metadata=metadata)
+    for file in artifact.files:
+        if file in left:
+            bundle.add_reference(file.path.as_uri(), name=file.place, checksum=False)
+        else:
+            bundle.add_file(str(file.path), name=file.place, policy="immutable", skip_cache=True)
+    if left:
+        with bundle.new_file(REFERENCES, encoding="utf-8") as listing:
+            listing.write(reference_text(artifact, left))
+    return bundle
 
 
 def _own_clients() -> list[psutil.Process]:
