@@ -100,6 +100,15 @@ class WandbDouble:
                     return {"model": self._resume_status(variables["project"], variables["name"])}
                 case "GetRun" | "Run" | "RunHistoryKeys":  # of the public API
                     return {"project": {"run": self._public_run(variables["name"])}}
+                case "RunParquetHistory":  # of the public API's scan, which begins with what is in no Parquet file yet
+                    live = [{"_step": row["_step"]} for row in self.runs[variables["runName"]].rows]
+                    history = {"parquetUrls": [], "liveData": live}
+                    return {"project": {"run": {"parquetHistory": history}}}
+                case "HistoryPage":
+                    first, beyond = variables["minStep"], variables["maxStep"]
+                    run = self.runs[variables["run"]]
+                    page = [line for line in run.history if first <= json.loads(line)["_step"] < beyond]
+                    return {"project": {"run": {"history": page}}}
                 case "CreateRunFiles":
                     files = [{"name": name, "uploadUrl": f"{self.url}/files/{name}"} for name in variables["files"]]
                     return {"createRunFiles": {"runID": variables["run"], "uploadHeaders": [], "files": files}}

@@ -155,11 +155,17 @@ class BackendContract(ABC):
         run.finish("FINISHED")
         self._deliver(run)
         with contextlib.closing(self.connect(run.dir)) as backend:
-            held, journal = backend.audit(run.start_value()), journal_audit(run.dir)
-        assert held != Audit()
-        for name in ("status", "metric_keys", "values", "last_seq"):
-            assert getattr(held, name) in (None, getattr(journal, name)), name
+            _assert_agree(backend.audit(run.start_value()), journal_audit(run.dir))
         self._expect(run, "FINISHED")  # asking has changed nothing
+
+    def test_the_audit_counts_equal_values_once(self, tmp_path: Path) -> None:
+        run = ExampleRun(tmp_path)
+        for value in (math.nan, math.nan, math.inf, 0.0, 0.0, 1.0):
+            run.append(Kind.METRICS, {"train_closs": value}, step=5, t_ms=1_700_000_000_000)
+        run.finish("FINISHED")
+        self._deliver(run)
+        with contextlib.closing(self.connect(run.dir)) as backend:
+            _assert_agree(backend.audit(run.start_value()), journal_audit(run.dir))
 
     def _deliver(self, run: ExampleRun, *, acknowledged: int = -1) -> int:
         """Deliver as the delivery process does, and return the last acknowledged sequence number."""
@@ -201,6 +207,12 @@ def _deliver_metrics(backend: Backend, position: Position, records: Sequence[Rec
     wanted = [record for record in records if record.seq >= position.metrics_from]
     if wanted:
         assert backend.deliver(wanted) == []
+
+
+def _assert_agree(held: Audit, journal: Audit) -> None:
+    assert held != Audit()
+    for name in ("status", "metric_keys", "values", "last_seq"):
+        assert getattr(held, name) in (None, getattr(journal, name)), name
 
 
 def _place(row: Row) -> tuple[str, int, int]:

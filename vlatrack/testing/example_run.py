@@ -19,9 +19,11 @@ class ExampleRun:
         private_directory(RunFiles(self.dir).delivery)
         self.start(epochs=1)
 
-    def append(self, kind: str, data: Mapping[str, object], *, step: int | None = None) -> None:
+    def append(
+        self, kind: str, data: Mapping[str, object], *, step: int | None = None, t_ms: int | None = None
+    ) -> None:
         with contextlib.closing(Journal.open(RunFiles(self.dir).journal, run=self.uid, writer="test")) as journal:
-            journal.append(kind, data, step=step)
+            journal.append(kind, data, step=step, t_ms=t_ms)
 
     def start(self, **params: Scalar) -> None:
         """Begin the run, or continue it."""

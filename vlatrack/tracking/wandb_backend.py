@@ -31,6 +31,7 @@ from vlatrack.tracking.best import BestValues
 from vlatrack.tracking.copying import CHECKPOINTS, CopyRule, reference_text
 from vlatrack.tracking.journal import Record
 from vlatrack.tracking.layout import RunFiles
+from vlatrack.tracking.value_count import ValueCount
 from vlatrack.tracking.wandb_account import resolve_mode
 
 X_AXIS = "train_step"
@@ -41,7 +42,7 @@ BEST = "best/"
 """Begins the summary's name of a metric's best value so far; the last value stands under the metric's own name."""
 
 EXIT_CODES = {"FINISHED": 0, "FAILED": 1, "KILLED": 255}
-LONGEST_TAG = 64
+LONGEST_TAG, ROWS_PER_PAGE = 64, 1000
 INIT_TIMEOUT_S, ARTIFACT_TIMEOUT_S, NO_PROGRESS_S = 60.0, 600, 5.0
 ORPHAN_TIMEOUT_S = 10.0
 SLOWEST_UPLOAD_PER_S = 2_000_000
@@ -146,7 +147,11 @@ class WandbBackend:
             if "Could not find run" not in str(error):
                 raise
             return Audit()
-        return Audit(status=str(run.state).upper(), last_seq=int(run.lastHistoryStep))
+        count, last_seq = ValueCount(), int(run.lastHistoryStep)
+        for row in run.scan_history(page_size=ROWS_PER_PAGE, use_cache=False) if last_seq >= 0 else ():
+            values = {name: value for name, value in row.items() if name != X_AXIS and not name.startswith("_")}
+            count.add(values, step=row[X_AXIS], t_ms=round(row["_timestamp"] * 1000))
+        return Audit(str(run.state).upper(), len(count.names), count.values, last_seq)
 
     def close(self) -> None:
         """End the client's process for this run; a run without an end is left as crashed."""
