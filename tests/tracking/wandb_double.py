@@ -55,6 +55,8 @@ class WandbDouble:
         self.refuse_streams = False
         """Answer 403 to uploads of history: the client then stops uploading for good and raises nothing."""
         self.refused = 0
+        self.deleted: set[str] = set()
+        """Runs that a person has deleted: nobody finds them, and their ids are not given away again."""
         double = self
 
         class Handler(_Handler):
@@ -157,7 +159,7 @@ class WandbDouble:
         }
 
     def _resume_status(self, project: str, name: str) -> Json:
-        run = self.runs.get(name)
+        run = None if name in self.deleted else self.runs.get(name)
         model = {"id": "p", "name": project, "entity": {"id": "e", "name": ENTITY}, "bucket": None}
         if run is not None:
             counts = {"logLineCount": 0, "historyLineCount": len(run.history), "eventsLineCount": 0}
@@ -168,7 +170,7 @@ class WandbDouble:
 
     def _public_run(self, name: str) -> Json | None:
         run = self.runs.get(name)
-        if run is None:
+        if run is None or name in self.deleted:
             return None
         last = max((row["_step"] for row in run.rows), default=-1)
         user = {"name": ENTITY, "username": ENTITY}
@@ -247,12 +249,16 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/graphql":
             query = body["query"]
             operation = body.get("operationName") or query.split("(")[0].split("{")[0].split()[-1]
+            if operation == "UpsertBucket" and body["variables"].get("name") in self.server_double.deleted:
+                told = f"run {body['variables']['name']} was previously created and deleted; try a new run name"
+                return self._reply({"errors": [{"message": told}]}, status=409)
             self._reply({"data": self.server_double.answer(operation, body.get("variables") or {})})
         elif self.path.endswith("/file_stream"):
-            if self.server_double.refuse_streams:
+            run = self.path.split("/")[-2]
+            if self.server_double.refuse_streams or run in self.server_double.deleted:
                 self.server_double.refused += 1
                 return self._reply({"error": "forbidden"}, status=403)
-            self.server_double.stream(self.path.split("/")[-2], body)
+            self.server_double.stream(run, body)
             self._reply({"exitcode": None, "limits": {}})
         else:
             self._reply({}, status=404)

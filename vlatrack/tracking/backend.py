@@ -16,6 +16,11 @@ class Rejected(Exception):  # noqa: N818 (a verdict of the backend, not an error
     """The backend will never take this; trying again is of no use. Any other exception means: later, perhaps."""
 
 
+class RemoteDeleted(Exception):  # noqa: N818 (what a person did there)
+    """The remote run was deleted by a person, who may restore it; until then nothing can be delivered, nor is at
+    fault. The text says what to do."""
+
+
 @dataclass(frozen=True)
 class BackendConfig:
     """One tracker of a run: its kind, how it names metrics, and its own options. No secrets: keys stay in the

@@ -23,6 +23,7 @@ from vlatrack.tracking.backend import (
     Position,
     Rejected,
     Rejection,
+    RemoteDeleted,
     RunFinish,
     RunStart,
     metric_name,
@@ -42,7 +43,7 @@ BEST = "best/"
 """Begins the summary's name of a metric's best value so far; the last value stands under the metric's own name."""
 
 EXIT_CODES = {"FINISHED": 0, "FAILED": 1, "KILLED": 255}
-LONGEST_TAG, ROWS_PER_PAGE = 64, 1000
+LONGEST_TAG, ROWS_PER_PAGE, RETRIES = 64, 1000, 5
 INIT_TIMEOUT_S, ARTIFACT_TIMEOUT_S, NO_PROGRESS_S = 60.0, 600, 5.0
 ORPHAN_TIMEOUT_S = 10.0
 SLOWEST_UPLOAD_PER_S = 2_000_000
@@ -177,11 +178,15 @@ class WandbBackend:
                 settings=_quiet_settings(),
             )
         except Exception as error:
+            deleted = "previously created and deleted" in str(error)
             # After a failed attempt the client process keeps the id to itself, for as long as it lives.
-            if "is in use" in str(error):
+            if deleted or "is in use" in str(error):
                 for core in _own_clients():
                     core.kill()
                     core.wait(ORPHAN_TIMEOUT_S)
+            if deleted:
+                told = f"run {start.uid} was deleted in W&B; undelete it there and `vlatrack sync`"
+                raise RemoteDeleted(told) from error
             raise
 
     @property
@@ -260,6 +265,6 @@ def _quiet_settings() -> wandb.Settings:
         x_disable_meta=True,
         x_disable_stats=True,
         x_disable_machine_info=True,
-        x_file_stream_retry_max=5,
-        x_graphql_retry_max=5,
+        x_file_stream_retry_max=RETRIES,
+        x_graphql_retry_max=RETRIES,
     )
