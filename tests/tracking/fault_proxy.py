@@ -31,6 +31,7 @@ class Fault:
     status: int = 500
     seconds: float = 1.0
     after_bytes: int = 0
+    text: str = "a fault"
 
 
 class FaultProxy:
@@ -104,9 +105,9 @@ class _Handler(BaseHTTPRequestHandler):
                 body.drop()
                 self.owner.ending.wait(seconds)
                 return self._reset()
-            case Fault("status", status=status):
+            case Fault("status", status=status, text=text):
                 body.drop()
-                return self._answer(status, [("Content-Type", "text/plain")], b"a fault")
+                return self._answer(status, [("Content-Type", "text/plain")], text.encode())
             case Fault("slow", seconds=seconds):
                 self.owner.ending.wait(seconds)
             case Fault("cut_upload", after_bytes=limit):

@@ -7,7 +7,9 @@ from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric, Run
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND, ErrorCode
 from mlflow.tracking import MlflowClient
+from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
+from mlflow.utils.rest_utils import http_request
 
 from vlatrack.tracking.backend import Rejected, Scalar, scalar_text
 from vlatrack.tracking.mlflow_runs import METRICS_PER_BATCH, batches, verdicts
@@ -22,9 +24,8 @@ def put_checkpoint(
         try:
             model_id = _find_or_create(client, run, data, identity, path)
         except MlflowException as error:
-            if error.error_code != ErrorCode.Name(ENDPOINT_NOT_FOUND):
+            if error.error_code != ErrorCode.Name(ENDPOINT_NOT_FOUND) or _major_version(client.tracking_uri) >= 3:
                 raise
-            client.get_run(run_id)  # if not even this is found, the server itself is not there now
             raise Rejected("this server is older than MLflow 3 and knows no LoggedModels") from error
     # A LoggedModel's NaN would be read back as 0; the run itself keeps it.
     stored = [m for m in run.data.to_proto().metrics if m.step == step and not math.isnan(m.value)]
@@ -34,6 +35,11 @@ def put_checkpoint(
     outputs = run.outputs.model_outputs if run.outputs is not None else []
     if model_id not in {output.model_id for output in outputs}:
         client.log_outputs(run_id, [LoggedModelOutput(model_id, step)])
+
+
+def _major_version(uri: str) -> int:
+    """Asked when an address was not found, which may as well be the fault of what stands before the server."""
+    return int(http_request(get_default_host_creds(uri), "/version", "GET").text.partition(".")[0])
 
 
 def _find_or_create(client: MlflowClient, run: Run, data: Mapping[str, Scalar], identity: str, path: str) -> str:
