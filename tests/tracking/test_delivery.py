@@ -97,7 +97,7 @@ def test_mlflow_and_wandb_hold_the_same_run(
     stored_run_dir: Path, wandb_server: WandbDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    run = start(stored_run_dir, MLFLOW, WANDB, lr=1e-4, text="x" * 7000, key=f"k={KEY}")
+    run = start(stored_run_dir, MLFLOW, WANDB, lr=1e-4, text="x" * 20_000, key=f"k={KEY}")
     (stored_run_dir / "spec.yaml").write_text("a: 1\n")
     (stored_run_dir / "checkpoints" / "epoch-1").mkdir(parents=True)
     (stored_run_dir / "checkpoints" / "epoch-1" / "m.bin").write_bytes(b"weights")
@@ -125,7 +125,8 @@ def test_mlflow_and_wandb_hold_the_same_run(
     assert (uploaded / "tokenizer" / "codes.bin").read_bytes() == b"codes"
     at_wandb = wandb_server.runs["u1"]
     assert (at_wandb.state, at_wandb.display_name, at_wandb.tags) == ("finished", "a run", ["vlatrack.commit:abc"])
-    assert json.loads(at_wandb.config)["lr"]["value"] == 1e-4
+    config = json.loads(at_wandb.config)
+    assert (config["lr"]["value"], config["text"]["value"]) == (1e-4, "x" * 20_000)
     assert all(row["_step"] > 0 and "train/l1_loss_action_5" in row for row in at_wandb.rows)
     assert b"codes" in wandb_server.uploads.values()
     assert [alert["title"] for alert in wandb_server.alerts] == ["health"]
