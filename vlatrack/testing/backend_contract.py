@@ -119,6 +119,14 @@ class BackendContract(ABC):
         self._deliver(run, acknowledged=acknowledged)
         self._expect(run, "FINISHED")
 
+    def test_a_run_of_a_group_is_one_run_also_when_it_is_opened_again(self, tmp_path: Path) -> None:
+        run = ExampleRun(tmp_path, group="sweep")
+        run.log(3)
+        run.finish("FINISHED")
+        self._deliver(run)
+        self._deliver(run)
+        self._expect(run, "FINISHED")
+
     def test_files_are_put_once_and_again_when_they_change(self, tmp_path: Path) -> None:
         run = ExampleRun(tmp_path)
         folder = run.dir / "tokenizer"

@@ -5,6 +5,7 @@ import fcntl
 import json
 import math
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -77,12 +78,13 @@ class MlflowBackend:
 
     def open(self, start: RunStart, acknowledged: int) -> Position:
         uri = self._store
+        note = f"Run directory: `{self._run_dir}` on {socket.gethostname()}"
         # Only the shared local store: a server that hangs must not hold up the other backends.
         with _one_at_a_time(self._runs / ".mlflow.lock") if self._uri is None else contextlib.nullcontext():
             self._client = MlflowClient(uri)
             location = (self._runs / "mlartifacts").as_uri() if self._uri is None else None
             experiment = find_or_create_experiment(self._client, self._experiment or start.experiment, location)
-            run, is_new = find_or_create_run(self._client, experiment, start)
+            run, is_new = find_or_create_run(self._client, experiment, start, note)
         self._run_id = run.info.run_id
         self._client.update_run(self._run_id, status="RUNNING")
         if start.group is not None:

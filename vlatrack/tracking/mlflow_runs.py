@@ -9,11 +9,19 @@ from mlflow.entities import Experiment, LifecycleStage, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.tracking import MlflowClient
-from mlflow.utils.mlflow_tags import MLFLOW_SOURCE_NAME, MLFLOW_USER
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_GIT_COMMIT,
+    MLFLOW_RUN_NOTE,
+    MLFLOW_SOURCE_NAME,
+    MLFLOW_SOURCE_TYPE,
+    MLFLOW_USER,
+)
 
 from vlatrack.tracking.backend import Rejected, RemoteDeleted, RunStart
 
 UID_TAG = "vlatrack.uid"
+COMMIT_TAG, NO_COMMIT = "vlatrack.commit", "none"
+"""Of a run's start; MLflow shows it as the version of the run's source."""
 LONGEST_TAG = 8000
 METRICS_PER_BATCH, PARAMS_PER_BATCH = 1000, 100
 _SHOWN_AS_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
@@ -29,7 +37,7 @@ def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 def source_tags() -> dict[str, str]:
     """Who made a run, as MLflow shows it."""
-    return {MLFLOW_USER: getpass.getuser(), MLFLOW_SOURCE_NAME: "vlatrack"}
+    return {MLFLOW_USER: getpass.getuser(), MLFLOW_SOURCE_NAME: "vlatrack", MLFLOW_SOURCE_TYPE: "LOCAL"}
 
 
 def put_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
@@ -58,11 +66,17 @@ def find_or_create_experiment(client: MlflowClient, name: str, location: str | N
     return str(found.experiment_id)
 
 
-def find_or_create_run(client: MlflowClient, experiment_id: str, start: RunStart) -> tuple[Run, bool]:
-    """The run, and whether it is new; RemoteDeleted if it was deleted: a second one would hide what the first holds."""
+def find_or_create_run(client: MlflowClient, experiment_id: str, start: RunStart, note: str) -> tuple[Run, bool]:
+    """The run, and whether it is new: then it gets the note, which people may change.
+
+    RemoteDeleted if it was deleted: a second one would hide what the first holds.
+    """
     found = runs_with_uid(client, experiment_id, start.uid, view=ViewType.ALL)
     if not found:
-        tags = {UID_TAG: start.uid, **source_tags()}
+        tags = {UID_TAG: start.uid, MLFLOW_RUN_NOTE: note, **source_tags()}
+        commit = start.tags.get(COMMIT_TAG, NO_COMMIT)
+        if commit != NO_COMMIT:
+            tags[MLFLOW_GIT_COMMIT] = commit
         return client.create_run(experiment_id, start.t_ms, tags=tags, run_name=start.name), True
     run = next((run for run in found if run.info.lifecycle_stage == LifecycleStage.ACTIVE), found[0])
     _check_run(run)
