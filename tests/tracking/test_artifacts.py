@@ -129,6 +129,32 @@ def test_wandb_sees_that_a_file_known_by_reference_has_changed(filled_run_dir: P
     assert len(wandb_server.artifacts) == 2
 
 
+@pytest.mark.slow
+def test_wandb_sends_only_the_file_again_whose_upload_was_cut(filled_run_dir: Path, wandb_server: WandbDouble) -> None:
+    """What the client does by itself, within one attempt."""
+    for index in range(4):
+        (filled_run_dir / "report" / f"{index}.bin").write_bytes(bytes([index]) * MB)
+    artifact = read_artifact("report", "report", filled_run_dir)
+    uploads: list[str] = []
+
+    def cut_the_third(method: str, path: str) -> Fault | None:
+        uploads.extend([path.rpartition("/")[2]] if method == "PUT" else [])
+        return Fault("cut_upload", after_bytes=MB // 2) if method == "PUT" and len(uploads) == 3 else None
+
+    with FaultProxy(wandb_server.url) as proxy:
+        proxy.choose = cut_the_third
+        wandb_server.uploads_to = proxy.url
+        backend = connect(BackendConfig("wandb"), filled_run_dir)
+        backend.open(start("u1"), -1)
+        backend.put_artifact(artifact)
+        backend.close()
+        wandb.teardown()
+    stored = [hashlib.sha256(body).hexdigest() for body in wandb_server.uploads.values()]
+    assert {file.sha256 for file in artifact.files} <= set(stored)
+    assert sorted(uploads) == sorted([*(file.place for file in artifact.files), uploads[2]])
+    assert [known["state"] for known in wandb_server.artifacts.values()] == ["COMMITTED"]
+
+
 def test_files_that_have_not_changed_since_they_were_logged_are_not_read_again(filled_run_dir: Path) -> None:
     weights = filled_run_dir / "checkpoints/step-1/a.bin"
     known = KnownDigests({"a.bin": "as logged"}, at_ms=weights.stat().st_mtime_ns // 1_000_000 + 1)

@@ -55,6 +55,8 @@ class WandbDouble:
         self.refuse_streams = False
         """Answer 403 to uploads of history: the client then stops uploading for good and raises nothing."""
         self.refused = 0
+        self.uploads_to: str | None = None
+        """Where the client is told to upload files; None: here."""
         self.deleted: set[str] = set()
         """Runs that a person has deleted: nobody finds them, and their ids are not given away again."""
         double = self
@@ -212,7 +214,7 @@ class WandbDouble:
                 return {"project": None, "artifact": None}
 
     def _artifact_upload(self, spec: Json) -> Json:
-        url = f"{self.url}/artifacts/{spec['artifactID']}/{spec['name']}"
+        url = f"{self.uploads_to or self.url}/artifacts/{spec['artifactID']}/{spec['name']}"
         parts = {"storagePath": spec["name"], "uploadUrl": url, "uploadHeaders": [], "uploadMultipartUrls": None}
         return {**parts, "artifact": {"id": spec["artifactID"]}}
 

@@ -142,7 +142,7 @@ class Tail:
                 case Kind.START:
                     pass  # the run is opened by `_attach`
                 case Kind.ARTIFACT:
-                    known = KnownDigests(data["files"], record.t_ms)
+                    known = KnownDigests(data.get("files", {}), record.t_ms)
                     artifact = read_artifact(data["name"], data["place"], self._run_dir, known=known)
                     backend.put_artifact(replace(artifact, aliases=tuple(data.get("aliases", ()))))
                 case Kind.EVENT:

@@ -4,21 +4,17 @@
 of every chart is the metric `train_step`. What the server holds, not what was sent, decides where delivery goes on.
 """
 
-import contextlib
 import os
-import re
 import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
 import wandb
 
 from vlatrack.schema.metrics import documented
 from vlatrack.tracking.backend import (
     Artifact,
-    ArtifactFile,
     Audit,
     Position,
     Rejected,
@@ -29,27 +25,21 @@ from vlatrack.tracking.backend import (
     metric_name,
 )
 from vlatrack.tracking.best import BestValues
-from vlatrack.tracking.copying import CHECKPOINTS, CopyRule, reference_text
+from vlatrack.tracking.copying import CopyRule
 from vlatrack.tracking.journal import Record
 from vlatrack.tracking.layout import RunFiles
 from vlatrack.tracking.value_count import ValueCount
 from vlatrack.tracking.wandb_account import resolve_mode
+from vlatrack.tracking.wandb_artifacts import put_artifact
+from vlatrack.tracking.wandb_clients import end_orphaned_clients, end_own_clients, forget_dead_client
 
 X_AXIS = "train_step"
-REFERENCES = "vlatrack-references.json"
-"""Lists, in an artifact, the files that are not copied."""
-
 BEST = "best/"
 """Begins the summary's name of a metric's best value so far; the last value stands under the metric's own name."""
 
 EXIT_CODES = {"FINISHED": 0, "FAILED": 1, "KILLED": 255}
 LONGEST_TAG, ROWS_PER_PAGE, RETRIES = 64, 1000, 5
-INIT_TIMEOUT_S, ARTIFACT_TIMEOUT_S, NO_PROGRESS_S = 60.0, 600, 5.0
-ORPHAN_TIMEOUT_S = 10.0
-SLOWEST_UPLOAD_PER_S = 2_000_000
-"""Bytes."""
-
-_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]")
+INIT_TIMEOUT_S, NO_PROGRESS_S = 60.0, 5.0
 
 
 class WandbBackend:
@@ -79,8 +69,8 @@ class WandbBackend:
 
     def open(self, start: RunStart, acknowledged: int) -> Position:
         self.close()
-        _forget_dead_client()
-        _end_orphaned_clients(self._folder / "wandb")
+        forget_dead_client()
+        end_orphaned_clients(self._folder / "wandb")
         # The artifact store of the client must not fill the user's home.
         os.environ.setdefault("WANDB_DATA_DIR", str(self._folder / "wandb"))
         for superseded in (self._folder / "wandb").glob(f"offline-run-*-{start.uid}"):
@@ -113,18 +103,7 @@ class WandbBackend:
         return []
 
     def put_artifact(self, artifact: Artifact) -> None:
-        run = self._open_run
-        kind, _, version = artifact.name.partition("/")
-        kind = _NOT_IN_NAMES.sub("-", kind)
-        # Checkpoints are versions of one artifact, told apart by alias; W&B moves `latest` to the newest by itself.
-        is_version = artifact.name.startswith(CHECKPOINTS)
-        name = _NOT_IN_NAMES.sub("-", f"{run.id}-{kind if is_version else artifact.name}")
-        aliases = ["latest", *([_NOT_IN_NAMES.sub("-", version)] if is_version else []), *artifact.aliases]
-        left = self._copy_rule.by_reference(artifact)
-        logged = run.log_artifact(_bundle(name, kind, artifact, left), aliases=aliases)
-        if self._online:
-            copied = sum(file.size for file in artifact.files if file not in left)
-            logged.wait(ARTIFACT_TIMEOUT_S + copied // SLOWEST_UPLOAD_PER_S)
+        put_artifact(self._open_run, artifact, self._copy_rule, wait=self._online)
 
     def alert(self, title: str, text: str, record: Record) -> None:
         self._open_run.alert(title, text)
@@ -181,9 +160,7 @@ class WandbBackend:
             deleted = "previously created and deleted" in str(error)
             # After a failed attempt the client process keeps the id to itself, for as long as it lives.
             if deleted or "is in use" in str(error):
-                for core in _own_clients():
-                    core.kill()
-                    core.wait(ORPHAN_TIMEOUT_S)
+                end_own_clients()
             if deleted:
                 told = f"run {start.uid} was deleted in W&B; undelete it there and `vlatrack sync`"
                 raise RemoteDeleted(told) from error
@@ -206,50 +183,6 @@ class WandbBackend:
             if time.monotonic() > give_up:
                 raise ConnectionError(f"W&B holds records up to {held} of {self._sent_seq}")
             time.sleep(0.5)
-
-
-def _bundle(name: str, kind: str, artifact: Artifact, left: Sequence[ArtifactFile]) -> wandb.Artifact:
-    """W&B tells versions apart by their files, and a reference without a checksum by its address alone. A checksum of
-    W&B's own would read the file again, so our digests stand in a small file beside the references."""
-    references = {file.place: {"size": file.size, "sha256": file.sha256} for file in left}
-    metadata = {"name": artifact.name, "sha256": artifact.sha256, "references": references}
-    bundle = wandb.Artifact(name, kind, metadata=metadata)
-    for file in artifact.files:
-        if file in left:
-            bundle.add_reference(file.path.as_uri(), name=file.place, checksum=False)
-        else:
-            bundle.add_file(str(file.path), name=file.place, policy="immutable", skip_cache=True)
-    if left:
-        with bundle.new_file(REFERENCES, encoding="utf-8") as listing:
-            listing.write(reference_text(artifact, left))
-    return bundle
-
-
-def _own_clients() -> list[psutil.Process]:
-    """The living wandb-core processes of this process."""
-    children = psutil.Process().children()
-    return [child for child in children if child.name() == "wandb-core" and child.status() != psutil.STATUS_ZOMBIE]
-
-
-def _forget_dead_client() -> None:
-    """If the wandb-core of this process was killed, let the library start another: by itself it never does."""
-    if not _own_clients():
-        # It says goodbye to the dead client in vain, and would exit with its code; by then it has forgotten it.
-        with contextlib.suppress(ConnectionError, SystemExit):
-            wandb.teardown()
-
-
-def _end_orphaned_clients(folder: Path) -> None:
-    """End client processes that outlived a killed delivery process: two senders would mix up the history."""
-    for process in psutil.process_iter(["name", "ppid"]):
-        if process.info["name"] != "wandb-core" or process.info["ppid"] == os.getpid():
-            continue
-        try:
-            if any(Path(file.path).is_relative_to(folder) for file in process.open_files()):
-                process.kill()
-                process.wait(ORPHAN_TIMEOUT_S)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue  # it has just ended, or is another user's
 
 
 def _quiet_settings() -> wandb.Settings:
