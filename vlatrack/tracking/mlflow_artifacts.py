@@ -1,7 +1,12 @@
 """Artifacts at MLflow: files are uploaded one by one, and a tag remembers how many of them are there."""
 
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 
+from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_TIMEOUT
 from mlflow.tracking import MlflowClient
 
 from vlatrack.tracking.backend import Artifact, ArtifactFile, remote_path
@@ -10,6 +15,12 @@ from vlatrack.tracking.metric_keys import mlflow_key
 
 REFERENCE = ".reference.json"
 """Ends the name of what stands in the place of files that are not copied."""
+
+LARGE = 100_000_000
+SLOWEST_STORE_PER_S = 20_000_000
+"""Bytes."""
+
+_one_large_upload = threading.Lock()
 
 
 def put_artifact(client: MlflowClient, run_id: str, artifact: Artifact, rule: CopyRule) -> None:
@@ -44,4 +55,20 @@ def _done(state: str, artifact: Artifact, total: int) -> int:
 
 def _upload(client: MlflowClient, run_id: str, artifact: Artifact, file: ArtifactFile) -> None:
     folder = PurePosixPath(remote_path(artifact, file)).parent.as_posix()
-    client.log_artifact(run_id, str(file.path), None if folder == "." else folder)
+    with _patience(file.size) if file.size > LARGE else contextlib.nullcontext():
+        client.log_artifact(run_id, str(file.path), None if folder == "." else folder)
+
+
+@contextlib.contextmanager
+def _patience(size: int) -> Iterator[None]:
+    """A server puts a file into its store before it answers, which takes longer than any other request may take.
+
+    MLflow's client reads its one patience for all requests from the environment, at each request.
+    """
+    with _one_large_upload:
+        name, usual = MLFLOW_HTTP_REQUEST_TIMEOUT.name, MLFLOW_HTTP_REQUEST_TIMEOUT.get()
+        os.environ[name] = str(usual + size // SLOWEST_STORE_PER_S)
+        try:
+            yield
+        finally:
+            os.environ[name] = str(usual)
