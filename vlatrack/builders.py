@@ -357,9 +357,13 @@ def build_backends(backends: Sequence[Backend]) -> list[BackendConfig]:
         options: dict[str, Scalar] = {}
         match backend:
             case MlflowBackend():
-                options = {"tracking_uri": backend.tracking_uri, "experiment": backend.experiment}
+                options = _copying(backend) | {"tracking_uri": backend.tracking_uri, "experiment": backend.experiment}
             case WandbBackend():
-                options = {"project": backend.project, "entity": backend.entity, "mode": backend.mode}
+                options = _copying(backend) | {
+                    "project": backend.project,
+                    "entity": backend.entity,
+                    "mode": backend.mode,
+                }
             case TensorboardBackend():
                 pass  # it has no options
             case CustomBackend():
@@ -368,3 +372,7 @@ def build_backends(backends: Sequence[Backend]) -> list[BackendConfig]:
                 assert_never(backend)
         configs.append(BackendConfig(kind=backend.kind, naming=backend.naming, options=options, target=target))
     return configs
+
+
+def _copying(backend: MlflowBackend | WandbBackend) -> dict[str, Scalar]:
+    return {"copy_checkpoints": backend.copy_checkpoints, "copy_up_to_mb": backend.copy_up_to_mb}

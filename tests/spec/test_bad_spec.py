@@ -44,7 +44,8 @@ BAD_FILES = {
     "key of another kind": (
         "kind: wandb",
         "kind: wandb\n      tracking_uri: x",
-        "21  tracking.backends.1.tracking_uri: unknown key (known here: kind, naming, project, entity, mode)",
+        "21  tracking.backends.1.tracking_uri: unknown key "
+        "(known here: kind, naming, project, entity, mode, copy_checkpoints, copy_up_to_mb)",
     ),
     "text for an integer": ("epochs: 3", "epochs: many", "16  train.epochs: expected an integer, got 'many'"),
     "quoted number": ("epochs: 3", "epochs: '3'", "16  train.epochs: expected an integer, got '3'"),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from mlflow_server import MlflowServer
 from wandb_double import WandbDouble
 
 WANDB_KEY = "k" * 40
@@ -31,6 +32,17 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         warnings.simplefilter("ignore", DeprecationWarning)  # MLflow's models use what SQLAlchemy 2.1 deprecates
         MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[MlflowServer]:
+    """A real server for all tests: its start takes seconds. Each test has run uids, or experiments, of its own."""
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(empty_store, folder / "mlflow.db")
+    server = MlflowServer(folder)
+    server.start()
+    yield server
+    server.kill()
 
 
 @pytest.fixture

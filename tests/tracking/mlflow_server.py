@@ -22,14 +22,16 @@ def wait_until(happened: Callable[[], bool], what: str, timeout_s: float = 60) -
 
 
 class MlflowServer:
-    """A real `mlflow server` on SQLite that can be killed with all its workers and started again on its port."""
+    """A real `mlflow server`, on SQLite or the database at `store_uri`, that can be killed with all its workers and
+    started again on its port."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, store_uri: str | None = None) -> None:
         self.store = folder / "mlflow.db"
         self.artifacts = folder / "artifacts"
         with socket.create_server(("127.0.0.1", 0)) as free:
             self._port = int(free.getsockname()[1])
-        place = ["--backend-store-uri", f"sqlite:///{self.store}", "--artifacts-destination", str(self.artifacts)]
+        uri = store_uri or f"sqlite:///{self.store}"
+        place = ["--backend-store-uri", uri, "--artifacts-destination", str(self.artifacts)]
         listen = ["--host", "127.0.0.1", "--port", str(self._port), "--workers", "1"]
         self._command = [sys.executable, "-m", "mlflow", "server", *place, *listen]
         self._process: subprocess.Popen[bytes] | None = None
@@ -47,7 +49,7 @@ class MlflowServer:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        wait_until(self._answers, "the MLflow server answers", 60)
+        wait_until(self._answers, "the MLflow server answers", 120)
 
     def kill(self) -> None:
         assert self._process is not None, "start it first"

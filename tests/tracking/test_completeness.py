@@ -9,6 +9,7 @@ from mlflow.tracking import MlflowClient
 from test_delivery import MLFLOW, WANDB, client, mlflow_rows, mlflow_run, wandb_rows
 from wandb_double import WandbDouble
 
+from vlatrack.schema.metrics import SYSTEM
 from vlatrack.tracking.history import metric_history
 from vlatrack.tracking.journal import read_records
 from vlatrack.tracking.rewind import Rewinds
@@ -110,3 +111,23 @@ def test_data_checkpoints_and_best_values_are_known_to_both(stored_run_dir: Path
     ]
     assert artifact["artifactCollectionName"] == "u1-checkpoints"
     assert {alias["alias"] for alias in artifact["aliases"]} == {"latest", "best", "step-9"}
+
+
+def test_mlflow_shows_commit_directory_and_system_metrics_where_its_users_look(stored_run_dir: Path) -> None:
+    def begin(*, resume: bool) -> TrackedRun:
+        tags = {"vlatrack.commit": "abc"}
+        return TrackedRun.start(
+            stored_run_dir, uid="u1", name="n", experiment="exp", backends=[MLFLOW], params={}, tags=tags, resume=resume
+        )
+
+    run = begin(resume=False)
+    run.log({f"{SYSTEM}cpu_utilization_percentage": 50.0}, step=1)
+    assert run.finish("FINISHED").complete
+    stored = mlflow_run(stored_run_dir)
+    assert stored.data.tags["mlflow.source.git.commit"] == "abc"
+    assert str(stored_run_dir) in stored.data.tags["mlflow.note.content"]
+    assert list(stored.data.metrics) == ["system/cpu_utilization_percentage"]  # this prefix makes MLflow's own tab
+    client(stored_run_dir).set_tag(stored.info.run_id, "mlflow.note.content", "looks good")
+    (stored_run_dir / "delivery" / "mlflow-0.json").unlink()
+    assert begin(resume=True).finish("FINISHED").complete
+    assert mlflow_run(stored_run_dir).data.tags["mlflow.note.content"] == "looks good"

@@ -98,11 +98,14 @@ def test_mlflow_and_wandb_hold_the_same_run(
     stored_run_dir: Path, wandb_server: WandbDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    run = start(stored_run_dir, MLFLOW, WANDB, lr=1e-4, text="x" * 7000, key=f"k={KEY}")
+    run = start(stored_run_dir, MLFLOW, WANDB, lr=1e-4, text="x" * 20_000, key=f"k={KEY}")
     (stored_run_dir / "spec.yaml").write_text("a: 1\n")
     (stored_run_dir / "checkpoints" / "epoch-1").mkdir(parents=True)
     (stored_run_dir / "checkpoints" / "epoch-1" / "m.bin").write_bytes(b"weights")
+    (stored_run_dir / "tokenizer").mkdir()
+    (stored_run_dir / "tokenizer" / "codes.bin").write_bytes(b"codes")
     run.log_artifact(stored_run_dir / "spec.yaml", name="spec.yaml")
+    run.log_artifact(stored_run_dir / "tokenizer", name="tokenizer")
     for step in range(300):
         run.log({f"train_l1_loss_action_{x}": step + x / 7 for x in range(5, 10)}, step=step)
     run.log_artifact(stored_run_dir / "checkpoints" / "epoch-1", name="checkpoints/epoch-1")
@@ -120,12 +123,13 @@ def test_mlflow_and_wandb_hold_the_same_run(
     uploaded = Path(stored.info.artifact_uri.removeprefix("file://"))
     assert uploaded.is_relative_to(stored_run_dir.parent.parent / "mlartifacts")
     assert (uploaded / "spec.yaml").read_text() == "a: 1\n"
-    assert (uploaded / "checkpoints" / "epoch-1" / "m.bin").read_bytes() == b"weights"
+    assert (uploaded / "tokenizer" / "codes.bin").read_bytes() == b"codes"
     at_wandb = wandb_server.runs["u1"]
     assert (at_wandb.state, at_wandb.display_name, at_wandb.tags) == ("finished", "a run", ["vlatrack.commit:abc"])
-    assert json.loads(at_wandb.config)["lr"]["value"] == 1e-4
+    config = json.loads(at_wandb.config)
+    assert (config["lr"]["value"], config["text"]["value"]) == (1e-4, "x" * 20_000)
     assert all(row["_step"] > 0 and "train/l1_loss_action_5" in row for row in at_wandb.rows)
-    assert b"weights" in wandb_server.uploads.values()
+    assert b"codes" in wandb_server.uploads.values()
     assert [alert["title"] for alert in wandb_server.alerts] == ["health"]
     for file in stored_run_dir.parent.parent.rglob("*"):
         assert not file.is_file() or KEY.encode() not in file.read_bytes(), file

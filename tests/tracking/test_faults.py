@@ -2,7 +2,6 @@
 
 import os
 import random
-import shutil
 import signal
 import threading
 from collections import Counter
@@ -35,16 +34,6 @@ FAULTS = {
     **{str(status): Fault("status", status) for status in (401, 403, 404, 429, 500)},
 }
 STEPS = 600
-
-
-@pytest.fixture(scope="module")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[MlflowServer]:
-    folder = tmp_path_factory.mktemp("server")
-    shutil.copy(empty_store, folder / "mlflow.db")
-    server = MlflowServer(folder)
-    server.start()
-    yield server
-    server.kill()
 
 
 @pytest.fixture
@@ -113,3 +102,44 @@ def test_a_delivery_killed_before_it_knows_the_run_that_it_made_makes_no_second_
     assert len(kills) == 1
     (_, record, _) = read_records(run_dir / "journal.jsonl")
     assert rows_at(mlflow_server, "killed") == (Counter([("train_closs", record.t_ms, 1, 0.5)]), ["FINISHED"])
+
+
+REFUSALS = {
+    "401": Fault("status", 401),
+    "403": Fault("status", 403),
+    "404": Fault("status", 404),
+    "403 of MLflow": Fault("status", 403, text='{"error_code": "PERMISSION_DENIED", "message": "Permission denied"}'),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_permission_that_is_missing_for_a_while_buries_nothing(
+    run_dir: Path, mlflow_server: MlflowServer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(tail, "FIRST_BACKOFF_S", 0.001)
+    monkeypatch.setattr(tail, "LONGEST_BACKOFF_S", 0.02)
+    asked: Counter[tuple[str, str]] = Counter()
+
+    def refuse_once(method: str, path: str) -> Fault | None:
+        """Each address, so that every kind of record meets it."""
+        asked[method, path.partition("?")[0]] += 1
+        return REFUSALS[name] if asked[method, path.partition("?")[0]] == 1 else None
+
+    uid = f"refused-{name.replace(' ', '-')}"
+    (run_dir / "checkpoints" / "step-1").mkdir(parents=True)
+    (run_dir / "checkpoints" / "step-1" / "w.bin").write_bytes(b"weights")
+    run = TrackedRun.start(run_dir, uid=uid, name=uid, experiment="faults", backends=[], params={"lr": 1}, tags={})
+    run.log({"train_closs": 0.5}, step=1)
+    run.event("checkpoint", {"step": 1, "epoch": 1, "name": "step-1"})
+    run.log_artifact(run_dir / "checkpoints", name="checkpoints/step-1")
+    run.event("health", {}, alert=True)
+    run.finish("FINISHED")
+    proxy.choose = refuse_once
+    mlflow = BackendConfig("mlflow", options={"tracking_uri": proxy.url, "copy_checkpoints": True})
+    delivery = Tail(run_dir, "mlflow-0", partial(connect, mlflow, run_dir), threading.Event())
+    delivery.run()
+    cursor = CursorFile(RunFiles(run_dir).delivery, "mlflow-0").read()
+    assert (cursor.seq, cursor.error, cursor.dead_letters) == (5, None, 0)
+    assert {method for method, _ in asked} == {"GET", "POST", "PUT", "PATCH"}
+    rows, statuses = rows_at(mlflow_server, uid)
+    assert (rows.total(), statuses) == (1, ["FINISHED"])

@@ -26,6 +26,8 @@ class StoredRun:
     project: str
     display_name: str = ""
     config: str = "{}"
+    group: str | None = None
+    job_type: str | None = None
     tags: list[str] = field(default_factory=list)
     history: list[str] = field(default_factory=list)
     summary: str = "{}"
@@ -53,6 +55,10 @@ class WandbDouble:
         self.refuse_streams = False
         """Answer 403 to uploads of history: the client then stops uploading for good and raises nothing."""
         self.refused = 0
+        self.uploads_to: str | None = None
+        """Where the client is told to upload files; None: here."""
+        self.deleted: set[str] = set()
+        """Runs that a person has deleted: nobody finds them, and their ids are not given away again."""
         double = self
 
         class Handler(_Handler):
@@ -98,6 +104,15 @@ class WandbDouble:
                     return {"model": self._resume_status(variables["project"], variables["name"])}
                 case "GetRun" | "Run" | "RunHistoryKeys":  # of the public API
                     return {"project": {"run": self._public_run(variables["name"])}}
+                case "RunParquetHistory":  # of the public API's scan, which begins with what is in no Parquet file yet
+                    live = [{"_step": row["_step"]} for row in self.runs[variables["runName"]].rows]
+                    history = {"parquetUrls": [], "liveData": live}
+                    return {"project": {"run": {"parquetHistory": history}}}
+                case "HistoryPage":
+                    first, beyond = variables["minStep"], variables["maxStep"]
+                    run = self.runs[variables["run"]]
+                    page = [line for line in run.history if first <= json.loads(line)["_step"] < beyond]
+                    return {"project": {"run": {"history": page}}}
                 case "CreateRunFiles":
                     files = [{"name": name, "uploadUrl": f"{self.url}/files/{name}"} for name in variables["files"]]
                     return {"createRunFiles": {"runID": variables["run"], "uploadHeaders": [], "files": files}}
@@ -129,6 +144,8 @@ class WandbDouble:
         run.exit_code = None
         run.display_name = variables.get("displayName") or run.display_name
         run.config = variables.get("config") or run.config
+        run.group = variables.get("groupName") or run.group
+        run.job_type = variables.get("jobType") or run.job_type
         run.tags = variables.get("tags") or run.tags
         return {"bucket": self._bucket(run), "inserted": inserted}
 
@@ -144,7 +161,7 @@ class WandbDouble:
         }
 
     def _resume_status(self, project: str, name: str) -> Json:
-        run = self.runs.get(name)
+        run = None if name in self.deleted else self.runs.get(name)
         model = {"id": "p", "name": project, "entity": {"id": "e", "name": ENTITY}, "bucket": None}
         if run is not None:
             counts = {"logLineCount": 0, "historyLineCount": len(run.history), "eventsLineCount": 0}
@@ -155,7 +172,7 @@ class WandbDouble:
 
     def _public_run(self, name: str) -> Json | None:
         run = self.runs.get(name)
-        if run is None:
+        if run is None or name in self.deleted:
             return None
         last = max((row["_step"] for row in run.rows), default=-1)
         user = {"name": ENTITY, "username": ENTITY}
@@ -197,7 +214,7 @@ class WandbDouble:
                 return {"project": None, "artifact": None}
 
     def _artifact_upload(self, spec: Json) -> Json:
-        url = f"{self.url}/artifacts/{spec['artifactID']}/{spec['name']}"
+        url = f"{self.uploads_to or self.url}/artifacts/{spec['artifactID']}/{spec['name']}"
         parts = {"storagePath": spec["name"], "uploadUrl": url, "uploadHeaders": [], "uploadMultipartUrls": None}
         return {**parts, "artifact": {"id": spec["artifactID"]}}
 
@@ -234,12 +251,16 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/graphql":
             query = body["query"]
             operation = body.get("operationName") or query.split("(")[0].split("{")[0].split()[-1]
+            if operation == "UpsertBucket" and body["variables"].get("name") in self.server_double.deleted:
+                told = f"run {body['variables']['name']} was previously created and deleted; try a new run name"
+                return self._reply({"errors": [{"message": told}]}, status=409)
             self._reply({"data": self.server_double.answer(operation, body.get("variables") or {})})
         elif self.path.endswith("/file_stream"):
-            if self.server_double.refuse_streams:
+            run = self.path.split("/")[-2]
+            if self.server_double.refuse_streams or run in self.server_double.deleted:
                 self.server_double.refused += 1
                 return self._reply({"error": "forbidden"}, status=403)
-            self.server_double.stream(self.path.split("/")[-2], body)
+            self.server_double.stream(run, body)
             self._reply({"exitcode": None, "limits": {}})
         else:
             self._reply({}, status=404)

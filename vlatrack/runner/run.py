@@ -146,6 +146,7 @@ def _start_tracking(prepared: Prepared, directory: RunDirectory, resume_from: Pa
             DatasetInput(data["source"], getattr(spec.data, split).model_dump_json(), data["sha256"], split)
             for split, data in manifest["data"].items()
         ],
+        group=spec.tracking.group,
         resume=resume_from is not None,
         resume_step=None if resume_from is None else step_of(resume_from),
     )

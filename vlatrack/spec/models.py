@@ -5,7 +5,16 @@ Nothing here imports torch: a spec is validated in well under a second, anywhere
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[
@@ -247,6 +256,15 @@ Naming = Annotated[
 ]
 
 
+CopyCheckpoints = Annotated[
+    bool,
+    Field(description="copy the weights of the best checkpoint there, however large; false: their path and SHA-256"),
+]
+CopyUpToMb = Annotated[
+    NonNegativeInt, Field(description="larger files of other artifacts stay here too, known by path and SHA-256")
+]
+
+
 class MlflowBackend(Model):
     """MLflow, on a server or on SQLite; a login comes from MLFLOW_TRACKING_USERNAME and _PASSWORD."""
 
@@ -254,6 +272,8 @@ class MlflowBackend(Model):
     naming: Naming = "documented"
     tracking_uri: str | None = Field(None, description="server or database; null: SQLite inside the runs folder")
     experiment: str | None = Field(None, description="null: the name of this experiment")
+    copy_checkpoints: CopyCheckpoints = False
+    copy_up_to_mb: CopyUpToMb = 100
 
 
 class WandbBackend(Model):
@@ -264,6 +284,8 @@ class WandbBackend(Model):
     project: str = Field("vlatrack", description="W&B project")
     entity: str | None = Field(None, description="W&B user or team; null: the account's default")
     mode: Literal["auto", "online", "offline"] = Field("auto", description="auto: online if a key is configured")
+    copy_checkpoints: CopyCheckpoints = False
+    copy_up_to_mb: CopyUpToMb = 100
 
 
 class TensorboardBackend(Model):
@@ -293,6 +315,9 @@ class TrackingSpec(Model):
 
     backends: tuple[Backend, ...] = Field(
         (MlflowBackend(kind="mlflow"),), description="trackers that get every record; []: only the journal"
+    )
+    group: Name | None = Field(
+        None, description="shows runs of a sweep together: children of one run in MLflow, a group in W&B"
     )
     log_every: PositiveInt = Field(10, description="optimiser steps between two records")
     system_every_s: PositiveFloat | None = Field(

@@ -119,9 +119,17 @@ class BackendContract(ABC):
         self._deliver(run, acknowledged=acknowledged)
         self._expect(run, "FINISHED")
 
+    def test_a_run_of_a_group_is_one_run_also_when_it_is_opened_again(self, tmp_path: Path) -> None:
+        run = ExampleRun(tmp_path, group="sweep")
+        run.log(3)
+        run.finish("FINISHED")
+        self._deliver(run)
+        self._deliver(run)
+        self._expect(run, "FINISHED")
+
     def test_files_are_put_once_and_again_when_they_change(self, tmp_path: Path) -> None:
         run = ExampleRun(tmp_path)
-        folder = run.dir / "checkpoints" / "step-1"
+        folder = run.dir / "tokenizer"
         folder.mkdir(parents=True)
         (folder / "weights.bin").write_bytes(b"first")
         (run.dir / "spec.yaml").write_bytes(b"a: 1\n")
@@ -129,12 +137,12 @@ class BackendContract(ABC):
             backend.open(run.start_value(), -1)
             for content in (b"first", b"first", b"second"):
                 (folder / "weights.bin").write_bytes(content)
-                backend.put_artifact(read_artifact("checkpoints/step-1", "checkpoints/step-1", run.dir))
+                backend.put_artifact(read_artifact("tokenizer", "tokenizer", run.dir))
                 backend.put_artifact(read_artifact("spec.yaml", "spec.yaml", run.dir))
             run.finish("FINISHED")
             backend.finish(RunFinish.of(run.records()[-1]))
         files = self.stored(run.dir).files
-        expected = {"spec.yaml": _digest(b"a: 1\n"), "checkpoints/step-1/weights.bin": _digest(b"second")}
+        expected = {"spec.yaml": _digest(b"a: 1\n"), "tokenizer/weights.bin": _digest(b"second")}
         assert files is None or dict(files) == expected
 
     def test_an_alert_may_come_twice_and_disturbs_nothing(self, tmp_path: Path) -> None:
@@ -155,11 +163,17 @@ class BackendContract(ABC):
         run.finish("FINISHED")
         self._deliver(run)
         with contextlib.closing(self.connect(run.dir)) as backend:
-            held, journal = backend.audit(run.start_value()), journal_audit(run.dir)
-        assert held != Audit()
-        for name in ("status", "metric_keys", "values", "last_seq"):
-            assert getattr(held, name) in (None, getattr(journal, name)), name
+            _assert_agree(backend.audit(run.start_value()), journal_audit(run.dir))
         self._expect(run, "FINISHED")  # asking has changed nothing
+
+    def test_the_audit_counts_equal_values_once(self, tmp_path: Path) -> None:
+        run = ExampleRun(tmp_path)
+        for value in (math.nan, math.nan, math.inf, 0.0, 0.0, 1.0):
+            run.append(Kind.METRICS, {"train_closs": value}, step=5, t_ms=1_700_000_000_000)
+        run.finish("FINISHED")
+        self._deliver(run)
+        with contextlib.closing(self.connect(run.dir)) as backend:
+            _assert_agree(backend.audit(run.start_value()), journal_audit(run.dir))
 
     def _deliver(self, run: ExampleRun, *, acknowledged: int = -1) -> int:
         """Deliver as the delivery process does, and return the last acknowledged sequence number."""
@@ -201,6 +215,12 @@ def _deliver_metrics(backend: Backend, position: Position, records: Sequence[Rec
     wanted = [record for record in records if record.seq >= position.metrics_from]
     if wanted:
         assert backend.deliver(wanted) == []
+
+
+def _assert_agree(held: Audit, journal: Audit) -> None:
+    assert held != Audit()
+    for name in ("status", "metric_keys", "values", "last_seq"):
+        assert getattr(held, name) in (None, getattr(journal, name)), name
 
 
 def _place(row: Row) -> tuple[str, int, int]:

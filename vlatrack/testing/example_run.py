@@ -13,19 +13,23 @@ from vlatrack.tracking.privacy import private_directory
 class ExampleRun:
     """A journal at `<folder>/runs/contract/run-1`, with nobody who delivers it."""
 
-    def __init__(self, folder: Path, *, uid: str = "contract-run-1") -> None:
+    def __init__(self, folder: Path, *, uid: str = "contract-run-1", group: str | None = None) -> None:
         self.dir = folder / "runs" / "contract" / "run-1"
         self.uid = uid
+        self._group = group
         private_directory(RunFiles(self.dir).delivery)
         self.start(epochs=1)
 
-    def append(self, kind: str, data: Mapping[str, object], *, step: int | None = None) -> None:
+    def append(
+        self, kind: str, data: Mapping[str, object], *, step: int | None = None, t_ms: int | None = None
+    ) -> None:
         with contextlib.closing(Journal.open(RunFiles(self.dir).journal, run=self.uid, writer="test")) as journal:
-            journal.append(kind, data, step=step)
+            journal.append(kind, data, step=step, t_ms=t_ms)
 
     def start(self, **params: Scalar) -> None:
         """Begin the run, or continue it."""
-        self.append(Kind.START, {"name": "run-1", "experiment": "contract", "params": params, "tags": {"by": "test"}})
+        fixed = {"name": "run-1", "experiment": "contract", "tags": {"by": "test"}, "group": self._group}
+        self.append(Kind.START, {**fixed, "params": params})
 
     def log(self, steps: int, *, first_step: int = 0) -> None:
         """Two metrics for each step."""

@@ -2,6 +2,8 @@
 
 import hashlib
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vlatrack.errors import TrackerError
@@ -26,17 +28,26 @@ def place_in_run(path: Path, run_dir: Path) -> str:
     return path.resolve().relative_to(run_dir.resolve()).as_posix()
 
 
-def read_artifact(name: str, place: str, run_dir: Path) -> Artifact:
-    """The artifact as it lies in the run directory now; reads all of it.
+@dataclass(frozen=True)
+class KnownDigests:
+    """The SHA-256 of files by their place in an artifact, as they were at a time (Unix milliseconds)."""
+
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    at_ms: int = 0
+
+
+def read_artifact(name: str, place: str, run_dir: Path, *, known: KnownDigests | None = None) -> Artifact:
+    """The artifact as it lies in the run directory now; reads what has changed since its digest became known.
 
     Raises TrackerError if it is gone, empty, or holds a symbolic link to a file outside the run directory.
     """
-    root = run_dir / place
+    root = run_dir.absolute() / place
+    known = known or KnownDigests()
     paths = [path for path in sorted(root.rglob("*")) if path.is_file()] if root.is_dir() else [root]
     for path in paths:
         place_in_run(path, run_dir)
     try:
-        files = tuple(ArtifactFile(path, _place(path, root), _file_digest(path)) for path in paths)
+        files = tuple(_read_file(path, _place(path, root), known) for path in paths)
     except FileNotFoundError as error:
         raise TrackerError(f"artifact {place}: removed while it was read") from error
     if not files:
@@ -49,6 +60,10 @@ def _place(path: Path, root: Path) -> str:
     return path.name if path == root else path.relative_to(root).as_posix()
 
 
-def _file_digest(path: Path) -> str:
+def _read_file(path: Path, place: str, known: KnownDigests) -> ArtifactFile:
+    """Weights of many gigabytes are read once, when they are logged, and not for each tracker again."""
+    stat = path.stat()
+    if place in known.sha256 and stat.st_mtime_ns < known.at_ms * 1_000_000:
+        return ArtifactFile(path, place, known.sha256[place], stat.st_size)
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return ArtifactFile(path, place, hashlib.file_digest(file, "sha256").hexdigest(), stat.st_size)

@@ -10,6 +10,7 @@ from vlatrack.tracking.journal import JournalReader, Kind, read_records
 from vlatrack.tracking.layout import RunFiles
 from vlatrack.tracking.privacy import redact
 from vlatrack.tracking.registry import backend_label, backends_of, connect
+from vlatrack.tracking.value_count import ValueCount
 
 
 @dataclass(frozen=True)
@@ -36,21 +37,12 @@ def audit_run(run_dir: Path, labels: list[str]) -> list[BackendAudit]:
 
 def journal_audit(run_dir: Path) -> Audit:
     """What the journal holds, in the terms of a backend's audit."""
-    keys: set[str] = set()
-    values, last_seq, now_ms = 0, -1, -1
-    seen: set[tuple[str, int | None, str]] = set()
+    count, last_seq = ValueCount(), -1
     for record in read_records(RunFiles(run_dir).journal):
-        if record.kind != Kind.METRICS:
-            continue
-        if record.t_ms != now_ms:
-            now_ms = record.t_ms
-            seen.clear()
-        points = {(name, record.step, repr(value)) for name, value in record.data.items()} - seen
-        seen |= points
-        values += len(points)
-        keys |= record.data.keys()
-        last_seq = record.seq
-    return Audit(run_status(run_dir).status, len(keys), values, last_seq)
+        if record.kind == Kind.METRICS:
+            count.add(record.data, step=record.step or 0, t_ms=record.t_ms)
+            last_seq = record.seq
+    return Audit(run_status(run_dir).status, len(count.names), count.values, last_seq)
 
 
 def _start_of(journal: Path) -> RunStart:

@@ -16,6 +16,11 @@ class Rejected(Exception):  # noqa: N818 (a verdict of the backend, not an error
     """The backend will never take this; trying again is of no use. Any other exception means: later, perhaps."""
 
 
+class RemoteDeleted(Exception):  # noqa: N818 (what a person did there)
+    """The remote run was deleted by a person, who may restore it; until then nothing can be delivered, nor is at
+    fault. The text says what to do."""
+
+
 @dataclass(frozen=True)
 class BackendConfig:
     """One tracker of a run: its kind, how it names metrics, and its own options. No secrets: keys stay in the
@@ -48,12 +53,22 @@ class RunStart:
     tags: Mapping[str, str]
     t_ms: int
     datasets: tuple[DatasetInput, ...] = ()
+    group: str | None = None
+    """What a tracker shows this run together with, inside its experiment: the runs of a sweep."""
 
     @classmethod
     def of(cls, record: Record) -> "RunStart":
         data = record.data
-        datasets = tuple(DatasetInput(**fields) for fields in data.get("datasets", ()))
-        return cls(record.run, data["name"], data["experiment"], data["params"], data["tags"], record.t_ms, datasets)
+        return cls(
+            uid=record.run,
+            name=data["name"],
+            experiment=data["experiment"],
+            params=data["params"],
+            tags=data["tags"],
+            t_ms=record.t_ms,
+            datasets=tuple(DatasetInput(**fields) for fields in data.get("datasets", ())),
+            group=data.get("group"),
+        )
 
 
 @dataclass(frozen=True)
@@ -85,11 +100,13 @@ class RunEvent:
 
 @dataclass(frozen=True)
 class ArtifactFile:
-    """One file of an artifact: where it lies, its place inside the artifact (`a/b.bin`), its hexadecimal digest."""
+    """One file of an artifact: where it lies, its place inside the artifact (`a/b.bin`), its hexadecimal digest, and
+    its size in bytes."""
 
     path: Path
     place: str
     sha256: str
+    size: int
 
 
 @dataclass(frozen=True)

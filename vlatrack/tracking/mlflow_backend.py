@@ -2,29 +2,17 @@
 
 import contextlib
 import fcntl
-import getpass
 import json
 import math
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from pathlib import Path
 
-from mlflow.entities import (
-    Dataset,
-    InputTag,
-    LoggedModelOutput,
-    LoggedModelStatus,
-    Metric,
-    Param,
-    Run,
-    RunTag,
-)
+from mlflow.entities import Dataset, InputTag, Metric, Param, Run
 from mlflow.entities import DatasetInput as MlflowDatasetInput
-from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND, INVALID_PARAMETER_VALUE, RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.tracking import MlflowClient
-from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_MODEL_IS_EXTERNAL
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from vlatrack.tracking.backend import (
     Artifact,
@@ -37,22 +25,29 @@ from vlatrack.tracking.backend import (
     RunFinish,
     RunStart,
     metric_name,
-    remote_path,
     scalar_text,
 )
+from vlatrack.tracking.copying import CopyRule
 from vlatrack.tracking.journal import Record
 from vlatrack.tracking.layout import RunFiles
 from vlatrack.tracking.metric_keys import LONGEST_KEY, mlflow_key
+from vlatrack.tracking.mlflow_artifacts import put_artifact
+from vlatrack.tracking.mlflow_groups import join_group
+from vlatrack.tracking.mlflow_models import put_checkpoint
+from vlatrack.tracking.mlflow_runs import (
+    METRICS_PER_BATCH,
+    PARAMS_PER_BATCH,
+    batches,
+    find_or_create_experiment,
+    find_or_create_run,
+    put_tags,
+    runs_with_uid,
+    verdicts,
+)
 from vlatrack.tracking.privacy import redact
 
-UID_TAG = "vlatrack.uid"
-LONGEST_PARAM, LONGEST_TAG = 6000, 8000
+LONGEST_PARAM = 6000
 LONGEST_DATASET_NAME, LONGEST_DIGEST = 500, 36
-METRICS_PER_BATCH, PARAMS_PER_BATCH = 1000, 100
-_SHOWN_AS_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
-"""The user interface would otherwise open on its pages for language model applications."""
-
-T = TypeVar("T")
 
 
 class MlflowBackend:
@@ -62,7 +57,14 @@ class MlflowBackend:
     """
 
     def __init__(
-        self, run_dir: Path, *, naming: str, tracking_uri: str | None = None, experiment: str | None = None
+        self,
+        run_dir: Path,
+        *,
+        naming: str,
+        tracking_uri: str | None = None,
+        experiment: str | None = None,
+        copy_checkpoints: bool = False,
+        copy_up_to_mb: float = 100,
     ) -> None:
         self.url: str | None = None
         self._run_dir = run_dir.absolute()
@@ -70,25 +72,30 @@ class MlflowBackend:
         self._naming = naming
         self._uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
         self._experiment = experiment
-        self._run_id = self._experiment_of_run = self._uid = ""
+        self._copy_rule = CopyRule(copy_checkpoints, copy_up_to_mb)
+        self._run_id = self._uid = ""
         self._infinite: set[str] = set()
 
     def open(self, start: RunStart, acknowledged: int) -> Position:
         uri = self._store
+        note = f"Run directory: `{self._run_dir}` on {socket.gethostname()}"
         # Only the shared local store: a server that hangs must not hold up the other backends.
         with _one_at_a_time(self._runs / ".mlflow.lock") if self._uri is None else contextlib.nullcontext():
             self._client = MlflowClient(uri)
-            experiment = self._experiment_id(self._experiment or start.experiment)
-            run, is_new = self._find_or_create(experiment, start)
+            location = (self._runs / "mlartifacts").as_uri() if self._uri is None else None
+            experiment = find_or_create_experiment(self._client, self._experiment or start.experiment, location)
+            run, is_new = find_or_create_run(self._client, experiment, start, note)
         self._run_id = run.info.run_id
         self._client.update_run(self._run_id, status="RUNNING")
+        if start.group is not None:
+            join_group(self._client, run, start.group)
         self._put_params(run, start.params)
         self._put_tags({mlflow_key(name): value for name, value in start.tags.items()})
         local = uri.startswith("sqlite:")
         place = f"{redact(uri).rstrip('/')}/#/experiments/{experiment}/runs/{self._run_id}"
         self.url = f"vlatrack ui --runs {self._runs}" if local and self._uri is None else place
         self._put_datasets(start.datasets)
-        self._experiment_of_run, self._uid = experiment, start.uid
+        self._uid = start.uid
         return Position(0, 0) if is_new else Position(acknowledged + 1, acknowledged + 1)
 
     def deliver(self, records: Sequence[Record]) -> list[Rejection]:
@@ -100,21 +107,15 @@ class MlflowBackend:
                     metrics.append(Metric(key, value, record.t_ms, record.step or 0))
                 else:
                     rejections.append(Rejection(record.seq, name[:300], f"MLflow keys have 1 to {LONGEST_KEY} letters"))
-        with _verdicts():
-            for batch in _batches(metrics, METRICS_PER_BATCH):
+        with verdicts(self._client, self._run_id):
+            for batch in batches(metrics, METRICS_PER_BATCH):
                 # Newest first: the store keeps the latest value of each key, and so replaces it once a batch.
                 self._client.log_batch(self._run_id, metrics=batch[::-1], synchronous=True)
         self._mark_infinite({metric.key for metric in metrics if math.isinf(metric.value)})
         return rejections
 
     def put_artifact(self, artifact: Artifact) -> None:
-        tag = mlflow_key(f"vlatrack.artifact.{artifact.name}")
-        if self._client.get_run(self._run_id).data.tags.get(tag) == artifact.sha256:
-            return
-        for file in artifact.files:
-            folder = PurePosixPath(remote_path(artifact, file)).parent.as_posix()
-            self._client.log_artifact(self._run_id, str(file.path), None if folder == "." else folder)
-        self._client.set_tag(self._run_id, tag, artifact.sha256)
+        put_artifact(self._client, self._run_id, artifact, self._copy_rule)
 
     def alert(self, title: str, text: str, record: Record) -> None:
         self._put_tags({f"vlatrack.alert.{record.seq}": f"{title}: {text}"})
@@ -127,17 +128,9 @@ class MlflowBackend:
         step, name = event.data.get("step"), event.data.get("name")
         if not isinstance(step, int) or not isinstance(name, str):
             raise Rejected("a checkpoint event has a step and a name")
-        with _verdicts():
-            model_id = self._find_or_create_model(event, name)
-        run = self._client.get_run(self._run_id)
-        # A LoggedModel's NaN would be read back as 0; the run itself keeps it.
-        stored = [m for m in run.data.to_proto().metrics if m.step == step and not math.isnan(m.value)]
-        metrics = [Metric(m.key, m.value, m.timestamp, m.step, model_id=model_id) for m in stored]
-        for batch in _batches(metrics, METRICS_PER_BATCH):
-            self._client.log_batch(self._run_id, metrics=batch, synchronous=True)
-        outputs = run.outputs.model_outputs if run.outputs is not None else []
-        if model_id not in {output.model_id for output in outputs}:
-            self._client.log_outputs(self._run_id, [LoggedModelOutput(model_id, step)])
+        path = str(self._run_dir / "checkpoints" / name)
+        identity = f"{self._uid}:{event.seq}"
+        put_checkpoint(self._client, self._run_id, event.data, identity=identity, path=path, step=step)
 
     def finish(self, finish: RunFinish) -> None:
         self._put_tags({} if finish.reason is None else {"vlatrack.reason": finish.reason})
@@ -148,7 +141,7 @@ class MlflowBackend:
             return Audit()
         client = MlflowClient(self._store)
         experiment = client.get_experiment_by_name(self._experiment or start.experiment)
-        runs = [] if experiment is None else _runs_of(client, experiment.experiment_id, start.uid)
+        runs = [] if experiment is None else runs_with_uid(client, experiment.experiment_id, start.uid)
         if not runs:
             return Audit()
         keys = runs[0].data.metrics
@@ -162,31 +155,12 @@ class MlflowBackend:
     def _store(self) -> str:
         return self._uri or f"sqlite:///{self._runs / 'mlflow.db'}"
 
-    def _experiment_id(self, name: str) -> str:
-        found = self._client.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
-        location = (self._runs / "mlartifacts").as_uri() if self._uri is None else None
-        try:
-            return str(self._client.create_experiment(name, location, tags=_SHOWN_AS_TRAINING))
-        except MlflowException as error:
-            if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
-                raise
-            return str(self._client.get_experiment_by_name(name).experiment_id)
-
-    def _find_or_create(self, experiment_id: str, start: RunStart) -> tuple[Run, bool]:
-        found = _runs_of(self._client, experiment_id, start.uid)
-        if found:
-            return found[0], False
-        tags = {UID_TAG: start.uid, "mlflow.user": getpass.getuser(), "mlflow.source.name": "vlatrack"}
-        return self._client.create_run(experiment_id, start.t_ms, tags=tags, run_name=start.name), True
-
     def _put_params(self, run: Run, params: Mapping[str, object]) -> None:
         """Params are immutable in MLflow: what changed since the first start becomes a tag."""
         texts = {mlflow_key(name): scalar_text(value) for name, value in params.items()}
         known = run.data.params
         new = [Param(key, text[:LONGEST_PARAM]) for key, text in texts.items() if key not in known]
-        for batch in _batches(new, PARAMS_PER_BATCH):
+        for batch in batches(new, PARAMS_PER_BATCH):
             self._client.log_batch(self._run_id, params=batch, synchronous=True)
         self._put_tags(
             {
@@ -224,51 +198,8 @@ class MlflowBackend:
         self._put_tags({f"vlatrack.infinite.{key}"[:LONGEST_KEY]: told for key in new})
         self._infinite |= new
 
-    def _find_or_create_model(self, event: RunEvent, name: str) -> str:
-        tags = {
-            MLFLOW_MODEL_IS_EXTERNAL: "true",
-            "vlatrack.checkpoint": f"{self._uid}:{event.seq}",
-            "vlatrack.path": str(self._run_dir / "checkpoints" / name),
-        }
-        known = f"tags.`vlatrack.checkpoint` = '{tags['vlatrack.checkpoint']}'"
-        found = self._client.search_logged_models([self._experiment_of_run], known, max_results=1)
-        if found:
-            model = found[0]
-        else:
-            params = {key: scalar_text(value) for key, value in event.data.items() if key != "name"}
-            model = self._client.create_logged_model(
-                self._experiment_of_run,
-                name=name,
-                source_run_id=self._run_id,
-                tags=tags,
-                params=params,
-                model_type="checkpoint",
-            )
-        self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-        return str(model.model_id)
-
     def _put_tags(self, tags: Mapping[str, str]) -> None:
-        for batch in _batches([RunTag(key, text[:LONGEST_TAG]) for key, text in tags.items()], PARAMS_PER_BATCH):
-            self._client.log_batch(self._run_id, tags=batch, synchronous=True)
-
-
-def _runs_of(client: MlflowClient, experiment_id: str, uid: str) -> Sequence[Run]:
-    return list(client.search_runs([experiment_id], f"tags.`{UID_TAG}` = '{uid}'", max_results=1))
-
-
-def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    return (items[at : at + size] for at in range(0, len(items), size))
-
-
-@contextlib.contextmanager
-def _verdicts() -> Iterator[None]:
-    try:
-        yield
-    except MlflowException as error:
-        # The other is a server of MLflow 2, which knows no LoggedModels.
-        if error.error_code in (ErrorCode.Name(INVALID_PARAMETER_VALUE), ErrorCode.Name(ENDPOINT_NOT_FOUND)):
-            raise Rejected(error.message) from error
-        raise
+        put_tags(self._client, self._run_id, tags)
 
 
 @contextlib.contextmanager

@@ -68,6 +68,7 @@ class TrackedRun:
         params: Mapping[str, Scalar],
         tags: Mapping[str, str],
         datasets: Sequence[DatasetInput] = (),
+        group: str | None = None,
         resume: bool = False,
         resume_step: int | None = None,
         t_ms: int | None = None,
@@ -76,7 +77,8 @@ class TrackedRun:
 
         `uid` identifies the run at every tracker (letters, digits, `._-`, at most 64). With `resume` the same remote
         runs continue, from training step `resume_step`: steps that were logged beyond it are marked as rewound, by an
-        event and by a tag. `t_ms` is when the run began in Unix milliseconds, now if None.
+        event and by a tag. Trackers show the runs of one `group` together. `t_ms` is when the run began in Unix
+        milliseconds, now if None.
 
         Raises TrackerError or MissingPackageError for a backend that cannot be used, a run that is being written, or
         one that exists and is not to be resumed.
@@ -98,6 +100,7 @@ class TrackedRun:
                 "params": {k: redact_param(k, v) if isinstance(v, str) else v for k, v in params.items()},
                 "tags": {key: redact_param(key, value) for key, value in tags.items()} | dict(rewinds.tags),
                 "datasets": [asdict(dataset) | {"source": redact(dataset.source)} for dataset in datasets],
+                "group": group,
             }
             if journal.append(Kind.START, data, t_ms=t_ms) is None:
                 raise TrackerError(f"{files.journal}: cannot be written; free some disk space")

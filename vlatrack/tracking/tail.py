@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vlatrack.errors import TrackerError
-from vlatrack.tracking.artifacts import read_artifact
+from vlatrack.tracking.artifacts import KnownDigests, read_artifact
 from vlatrack.tracking.backend import (
     Backend,
     Buffers,
@@ -174,7 +174,8 @@ class Tail:
                 case Kind.START:
                     pass  # the run is opened by `_attach`
                 case Kind.ARTIFACT:
-                    artifact = read_artifact(data["name"], data["place"], self._run_dir)
+                    known = KnownDigests(data.get("files", {}), record.t_ms)
+                    artifact = read_artifact(data["name"], data["place"], self._run_dir, known=known)
                     backend.put_artifact(replace(artifact, aliases=tuple(data.get("aliases", ()))))
                 case Kind.EVENT:
                     if isinstance(backend, TakesEvents):

@@ -4,15 +4,12 @@
 of every chart is the metric `train_step`. What the server holds, not what was sent, decides where delivery goes on.
 """
 
-import contextlib
 import os
-import re
 import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
 import wandb
 from wandb.apis.public import Run as PublicRun
 
@@ -23,27 +20,29 @@ from vlatrack.tracking.backend import (
     Position,
     Rejected,
     Rejection,
+    RemoteDeleted,
     RunFinish,
     RunStart,
     metric_name,
 )
 from vlatrack.tracking.best import BestValues
+from vlatrack.tracking.copying import CopyRule
 from vlatrack.tracking.journal import Record
 from vlatrack.tracking.layout import RunFiles
+from vlatrack.tracking.value_count import ValueCount
 from vlatrack.tracking.wandb_account import resolve_mode
+from vlatrack.tracking.wandb_artifacts import put_artifact
+from vlatrack.tracking.wandb_clients import end_orphaned_clients, end_own_clients, forget_dead_client
 
 X_AXIS = "train_step"
 BEST = "best/"
 """Begins the summary's name of a metric's best value so far; the last value stands under the metric's own name."""
 
 EXIT_CODES = {"FINISHED": 0, "FAILED": 1, "KILLED": 255}
-LONGEST_TAG = 64
-INIT_TIMEOUT_S, ARTIFACT_TIMEOUT_S, NO_PROGRESS_S = 60.0, 600, 5.0
+LONGEST_TAG, ROWS_PER_PAGE, RETRIES = 64, 1000, 5
+INIT_TIMEOUT_S, NO_PROGRESS_S = 60.0, 5.0
 ASK_EVERY_S, STALLED_S = 15.0, 300.0
 """The client uploads every 15 s; after a refusal it stops for good without an error."""
-ORPHAN_TIMEOUT_S = 10.0
-
-_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]")
 
 
 class WandbBackend:
@@ -57,12 +56,15 @@ class WandbBackend:
         project: str | None = None,
         entity: str | None = None,
         mode: str | None = None,
+        copy_checkpoints: bool = False,
+        copy_up_to_mb: float = 100,
     ) -> None:
         self.url: str | None = None
         self._folder = RunFiles(run_dir).run_dir.absolute()
         self._naming = naming
         self._project = project or "vlatrack"
         self._entity = entity
+        self._copy_rule = CopyRule(copy_checkpoints, copy_up_to_mb)
         self._online = resolve_mode(mode or "auto") == "online"
         self._run: wandb.Run | None = None
         self._sent_seq = self._stored_seq = -1
@@ -72,8 +74,8 @@ class WandbBackend:
 
     def open(self, start: RunStart, acknowledged: int) -> Position:
         self.close()
-        _forget_dead_client()
-        _end_orphaned_clients(self._folder / "wandb")
+        forget_dead_client()
+        end_orphaned_clients(self._folder / "wandb")
         # The artifact store of the client must not fill the user's home.
         os.environ.setdefault("WANDB_DATA_DIR", str(self._folder / "wandb"))
         for superseded in (self._folder / "wandb").glob(f"offline-run-*-{start.uid}"):
@@ -123,19 +125,7 @@ class WandbBackend:
         return self._stored_seq if self._stored_seq < self._sent_seq else None
 
     def put_artifact(self, artifact: Artifact) -> None:
-        run = self._open_run
-        kind, _, version = artifact.name.partition("/")
-        kind = _NOT_IN_NAMES.sub("-", kind)
-        # Checkpoints are versions of one artifact, told apart by alias; W&B moves `latest` to the newest by itself.
-        is_version = kind == "checkpoints" and version != ""
-        name = _NOT_IN_NAMES.sub("-", f"{run.id}-{kind if is_version else artifact.name}")
-        aliases = ["latest", *([_NOT_IN_NAMES.sub("-", version)] if is_version else []), *artifact.aliases]
-        bundle = wandb.Artifact(name, kind, metadata={"name": artifact.name, "sha256": artifact.sha256})
-        for file in artifact.files:
-            bundle.add_file(str(file.path), name=file.place, policy="immutable", skip_cache=True)
-        logged = run.log_artifact(bundle, aliases=aliases)
-        if self._online:
-            logged.wait(ARTIFACT_TIMEOUT_S)
+        put_artifact(self._open_run, artifact, self._copy_rule, wait=self._online)
 
     def alert(self, title: str, text: str, record: Record) -> None:
         self._open_run.alert(title, text)
@@ -161,7 +151,11 @@ class WandbBackend:
             if "Could not find run" not in str(error):
                 raise
             return Audit()
-        return Audit(status=str(run.state).upper(), last_seq=int(run.lastHistoryStep))
+        count, last_seq = ValueCount(), int(run.lastHistoryStep)
+        for row in run.scan_history(page_size=ROWS_PER_PAGE, use_cache=False) if last_seq >= 0 else ():
+            values = {name: value for name, value in row.items() if name != X_AXIS and not name.startswith("_")}
+            count.add(values, step=row[X_AXIS], t_ms=round(row["_timestamp"] * 1000))
+        return Audit(str(run.state).upper(), len(count.names), count.values, last_seq)
 
     def close(self) -> None:
         """End the client's process for this run; a run without an end is left as crashed."""
@@ -177,7 +171,8 @@ class WandbBackend:
                 name=start.name,
                 project=self._project,
                 entity=self._entity,
-                group=start.experiment,
+                group=start.group or start.experiment,
+                job_type=None if start.group is None else start.experiment,
                 config=dict(start.params),
                 tags=[f"{name}:{value}"[:LONGEST_TAG] for name, value in start.tags.items()],
                 dir=self._folder,
@@ -187,11 +182,13 @@ class WandbBackend:
                 settings=_quiet_settings(online=self._online),
             )
         except Exception as error:
+            deleted = "previously created and deleted" in str(error)
             # After a failed attempt the client process keeps the id to itself, for as long as it lives.
-            if "is in use" in str(error):
-                for core in _own_clients():
-                    core.kill()
-                    core.wait(ORPHAN_TIMEOUT_S)
+            if deleted or "is in use" in str(error):
+                end_own_clients()
+            if deleted:
+                told = f"run {start.uid} was deleted in W&B; undelete it there and `vlatrack sync`"
+                raise RemoteDeleted(told) from error
             raise
 
     @property
@@ -224,33 +221,6 @@ class WandbBackend:
         self._stored_seq = self._sent_seq
 
 
-def _own_clients() -> list[psutil.Process]:
-    """The living wandb-core processes of this process."""
-    children = psutil.Process().children()
-    return [child for child in children if child.name() == "wandb-core" and child.status() != psutil.STATUS_ZOMBIE]
-
-
-def _forget_dead_client() -> None:
-    """If the wandb-core of this process was killed, let the library start another: by itself it never does."""
-    if not _own_clients():
-        # It says goodbye to the dead client in vain, and would exit with its code; by then it has forgotten it.
-        with contextlib.suppress(ConnectionError, SystemExit):
-            wandb.teardown()
-
-
-def _end_orphaned_clients(folder: Path) -> None:
-    """End client processes that outlived a killed delivery process: two senders would mix up the history."""
-    for process in psutil.process_iter(["name", "ppid"]):
-        if process.info["name"] != "wandb-core" or process.info["ppid"] == os.getpid():
-            continue
-        try:
-            if any(Path(file.path).is_relative_to(folder) for file in process.open_files()):
-                process.kill()
-                process.wait(ORPHAN_TIMEOUT_S)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue  # it has just ended, or is another user's
-
-
 def _quiet_settings(*, online: bool) -> wandb.Settings:
     """Nothing but what the journal holds: no console, code, git, machine or process data of the delivery process."""
     return wandb.Settings(
@@ -265,6 +235,6 @@ def _quiet_settings(*, online: bool) -> wandb.Settings:
         x_disable_meta=True,
         x_disable_stats=True,
         x_disable_machine_info=True,
-        x_file_stream_retry_max=5,
-        x_graphql_retry_max=5,
+        x_file_stream_retry_max=RETRIES,
+        x_graphql_retry_max=RETRIES,
     )

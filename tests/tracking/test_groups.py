@@ -1,0 +1,110 @@
+"""Runs of one sweep are shown together: `tracking.group` at MLflow, on SQLite and on a server, and at W&B."""
+
+import json
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+from mlflow_server import MlflowServer
+from wandb_double import WandbDouble
+
+from vlatrack.tracking import mlflow_groups
+from vlatrack.tracking.backend import BackendConfig, RunStart
+from vlatrack.tracking.mlflow_runs import runs_with_uid
+from vlatrack.tracking.registry import connect
+from vlatrack.tracking.run import TrackedRun
+
+MLFLOW = BackendConfig("mlflow")
+
+
+def start(uid: str, *, experiment: str = "exp", group: str | None = "lr-sweep") -> RunStart:
+    return RunStart(uid, uid, experiment, {}, {}, 1_700_000_000_000, group=group)
+
+
+def groups_of(client: MlflowClient, experiment: str) -> dict[str, list[str]]:
+    """The names of the children of each run that is no child, as MLflow's user interface asks for them."""
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    runs = client.search_runs([found.experiment_id])
+    top = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    asked = {run: client.search_runs([found.experiment_id], f"tags.mlflow.parentRunId = '{run}'") for run in ids(top)}
+    return {run.info.run_name: sorted(child.info.run_name for child in asked[run.info.run_id]) for run in top}
+
+
+def ids(runs: Sequence[Run]) -> list[str]:
+    return [run.info.run_id for run in runs]
+
+
+def test_runs_of_a_group_are_children_of_one_finished_run_also_after_a_replay(stored_run_dir: Path) -> None:
+    for uid in ("u1", "u2", "u1"):  # the last one is a replay
+        connect(MLFLOW, stored_run_dir).open(start(uid), -1)
+    connect(MLFLOW, stored_run_dir).open(start("alone", group=None), -1)
+    connect(MLFLOW, stored_run_dir).open(start("other", group="wd sweep's"), -1)
+    client = MlflowClient(f"sqlite:///{stored_run_dir.parent.parent / 'mlflow.db'}")
+    assert groups_of(client, "exp") == {"lr-sweep": ["u1", "u2"], "wd sweep's": ["other"], "alone": []}
+    statuses = {run.info.run_name: run.info.status for run in client.search_runs(["1"])}
+    assert statuses == {"lr-sweep": "FINISHED", "wd sweep's": "FINISHED"} | dict.fromkeys(
+        ("u1", "u2", "alone", "other"), "RUNNING"
+    )
+
+
+def test_a_group_whose_run_was_deleted_gets_another_one(stored_run_dir: Path) -> None:
+    client = MlflowClient(f"sqlite:///{stored_run_dir.parent.parent / 'mlflow.db'}")
+    connect(MLFLOW, stored_run_dir).open(start("u1"), -1)
+    (parent,) = runs_with_uid(client, "1", "group:1:lr-sweep")
+    client.delete_run(parent.info.run_id)
+    connect(MLFLOW, stored_run_dir).open(start("u1"), 0)
+    assert groups_of(client, "exp") == {"lr-sweep": ["u1"]}
+
+
+@pytest.mark.slow
+def test_runs_that_start_at_once_on_a_server_make_one_group(
+    tmp_path: Path, mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each finds no run of the group before any has made one: the worst moment."""
+    uids = ["u1", "u2", "u3", "u4"]
+    all_have_looked, looked = threading.Barrier(len(uids)), threading.local()
+
+    def look(client: MlflowClient, experiment: str, uid: str) -> Sequence[Run]:
+        found = runs_with_uid(client, experiment, uid)
+        if not hasattr(looked, "once"):
+            looked.once = True
+            all_have_looked.wait(60)
+        return found
+
+    monkeypatch.setattr(mlflow_groups, "runs_with_uid", look)
+    server = BackendConfig("mlflow", options={"tracking_uri": mlflow_server.url})
+    backends = [connect(server, tmp_path / uid) for uid in uids]
+    opens: list[Callable[[], object]] = [
+        lambda backend=backend, uid=uid: backend.open(start(uid, experiment="at-once"), -1)
+        for backend, uid in zip(backends, uids, strict=True)
+    ]
+    threads = [threading.Thread(target=action) for action in opens]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert groups_of(MlflowClient(mlflow_server.url), "at-once") == {"lr-sweep": uids}
+
+
+@pytest.mark.slow
+def test_a_group_travels_from_the_journal_to_both_trackers(stored_run_dir: Path, wandb_server: WandbDouble) -> None:
+    run = TrackedRun.start(
+        stored_run_dir,
+        uid="u1",
+        name="u1",
+        experiment="exp",
+        backends=[MLFLOW, BackendConfig("wandb")],
+        params={},
+        tags={},
+        group="lr-sweep",
+    )
+    assert run.finish("FINISHED").complete
+    client = MlflowClient(f"sqlite:///{stored_run_dir.parent.parent / 'mlflow.db'}")
+    assert groups_of(client, "exp") == {"lr-sweep": ["u1"]}
+    assert (wandb_server.runs["u1"].group, wandb_server.runs["u1"].job_type) == ("lr-sweep", "exp")
+    first = json.loads((stored_run_dir / "journal.jsonl").read_text().splitlines()[0])
+    assert first["data"]["group"] == "lr-sweep"
