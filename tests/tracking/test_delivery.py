@@ -183,6 +183,18 @@ def test_a_killed_delivery_process_goes_on_without_gaps_or_duplicates(
     assert max(steps.values()) == 1
 
 
+@pytest.mark.usefixtures("empty_store")  # MLflow is imported there, with its warnings
+def test_an_mlflow_store_whose_creation_was_cut_is_made_again(run_dir: Path, eventually: Eventually) -> None:
+    run = start(run_dir, MLFLOW)
+    run.log({"train_closs": 0.5}, step=1)
+    unfinished = run_dir.parent.parent / ".mlflow.db.unfinished"
+    eventually(lambda: unfinished.exists() and unfinished.stat().st_size > 0)
+    os.kill(delivery_process(run_dir), signal.SIGKILL)
+    assert run.finish("FINISHED").complete
+    assert mlflow_rows(run_dir) == journal_rows(run_dir)
+    assert not unfinished.exists()
+
+
 def test_a_delivery_process_that_dies_is_replaced_while_training_goes_on(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, eventually: Eventually, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -46,6 +46,7 @@ from vlatrack.tracking.mlflow_runs import (
 )
 from vlatrack.tracking.privacy import redact
 
+STORE = "mlflow.db"
 LONGEST_PARAM = 6000
 LONGEST_DATASET_NAME, LONGEST_DIGEST = 500, 36
 
@@ -81,8 +82,11 @@ class MlflowBackend:
         note = f"Run directory: `{self._run_dir}` on {socket.gethostname()}"
         # Only the shared local store: a server that hangs must not hold up the other backends.
         with _one_at_a_time(self._runs / ".mlflow.lock") if self._uri is None else contextlib.nullcontext():
+            location = None
+            if self._uri is None:
+                _create_store(self._runs / STORE)
+                location = (self._runs / "mlartifacts").as_uri()
             self._client = MlflowClient(uri)
-            location = (self._runs / "mlartifacts").as_uri() if self._uri is None else None
             experiment = find_or_create_experiment(self._client, self._experiment or start.experiment, location)
             run, is_new = find_or_create_run(self._client, experiment, start, note)
         self._run_id = run.info.run_id
@@ -137,7 +141,7 @@ class MlflowBackend:
         self._client.set_terminated(self._run_id, finish.status, finish.t_ms)
 
     def audit(self, start: RunStart) -> Audit:
-        if self._uri is None and not (self._runs / "mlflow.db").exists():
+        if self._uri is None and not (self._runs / STORE).exists():
             return Audit()
         client = MlflowClient(self._store)
         experiment = client.get_experiment_by_name(self._experiment or start.experiment)
@@ -153,7 +157,7 @@ class MlflowBackend:
 
     @property
     def _store(self) -> str:
-        return self._uri or f"sqlite:///{self._runs / 'mlflow.db'}"
+        return self._uri or f"sqlite:///{self._runs / STORE}"
 
     def _put_params(self, run: Run, params: Mapping[str, object]) -> None:
         """Params are immutable in MLflow: what changed since the first start becomes a tag."""
@@ -200,6 +204,15 @@ class MlflowBackend:
 
     def _put_tags(self, tags: Mapping[str, str]) -> None:
         put_tags(self._client, self._run_id, tags)
+
+
+def _create_store(path: Path) -> None:
+    """Made under another name first: a database whose creation was cut, by a kill or a full disk, stays broken."""
+    if not path.exists():
+        unfinished = path.with_name(f".{path.name}.unfinished")
+        unfinished.unlink(missing_ok=True)
+        MlflowClient(f"sqlite:///{unfinished}").search_experiments(max_results=1)
+        unfinished.replace(path)
 
 
 @contextlib.contextmanager
