@@ -28,7 +28,10 @@ from vlatrack.tracking.layout import RunFiles
 from vlatrack.tracking.privacy import redact
 
 BATCH_RECORDS = 500
-POLL_S = 0.25
+GATHER_S = 2.0
+"""How long records come together before a backend that has everything gets them: a batch costs it nearly the same,
+however few they are, and that time would be taken from the training."""
+POLL_S = 0.1
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
 
 _log = logging.getLogger(__name__)
@@ -43,6 +46,7 @@ class Tail:
         self._label = label
         self._connect = connect
         self._stopping = stopping
+        self._hurrying = threading.Event()
         self._file = CursorFile(RunFiles(run_dir).delivery, label)
         self._cursor = self._file.read_for(self._journal)
         last = last_record(self._journal)
@@ -53,6 +57,10 @@ class Tail:
     def acknowledged(self) -> int:
         """The last delivered sequence number, or -1."""
         return self._cursor.seq
+
+    def hurry(self) -> None:
+        """The run is over: wait for nothing more to come in."""
+        self._hurrying.set()
 
     def run(self) -> None:
         """Follow the journal to the finish record, through every failure, or until told to stop."""
@@ -89,7 +97,8 @@ class Tail:
                     continue
                 if self.finished:
                     return
-                self._stopping.wait(POLL_S)
+                if self._hurrying.wait(GATHER_S):
+                    self._stopping.wait(POLL_S)
 
     def _attach(self, backend: Backend) -> None:
         acknowledged = self._cursor.seq
