@@ -45,7 +45,7 @@ def strace(output: Path) -> list[str]:
 
 
 def bare_environment(home: Path, **variables: str) -> Mapping[str, str]:
-    """An environment that says nothing of telemetry, nor that this is a test or a CI (which silences some libraries)."""
+    """An environment that says nothing of telemetry, nor that this is a test or a CI, which silences some."""
     home.mkdir(exist_ok=True)
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TMPDIR") if name in os.environ}
     return {**kept, "HOME": str(home), **variables}
