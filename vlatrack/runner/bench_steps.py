@@ -25,6 +25,7 @@ from vlatrack.spec.identity import flatten
 from vlatrack.spec.load import load_spec
 from vlatrack.spec.models import ExperimentSpec, TrackingSpec
 from vlatrack.tracking.backend import BackendConfig
+from vlatrack.tracking.bench import local_mlflow
 from vlatrack.tracking.deliveries import delivery_report, labels_of
 from vlatrack.tracking.layout import RunFiles
 from vlatrack.tracking.registry import check_backend_available
@@ -87,11 +88,12 @@ def measure_step_time(experiment: Path, runs: Path, pairs: int) -> StepTime:
     """
     steps = load_spec(experiment).tracking.log_every * RECORDS_PER_BLOCK
     total = steps * (_WARM_UP_BLOCKS + 2 * pairs)
-    spec = load_spec(experiment, [f"train.max_steps={total}", f"train.epochs={total}", "optim.schedule=constant"])
+    spec = load_spec(experiment, [f"train.max_steps={total}", f"train.epochs={total}"])
     directory = RunDirectory.create(runs, spec)
     training, state = _build(spec, directory)
-    backends = _backends()
-    tracked = TrackedRun.start(
+    backends = _backends(runs)
+    schema = MetricSchema.for_experiment(horizon=spec.action_head.time_horizon, action_dim=spec.action_head.action_dim)
+    with TrackedRun.start(
         directory.path,
         uid=directory.uid,
         name=directory.run_id,
@@ -99,15 +101,13 @@ def measure_step_time(experiment: Path, runs: Path, pairs: int) -> StepTime:
         backends=backends,
         params=flatten(spec),
         tags={},
-    )
-    schema = MetricSchema.for_experiment(horizon=spec.action_head.time_horizon, action_dim=spec.action_head.action_dim)
-    delivery = _Delivery(directory.path)
-    observer = _TakingTurns(tracked, delivery, schema, spec.tracking, steps)
-    try:
-        training.run(state, observer)
-    finally:
-        delivery.go_on()
-        tracked.finish("FINISHED")
+    ) as tracked:
+        delivery = _Delivery(directory.path)
+        observer = _TakingTurns(tracked, delivery, schema, spec.tracking, steps)
+        try:
+            training.run(state, observer)
+        finally:
+            delivery.go_on()
     trackers = tuple(config.kind for config in backends)
     return StepTime(trackers, steps, tuple(observer.on_s), tuple(observer.off_s), observer.delivery_cpu_s)
 
@@ -124,10 +124,10 @@ def _build(spec: ExperimentSpec, directory: RunDirectory) -> tuple[Training, Tra
     return training, TrainState.fresh(spec.action_head.time_horizon, spec.action_head.action_dim, accelerator.device)
 
 
-def _backends() -> list[BackendConfig]:
+def _backends(runs: Path) -> list[BackendConfig]:
     """All built-in trackers whose packages are installed; nothing leaves this machine."""
     wanted = [
-        BackendConfig("mlflow"),
+        local_mlflow(runs),
         BackendConfig("wandb", options={"mode": "offline"}),
         BackendConfig("tensorboard"),
     ]
