@@ -62,12 +62,15 @@ def tracking(
 
     prepare_process()
     import json
+    import signal
     import tempfile
 
     from rich.console import Console
 
     from vlatrack.tracking import bench
 
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: a delivery process that is stopped just now must go on
+        signal.signal(ending, signal.default_int_handler)
     console = Console(highlight=False)
     with tempfile.TemporaryDirectory(prefix="vlatrack-bench-") as name, console.status("measuring"):
         folder = Path(name)
