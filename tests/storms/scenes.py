@@ -3,6 +3,7 @@
 import contextlib
 import random
 import shutil
+import signal
 import sqlite3
 import subprocess
 import time
@@ -43,14 +44,14 @@ def trainer_killed(run: StormRun, at: Moments) -> None:
 
 def delivery_killed(run: StormRun, at: Moments) -> None:
     for _ in range(3):
-        wait_until(lambda: run.delivery() is not None or _ended(run), "a delivery process")
+        wait_until(lambda: run.delivery() is not None or run.has_ended(), "a delivery process")
         at.pause(6)
         run.kill_delivery()
 
 
 def wandb_core_killed(run: StormRun, at: Moments) -> None:
     for _ in range(2):
-        wait_until(lambda: run.kill_wandb_core() or _ended(run), "a wandb-core process")
+        wait_until(lambda: run.kill_wandb_core() or run.has_ended(), "a wandb-core process")
         at.pause(4)
 
 
@@ -74,7 +75,7 @@ def killed_after_the_remote_run_was_made(run: StormRun, at: Moments) -> None:
                 run.kill_delivery()
 
         proxy.answered = strike
-    wait_until(lambda: left[run.rig.to_mlflow] == 0 or _ended(run), "MLflow has made the run")
+    wait_until(lambda: left[run.rig.to_mlflow] == 0 or run.has_ended(), "MLflow has made the run")
 
 
 def proxy_fault(kind: FaultKind, status: int = 500) -> Strike:
@@ -91,7 +92,7 @@ def proxy_fault(kind: FaultKind, status: int = 500) -> Strike:
 
 def sqlite_locked(run: StormRun, at: Moments) -> None:
     store = run.files.runs / "mlflow.db"
-    wait_until(lambda: run.cursors[0].read().url is not None or _ended(run), "MLflow is open")
+    wait_until(lambda: run.cursors[0].read().url is not None or run.has_ended(), "MLflow is open")
     at.pause(2)
     with contextlib.closing(sqlite3.connect(store, timeout=60, isolation_level=None)) as database:
         database.execute("BEGIN EXCLUSIVE")
@@ -138,7 +139,48 @@ def torn_tail(run: StormRun, at: Moments) -> None:
     begin = whole.rfind(b"\n", 0, len(whole) - 1) + 1
     with journal.open("r+b") as file:
         file.truncate(at.rng.randrange(begin, len(whole)) if begin else len(whole))
-    run.train(STEPS // 4, PAUSE_S)
+    run.train(STEPS // 4, PAUSE_S, first=STEPS)
+
+
+def signalled(number: signal.Signals, status: str) -> Strike:
+    def strike(run: StormRun, at: Moments) -> None:
+        at.pause(5)
+        run.signal_trainer(number, status)
+
+    return strike
+
+
+def two_syncs(run: StormRun, at: Moments) -> None:
+    """Trainer and delivery are gone; of two syncs that start together, one may be killed."""
+    at.pause(5)
+    run.kill_trainer()
+    run.kill_delivery()
+    both = [run.sync(), run.sync()]
+    at.pause(4)
+    if at.rng.random() < 0.5:
+        at.rng.choice(both).kill()
+    for process in both:
+        process.wait()
+
+
+def trackers_down(run: StormRun, at: Moments) -> None:
+    """No tracker can be reached while the run lasts; then one sync has to bring everything."""
+    run.rig.to_mlflow.fault = run.rig.to_wandb.fault = Fault(at.rng.choice(("refuse", "hang")), seconds=2)
+    wait_until(lambda: run.has_ended() and run.delivery() is None, "the run is over", 120)
+    assert not run.is_complete()
+    run.rig.calm()
+    run.sync().wait()
+    assert run.is_complete()
+
+
+def resumed_from_earlier_steps(run: StormRun, at: Moments) -> None:
+    """Training is killed and continued twice from a step that it had passed, while delivery is killed as well."""
+    for _ in range(2):
+        at.pause(3)
+        run.kill_trainer()
+        if at.rng.random() < 0.5:
+            run.kill_delivery()
+        run.train(STEPS // 2, PAUSE_S, first=at.rng.randrange(1, 100))
 
 
 @dataclass(frozen=True)
@@ -149,6 +191,8 @@ class Scene:
     strike: Strike
     local_mlflow: bool = False
     tmpfs: bool = False
+    timeout_s: float = 180
+    """How long the trainer waits for the trackers at its end."""
 
 
 SCENES = (
@@ -168,6 +212,12 @@ SCENES = (
     Scene("cursor stale", cursors_stale),
     Scene("cursor corrupt", cursors_corrupt),
     Scene("torn tail", torn_tail),
+    Scene("SIGTERM", signalled(signal.SIGTERM, "KILLED")),
+    Scene("SIGINT", signalled(signal.SIGINT, "KILLED")),
+    Scene("uncaught exception", signalled(signal.SIGUSR1, "FAILED")),
+    Scene("two syncs at once", two_syncs),
+    Scene("trackers down from start to end", trackers_down, timeout_s=2),
+    Scene("resumed twice from earlier steps", resumed_from_earlier_steps),
 )
 
 
@@ -178,11 +228,14 @@ def rage(scene: Scene, rig: Rig, seed: int, *, sqlite_locked_s: float = 30.0) ->
     with _runs_folder(scene, rig.folder / uid) as runs:
         run = StormRun(rig, uid, runs=runs, local_mlflow=scene.local_mlflow)
         try:
-            run.train(STEPS, PAUSE_S)
+            run.train(STEPS, PAUSE_S, timeout_s=scene.timeout_s)
             scene.strike(run, at)
             rig.calm()
             run.await_complete()
-            return run.outcome()
+            outcome = run.outcome()
+            if not outcome.clean:
+                print(run.last_words(), flush=True)
+            return outcome
         finally:
             rig.calm()
             run.end()
@@ -203,16 +256,12 @@ def _runs_folder(scene: Scene, folder: Path) -> Iterator[Path | None]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def _ended(run: StormRun) -> bool:
-    return run.trainer is not None and run.trainer.poll() is not None
-
-
 def _cursor_paths(run: StormRun) -> list[Path]:
     return [path for path in run.files.delivery.glob("*-?.json") if not path.name.startswith(".")]
 
 
 def _change_cursors(run: StormRun, at: Moments, change: Callable[[Path], object]) -> None:
-    wait_until(lambda: len(_cursor_paths(run)) == len(run.cursors) or _ended(run), "cursors")
+    wait_until(lambda: len(_cursor_paths(run)) == len(run.cursors) or run.has_ended(), "cursors")
     at.pause(3)
     run.kill_delivery()
     for path in _cursor_paths(run):

@@ -26,6 +26,8 @@ Row = tuple[str, int, int, float]
 """Name, timestamp in Unix milliseconds, training step, value."""
 
 PATIENCE_S = 240.0
+ENDS = (0, -1, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+"""How a trainer may end: well, by an error, by a signal."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,14 @@ class Outcome:
     rows: int
     lost: int
     duplicated: int
+    files_lost: int
+    """Trackers that do not have the run's artifact."""
     wrong_ends: int
-    """Trackers whose run does not have the status that the journal says, or that have more than one run."""
+    """Trackers whose run does not have the status that it ought to have, or that have more than one run."""
 
     @property
     def clean(self) -> bool:
-        return self.rows > 0 and self.lost == self.duplicated == self.wrong_ends == 0
+        return self.rows > 0 and self.lost == self.duplicated == self.files_lost == self.wrong_ends == 0
 
 
 @dataclass(frozen=True)
@@ -79,21 +83,41 @@ class StormRun:
         self.uid = uid
         self.files = RunFiles((runs or rig.folder / "runs") / "storm" / uid)
         self._store = self.files.runs / "mlflow.db" if local_mlflow else rig.mlflow.store
+        self._artifacts = self.files.runs / "mlartifacts" if local_mlflow else rig.mlflow.artifacts
         options = {} if local_mlflow else {"tracking_uri": rig.to_mlflow.url}
         self._backends = [{"kind": "mlflow", "options": options}, {"kind": "wandb", "options": {"mode": "online"}}]
         self.cursors = [CursorFile(self.files.delivery, label) for label in ("mlflow-0", "wandb-1")]
         self.trainer: subprocess.Popen[str] | None = None
+        self.expected_status: str | None = None
+        """How the run ought to end; None: as its journal says."""
         self._trainer_errors = rig.folder / f"{uid}.stderr"
 
-    def train(self, steps: int, pause_s: float) -> None:
-        """Start the trainer; it returns at once."""
-        arguments = [self.files.run_dir, self.uid, json.dumps(self._backends), steps, pause_s]
+    def train(self, steps: int, pause_s: float, *, first: int = 0, timeout_s: float = 180) -> None:
+        """Start the trainer, at step `first`; it returns at once. At its end it waits `timeout_s` for the trackers."""
+        arguments = [self.files.run_dir, self.uid, json.dumps(self._backends), first, steps, pause_s, timeout_s]
         command = [sys.executable, str(Path(__file__).with_name("storm_trainer.py")), *map(str, arguments)]
         with self._trainer_errors.open("a") as errors:
             self.trainer = subprocess.Popen(
                 command, env=self._environment(), stdout=subprocess.PIPE, stderr=errors, text=True
             )
-        wait_until(self.files.delivery_lock.exists, "the trainer starts", 60)
+        wait_until(lambda: self.has_ended() or self.files.delivery_lock.exists(), "the trainer starts", 60)
+
+    def has_ended(self) -> bool:
+        return self.trainer is not None and self.trainer.poll() is not None
+
+    def signal_trainer(self, number: signal.Signals, status: str) -> None:
+        """Strike a living trainer, whose run then ought to end with this status."""
+        assert self.trainer is not None, "train first"
+        last = last_record(self.files.journal)
+        if last is not None and last.kind != Kind.FINISH and not self.has_ended():
+            self.expected_status = status
+            self.trainer.send_signal(number)
+
+    def sync(self) -> "subprocess.Popen[bytes]":
+        """Start a `vlatrack sync` of this run."""
+        command = [sys.executable, "-m", "vlatrack", "sync", str(self.files.run_dir)]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        return subprocess.Popen(command, env=self._environment(), **quiet)
 
     def kill_trainer(self) -> None:
         assert self.trainer is not None, "train first"
@@ -131,14 +155,12 @@ class StormRun:
         """Wait for the trainer, deliver what is left as often as it takes; the number of lost records."""
         assert self.trainer is not None, "train first"
         said, _ = self.trainer.communicate(timeout=PATIENCE_S)
-        assert self.trainer.returncode in (0, -signal.SIGKILL), self._trainer_errors.read_text()
+        assert -self.trainer.returncode in ENDS, self._trainer_errors.read_text()
         wait_until(self._delivery_ended, "the delivery process ends", PATIENCE_S)
-        again = [sys.executable, "-m", "vlatrack.tracking.deliver", str(self.files.run_dir)]
         for _ in range(3):
-            if self._is_complete():
+            if self.is_complete():
                 break
-            log = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            subprocess.run(again, env=self._environment(), timeout=PATIENCE_S, check=False, **log)
+            self.sync().wait(PATIENCE_S)
         return int(said or 0)
 
     def end(self) -> None:
@@ -155,15 +177,24 @@ class StormRun:
         metrics = [record for record in records if record.kind == Kind.METRICS]
         truth = Counter((name, r.t_ms, r.step or 0, value) for r in metrics for name, value in r.data.items())
         ends = [record.data["status"] for record in records if record.kind == Kind.FINISH]
+        expected = [self.expected_status or end for end in ends[-1:]]
         lost = duplicated = wrong = 0
         for rows, statuses in (self._at_mlflow(), self._at_wandb()):
             held = Counter(rows)
             lost += (truth - held).total()
             duplicated += (held - truth).total()
-            wrong += [status.upper() for status in statuses] != ends[-1:]
-        return Outcome(truth.total(), lost, duplicated, wrong)
+            wrong += [status.upper() for status in statuses] != expected
+        files = sum(record.kind == Kind.ARTIFACT for record in records)
+        files_lost = 0 if not files else (not self._note_at_mlflow()) + (not self._note_at_wandb())
+        return Outcome(truth.total(), lost, duplicated, files_lost, wrong)
 
-    def _is_complete(self) -> bool:
+    def last_words(self) -> str:
+        """How far each tracker got and what its delivery said last, to look for the cause of a loss."""
+        cursors = "\n".join(f"{cursor.read()}" for cursor in self.cursors)
+        said = self.files.delivery_log.read_text().splitlines()
+        return "\n".join([cursors, *(line[:300] for line in said if line.startswith("20"))][-40:])
+
+    def is_complete(self) -> bool:
         last = last_record(self.files.journal)
         done = min(cursor.read().seq for cursor in self.cursors)
         return last is not None and last.kind == Kind.FINISH and last.seq == done
@@ -198,3 +229,12 @@ class StormRun:
             if name != "train_step" and not name.startswith("_")
         ]
         return rows, [run.state]
+
+    def _note_at_mlflow(self) -> bool:
+        notes = self._artifacts.rglob("note.txt")
+        return any(note.read_text() == f"of {self.uid}\n" for note in notes)
+
+    def _note_at_wandb(self) -> bool:
+        kept = [a for a in self.rig.wandb.artifacts.values() if a["state"] == "COMMITTED"]
+        named = [a for a in kept if a["asked"]["artifactCollectionName"] == f"{self.uid}-note.txt"]
+        return bool(named) and f"of {self.uid}\n".encode() in self.rig.wandb.uploads.values()

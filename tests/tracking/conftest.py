@@ -53,6 +53,7 @@ def wandb_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbDouble]:
     with WandbDouble() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         monkeypatch.setenv("WANDB_API_KEY", WANDB_KEY)
+        monkeypatch.setenv("WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL", "1")  # seconds; 15 by default
         yield server
 
 

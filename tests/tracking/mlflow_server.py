@@ -26,9 +26,10 @@ class MlflowServer:
 
     def __init__(self, folder: Path) -> None:
         self.store = folder / "mlflow.db"
+        self.artifacts = folder / "artifacts"
         with socket.create_server(("127.0.0.1", 0)) as free:
             self._port = int(free.getsockname()[1])
-        place = ["--backend-store-uri", f"sqlite:///{self.store}", "--artifacts-destination", str(folder / "artifacts")]
+        place = ["--backend-store-uri", f"sqlite:///{self.store}", "--artifacts-destination", str(self.artifacts)]
         listen = ["--host", "127.0.0.1", "--port", str(self._port), "--workers", "1"]
         self._command = [sys.executable, "-m", "mlflow", "server", *place, *listen]
         self._process: subprocess.Popen[bytes] | None = None

@@ -43,6 +43,17 @@ def test_history_has_the_last_value_of_each_step(run_dir: Path) -> None:
     }
 
 
+def test_history_leaves_out_what_a_run_logged_beyond_the_checkpoint_that_it_went_back_to(run_dir: Path) -> None:
+    run = start(run_dir)
+    for step in range(1, 10):
+        run.log({"train_closs": float(step), **({"val_ind_closs": 0.5} if step == 9 else {})}, step=step)
+    run.finish("KILLED")
+    run = start(run_dir, resume=True, resume_step=3)
+    run.log({"train_closs": 40.0}, step=4)
+    run.finish("FINISHED")
+    assert metric_history(run_dir / "journal.jsonl") == {"train_closs": [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]}
+
+
 def test_status_says_how_a_run_ended_and_where(run_dir: Path) -> None:
     run = start(run_dir)
     run.log({"train_closs": 1.0}, step=5)

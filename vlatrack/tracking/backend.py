@@ -176,6 +176,17 @@ class TakesEvents(Protocol):
         """Store the event, unless it is there."""
 
 
+@runtime_checkable
+class Buffers(Protocol):
+    """What a backend offers besides `Backend` if records are on their way for a while after `deliver` returned."""
+
+    def stored(self) -> int | None:
+        """The last record of metrics up to which the tracker holds everything; None: all that was delivered.
+
+        Called often; how often it asks the tracker is its own affair. Raises if the records no longer get there.
+        """
+
+
 def metric_name(name: str, naming: str) -> str:
     """A documented name in the naming of a backend: `documented` or `sections`."""
     assert naming in ("documented", "sections"), naming

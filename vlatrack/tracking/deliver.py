@@ -85,10 +85,12 @@ def _serve(files: RunFiles, stopping: threading.Event, patience_s: float | None,
 
 
 class _PatienceWithProgress:
-    """Over when no backend has acknowledged anything for so many seconds."""
+    """For a run that is over, whose tails hurry; itself over when no backend has acknowledged anything for so long."""
 
     def __init__(self, tails: Sequence[Tail], seconds: float) -> None:
         self._tails, self._seconds = tails, seconds
+        for tail in tails:
+            tail.hurry()
         self._seen: list[int] = []
         self._at = 0.0
 

@@ -7,6 +7,9 @@ from vlatrack.errors import TrackerError
 from vlatrack.tracking.journal import Kind, is_being_written, last_records, read_records
 from vlatrack.tracking.layout import RunFiles
 
+REWOUND = "rewound"
+"""Name of the event that marks in the journal which steps a resume goes back over."""
+
 _TAIL_BYTES = 1 << 18
 
 
@@ -22,14 +25,18 @@ class RunStatus:
 def metric_history(journal_path: Path) -> dict[str, list[tuple[int, float]]]:
     """For each metric its (training step, value) pairs, ascending in step.
 
-    Where a run went back to a checkpoint and logged a step again, the last value counts.
+    The last value of each step counts. Where a run went back to a checkpoint, what it had logged beyond that is left
+    out: it is not of the training that goes on.
     """
     by_name: dict[str, dict[int, float]] = {}
     for record in read_records(journal_path):
         if record.kind == Kind.METRICS:
             for name, value in record.data.items():
                 by_name.setdefault(name, {})[record.step or 0] = value
-    return {name: sorted(values.items()) for name, values in by_name.items()}
+        elif record.kind == Kind.EVENT and record.data["name"] == REWOUND:
+            first = record.data["data"]["from_step"]
+            by_name = {name: {s: v for s, v in values.items() if s < first} for name, values in by_name.items()}
+    return {name: sorted(values.items()) for name, values in by_name.items() if values}
 
 
 def run_status(run_dir: Path) -> RunStatus:

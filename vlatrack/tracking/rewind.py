@@ -11,9 +11,6 @@ from vlatrack.tracking.history import run_status
 from vlatrack.tracking.journal import JournalReader, Kind, Record
 from vlatrack.tracking.layout import RunFiles
 
-REWOUND = "rewound"
-"""Name of the event that marks it in the journal."""
-
 _TAG = "vlatrack.rewound."
 _START_MARK = b'"kind":"start"'
 

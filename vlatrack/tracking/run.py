@@ -14,12 +14,12 @@ from vlatrack.tracking.artifacts import checked_artifact_name, place_in_run, rea
 from vlatrack.tracking.backend import BackendConfig, DatasetInput, Scalar, Status
 from vlatrack.tracking.deliveries import BackendDelivery, DeliveryReport, delivery_report
 from vlatrack.tracking.delivery_process import DeliveryProcess, end_delivery
-from vlatrack.tracking.history import RunStatus, metric_history, run_status
+from vlatrack.tracking.history import REWOUND, RunStatus, metric_history, run_status
 from vlatrack.tracking.journal import Journal, Kind, last_record
 from vlatrack.tracking.layout import RunFiles
 from vlatrack.tracking.privacy import private_directory, redact, redact_param, write_private
 from vlatrack.tracking.registry import backend_label, backends_text, check_backend, notice_of
-from vlatrack.tracking.rewind import REWOUND, Rewinds
+from vlatrack.tracking.rewind import Rewinds
 
 __all__ = [
     "BackendConfig",

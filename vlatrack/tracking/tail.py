@@ -4,6 +4,7 @@ import contextlib
 import logging
 import random
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from vlatrack.errors import TrackerError
 from vlatrack.tracking.artifacts import read_artifact
 from vlatrack.tracking.backend import (
     Backend,
+    Buffers,
     Position,
     Rejected,
     Rejection,
@@ -31,7 +33,9 @@ BATCH_RECORDS = 500
 GATHER_S = 2.0
 """How long records come together before a backend that has everything gets them: a batch costs it nearly the same,
 however few they are, and that time would be taken from the training."""
-POLL_S = 0.1
+MOST_ON_THEIR_WAY = 50_000
+"""Records that a backend may have taken and not stored yet: they lie in the memory of its client."""
+POLL_S = 0.25
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
 
 _log = logging.getLogger(__name__)
@@ -49,13 +53,15 @@ class Tail:
         self._hurrying = threading.Event()
         self._file = CursorFile(RunFiles(run_dir).delivery, label)
         self._cursor = self._file.read_for(self._journal)
+        self._on_their_way: deque[Cursor] = deque()
+        """Where delivery stands, oldest first, and what the backend has not stored for good yet."""
         last = last_record(self._journal)
         self.finished = last is not None and last.kind == Kind.FINISH and last.seq == self._cursor.seq
         """Whether the backend has everything up to the run's end."""
 
     @property
     def acknowledged(self) -> int:
-        """The last delivered sequence number, or -1."""
+        """The last sequence number that the backend has for good, or -1."""
         return self._cursor.seq
 
     def hurry(self) -> None:
@@ -70,6 +76,7 @@ class Tail:
             try:
                 self._follow()
             except Exception as error:
+                self.finished = False  # what the cursor says counts
                 failures = 0 if self._cursor.seq > before else failures + 1
                 delay = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(failures, 10)) * random.uniform(0.8, 1.2)  # noqa: S311
                 self._note(error, delay)
@@ -93,14 +100,17 @@ class Tail:
         with contextlib.closing(self._connect()) as backend:
             self._attach(backend)
             while not self._stopping.is_set():
-                if self._deliver_next(backend):
+                delivered = self._has_room and self._deliver_next(backend)
+                self._acknowledge_stored(backend)
+                if delivered:
                     continue
-                if self.finished:
+                if self.finished and not self._on_their_way:
                     return
-                if self._hurrying.wait(GATHER_S):
+                if not self._has_room or self._hurrying.wait(GATHER_S):
                     self._stopping.wait(POLL_S)
 
     def _attach(self, backend: Backend) -> None:
+        self._on_their_way.clear()
         acknowledged = self._cursor.seq
         following = JournalReader(self._journal, offset=self._cursor.offset).read(1)
         if following and following[0].kind == Kind.START:
@@ -123,14 +133,36 @@ class Tail:
             rejections = self._deliver_metrics(backend, [r for r in records if r.seq >= self._position.metrics_from])
         else:
             rejections = self._deliver_other(backend, last) if last.seq >= self._position.others_from else []
-        if last.seq > self._cursor.seq:
-            self._bury(rejections)
-            cursor = replace(self._cursor, offset=self._reader.offset, seq=last.seq)
+        reached = self._reached
+        if last.seq > reached.seq:
+            if rejections:
+                self._file.bury(rejections)
+            dead_letters = reached.dead_letters + len(rejections)
+            reached = replace(reached, offset=self._reader.offset, seq=last.seq, dead_letters=dead_letters)
             continued = last.kind == Kind.START and last.seq > self._start.seq
-            self._acknowledge(replace(cursor, start_offset=begin) if continued else cursor)
+            self._on_their_way.append(replace(reached, start_offset=begin) if continued else reached)
             if continued:
+                self._acknowledge_stored(backend)
                 self._attach(backend)
         return True
+
+    @property
+    def _has_room(self) -> bool:
+        return self._reached.seq - self._cursor.seq < MOST_ON_THEIR_WAY
+
+    @property
+    def _reached(self) -> Cursor:
+        """The cursor of what was delivered last, stored or not."""
+        return self._on_their_way[-1] if self._on_their_way else self._cursor
+
+    def _acknowledge_stored(self, backend: Backend) -> None:
+        """Move the cursor behind what the backend has for good; of the rest it would be told again after a crash."""
+        stored = backend.stored() if self._on_their_way and isinstance(backend, Buffers) else None
+        arrived = [at for at in self._on_their_way if stored is None or at.seq <= stored]
+        if arrived:
+            self._acknowledge(arrived[-1])
+            for _ in arrived:
+                self._on_their_way.popleft()
 
     def _deliver_metrics(self, backend: Backend, records: list[Record]) -> list[Rejection]:
         """Deliver; where the backend refuses several records, find the bad ones by halving."""
@@ -167,11 +199,6 @@ class Tail:
         except (Rejected, TrackerError) as verdict:
             return [Rejection(record.seq, f"{record.kind} {data.get('name', '')}".strip(), str(verdict))]
         return []
-
-    def _bury(self, rejections: list[Rejection]) -> None:
-        if rejections:
-            self._file.bury(rejections)
-            self._cursor = replace(self._cursor, dead_letters=self._cursor.dead_letters + len(rejections))
 
 
 def _event_text(data: Mapping[str, Scalar]) -> str:

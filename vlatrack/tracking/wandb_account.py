@@ -1,5 +1,6 @@
 """Whether W&B can be reached with a key, found out without importing wandb."""
 
+import configparser
 import netrc
 import os
 from pathlib import Path
@@ -9,6 +10,9 @@ from urllib.parse import urlsplit
 from vlatrack.errors import TrackerError
 
 Mode = Literal["online", "offline"]
+CLOUD_HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")
+"""The cloud of W&B: its address as wandb 0.31 has it, and the one before."""
+
 NO_KEY = "no W&B key: the run is written to offline files; set WANDB_API_KEY or call `wandb login` to see it online"
 
 
@@ -27,13 +31,29 @@ def has_key() -> bool:
     """Whether an API key or an identity token stands in the environment or in the netrc file."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
     named = os.environ.get("NETRC")
     for path in [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]:
         try:
-            entry = netrc.netrc(path).authenticators(host)
+            entries = [netrc.netrc(path).authenticators(host) for host in _hosts()]
         except (OSError, netrc.NetrcParseError):
             continue  # no such file, or none that wandb could read either
-        if entry is not None and entry[2]:
+        if any(entry is not None and entry[2] for entry in entries):
             return True
     return False
+
+
+def _hosts() -> tuple[str, ...]:
+    """The names under which `wandb login` may have kept the key of the server in use."""
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or _base_url_of_login() or "").netloc
+    return CLOUD_HOSTS if host in ("", *CLOUD_HOSTS) else (host,)
+
+
+def _base_url_of_login() -> str | None:
+    """The server that `wandb login --host` made the default."""
+    folder = os.environ.get("WANDB_CONFIG_DIR")
+    settings = configparser.ConfigParser(interpolation=None)
+    try:
+        settings.read((Path(folder) if folder else Path.home() / ".config" / "wandb") / "settings")
+    except (OSError, configparser.Error):
+        return None  # wandb ignores such a file, too
+    return settings.get("default", "base_url", fallback=None)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import wandb
+from wandb.apis.public import Run as PublicRun
 
 from vlatrack.schema.metrics import documented
 from vlatrack.tracking.backend import (
@@ -38,6 +39,8 @@ BEST = "best/"
 EXIT_CODES = {"FINISHED": 0, "FAILED": 1, "KILLED": 255}
 LONGEST_TAG = 64
 INIT_TIMEOUT_S, ARTIFACT_TIMEOUT_S, NO_PROGRESS_S = 60.0, 600, 5.0
+ASK_EVERY_S, STALLED_S = 15.0, 300.0
+"""The client uploads every 15 s; after a refusal it stops for good without an error."""
 ORPHAN_TIMEOUT_S = 10.0
 
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]")
@@ -62,7 +65,9 @@ class WandbBackend:
         self._entity = entity
         self._online = resolve_mode(mode or "auto") == "online"
         self._run: wandb.Run | None = None
-        self._sent_seq = -1
+        self._sent_seq = self._stored_seq = -1
+        self._ask_at = self._stalled_at = 0.0
+        self._public: PublicRun | None = None
         self._best = BestValues({})
 
     def open(self, start: RunStart, acknowledged: int) -> Position:
@@ -83,22 +88,39 @@ class WandbBackend:
         )
         if self._online:
             self.url = run.url
-            self._sent_seq = run.starting_step - 1
+            self._sent_seq = self._stored_seq = run.starting_step - 1
             return Position(run.starting_step, acknowledged + 1)
         # Offline files cannot be continued: a new one holds the whole run, the journal has everything.
         self.url = f"wandb sync {Path(run.dir).parent}"
         return Position(0, 0)
 
     def deliver(self, records: Sequence[Record]) -> list[Rejection]:
+        if self._stored_seq >= self._sent_seq:
+            self._expect_progress()
         for record in records:
             row = {metric_name(name, self._naming): value for name, value in record.data.items()}
             row |= {X_AXIS: record.step or 0, "_timestamp": record.t_ms / 1000}
-            self._open_run.log(row, step=record.seq)
+            # Committed, else the client keeps the row to itself until the next one comes.
+            self._open_run.log(row, step=record.seq, commit=True)
             self._sent_seq = record.seq
         if improved := self._best.improved_by(records):
             best = {f"{BEST}{metric_name(name, self._naming)}": value for name, value in improved.items()}
             self._open_run.summary.update(best)
         return []
+
+    def stored(self) -> int | None:
+        if not self._online or self._stored_seq >= self._sent_seq:
+            return None
+        now = time.monotonic()
+        if now >= self._ask_at:
+            self._ask_at = now + ASK_EVERY_S
+            held = self._last_seq()
+            if held > self._stored_seq:
+                self._stored_seq = held
+                self._expect_progress()
+            elif now > self._stalled_at:
+                raise ConnectionError(f"W&B holds records up to {held} of {self._sent_seq} and takes no more")
+        return self._stored_seq if self._stored_seq < self._sent_seq else None
 
     def put_artifact(self, artifact: Artifact) -> None:
         run = self._open_run
@@ -122,10 +144,12 @@ class WandbBackend:
         run = self._open_run
         if finish.reason is not None:
             run.summary["reason"] = finish.reason
+        if self._online:
+            self._public_run()  # asked for while the run is still known here
         self._run = None
         run.finish(exit_code=EXIT_CODES[finish.status])
         if self._online:
-            self._confirm(f"{run.entity}/{run.project}/{run.id}")
+            self._confirm()
 
     def audit(self, start: RunStart) -> Audit:
         if not self._online:
@@ -141,6 +165,7 @@ class WandbBackend:
 
     def close(self) -> None:
         """End the client's process for this run; a run without an end is left as crashed."""
+        self._public = None
         if self._run is not None:
             run, self._run = self._run, None
             run.finish(exit_code=1)
@@ -159,7 +184,7 @@ class WandbBackend:
                 mode="online" if self._online else "offline",
                 resume="allow" if self._online else None,
                 reinit="create_new",
-                settings=_quiet_settings(),
+                settings=_quiet_settings(online=self._online),
             )
         except Exception as error:
             # After a failed attempt the client process keeps the id to itself, for as long as it lives.
@@ -174,18 +199,29 @@ class WandbBackend:
         assert self._run is not None, "open it first"
         return self._run
 
-    def _last_seq(self, path: str) -> int:
-        return int(wandb.Api().run(path).lastHistoryStep)
+    def _public_run(self) -> PublicRun:
+        if self._public is None:
+            run = self._open_run
+            self._public = wandb.Api().run(f"{run.entity}/{run.project}/{run.id}")
+        return self._public
 
-    def _confirm(self, path: str) -> None:
+    def _last_seq(self) -> int:
+        return int(self._public_run().lastHistoryStep)
+
+    def _expect_progress(self) -> None:
+        now = time.monotonic()
+        self._ask_at, self._stalled_at = now + ASK_EVERY_S, now + STALLED_S
+
+    def _confirm(self) -> None:
         """After a refusal the client stops uploading without an error: only the server knows what it has."""
         held, give_up = -1, time.monotonic() + NO_PROGRESS_S
-        while (now := self._last_seq(path)) < self._sent_seq:
+        while (now := self._last_seq()) < self._sent_seq:
             if now > held:
                 held, give_up = now, time.monotonic() + NO_PROGRESS_S
             if time.monotonic() > give_up:
                 raise ConnectionError(f"W&B holds records up to {held} of {self._sent_seq}")
             time.sleep(0.5)
+        self._stored_seq = self._sent_seq
 
 
 def _own_clients() -> list[psutil.Process]:
@@ -215,7 +251,7 @@ def _end_orphaned_clients(folder: Path) -> None:
             continue  # it has just ended, or is another user's
 
 
-def _quiet_settings() -> wandb.Settings:
+def _quiet_settings(*, online: bool) -> wandb.Settings:
     """Nothing but what the journal holds: no console, code, git, machine or process data of the delivery process."""
     return wandb.Settings(
         silent=True,
@@ -225,6 +261,7 @@ def _quiet_settings() -> wandb.Settings:
         disable_job_creation=True,
         save_code=False,
         init_timeout=INIT_TIMEOUT_S,
+        x_skip_transaction_log=online,  # the journal has everything
         x_disable_meta=True,
         x_disable_stats=True,
         x_disable_machine_info=True,
