@@ -21,6 +21,7 @@ class Program:
         self._started: list[subprocess.Popen[str]] = []
 
     def start(self, *arguments: str | Path) -> "subprocess.Popen[str]":
+        """In a process group of its own, as a shell starts it: what Ctrl-C reaches in a terminal."""
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent.parent)])}
         process = subprocess.Popen(
             [sys.executable, "-m", "vlatrack", *map(str, arguments)],
@@ -29,6 +30,7 @@ class Program:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            process_group=0,
         )
         self._started.append(process)
         return process

@@ -1,8 +1,12 @@
 """Whole runs: trained, stopped, killed, resumed, evaluated; each a real process."""
 
 import json
+import os
 import shutil
 import signal
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -86,6 +90,37 @@ def test_sigterm_ends_a_run_as_killed(program, journal_of) -> None:
     assert process.returncode == 143
     assert "continue it: vlatrack run --resume" in out
     assert journal_of(program.only_run())[-1]["data"]["status"] == "KILLED"
+
+
+@pytest.fixture
+def _heeding_ctrl_c() -> Iterator[None]:
+    """A program inherits that SIGINT is ignored, as a shell's background jobs have it; not what is handled."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_heeding_ctrl_c")
+def test_ctrl_c_ends_a_run_as_killed_with_everything_delivered(program, journal_of) -> None:
+    process = program.start("run", TOY, "train.epochs=500", "tracking.backends=[{kind: mlflow}]")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 1/500"):
+            break
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    out, _ = process.communicate(timeout=90)
+    assert process.returncode == 130
+    assert "continue it: vlatrack run --resume" in out
+    run = program.only_run()
+    records = journal_of(run)
+    assert records[-1]["data"]["status"] == "KILLED"
+    assert records[-1]["data"]["reason"] == "interrupted from the keyboard"
+    metrics = [record for record in records if record["kind"] == "metrics"]
+    with closing(sqlite3.connect(program.folder / "runs" / "mlflow.db")) as store:
+        assert store.execute("select status from runs").fetchall() == [("KILLED",)]
+        stored = set(store.execute("select key, timestamp, step, value from metrics"))
+    assert stored == {(name, r["t_ms"], r["step"], value) for r in metrics for name, value in r["data"].items()}
 
 
 def test_a_run_that_dies_says_why_in_its_journal(program, journal_of) -> None:

@@ -117,6 +117,22 @@ def test_everything_arrives_in_order_and_the_cursor_stands_behind_the_finish(run
     assert (cursor.seq, cursor.offset, cursor.url) == (1203, run.files.journal.stat().st_size, "memory")
 
 
+def test_records_may_wait_for_others_but_not_beyond_the_end_of_the_run(
+    run: Run, memory: Memory, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., None]
+) -> None:
+    monkeypatch.setattr(tail, "GATHER_S", 3600)
+    delivery = Tail(run.dir, "memory-0", lambda: memory, run.stopping)
+    thread = threading.Thread(target=delivery.run, daemon=True)
+    thread.start()
+    eventually(lambda: run.cursor_file.read().seq == 0)
+    run.log(range(5))
+    run.finish()
+    delivery.hurry()
+    thread.join(60)
+    assert delivery.finished
+    assert list(memory.rows) == list(range(1, 6))
+
+
 def test_delivery_that_is_complete_does_not_open_the_backend_again(run: Run, memory: Memory) -> None:
     run.finish()
     run.deliver(lambda: memory)

@@ -117,6 +117,11 @@ def measure_journal(folder: Path, records: int) -> JournalSpeed:
     return JournalSpeed(records, size_mb, opened - begin, max(tailing), answered - asked)
 
 
+def local_mlflow(runs: Path) -> BackendConfig:
+    """MLflow on SQLite in the folder of the runs, also where the environment names a server."""
+    return BackendConfig("mlflow", options={"tracking_uri": f"sqlite:///{runs.absolute() / 'mlflow.db'}"})
+
+
 def _start(folder: Path, backends: Sequence[BackendConfig]) -> TrackedRun:
     return TrackedRun.start(
         folder, uid="bench", name="bench", experiment="bench", backends=backends, params={}, tags={}
@@ -174,7 +179,7 @@ def _deliver(runs: Path, name: str, records: int, scalars: int) -> tuple[float, 
         for step in range(records):
             journal.append(Kind.METRICS, {f"train_l1_loss_action_{x}": step + x / 7 for x in range(scalars)}, step=step)
         journal.append(Kind.FINISH, {"status": "FINISHED", "reason": None, "deliver_until_ms": until})
-    write_private(files.backends, backends_text([BackendConfig("mlflow")]))
+    write_private(files.backends, backends_text([local_mlflow(files.runs)]))
     begin = time.perf_counter()
     with files.delivery_log.open("wb") as log:
         process = subprocess.Popen(

@@ -25,7 +25,7 @@ from vlatrack.tracking.privacy import redact
 from vlatrack.tracking.registry import backend_label, backends_of, connect
 from vlatrack.tracking.tail import Tail
 
-WATCH_S = 0.25
+WATCH_S = 0.5
 PATIENCE_WITHOUT_TRAINER_S = 600.0
 """How long delivery goes on if the trainer died and nobody waits for the end."""
 FULL_DISK_PAUSE_S = 10.0
@@ -76,7 +76,7 @@ def _serve(files: RunFiles, stopping: threading.Event, patience_s: float | None,
             threads.append(threading.Thread(target=tails[-1].run, name=label, daemon=True))
     for thread in threads:
         thread.start()
-    patience = _Patience(files.journal) if patience_s is None else _PatienceWithProgress(tails, patience_s)
+    patience = _Patience(files.journal, tails) if patience_s is None else _PatienceWithProgress(tails, patience_s)
     while any(thread.is_alive() for thread in threads) and not stopping.wait(WATCH_S):
         if patience.is_over():
             _log.warning("time is over")
@@ -85,10 +85,12 @@ def _serve(files: RunFiles, stopping: threading.Event, patience_s: float | None,
 
 
 class _PatienceWithProgress:
-    """Over when no backend has acknowledged anything for so many seconds."""
+    """For a run that is over, whose tails hurry; itself over when no backend has acknowledged anything for so long."""
 
     def __init__(self, tails: Sequence[Tail], seconds: float) -> None:
         self._tails, self._seconds = tails, seconds
+        for tail in tails:
+            tail.hurry()
         self._seen: list[int] = []
         self._at = 0.0
 
@@ -100,11 +102,11 @@ class _PatienceWithProgress:
 
 
 class _Patience:
-    """Lasts while the trainer lives, and then as long as its finish record says. A trainer that died without one is
-    KILLED; on a full disk that is tried again."""
+    """Lasts while the trainer lives, and then, while the tails hurry, as long as its finish record says. A trainer that
+    died without one is KILLED; on a full disk that is tried again."""
 
-    def __init__(self, journal: Path) -> None:
-        self._journal = journal
+    def __init__(self, journal: Path, tails: Sequence[Tail]) -> None:
+        self._journal, self._tails = journal, tails
         self._died_at: float | None = None
         self._try_at = 0.0
 
@@ -112,6 +114,8 @@ class _Patience:
         last = last_record(self._journal)
         assert last is not None, "the journal begins before delivery does"
         if last.kind == Kind.FINISH:
+            for tail in self._tails:
+                tail.hurry()
             return time.time() * 1000 > last.data["deliver_until_ms"]
         if is_being_written(self._journal):
             return False

@@ -30,6 +30,9 @@ from vlatrack.tracking.layout import RunFiles
 from vlatrack.tracking.privacy import redact
 
 BATCH_RECORDS = 500
+GATHER_S = 2.0
+"""How long records come together before a backend that has everything gets them: a batch costs it nearly the same,
+however few they are, and that time would be taken from the training."""
 MOST_ON_THEIR_WAY = 50_000
 """Records that a backend may have taken and not stored yet: they lie in the memory of its client."""
 POLL_S = 0.25
@@ -47,6 +50,7 @@ class Tail:
         self._label = label
         self._connect = connect
         self._stopping = stopping
+        self._hurrying = threading.Event()
         self._file = CursorFile(RunFiles(run_dir).delivery, label)
         self._cursor = self._file.read_for(self._journal)
         self._on_their_way: deque[Cursor] = deque()
@@ -59,6 +63,10 @@ class Tail:
     def acknowledged(self) -> int:
         """The last sequence number that the backend has for good, or -1."""
         return self._cursor.seq
+
+    def hurry(self) -> None:
+        """The run is over: wait for nothing more to come in."""
+        self._hurrying.set()
 
     def run(self) -> None:
         """Follow the journal to the finish record, through every failure, or until told to stop."""
@@ -98,7 +106,8 @@ class Tail:
                     continue
                 if self.finished and not self._on_their_way:
                     return
-                self._stopping.wait(POLL_S)
+                if not self._has_room or self._hurrying.wait(GATHER_S):
+                    self._stopping.wait(POLL_S)
 
     def _attach(self, backend: Backend) -> None:
         self._on_their_way.clear()
