@@ -324,11 +324,17 @@ def build_accelerator(spec: ExperimentSpec) -> Accelerator:
 
 
 def check_ranks(spec: ExperimentSpec, ranks: Ranks) -> None:
-    """Raise SpecError if there are more processes than rows to deal out."""
+    """Raise SpecError if there are more processes than rows to deal out, or than GPUs to compute on."""
     if spec.train.batch_size < ranks.count:
         raise SpecError(
             f"train.batch_size: {spec.train.batch_size} samples cannot be dealt out to {ranks.count} processes; "
             "raise it, or start fewer"
+        )
+    gpus = 0 if spec.train.device == "cpu" else torch.cuda.device_count()
+    if 0 < gpus < ranks.count_here:
+        raise SpecError(
+            f"train.device: {spec.train.device}, but torch sees {gpus} GPUs for {ranks.count_here} processes here; "
+            "start one for each GPU, or use cpu"
         )
 
 

@@ -21,6 +21,12 @@ def joined_ranks() -> Iterator[Ranks]:
     ranks = GroupRanks.join()
     try:
         yield ranks
-    except RankLostError:
-        raise SystemExit(1) from None
+    except BaseException as error:
+        lost = isinstance(error, RankLostError)
+        if lost:  # the one that failed should end first: torchrun takes the first exit status for the reason
+            ranks.gone()
+        ranks.leave(failed=True)
+        if lost:
+            raise SystemExit(1) from None
+        raise
     ranks.leave()

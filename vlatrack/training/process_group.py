@@ -1,6 +1,7 @@
 """Ranks that exchange through torch.distributed, as torchrun and accelerate start them."""
 
 import os
+import re
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,9 @@ _LONGEST_WAIT = timedelta(days=1)
 _ENDING_S = 2.0
 """So long after its connections a process may still be seen."""
 
+_CODE_PLACE = re.compile(r"^\[\S+\] ")
+"""Where in its own code a library failed, which it says first."""
+
 _BUCKET = 1 << 26
 """Gradients are exchanged in pieces of about so many numbers, which bounds the memory of the copies."""
 
@@ -36,7 +40,9 @@ class GroupRanks(Ranks):
         self.number, self.count = dist.get_rank(), dist.get_world_size()
         # The device's backend neither notices a dead process nor leaves the device unwaited-for; gloo does.
         self._hosts = dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)
-        self._processes = _on_this_machine(self.gather((socket.gethostname(), os.getpid())))
+        addresses = self.gather((socket.gethostname(), os.getpid()))
+        self.count_here = sum(host == socket.gethostname() for host, _ in addresses)
+        self._processes = _on_this_machine(addresses)
 
     @classmethod
     def join(cls) -> Self:
@@ -44,8 +50,13 @@ class GroupRanks(Ranks):
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         return cls()
 
-    def leave(self) -> None:
-        dist.destroy_process_group()
+    def leave(self, *, failed: bool = False) -> None:
+        """Without this, gloo's threads may abort the process at its exit. After a failure NCCL is left to the exit.
+
+        It would wait for a collective that the others never join.
+        """
+        if not failed or not torch.cuda.is_available():
+            dist.destroy_process_group()
 
     def gather(self, value: T) -> list[T]:
         values: list[T | None] = [None] * self.count
@@ -66,6 +77,7 @@ class GroupRanks(Ranks):
         yield
         if self.is_first:
             self._meet()
+        self._meet()
 
     def _meet(self) -> None:
         self.total([0.0])
@@ -119,7 +131,7 @@ def _noticing_the_lost() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        detail = str(error).partition("\n")[0]
+        detail = _CODE_PLACE.sub("", str(error)).partition(". ")[0]
         raise RankLostError(f"contact with another process of the training was lost ({detail})") from error
 
 

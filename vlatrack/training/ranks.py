@@ -29,6 +29,7 @@ class Ranks:
 
     number = 0
     count = 1
+    count_here = 1  # on this machine
 
     @property
     def is_first(self) -> bool:
@@ -49,7 +50,10 @@ class Ranks:
 
     @contextmanager
     def first_before_others(self) -> Iterator[None]:
-        """The first rank goes through the block before the others begin; if it fails there, they do not begin."""
+        """The first rank goes through the block before the others begin, and all leave it together.
+
+        If the first one fails there, the others do not begin.
+        """
         yield
 
     def total(self, numbers: Sequence[float]) -> Sequence[float]:
