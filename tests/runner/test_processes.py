@@ -171,8 +171,6 @@ def test_a_run_goes_on_with_another_number_of_processes_and_counts_nothing_twice
     assert done.returncode == 0, done.stderr
     run = program.only_run()
     metrics, logged = _last_metrics(run), (run / "log_train.txt").read_text().splitlines()
-    resumed = program.run_many("run", "--resume", run, "--checkpoint", "step-00000018", processes=3 - first)
-    assert "no checkpoint 'step-00000018'" in resumed.stderr
     resumed = program.run_many("run", "--resume", run, "--checkpoint", "step-00000010", processes=3 - first)
     assert resumed.returncode == 0, resumed.stderr
     assert _last_metrics(run) == pytest.approx(metrics, rel=1e-4)
