@@ -143,7 +143,7 @@ def test_package_init_files_import_nothing() -> None:
     assert guilty == []
 
 
-@pytest.mark.parametrize("module", ["vlatrack.spec.load", "vlatrack.cli.main"])
+@pytest.mark.parametrize("module", ["vlatrack.spec.load", "vlatrack.cli.main", "vlatrack.runner.processes"])
 def test_light_module_imports_no_heavy_package(module: str) -> None:
     """A spec is validated, and a help text shown, without torch or a tracker; numpy stays out as well."""
     probe = f"import sys, {module}; print(*sorted(m for m in sys.modules if '.' not in m), sep='\\n')"

@@ -44,6 +44,7 @@ from vlatrack.tracking.backend import BackendConfig, Scalar
 from vlatrack.training.checkpoints import Identity
 from vlatrack.training.loop import LoopSettings, Training
 from vlatrack.training.optimisation import Schedule, adamw
+from vlatrack.training.ranks import Ranks
 
 LAYOUT = TokenLayout()
 _FIT_EPISODES = 64  # episodes that the frames for a codebook are drawn from
@@ -322,7 +323,24 @@ def build_accelerator(spec: ExperimentSpec) -> Accelerator:
     return Accelerator(cpu=wanted == "cpu", mixed_precision="bf16" if spec.train.precision == "bf16" else "no")
 
 
-def build_training(spec: ExperimentSpec, policy: VlaPolicy, samples: SampleSet, accelerator: Accelerator) -> Training:
+def check_ranks(spec: ExperimentSpec, ranks: Ranks) -> None:
+    """Raise SpecError if there are more processes than rows to deal out, or than GPUs to compute on."""
+    if spec.train.batch_size < ranks.count:
+        raise SpecError(
+            f"train.batch_size: {spec.train.batch_size} samples cannot be dealt out to {ranks.count} processes; "
+            "raise it, or start fewer"
+        )
+    gpus = 0 if spec.train.device == "cpu" else torch.cuda.device_count()
+    if 0 < gpus < ranks.count_here:
+        raise SpecError(
+            f"train.device: {spec.train.device}, but torch sees {gpus} GPUs for {ranks.count_here} processes here; "
+            "start one for each GPU, or use cpu"
+        )
+
+
+def build_training(
+    spec: ExperimentSpec, policy: VlaPolicy, samples: SampleSet, accelerator: Accelerator, ranks: Ranks
+) -> Training:
     """Optimiser, schedule and loop around a policy, which moves to the device."""
     policy.to(accelerator.device)
     optim, train = spec.optim, spec.train
@@ -342,6 +360,7 @@ def build_training(spec: ExperimentSpec, policy: VlaPolicy, samples: SampleSet, 
             workers=min(train.workers, os.cpu_count() or 1),  # more than cores only slow one another down
         ),
         accelerator=accelerator,
+        ranks=ranks,
     )
 
 

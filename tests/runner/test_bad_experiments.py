@@ -49,6 +49,20 @@ def test_a_tracker_without_its_package_is_refused_with_the_pip_line(tmp_path, mo
     assert not (tmp_path / "runs").exists()
 
 
+def test_more_processes_than_gpus_are_refused(monkeypatch) -> None:
+    import torch
+
+    from vlatrack.builders import check_ranks
+    from vlatrack.training.ranks import Ranks
+
+    ranks = Ranks()
+    ranks.count = ranks.count_here = 2
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(VlatrackError, match=r"train\.device: auto, but torch sees 1 GPUs for 2 processes here"):
+        check_ranks(load_spec(TOY, ["train.device=auto"]), ranks)
+    check_ranks(load_spec(TOY, ["train.device=cpu"]), ranks)
+
+
 def test_resuming_what_is_no_run_is_refused(tmp_path) -> None:
     with pytest.raises(VlatrackError, match="not a run directory"):
         resume_run(tmp_path)

@@ -14,6 +14,7 @@ from vlatrack.training.checkpoints import (
     save_checkpoint,
 )
 from vlatrack.training.optimisation import Schedule, adamw
+from vlatrack.training.ranks import Ranks
 from vlatrack.training.state import TrainState
 
 IDENTITY = Identity.of(256, ValueRange((0.0,), (1.0,)), None)
@@ -38,7 +39,8 @@ def _save(folder, *, step: int, seed: int = 0):
     state = TrainState.fresh(2, 1, "cpu")
     state.step, state.best_step = step, 1
     state.window_sums = state.window_sums + LossSums(*[torch.ones(()) for _ in range(12)])
-    return save_checkpoint(folder, policy=policy, optimizer=optimizer, state=state, identity=IDENTITY), optimizer
+    path = save_checkpoint(folder, policy=policy, optimizer=optimizer, state=state, identity=IDENTITY, ranks=Ranks())
+    return path, optimizer
 
 
 def test_a_checkpoint_gives_back_state_optimiser_and_random_numbers(tmp_path) -> None:
@@ -46,7 +48,7 @@ def test_a_checkpoint_gives_back_state_optimiser_and_random_numbers(tmp_path) ->
     expected = torch.rand(3)
     counters, identity = read_state(path)
     fresh = adamw(nn.Linear(3, 2), lr=0.1, weight_decay=0.0, betas=(0.9, 0.95), eps=1e-8)
-    state = load_training(path, fresh, counters, torch.device("cpu"))
+    state = load_training(path, fresh, counters, torch.device("cpu"), rank=0)
     assert torch.equal(torch.rand(3), expected)
     assert (state.step, state.best_step, state.window_sums.tokens.item()) == (7, 1, 1)
     assert identity == IDENTITY

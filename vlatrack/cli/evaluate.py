@@ -17,8 +17,10 @@ def evaluate(
     from vlatrack.cli.progress import TerminalDisplay, prepare_process
 
     prepare_process()
-    from vlatrack.runner.evaluate import evaluate_run
+    from vlatrack.runner.processes import joined_ranks
 
-    with TerminalDisplay() as display:
-        evaluation = evaluate_run(run, checkpoint=checkpoint, display=display)
+    with joined_ranks() as ranks, TerminalDisplay(shown=ranks.is_first) as display:
+        from vlatrack.runner.evaluate import evaluate_run
+
+        evaluation = evaluate_run(run, checkpoint=checkpoint, display=display, ranks=ranks)
         display.show_evaluation(evaluation)

@@ -33,8 +33,9 @@ def prepare_process() -> None:
 class TerminalDisplay:
     """Draws a run's progress (a ``vlatrack.runner.display.Display``) with rich."""
 
-    def __init__(self) -> None:
-        self._console = Console(highlight=False)
+    def __init__(self, *, shown: bool = True) -> None:
+        """`shown`: of several processes of one run, one draws."""
+        self._console = Console(highlight=False, quiet=not shown)
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
@@ -99,11 +100,14 @@ class TerminalDisplay:
         self._say(f"FINISHED {directory} · look at it: {where}")
         self._name_the_undelivered(directory, delivery)
 
-    def stopped(self, directory: Path, status: str, can_resume: bool, delivery: "DeliveryReport") -> None:
+    def stopped(
+        self, directory: Path, status: str, can_resume: bool, delivery: "DeliveryReport", reason: str | None
+    ) -> None:
         self._progress.stop()
         self._name_the_undelivered(directory, delivery)
         remedy = f" · continue it: vlatrack run --resume {directory}" if can_resume else ""
-        self._say(f"{status} {directory}{remedy}")
+        why = f" · {reason}" if reason is not None else ""
+        self._say(f"{status} {directory}{why}{remedy}")
 
     def _name_the_undelivered(self, directory: Path, delivery: "DeliveryReport") -> None:
         left = {backend.label: backend.undelivered for backend in delivery.backends if backend.undelivered}

@@ -36,6 +36,10 @@ def run(
     [bold]vlatrack run experiments/quickstart.yaml train.epochs=2 loss.z_loss_weight=1e-4[/bold]
 
     [bold]vlatrack run --resume runs/metaworld-quickstart/20260101-120000-ab12[/bold]
+
+    Several GPUs, or several processes on a CPU:
+
+    [bold]torchrun --nproc-per-node 2 -m vlatrack run experiments/quickstart.yaml[/bold]
     """
     if (file is None) == (resume is None):
         raise SpecError("vlatrack run: give an experiment's YAML file, or --resume RUN to continue a run")
@@ -46,17 +50,20 @@ def run(
     prepare_process()
     import sys
 
-    with TerminalDisplay() as display:
+    from vlatrack.runner.processes import joined_ranks
+
+    with joined_ranks() as ranks, TerminalDisplay(shown=ranks.is_first) as display:
         display.stage("loading")
         if resume is not None:
             from vlatrack.runner.run import resume_run
 
-            resume_run(resume, checkpoint=checkpoint, command=sys.argv, display=display)
+            resume_run(resume, checkpoint=checkpoint, command=sys.argv, display=display, ranks=ranks)
         else:
             from vlatrack.spec.load import load_spec
 
             assert file is not None
-            spec = load_spec(file, overrides or ())
+            with ranks.first_before_others():
+                spec = load_spec(file, overrides or ())
             from vlatrack.runner.run import run_experiment
 
-            run_experiment(spec, runs=runs, command=sys.argv, display=display)
+            run_experiment(spec, runs=runs, command=sys.argv, display=display, ranks=ranks)

@@ -6,14 +6,13 @@ import torch
 from accelerate import Accelerator
 
 from vlatrack.models.losses import LossSums
-from vlatrack.models.measurements import measurements
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.tokens.batch import Batch
 
 
 @torch.inference_mode()
-def evaluate_open_loop(policy: VlaPolicy, batches: Iterable[Batch], accelerator: Accelerator) -> dict[str, float]:
-    """The documented means over ``batches``, by schema name without the split's prefix.
+def evaluate_open_loop(policy: VlaPolicy, batches: Iterable[Batch], accelerator: Accelerator) -> LossSums:
+    """The sums over ``batches``, which the documented means are made of.
 
     The policy is in evaluation mode meanwhile (no dropout) and returns to the mode it was in; no
     random number is drawn, so a training goes on as if it had not been interrupted.
@@ -26,4 +25,4 @@ def evaluate_open_loop(policy: VlaPolicy, batches: Iterable[Batch], accelerator:
         with accelerator.autocast():
             sums = sums + policy(batch.to(accelerator.device)).sums.detached()
     policy.train(was_training)
-    return measurements(sums, policy.weights)
+    return sums

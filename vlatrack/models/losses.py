@@ -71,7 +71,10 @@ class LossSums:
 
 @dataclass(frozen=True)
 class Denominators:
-    """What the sums are divided by; over a whole optimiser step, so that accumulation is exact."""
+    """What the sums are divided by; over a whole optimiser step, so that accumulation is exact.
+
+    Counts add up, over ranks too.
+    """
 
     tokens: float
     token_weight: float
@@ -84,7 +87,7 @@ class Denominators:
         extra = 0.0 if image_token_weight is None else image_token_weight - 1.0
         weight = tokens + extra * sum(batch.weighted_targets for batch in batches)
         numbers = sum(batch.action_index.numel() for batch in batches)
-        return cls(max(tokens, 1), weight or 1.0, max(numbers, 1))
+        return cls(tokens, weight, numbers)
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,8 @@ def documented_losses(sums: LossSums, weights: LossWeights, denominators: Denomi
         tokens, token_weight = _at_least_one(sums.tokens), _nonzero(sums.token_weight)
         numbers = _at_least_one(sums.action_rows) * sums.head_error.numel()
     else:
-        tokens, token_weight = denominators.tokens, denominators.token_weight
-        numbers = denominators.action_numbers
+        tokens, token_weight = max(denominators.tokens, 1), denominators.token_weight or 1.0
+        numbers = max(denominators.action_numbers, 1)
     closs = sums.cross_entropy / token_weight
     z_loss = sums.z / tokens
     loss_ct = sums.head_error.sum() / numbers

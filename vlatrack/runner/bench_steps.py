@@ -32,6 +32,7 @@ from vlatrack.tracking.registry import check_backend_available
 from vlatrack.tracking.run import TrackedRun
 from vlatrack.tracking.system import Machine
 from vlatrack.training.loop import Training
+from vlatrack.training.ranks import Ranks
 from vlatrack.training.state import TrainState
 
 RECORDS_PER_BLOCK = 4
@@ -120,7 +121,7 @@ def _build(spec: ExperimentSpec, directory: RunDirectory) -> tuple[Training, Tra
     policy = builders.build_policy(spec, checkpoint)
     encoding = builders.build_encoding(spec, splits, ranges, checkpoint, directory.tokenizer, accelerator.device)
     samples = builders.build_samples(spec, splits, encoding, CodeCache(directory.code_cache))
-    training = builders.build_training(spec, policy, samples[TRAIN], accelerator)
+    training = builders.build_training(spec, policy, samples[TRAIN], accelerator, Ranks())
     return training, TrainState.fresh(spec.action_head.time_horizon, spec.action_head.action_dim, accelerator.device)
 
 

@@ -76,6 +76,14 @@ class RunDirectory:
     def tokenizer(self) -> Path:
         return self.path / "tokenizer"
 
+    def rank_error(self, number: int | str) -> Path:
+        """Why a process other than the first failed."""
+        return self.path / f"error-rank{number}.txt"
+
+    def rank_stopped(self, number: int | str) -> Path:
+        """What ended a process other than the first, if no error of its own did."""
+        return self.path / f"stopped-rank{number}.txt"
+
     @property
     def report(self) -> Path:
         return self.path / "report"

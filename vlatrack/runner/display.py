@@ -31,8 +31,10 @@ class Display(Protocol):
 
     def finished(self, directory: Path, delivery: DeliveryReport, horizon: int) -> None: ...
 
-    def stopped(self, directory: Path, status: str, can_resume: bool, delivery: DeliveryReport) -> None:
-        """The run ended before its time, FAILED or KILLED."""
+    def stopped(
+        self, directory: Path, status: str, can_resume: bool, delivery: DeliveryReport, reason: str | None
+    ) -> None:
+        """The run ended before its time, FAILED or KILLED; a reason that no exception of this process tells."""
         ...
 
 
@@ -53,4 +55,6 @@ class SilentDisplay:
 
     def finished(self, directory: Path, delivery: DeliveryReport, horizon: int) -> None: ...
 
-    def stopped(self, directory: Path, status: str, can_resume: bool, delivery: DeliveryReport) -> None: ...
+    def stopped(
+        self, directory: Path, status: str, can_resume: bool, delivery: DeliveryReport, reason: str | None
+    ) -> None: ...

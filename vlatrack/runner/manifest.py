@@ -25,13 +25,14 @@ _MAX_DIFF = 1 << 20
 
 
 def describe_run(
-    spec: ExperimentSpec, splits: Mapping[str, Split], ranges: Ranges, command: Sequence[str]
+    spec: ExperimentSpec, splits: Mapping[str, Split], ranges: Ranges, command: Sequence[str], processes: int
 ) -> dict[str, Any]:
     """The manifest as JSON values."""
     return {
         "vlatrack": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": list(command),
+        "processes": processes,
         "spec_hash": canonical_hash(spec),
         "seed": spec.seed,
         "git": _git(Path(__file__).parent),

@@ -1,47 +1,32 @@
 """Train, evaluate and track one experiment, from the start or from where it was stopped."""
 
-import signal
-import sys
-import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from vlatrack import builders
 from vlatrack.data.cache import CodeCache
-from vlatrack.errors import CheckpointError, VlatrackError
+from vlatrack.errors import CheckpointError
 from vlatrack.models.importing import Checkpoint
 from vlatrack.reports.epoch_log import LOG_FILES
 from vlatrack.reports.figures import write_figures
-from vlatrack.runner.directory import RunDirectory, drop_epochs_from
+from vlatrack.runner.directory import RunDirectory
 from vlatrack.runner.display import Display, SilentDisplay
+from vlatrack.runner.endings import StopSignals, forget_reasons, keep_traceback, leave_reason, why_it_ended
+from vlatrack.runner.logbook import Logbook, NoLogbook, RunLogbook
 from vlatrack.runner.manifest import describe_run, write_manifest
 from vlatrack.runner.observer import RunObserver
 from vlatrack.schema.metrics import TRAIN, MetricSchema
 from vlatrack.spec.identity import canonical_hash, flatten
 from vlatrack.spec.models import ExperimentSpec
-from vlatrack.tracking.backend import Status
 from vlatrack.tracking.registry import check_backend
 from vlatrack.tracking.run import DatasetInput, TrackedRun
 from vlatrack.tracking.system import SystemSampler
-from vlatrack.training.checkpoints import (
-    list_checkpoints,
-    load_policy,
-    load_training,
-    read_state,
-    set_aside_later,
-    step_of,
-)
-from vlatrack.training.state import TrainState
-
-TERMINATED = 143
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived: the run ends as KILLED."""
+from vlatrack.training.checkpoints import Identity, list_checkpoints, load_policy, load_training, read_state, step_of
+from vlatrack.training.loop import Training
+from vlatrack.training.ranks import Ranks
+from vlatrack.training.state import TrainState, seed_rank
 
 
 @dataclass(frozen=True)
@@ -56,72 +41,123 @@ class Prepared:
 
 
 def run_experiment(
-    spec: ExperimentSpec, *, runs: Path, command: Sequence[str] = (), display: Display | None = None
+    spec: ExperimentSpec,
+    *,
+    runs: Path,
+    command: Sequence[str] = (),
+    display: Display | None = None,
+    ranks: Ranks | None = None,
 ) -> RunDirectory:
-    """Train ``spec`` in a new run directory below ``runs``.
+    """Train ``spec`` in a new run directory below ``runs``; each of several ranks calls this.
 
     Raises:
         VlatrackError: the spec and its data do not fit; nothing is created then, if it shows early.
     """
-    prepared = _prepare(spec, command)
-    directory = RunDirectory.create(runs, spec)
-    write_manifest(directory.manifest_file, prepared.manifest)
-    _execute(prepared, directory, display or SilentDisplay(), resume_from=None)
+    ranks = ranks or Ranks()
+    with ranks.first_before_others():
+        prepared = _prepare(spec, command, ranks)
+    directory = RunDirectory.create(runs, spec) if ranks.is_first else None
+    directory = ranks.from_first(directory)
+    assert directory is not None, "the first rank has made it"
+    if ranks.is_first:
+        write_manifest(directory.manifest_file, prepared.manifest)
+    _execute(prepared, directory, display or SilentDisplay(), None, ranks)
     return directory
 
 
 def resume_run(
-    path: Path, *, checkpoint: str = "last", command: Sequence[str] = (), display: Display | None = None
+    path: Path,
+    *,
+    checkpoint: str = "last",
+    command: Sequence[str] = (),
+    display: Display | None = None,
+    ranks: Ranks | None = None,
 ) -> RunDirectory:
     """Continue the run at ``path`` from a checkpoint, to the same end as if it had never stopped.
 
     ``checkpoint`` is ``last``, ``best`` or a folder's name. Later checkpoints move to ``checkpoints/rewound``, and what
-    was logged beyond it is marked as rewound.
+    was logged beyond it is marked as rewound. There may be more or fewer ranks than before.
 
     Raises:
         VlatrackError: there is no run, no checkpoint, or the data has changed since.
     """
-    directory = RunDirectory.open(path)
-    chosen = directory.checkpoint(checkpoint)
-    prepared = _prepare(directory.spec(), command)
-    _execute(prepared, directory, display or SilentDisplay(), resume_from=chosen)
+    ranks = ranks or Ranks()
+    with ranks.first_before_others():
+        directory = RunDirectory.open(path)
+        chosen = directory.checkpoint(checkpoint)
+        prepared = _prepare(directory.spec(), command, ranks)
+    _execute(prepared, directory, display or SilentDisplay(), ranks.from_first(chosen), ranks)
     return directory
 
 
-def _prepare(spec: ExperimentSpec, command: Sequence[str]) -> Prepared:
+def _prepare(spec: ExperimentSpec, command: Sequence[str], ranks: Ranks) -> Prepared:
+    builders.check_ranks(spec, ranks)
     for backend in builders.build_backends(spec.tracking.backends):
         check_backend(backend)
     splits = builders.open_splits(spec)
     ranges = builders.value_ranges(spec, splits[TRAIN])
     builders.check_data(spec, splits, ranges)
     checkpoint = builders.foreign_checkpoint(spec)
-    return Prepared(spec, splits, ranges, checkpoint, describe_run(spec, splits, ranges, command))
+    return Prepared(spec, splits, ranges, checkpoint, describe_run(spec, splits, ranges, command, ranks.count))
 
 
-def _execute(prepared: Prepared, directory: RunDirectory, display: Display, resume_from: Path | None) -> None:
+def _execute(
+    prepared: Prepared, directory: RunDirectory, display: Display, resume_from: Path | None, ranks: Ranks
+) -> None:
+    with StopSignals(ranks) as signals:
+        if ranks.is_first:
+            _lead(prepared, directory, display, resume_from, ranks, signals)
+        else:
+            _follow(prepared, directory, resume_from, ranks, signals)
+
+
+def _lead(
+    prepared: Prepared,
+    directory: RunDirectory,
+    display: Display,
+    resume_from: Path | None,
+    ranks: Ranks,
+    signals: StopSignals,
+) -> None:
     """Run under the tracker's eye: however it ends, the journal and every backend say so."""
     display.started(directory.path)
-    with _sigterm_raises():
-        tracked = _start_tracking(prepared, directory, resume_from)
-        for notice in tracked.notices:
-            display.stage(notice)
+    forget_reasons(directory)
+    tracked = _start_tracking(prepared, directory, resume_from)
+    for notice in tracked.notices:
+        display.stage(notice)
+    head = prepared.spec.action_head
+    schema = MetricSchema.for_experiment(horizon=head.time_horizon, action_dim=head.action_dim)
+    logbook = RunLogbook(directory, tracked, display, schema, ranks.count)
+    try:
+        with SystemSampler(tracked, every_s=prepared.spec.tracking.system_every_s):
+            _train(prepared, directory, logbook, resume_from, ranks)
+        _upload_results(directory, tracked)
+    except BaseException as error:
+        signals.ending = True
+        ending = why_it_ended(error, signals, directory, ranks)
         try:
-            with SystemSampler(tracked, every_s=prepared.spec.tracking.system_every_s):
-                _train(prepared, directory, tracked, display, resume_from)
+            keep_traceback(directory, error)
             _upload_results(directory, tracked)
-        except BaseException as error:
-            status: Status = "KILLED" if isinstance(error, KeyboardInterrupt | Terminated) else "FAILED"
-            try:
-                _keep_traceback(directory, error)
-                _upload_results(directory, tracked)
-            finally:  # whatever else goes wrong now, the run must not stay RUNNING
-                report = tracked.finish(status, reason=_reason(error))
-            can_resume = bool(list_checkpoints(directory.checkpoints))
-            display.stopped(directory.path, status, can_resume, report)
-            raise
-        display.stage("delivering to the trackers")
-        report = tracked.finish("FINISHED")
-    display.finished(directory.path, report, prepared.spec.action_head.time_horizon)
+        finally:  # whatever else goes wrong now, the run must not stay RUNNING
+            report = tracked.finish(ending.status, reason=ending.reason)
+        can_resume = bool(list_checkpoints(directory.checkpoints))
+        display.stopped(directory.path, ending.status, can_resume, report, ending.reason if ending.foreign else None)
+        raise
+    display.stage("delivering to the trackers")
+    report = tracked.finish("FINISHED")
+    display.finished(directory.path, report, head.time_horizon)
+
+
+def _follow(
+    prepared: Prepared, directory: RunDirectory, resume_from: Path | None, ranks: Ranks, signals: StopSignals
+) -> None:
+    """Train along with the first rank, which writes; only a reason to end is left for it to find."""
+    try:
+        _train(prepared, directory, NoLogbook(), resume_from, ranks)
+    except BaseException as error:
+        signals.ending = True
+        leave_reason(directory, ranks.number, error)
+        raise
 
 
 def _start_tracking(prepared: Prepared, directory: RunDirectory, resume_from: Path | None) -> TrackedRun:
@@ -156,32 +192,38 @@ def _start_tracking(prepared: Prepared, directory: RunDirectory, resume_from: Pa
 
 
 def _train(
-    prepared: Prepared, directory: RunDirectory, tracked: TrackedRun, display: Display, resume_from: Path | None
+    prepared: Prepared, directory: RunDirectory, logbook: Logbook, resume_from: Path | None, ranks: Ranks
 ) -> None:
     spec, splits = prepared.spec, prepared.splits
-    accelerator = builders.build_accelerator(spec)
-    policy = builders.build_policy(spec, prepared.checkpoint)  # first: a checkpoint that does not fit shows at once
-    display.stage("reading the image tokenizer" if directory.tokenizer.is_dir() else "fitting the image tokenizer")
-    encoding = builders.build_encoding(
-        spec, splits, prepared.ranges, prepared.checkpoint, directory.tokenizer, accelerator.device
-    )
-    samples = builders.build_samples(spec, splits, encoding, CodeCache(directory.code_cache), display.encoding)
-    training = builders.build_training(spec, policy, samples.pop(TRAIN), accelerator)
-    identity = builders.build_identity(spec, prepared.ranges)
-    head = spec.action_head
-    state = TrainState.fresh(head.time_horizon, head.action_dim, accelerator.device)
-    if resume_from is not None:
-        counters, stored = read_state(resume_from)
-        stored.check_equal(identity, resume_from)
-        load_policy(resume_from, policy)
-        state = load_training(resume_from, training.optimizer, counters, accelerator.device)
-        set_aside_later(directory.checkpoints, state.step)
-        tracked.event("resume", {"step": state.step, "checkpoint": resume_from.name})
-        for split in LOG_FILES:
-            drop_epochs_from(directory.log_file(split), state.epoch)
-    schema = MetricSchema.for_experiment(horizon=head.time_horizon, action_dim=head.action_dim)
-    display.training(state.step, training.total_steps)
-    training.run(state, RunObserver(spec, directory, training, samples, identity, tracked, display, schema))
+    with ranks.first_before_others():  # it fits the tokenizer and encodes the pictures; the others find them
+        accelerator = builders.build_accelerator(spec)
+        policy = builders.build_policy(spec, prepared.checkpoint)  # first: one that does not fit shows at once
+        logbook.stage("reading the image tokenizer" if directory.tokenizer.is_dir() else "fitting the image tokenizer")
+        encoding = builders.build_encoding(
+            spec, splits, prepared.ranges, prepared.checkpoint, directory.tokenizer, accelerator.device
+        )
+        samples = builders.build_samples(spec, splits, encoding, CodeCache(directory.code_cache), logbook.encoding)
+        training = builders.build_training(spec, policy, samples.pop(TRAIN), accelerator, ranks)
+        identity = builders.build_identity(spec, prepared.ranges)
+        state = _initial_state(training, identity, resume_from, seed=spec.seed)
+        if resume_from is not None:
+            logbook.resumed(state, resume_from)
+    ranks.copy_weights(policy)
+    logbook.training(state.step, training.total_steps)
+    training.run(state, RunObserver(spec, training, samples, identity, directory.checkpoints, logbook))
+
+
+def _initial_state(training: Training, identity: Identity, resume_from: Path | None, *, seed: int) -> TrainState:
+    """Where the training begins, and the generators of this rank; weights and optimiser as a checkpoint has them."""
+    head, ranks, device = training.policy.action_head, training.ranks, training.accelerator.device
+    if not ranks.is_first:  # the first one goes on with what drew the weights, as a process alone does
+        seed_rank(seed, ranks.number, step=0 if resume_from is None else step_of(resume_from))
+    if resume_from is None:
+        return TrainState.fresh(head.time_horizon, head.action_dim, device)
+    counters, stored = read_state(resume_from)
+    stored.check_equal(identity, resume_from)
+    load_policy(resume_from, training.policy)
+    return load_training(resume_from, training.optimizer, counters, device, rank=ranks.number)
 
 
 def _upload_results(directory: RunDirectory, tracked: TrackedRun) -> None:
@@ -199,32 +241,3 @@ def _upload_results(directory: RunDirectory, tracked: TrackedRun) -> None:
     except CheckpointError:
         return
     tracked.log_artifact(best, name=f"checkpoints/{best.name}", aliases=["best"])
-
-
-def _keep_traceback(directory: RunDirectory, error: BaseException) -> None:
-    if not isinstance(error, VlatrackError | KeyboardInterrupt | Terminated):
-        (directory.path / "error.txt").write_text("".join(traceback.format_exception(error)))
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, Terminated):
-        return "SIGTERM"
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted from the keyboard"
-    return f"{type(error).__name__}: {error}"
-
-
-@contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Turn SIGTERM (a cluster's or a container's way to stop a run) into an exception meanwhile."""
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    except Terminated:
-        sys.exit(TERMINATED)
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -226,11 +226,13 @@ class TrainSpec(Model):
 
     epochs: PositiveInt = Field(40, description="passes over the training samples")
     max_steps: PositiveInt | None = Field(None, description="stop after so many optimiser steps")
-    batch_size: PositiveInt = Field(8, description="samples in one forward pass")
+    batch_size: PositiveInt = Field(8, description="samples in one forward pass, of all processes together")
     accumulate: PositiveInt = Field(1, description="forward passes in one optimiser step")
     precision: Literal["fp32", "bf16"] = Field("bf16", description="arithmetic of the forward and backward pass")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
-    workers: Annotated[int, Field(ge=0, le=64)] = Field(0, description="processes that assemble batches")
+    workers: Annotated[int, Field(ge=0, le=64)] = Field(
+        0, description="helpers that assemble batches, for each process"
+    )
     gradient_checkpointing: bool = Field(False, description="less memory, more time, the same numbers")
     checkpoint: CheckpointSpec = CheckpointSpec()
 

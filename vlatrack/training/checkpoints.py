@@ -1,16 +1,16 @@
 """Checkpoints: whole or not there at all, and told apart when damaged.
 
 A checkpoint is a folder ``step-<number>``: ``policy.safetensors`` (weights), ``optimizer.pt``
-(optimiser, running sums, generators; tensors and plain numbers only), ``state.json`` (counters and
-identity) and ``files.json`` (sha256 of the other three). It is written under another name and
-renamed, so a folder of that name is complete.
+(optimiser, running sums over all ranks, generators of each rank; tensors and plain numbers only),
+``state.json`` (counters and identity) and ``files.json`` (sha256 of the other three). It is written under
+another name and renamed, so a folder of that name is complete.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from vlatrack.errors import CheckpointError
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.tokens.bins import ValueRange
+from vlatrack.training.ranks import Ranks
 from vlatrack.training.state import RandomState, TrainState
 
 _WEIGHTS, _OPTIMIZER, _STATE, _FILES = "policy.safetensors", "optimizer.pt", "state.json", "files.json"
@@ -57,19 +58,28 @@ class Identity:
 
 
 def save_checkpoint(
-    folder: Path, *, policy: VlaPolicy, optimizer: torch.optim.Optimizer, state: TrainState, identity: Identity
+    folder: Path,
+    *,
+    policy: VlaPolicy,
+    optimizer: torch.optim.Optimizer,
+    state: TrainState,
+    identity: Identity,
+    ranks: Ranks,
 ) -> Path:
-    """Write ``folder``/step-<number> and return it."""
+    """Write ``folder``/step-<number> and return it. All ranks call this, the first one writes."""
     target = folder / f"step-{state.step:08d}"
+    epoch, window = ranks.total_sums(state.epoch_sums), ranks.total_sums(state.window_sums)
+    random = ranks.gather(asdict(RandomState.capture()))
+    if not ranks.is_first:
+        return target
     unfinished = folder / f".{target.name}.{os.getpid()}"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     save_file({name: value.contiguous() for name, value in policy.state_dict().items()}, unfinished / _WEIGHTS)
-    random = RandomState.capture()
     tensors = {
         "optimizer": optimizer.state_dict(),
-        "sums": state.sums(),
-        "random": {"cpu": random.cpu, "cuda": random.cuda},
+        "sums": replace(state, epoch_sums=epoch, window_sums=window).sums(),
+        "random": random,
     }
     torch.save(tensors, unfinished / _OPTIMIZER)
     (unfinished / _STATE).write_text(json.dumps({"counters": state.counters(), "identity": asdict(identity)}) + "\n")
@@ -117,13 +127,21 @@ def load_policy(checkpoint: Path, policy: VlaPolicy) -> None:
 
 
 def load_training(
-    checkpoint: Path, optimizer: torch.optim.Optimizer, counters: dict[str, Any], device: torch.device
+    checkpoint: Path, optimizer: torch.optim.Optimizer, counters: dict[str, Any], device: torch.device, *, rank: int
 ) -> TrainState:
-    """Restore the optimiser and the generators; return the training state."""
+    """Restore the optimiser and this rank's generators; return the training state.
+
+    The stored sums are those of all ranks: the first one goes on with them, the others from nothing. A rank that there
+    was none of when the checkpoint was made keeps the generators that it has.
+    """
     stored = torch.load(checkpoint / _OPTIMIZER, map_location="cpu", weights_only=True)
     optimizer.load_state_dict(stored["optimizer"])
-    RandomState(**stored["random"]).restore()
-    return TrainState.restored(counters, stored["sums"], device)
+    random = stored["random"]
+    by_rank = random if isinstance(random, list) else [random]  # one alone, before several processes could train
+    if rank < len(by_rank):
+        RandomState(**by_rank[rank]).restore()
+    state = TrainState.restored(counters, stored["sums"], device)
+    return state if rank == 0 else state.without_sums()
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

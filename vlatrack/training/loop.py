@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from vlatrack.models.measurements import measurements
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.tokens.batch import Batch
 from vlatrack.training.optimisation import Schedule, optimise
+from vlatrack.training.ranks import Ranks, Rule
 from vlatrack.training.state import TrainState
 
 
@@ -59,6 +60,7 @@ class Training:
     samples: SampleSet
     settings: LoopSettings
     accelerator: Accelerator
+    ranks: Ranks
 
     @property
     def steps_per_epoch(self) -> int:
@@ -82,6 +84,7 @@ class Training:
                     self.optimizer,
                     window,
                     accelerator=self.accelerator,
+                    ranks=self.ranks,
                     lr=lr,
                     clip_grad=settings.clip_grad,
                 )
@@ -92,7 +95,7 @@ class Training:
                 observer.on_step(state)
                 if state.step == self.total_steps:
                     break
-            observer.on_epoch(state, measurements(state.finish_epoch(), self.policy.weights))
+            observer.on_epoch(state, self._means(state.finish_epoch()))
             clock.restart()
 
     def _is_complete(self, state: TrainState) -> bool:
@@ -100,18 +103,38 @@ class Training:
         return state.step >= self.total_steps and state.step_in_epoch == 0
 
     def _windows(self, state: TrainState) -> Iterator[list[Batch]]:
-        """The rest of the current epoch, in groups of ``accumulate`` batches."""
+        """This rank's share of the rest of the current epoch, in groups of ``accumulate`` batches.
+
+        A group has fewer where a batch has no row for this rank.
+        """
         settings = self.settings
         order = epoch_order(len(self.samples), batch_size=settings.batch_size, seed=settings.seed, epoch=state.epoch)[
             state.step_in_epoch * settings.accumulate :
         ]
+        shares = [self.ranks.share(batch) for batch in order]
+        mine = [rows for rows in shares if rows]
         on_gpu = self.accelerator.device.type == "cuda"
-        batches = load_batches(self.samples, order, self.policy.layout, workers=settings.workers, pin=on_gpu)
-        return iter(lambda: list(itertools.islice(batches, settings.accumulate)), [])
+        batches = load_batches(self.samples, mine, self.policy.layout, workers=settings.workers, pin=on_gpu)
+        for start in range(0, len(shares), settings.accumulate):
+            group = shares[start : start + settings.accumulate]
+            yield list(itertools.islice(batches, sum(len(rows) > 0 for rows in group)))
 
     def _record(self, sums: LossSums, grad_norm: Tensor, lr: float, clock: "WindowClock") -> dict[str, float]:
-        named = measurements(sums, self.policy.weights)
-        return named | {"grad_norm": grad_norm.item(), "lr": lr} | clock.take()
+        speeds = self.ranks.combine(clock.take(), SPEEDS)
+        return self._means(sums) | {"grad_norm": grad_norm.item(), "lr": lr} | speeds
+
+    def _means(self, sums: LossSums) -> dict[str, float]:
+        return measurements(self.ranks.total_sums(sums), self.policy.weights)
+
+
+SPEEDS: Mapping[str, Rule] = {
+    "samples_per_s": "sum",
+    "tokens_per_s": "sum",
+    "step_time_s": "max",
+    "data_wait_s": "max",
+    "memory_mb": "max",
+}
+"""What `WindowClock` measures, and how it is combined over ranks: of times and memory, the worst rank counts."""
 
 
 class WindowClock:

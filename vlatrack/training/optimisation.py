@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Literal
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vlatrack.models.losses import Denominators, LossSums, documented_losses
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.tokens.batch import Batch
+from vlatrack.training.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -47,23 +48,26 @@ def optimise(
     window: Sequence[Batch],
     *,
     accelerator: Accelerator,
+    ranks: Ranks,
     lr: float,
     clip_grad: float | None,
 ) -> tuple[LossSums, Tensor]:
-    """One optimiser step; its gradient is that of the window's rows in a single batch.
+    """One optimiser step; its gradient is that of the window's rows of all ranks in a single batch.
 
     Returns:
-        the window's sums, and the gradient norm before clipping, a scalar still on the device.
+        the sums of this rank's window, and the gradient norm before clipping, a scalar still on the device.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr
-    denominators = Denominators.of(window, policy.weights.image_token_weight)
+    counts = astuple(Denominators.of(window, policy.weights.image_token_weight))
+    denominators = Denominators(*ranks.total(counts))
     sums = LossSums.zeros(policy.action_head.time_horizon, policy.action_head.action_dim, accelerator.device)
     for batch in window:
         with accelerator.autocast():
             output = policy(batch.to(accelerator.device))
         accelerator.backward(documented_losses(output.sums, policy.weights, denominators).loss)
         sums = sums + output.sums.detached()
+    ranks.sum_gradients(policy.parameters())
     norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), clip_grad if clip_grad is not None else math.inf)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -1,8 +1,9 @@
 """Where a training stands: all that a checkpoint must hold besides weights and optimiser."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from vlatrack.models.losses import LossSums
 
 @dataclass
 class TrainState:
-    """Counters and running sums. A step is an optimiser step."""
+    """Counters and running sums. A step is an optimiser step. The sums are those of this rank alone."""
 
     epoch_sums: LossSums  # since the epoch began
     window_sums: LossSums  # since the last record
@@ -48,6 +49,10 @@ class TrainState:
         horizon, action_dim = self.epoch_sums.head_error.shape
         return LossSums.zeros(horizon, action_dim, self.epoch_sums.head_error.device)
 
+    def without_sums(self) -> Self:
+        """The same place in the training, with nothing summed up."""
+        return replace(self, epoch_sums=self._empty(), window_sums=self._empty())
+
     # --- for checkpoints --------------------------------------------------------------------------
 
     def counters(self) -> dict[str, Any]:
@@ -69,16 +74,22 @@ class TrainState:
 
 @dataclass(frozen=True)
 class RandomState:
-    """The generators that dropout draws from."""
+    """The generators that dropout draws from; of the GPUs, the one that this process computes on."""
 
     cpu: Tensor
     cuda: list[Tensor] = field(default_factory=list)
 
     @classmethod
     def capture(cls) -> Self:
-        return cls(torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
+        return cls(torch.get_rng_state(), [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])
 
     def restore(self) -> None:
         torch.set_rng_state(self.cpu)
         if self.cuda and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(self.cuda)
+            torch.cuda.set_rng_state(self.cuda[0])
+
+
+def seed_rank(seed: int, rank: int, step: int) -> None:
+    """Start this rank's generators, which dropout draws from, at what depends on these numbers alone."""
+    (mixed,) = np.random.SeedSequence([seed, rank, step]).generate_state(1)
+    torch.manual_seed(int(mixed))

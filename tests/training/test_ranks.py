@@ -1,0 +1,86 @@
+"""What ranks exchange, between two real processes."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from launching import end_family, torchrun
+
+from vlatrack.training.ranks import Ranks, combine_by_name
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def exchanged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which two ranks left what they got from one another."""
+    folder = tmp_path_factory.mktemp("ranks")
+    command = torchrun(HERE / "exchanging_rank.py", folder)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        _, err = process.communicate(timeout=100)
+    finally:
+        end_family(process)
+    assert process.returncode == 0, err
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(exchanged: Path) -> list[dict]:
+    return [json.loads((exchanged / f"{number}.json").read_text()) for number in (0, 1)]
+
+
+def test_values_are_combined_by_name_in_whatever_order_the_ranks_have_them(results) -> None:
+    assert results[0]["combined"] == {"speed": 5.0, "wait": 6.0, "alone": 7.0, "memory": 3.0, "other": 11.0}
+    assert results[1]["combined"] == results[0]["combined"]
+
+
+def test_a_name_on_one_rank_only_keeps_that_ranks_value(results) -> None:
+    assert results[0]["combined"]["alone"] == 7.0
+    assert results[0]["combined"]["other"] == 11.0
+
+
+def test_a_name_without_a_rule_is_an_error() -> None:
+    with pytest.raises(KeyError, match="unheard_of"):
+        combine_by_name([{"unheard_of": 1.0}], {})
+
+
+def test_gradients_are_summed_where_any_rank_has_one(results) -> None:
+    assert results[0]["gradients"] == results[1]["gradients"] == [[3.0] * 3, [5.0] * 3, None]
+
+
+def test_every_rank_has_the_weights_of_the_first(results) -> None:
+    assert [result["weight"] for result in results] == [[1.0], [1.0]]
+
+
+def test_sums_are_those_of_all_ranks(results) -> None:
+    for result in results:
+        assert result["total"] == [2.0, 1.0]
+        assert result["total_sums"] == [[0.0], [5.0]]
+
+
+def test_rows_are_dealt_out_and_a_rank_may_get_none(results) -> None:
+    assert [result["share"] for result in results] == [[1, 3], [2]]
+    assert [result["share_of_one"] for result in results] == [[1], []]
+
+
+def test_the_first_rank_goes_ahead_and_its_word_counts(results) -> None:
+    assert results[1]["second_found_first"] == [True]
+    assert [result["from_first"] for result in results] == ["of 0", "of 0"]
+    assert results[0]["gathered"] == [0, 1]
+
+
+def test_a_rank_whose_partner_is_gone_notices_at_its_next_exchange(exchanged: Path, results) -> None:
+    assert [result["gone"] for result in results] == [[], []]
+    assert "contact with another process" in (exchanged / "lost.txt").read_text()
+
+
+def test_a_process_alone_exchanges_nothing() -> None:
+    ranks = Ranks()
+    assert ranks.is_first
+    assert ranks.share([1, 2]) == [1, 2]
+    assert ranks.combine({"speed": 2.0}, {"speed": "sum"}) == {"speed": 2.0}
+    assert ranks.gather(3) == [3]

@@ -1,0 +1,32 @@
+"""The processes that one command was started in: one, or as many as torchrun or accelerate were told."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from vlatrack.training.ranks import RankLostError, Ranks
+
+
+@contextmanager
+def joined_ranks() -> Iterator[Ranks]:
+    """This process among those that the environment names; a process alone makes no group and imports no torch.
+
+    A rank that only ends because another one did says nothing: the other has, or the first one tells.
+    """
+    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Ranks()
+        return
+    from vlatrack.training.process_group import GroupRanks
+
+    ranks = GroupRanks.join()
+    try:
+        yield ranks
+    except BaseException as error:
+        lost = isinstance(error, RankLostError)
+        if lost:  # the one that failed should end first: torchrun takes the first exit status for the reason
+            ranks.gone()
+        ranks.leave(failed=True)
+        if lost:
+            raise SystemExit(1) from None
+        raise
+    ranks.leave()
