@@ -223,6 +223,8 @@ def test_the_last_line_of_an_incomplete_run_names_the_command_that_completes_it(
         BackendDelivery("mlflow-0", 0, 312, 0, None, "ConnectionError"),
         BackendDelivery("csv-1", 312, 0, 0, "x", None),
     )
-    TerminalDisplay().stopped(Path("runs/e/r"), "FAILED", can_resume=False, delivery=DeliveryReport(shares, 0))
+    TerminalDisplay().stopped(
+        Path("runs/e/r"), "FAILED", can_resume=False, delivery=DeliveryReport(shares, 0), reason=None
+    )
     told = capsys.readouterr().out
     assert "312 records not delivered to mlflow-0; `vlatrack sync runs/e/r` delivers them" in told
