@@ -1,12 +1,14 @@
 """Experiments that do not fit their data or machine: one clear line each, and nothing is left behind."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
 from conftest import TOY
 
 from vlatrack.errors import VlatrackError
+from vlatrack.runner.manifest import write_manifest
 from vlatrack.runner.run import resume_run, run_experiment
 from vlatrack.spec.load import load_spec
 
@@ -47,6 +49,21 @@ def test_a_tracker_without_its_package_is_refused_with_the_pip_line(tmp_path, mo
     with pytest.raises(VlatrackError, match=r"pip install 'vlatrack\[wandb\]'"):
         run_experiment(load_spec(TOY, ["tracking.backends=[{kind: wandb}]"]), runs=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+def test_an_experiment_that_holds_a_key_of_the_environment_is_refused_without_showing_it(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "planted-0123456789abcdef")
+    spec = load_spec(TOY, ["data.train.options={note: see planted-0123456789abcdef}"])
+    with pytest.raises(VlatrackError, match="holds the value of WANDB_API_KEY") as caught:
+        run_experiment(spec, runs=tmp_path / "runs")
+    assert "planted" not in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_keys_are_hidden_in_the_manifest_that_trackers_get(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("MY_TOKEN", "planted-0123456789abcdef")
+    write_manifest(tmp_path / "manifest.json", {"git": {"diff": '+KEY = "planted-0123456789abcdef"\n'}})
+    assert json.loads((tmp_path / "manifest.json").read_text()) == {"git": {"diff": '+KEY = "***"\n'}}
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch) -> None:

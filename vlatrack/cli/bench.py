@@ -47,7 +47,7 @@ def tracking(
     experiment: Annotated[
         Path, typer.Option(help="Experiment whose training steps are timed with tracking on and off.")
     ] = Path("experiments/quickstart.yaml"),
-    pairs: Annotated[int, typer.Option(min=2, help="Pairs of blocks of such steps, four records in a block.")] = 20,
+    pairs: Annotated[int, typer.Option(min=2, help="Pairs of blocks of such steps, six records in a block.")] = 20,
     output: Annotated[Path, typer.Option("--output", "-o", help="File for the figures as JSON.")] = Path(
         "bench-tracking.json"
     ),

@@ -35,7 +35,7 @@ from vlatrack.training.loop import Training
 from vlatrack.training.ranks import Ranks
 from vlatrack.training.state import TrainState
 
-RECORDS_PER_BLOCK = 4
+RECORDS_PER_BLOCK = 6
 """A block then lasts longer than the delivery process lets records come together (tail.GATHER_S), at the quickstart's
 speed."""
 _WARM_UP_BLOCKS = 2

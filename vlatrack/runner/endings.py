@@ -10,6 +10,7 @@ from typing import Self
 from vlatrack.errors import VlatrackError
 from vlatrack.runner.directory import RunDirectory
 from vlatrack.tracking.backend import Status
+from vlatrack.tracking.privacy import redact
 from vlatrack.training.ranks import RankLostError, Ranks
 
 TERMINATED = 143
@@ -86,7 +87,7 @@ def why_it_ended(error: BaseException, signals: StopSignals, directory: RunDirec
 def keep_traceback(directory: RunDirectory, error: BaseException) -> None:
     """Of the first rank's error, if it is none that a user can cause."""
     if not isinstance(error, VlatrackError) and not _comes_from_outside(error):
-        (directory.path / "error.txt").write_text("".join(traceback.format_exception(error)))
+        (directory.path / "error.txt").write_text(redact("".join(traceback.format_exception(error))))
 
 
 def leave_reason(directory: RunDirectory, number: int, error: BaseException) -> None:
@@ -97,7 +98,7 @@ def leave_reason(directory: RunDirectory, number: int, error: BaseException) -> 
     trace = [] if isinstance(error, VlatrackError) else traceback.format_exception(error)
     # Renamed into its place: the first rank must not read half a line.
     unfinished = directory.rank_error(number).with_suffix(".partial")
-    unfinished.write_text("".join([_reason(error) + "\n", *trace]))
+    unfinished.write_text(redact("".join([_reason(error) + "\n", *trace])))
     unfinished.replace(directory.rank_error(number))
 
 

@@ -19,6 +19,7 @@ from vlatrack import __version__
 from vlatrack.builders import Ranges, Split
 from vlatrack.spec.identity import canonical_hash
 from vlatrack.spec.models import ExperimentSpec
+from vlatrack.tracking.privacy import redact
 
 _PACKAGES = ("torch", "transformers", "accelerate", "numpy", "pyarrow", "av", "mlflow", "wandb", "pydantic")
 _MAX_DIFF = 1 << 20
@@ -52,7 +53,8 @@ def describe_run(
 
 
 def write_manifest(file: Path, manifest: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(manifest, indent=1) + "\n")
+    """Trackers get it, too: a key in the command or in uncommitted code is hidden."""
+    file.write_text(redact(json.dumps(manifest, indent=1)) + "\n")
 
 
 def _packages() -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from vlatrack import builders
 from vlatrack.data.cache import CodeCache
-from vlatrack.errors import CheckpointError
+from vlatrack.errors import CheckpointError, SpecError
 from vlatrack.models.importing import Checkpoint
 from vlatrack.reports.epoch_log import LOG_FILES
 from vlatrack.reports.figures import write_figures
@@ -19,7 +19,9 @@ from vlatrack.runner.manifest import describe_run, write_manifest
 from vlatrack.runner.observer import RunObserver
 from vlatrack.schema.metrics import TRAIN, MetricSchema
 from vlatrack.spec.identity import canonical_hash, flatten
+from vlatrack.spec.load import dump_spec
 from vlatrack.spec.models import ExperimentSpec
+from vlatrack.tracking.privacy import secret_within
 from vlatrack.tracking.registry import check_backend
 from vlatrack.tracking.run import DatasetInput, TrackedRun
 from vlatrack.tracking.system import SystemSampler
@@ -91,6 +93,8 @@ def resume_run(
 
 
 def _prepare(spec: ExperimentSpec, command: Sequence[str], ranks: Ranks) -> Prepared:
+    if variable := secret_within(dump_spec(spec)):
+        raise SpecError(f"the experiment holds the value of {variable}, and it goes to the trackers: take it out")
     builders.check_ranks(spec, ranks)
     for backend in builders.build_backends(spec.tracking.backends):
         check_backend(backend)

@@ -25,12 +25,12 @@ from vlatrack.tracking.privacy import redact
 from vlatrack.tracking.registry import backend_label, backends_of, connect
 from vlatrack.tracking.tail import Tail
 
-WATCH_S = 0.5
+WATCH_S = 1.0
 PATIENCE_WITHOUT_TRAINER_S = 600.0
 """How long delivery goes on if the trainer died and nobody waits for the end."""
 FULL_DISK_PAUSE_S = 10.0
 
-_NICENESS = 5
+_NICENESS = 10
 _OBJECTS_BETWEEN_COLLECTIONS = 50_000
 """A batch makes thousands of objects that need no collector; looking through the trackers' libraries each time took a
 tenth of the delivery."""
@@ -54,7 +54,7 @@ def main(run_dir: Path, *, patience_s: float | None = None, only: Collection[str
     os.ftruncate(lock, 0)
     os.pwrite(lock, str(os.getpid()).encode(), 0)
     os.umask(0o077)
-    os.nice(_NICENESS)  # training goes first
+    _let_training_go_first()
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
@@ -82,6 +82,12 @@ def _serve(files: RunFiles, stopping: threading.Event, patience_s: float | None,
             _log.warning("time is over")
             return False
     return not stopping.is_set() and all(tail.finished for tail in tails)
+
+
+def _let_training_go_first() -> None:
+    """A batch process never interrupts another one that has just begun to compute; it takes the gaps."""
+    os.nice(_NICENESS)
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 class _PatienceWithProgress:

@@ -15,10 +15,18 @@ _SHORTEST_SECRET = 8
 
 def redact(text: str) -> str:
     """The text without the keys, tokens and passwords of the environment and without passwords in addresses."""
-    for name, value in os.environ.items():
-        if _SECRET_VARIABLE.search(name) and len(value) >= _SHORTEST_SECRET:
-            text = text.replace(value, HIDDEN)
+    for value in _secrets().values():
+        text = text.replace(value, HIDDEN)
     return _URI_PASSWORD.sub(HIDDEN, text)
+
+
+def secret_within(text: str) -> str | None:
+    """The name of an environment variable whose secret value stands in the text."""
+    return next((name for name, value in _secrets().items() if value in text), None)
+
+
+def _secrets() -> dict[str, str]:
+    return {n: v for n, v in os.environ.items() if _SECRET_VARIABLE.search(n) and len(v) >= _SHORTEST_SECRET}
 
 
 def redact_param(name: str, value: str) -> str:

@@ -30,7 +30,7 @@ from vlatrack.tracking.layout import RunFiles
 from vlatrack.tracking.privacy import redact
 
 BATCH_RECORDS = 500
-GATHER_S = 2.0
+GATHER_S = 5.0
 """How long records come together before a backend that has everything gets them: a batch costs it nearly the same,
 however few they are, and that time would be taken from the training."""
 MOST_ON_THEIR_WAY = 50_000
