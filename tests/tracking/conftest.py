@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 from mlflow_server import MlflowServer
-from wandb_double import WandbDouble
-
-WANDB_KEY = "k" * 40
+from wandb_double import WANDB_KEY, WandbDouble
 
 
 @pytest.fixture(autouse=True)

@@ -12,10 +12,9 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
-from conftest import WANDB_KEY
 from connections import Connections, bare_environment, connections_of, strace
 from mlflow_server import MlflowServer
-from wandb_double import WandbDouble
+from wandb_double import WANDB_KEY, WandbDouble
 
 TRAINER = Path(__file__).with_name("short_trainer.py")
 

@@ -14,6 +14,7 @@ from typing import Any
 
 Json = dict[str, Any]
 
+WANDB_KEY = "k" * 40
 ENTITY = "someone"
 _STATES = {None: "running", 0: "finished", 255: "killed"}
 
