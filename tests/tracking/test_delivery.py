@@ -23,6 +23,7 @@ from vlatrack.tracking.cursor import CursorFile
 from vlatrack.tracking.history import metric_history, run_status
 from vlatrack.tracking.journal import read_records
 from vlatrack.tracking.run import BackendConfig, TrackedRun
+from vlatrack.tracking.sync import sync_run
 
 Eventually = Callable[..., None]
 MLFLOW, WANDB = BackendConfig("mlflow"), BackendConfig("wandb", naming="sections")
@@ -256,12 +257,38 @@ def test_without_a_key_wandb_writes_offline_files_and_says_so(
     run.log({"train_closs": 0.5}, step=1)
     report = run.finish("FINISHED")
     assert run.notices == (
-        "no W&B key: the run is written to offline files; set WANDB_API_KEY or call `wandb login` to see it online",
+        "no W&B key: the run is written to offline files; with WANDB_API_KEY or after `wandb login`, "
+        "`vlatrack sync RUN` brings it to W&B",
     )
     (file,) = (run_dir / "wandb").glob("offline-run-*/run-u1.wandb")
     assert b"train/closs" in file.read_bytes()
-    assert report.backends[0].look == f"wandb sync {file.parent}"
+    assert report.backends[0].look == f"with a key: vlatrack sync {run_dir}"
     assert wandb_server.operations == Counter()
+
+
+def test_one_sync_with_a_key_brings_a_run_from_offline_files_to_wandb(
+    run_dir: Path, wandb_server: WandbDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY")
+    run = start(run_dir, WANDB)
+    (run_dir / "note.txt").write_text("a note")
+    run.log_artifact(run_dir / "note.txt", name="note.txt")
+    for step in range(30):
+        run.log({"train_closs": step / 3}, step=step)
+    assert run.finish("FINISHED").complete
+    assert sync_run(run_dir).complete  # still without a key: there is nothing to do
+    assert wandb_server.operations == Counter()
+
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    assert sync_run(run_dir).complete
+    assert wandb_rows(wandb_server) == journal_rows(run_dir)
+    assert wandb_server.runs["u1"].state == "finished"
+    assert b"a note" in wandb_server.uploads.values()
+    assert not list((run_dir / "wandb").glob("offline-run-*"))  # `wandb sync` would store everything twice
+
+    monkeypatch.delenv("WANDB_API_KEY")
+    assert sync_run(run_dir).complete
+    assert not list((run_dir / "wandb").glob("offline-run-*"))
 
 
 def test_a_server_that_hangs_delays_neither_the_other_backend_nor_the_end(

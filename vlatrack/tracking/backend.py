@@ -133,6 +133,19 @@ class Position:
 
 
 @dataclass(frozen=True)
+class Destination:
+    """Which tracker a delivery is for, as its cursor remembers it: another one has nothing of the run yet."""
+
+    name: str = ""
+    """Without secrets; empty: there is but one."""
+    is_makeshift: bool = False
+    """Only until the tracker can be used: what the tracker itself has got need not be written here as well."""
+
+
+ONLY_ONE = Destination()
+
+
+@dataclass(frozen=True)
 class Rejection:
     """A part of a record that a backend will never take."""
 

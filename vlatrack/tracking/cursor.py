@@ -26,6 +26,8 @@ class Cursor:
     """Where the `start` record begins that the remote run was opened with."""
     dead_letters: int = 0
     url: str | None = None
+    destination: str = ""
+    """The name of the `Destination` that has the records."""
     error: str | None = None
     """Why the last attempt failed; None while all is well."""
 

@@ -22,7 +22,7 @@ from vlatrack.errors import TrackerError
 from vlatrack.tracking.journal import Journal, Kind, is_being_written, last_record
 from vlatrack.tracking.layout import RunFiles
 from vlatrack.tracking.privacy import redact
-from vlatrack.tracking.registry import backend_label, backends_of, connect
+from vlatrack.tracking.registry import backend_label, backends_of, connect, destination_of
 from vlatrack.tracking.tail import Tail
 
 WATCH_S = 1.0
@@ -72,7 +72,8 @@ def _serve(files: RunFiles, stopping: threading.Event, patience_s: float | None,
     for index, config in enumerate(backends_of(files.backends.read_text())):
         label = backend_label(config, index)
         if not only or label in only:
-            tails.append(Tail(files.run_dir, label, partial(connect, config, files.run_dir), stopping))
+            reach = partial(connect, config, files.run_dir)
+            tails.append(Tail(files.run_dir, label, reach, stopping, destination=destination_of(config)))
             threads.append(threading.Thread(target=tails[-1].run, name=label, daemon=True))
     for thread in threads:
         thread.start()

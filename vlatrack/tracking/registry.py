@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vlatrack.errors import MissingPackageError, TrackerError
-from vlatrack.tracking.backend import Backend, BackendConfig
-from vlatrack.tracking.privacy import has_password
+from vlatrack.tracking.backend import ONLY_ONE, Backend, BackendConfig, Destination
+from vlatrack.tracking.privacy import has_password, redact
 from vlatrack.tracking.targets import check_options, load_backend_class
 from vlatrack.tracking.wandb_account import NO_KEY, resolve_mode
 
@@ -71,6 +71,21 @@ def notice_of(config: BackendConfig) -> str | None:
     """What a user should know of this backend before the run, in one line."""
     offline_by_default = config.kind == "wandb" and config.options.get("mode", "auto") in ("auto", None)
     return NO_KEY if offline_by_default and resolve_mode("auto") == "offline" else None
+
+
+def destination_of(config: BackendConfig) -> Destination:
+    """Where the backend would deliver to here and now: that may change with the environment."""
+    options = config.options
+    match config.kind:
+        case "mlflow":
+            server = options.get("tracking_uri") or os.environ.get("MLFLOW_TRACKING_URI")
+            return Destination(redact(str(server or "the store in the runs folder")))
+        case "wandb":
+            if resolve_mode(str(options.get("mode") or "auto")) == "offline":
+                return Destination("offline files", is_makeshift=True)
+            return Destination(redact(os.environ.get("WANDB_BASE_URL", "W&B")))
+        case _:
+            return ONLY_ONE
 
 
 def backend_label(config: BackendConfig, index: int) -> str:

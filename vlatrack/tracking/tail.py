@@ -12,8 +12,10 @@ from pathlib import Path
 from vlatrack.errors import TrackerError
 from vlatrack.tracking.artifacts import KnownDigests, read_artifact
 from vlatrack.tracking.backend import (
+    ONLY_ONE,
     Backend,
     Buffers,
+    Destination,
     Position,
     Rejected,
     Rejection,
@@ -44,7 +46,15 @@ _log = logging.getLogger(__name__)
 class Tail:
     """Delivers a run's journal to one backend until the run's end is there; `run` is the body of its thread."""
 
-    def __init__(self, run_dir: Path, label: str, connect: Callable[[], Backend], stopping: threading.Event) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        label: str,
+        connect: Callable[[], Backend],
+        stopping: threading.Event,
+        *,
+        destination: Destination = ONLY_ONE,
+    ) -> None:
         self._run_dir = run_dir
         self._journal = RunFiles(run_dir).journal
         self._label = label
@@ -52,12 +62,23 @@ class Tail:
         self._stopping = stopping
         self._hurrying = threading.Event()
         self._file = CursorFile(RunFiles(run_dir).delivery, label)
-        self._cursor = self._file.read_for(self._journal)
+        self._cursor = self._stored_cursor(destination)
         self._on_their_way: deque[Cursor] = deque()
         """Where delivery stands, oldest first, and what the backend has not stored for good yet."""
         last = last_record(self._journal)
         self.finished = last is not None and last.kind == Kind.FINISH and last.seq == self._cursor.seq
         """Whether the backend has everything up to the run's end."""
+
+    def _stored_cursor(self, destination: Destination) -> Cursor:
+        """Of this destination; a run that its tracker has to the end needs no makeshift."""
+        cursor, last = self._file.read_for(self._journal), last_record(self._journal)
+        if cursor.destination in ("", destination.name):
+            return replace(cursor, destination=destination.name)
+        if destination.is_makeshift and last is not None and last.kind == Kind.FINISH and last.seq == cursor.seq:
+            return cursor
+        _log.info("%s: %s had the run until now, %s gets all of it", self._label, cursor.destination, destination.name)
+        self._file.dead_path.unlink(missing_ok=True)
+        return Cursor(destination=destination.name)
 
     @property
     def acknowledged(self) -> int:

@@ -13,7 +13,10 @@ Mode = Literal["online", "offline"]
 CLOUD_HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")
 """The cloud of W&B: its address as wandb 0.31 has it, and the one before."""
 
-NO_KEY = "no W&B key: the run is written to offline files; set WANDB_API_KEY or call `wandb login` to see it online"
+NO_KEY = (
+    "no W&B key: the run is written to offline files; with WANDB_API_KEY or after `wandb login`, "
+    "`vlatrack sync RUN` brings it to W&B"
+)
 
 
 def resolve_mode(mode: str) -> Mode:

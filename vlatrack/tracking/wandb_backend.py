@@ -66,6 +66,7 @@ class WandbBackend:
         self._entity = entity
         self._copy_rule = CopyRule(copy_checkpoints, copy_up_to_mb)
         self._online = resolve_mode(mode or "auto") == "online"
+        self._may_go_online = mode != "offline"
         self._run: wandb.Run | None = None
         self._sent_seq = self._stored_seq = -1
         self._ask_at = self._stalled_at = 0.0
@@ -93,7 +94,7 @@ class WandbBackend:
             self._sent_seq = self._stored_seq = run.starting_step - 1
             return Position(run.starting_step, acknowledged + 1)
         # Offline files cannot be continued: a new one holds the whole run, the journal has everything.
-        self.url = f"wandb sync {Path(run.dir).parent}"
+        self.url = f"with a key: vlatrack sync {self._folder}" if self._may_go_online else str(Path(run.dir).parent)
         return Position(0, 0)
 
     def deliver(self, records: Sequence[Record]) -> list[Rejection]:
@@ -143,7 +144,7 @@ class WandbBackend:
 
     def audit(self, start: RunStart) -> Audit:
         if not self._online:
-            raise Rejected("offline files: `wandb sync` uploads them, then W&B shows what it has")
+            raise Rejected("offline files: with a key, `vlatrack sync` brings the run to W&B")
         path = f"{self._project}/{start.uid}" if self._entity is None else f"{self._entity}/{self._project}/{start.uid}"
         try:
             run = wandb.Api().run(path)
