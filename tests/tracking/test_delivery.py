@@ -19,6 +19,7 @@ from mlflow.tracking import MlflowClient
 from wandb_double import WandbDouble
 
 from vlatrack.schema.metrics import documented
+from vlatrack.tracking.audit import audit_run, journal_audit
 from vlatrack.tracking.cursor import CursorFile
 from vlatrack.tracking.history import metric_history, run_status
 from vlatrack.tracking.journal import read_records
@@ -277,12 +278,14 @@ def test_one_sync_with_a_key_brings_a_run_from_offline_files_to_wandb(
         run.log({"train_closs": step / 3}, step=step)
     assert run.finish("FINISHED").complete
     assert sync_run(run_dir).complete  # still without a key: there is nothing to do
+    (audit,) = audit_run(run_dir, ["wandb-0"])
+    assert (audit.differences, audit.cannot_tell is None) == ((), False)
     assert wandb_server.operations == Counter()
 
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     assert sync_run(run_dir).complete
     assert wandb_rows(wandb_server) == journal_rows(run_dir)
-    assert wandb_server.runs["u1"].state == "finished"
+    assert audit_run(run_dir, ["wandb-0"])[0].backend == journal_audit(run_dir)
     assert b"a note" in wandb_server.uploads.values()
     assert not list((run_dir / "wandb").glob("offline-run-*"))  # `wandb sync` would store everything twice
 

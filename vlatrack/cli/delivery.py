@@ -64,7 +64,10 @@ def status(runs: Runs = Path("runs")) -> None:
     from vlatrack.tracking.overview import RunOverview, run_overviews
 
     console = _console()
-    table = Table("run", "status", "last step", "undelivered", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("run", no_wrap=True)  # whole, for copying
+    for heading in ("status", "last step", "undelivered"):
+        table.add_column(heading)
     stale, incomplete = 0, 0
     for entry in run_overviews(runs):
         name = entry.run_dir.relative_to(runs).as_posix()
@@ -180,9 +183,15 @@ def _show_audit(console: "Console", audits: "list[BackendAudit]") -> bool:
 
     table = Table("", "status", "metrics", "values", "last record", "verdict", box=None, pad_edge=False)
     held = [("journal", audit.journal, "") for audit in audits[:1]]
-    held += [(audit.label, audit.backend, "; ".join(audit.differences) or "same") for audit in audits]
+    held += [(audit.label, audit.backend, _verdict(audit)) for audit in audits]
     for who, counts, verdict in held:
         cells = (counts.status, counts.metric_keys, counts.values, counts.last_seq)
         table.add_row(who, *("-" if cell is None else str(cell) for cell in cells), verdict)
     console.print(table)
     return not any(audit.differences for audit in audits)
+
+
+def _verdict(audit: "BackendAudit") -> str:
+    if audit.cannot_tell is not None:
+        return f"not compared: {audit.cannot_tell}"
+    return "; ".join(audit.differences) or "same"

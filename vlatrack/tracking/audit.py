@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlatrack.errors import TrackerError
-from vlatrack.tracking.backend import Audit, BackendConfig, RunStart
+from vlatrack.tracking.backend import Audit, BackendConfig, Rejected, RunStart
 from vlatrack.tracking.history import run_status
 from vlatrack.tracking.journal import JournalReader, Kind, read_records
 from vlatrack.tracking.layout import RunFiles
@@ -21,10 +21,12 @@ class BackendAudit:
     journal: Audit
     backend: Audit
     differences: tuple[str, ...]
+    cannot_tell: str | None = None
+    """Why the backend is none that could be compared."""
 
 
 def audit_run(run_dir: Path, labels: list[str]) -> list[BackendAudit]:
-    """Ask each of these backends; reads the whole journal. One that cannot be asked has that as its difference."""
+    """Ask each of these backends; reads the whole journal. One that cannot be asked now has that as its difference."""
     files = RunFiles(run_dir)
     expected, start = journal_audit(run_dir), _start_of(files.journal)
     audits = []
@@ -55,6 +57,8 @@ def _start_of(journal: Path) -> RunStart:
 def _audit_backend(label: str, config: BackendConfig, run_dir: Path, start: RunStart, expected: Audit) -> BackendAudit:
     try:
         held = connect(config, run_dir).audit(start)
+    except Rejected as verdict:
+        return BackendAudit(label, expected, Audit(), (), str(verdict))
     except Exception as error:  # the clients of the trackers raise whatever they like; the table shows it
         reason = redact(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
         return BackendAudit(label, expected, Audit(), (f"cannot be asked ({reason})",))
