@@ -207,7 +207,6 @@ def at_server(server: MlflowServer, uid: str) -> tuple[dict[str, Path], dict[str
 def test_an_artifact_that_was_cut_goes_on_with_the_file_that_was_cut(
     filled_run_dir: Path, mlflow_server: MlflowServer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     for index in range(6):
         (filled_run_dir / "report" / f"{index}.bin").write_bytes(bytes([index]) * MB)
     artifact = read_artifact("report", "report", filled_run_dir)

@@ -68,7 +68,6 @@ def test_nothing_is_lost_or_doubled_while_the_way_to_the_server_fails(
     run_dir: Path, mlflow_server: MlflowServer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(tail, "FIRST_BACKOFF_S", 0.001)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     files = write_run(run_dir, f"run-{name}")
     rng = random.Random(name)
     proxy.script.extend(FAULTS[name] if rng.random() < 0.4 else None for _ in range(15))
@@ -104,28 +103,29 @@ def test_a_delivery_killed_before_it_knows_the_run_that_it_made_makes_no_second_
     assert rows_at(mlflow_server, "killed") == (Counter([("train_closs", record.t_ms, 1, 0.5)]), ["FINISHED"])
 
 
-REFUSALS = {
+FAILURES = {
     "401": Fault("status", 401),
     "403": Fault("status", 403),
     "404": Fault("status", 404),
+    "cut": Fault("cut"),
     "403 of MLflow": Fault("status", 403, text='{"error_code": "PERMISSION_DENIED", "message": "Permission denied"}'),
 }
 
 
-@pytest.mark.parametrize("name", REFUSALS)
-def test_a_permission_that_is_missing_for_a_while_buries_nothing(
+@pytest.mark.parametrize("name", FAILURES)
+def test_what_fails_once_at_each_address_is_neither_buried_nor_stored_twice(
     run_dir: Path, mlflow_server: MlflowServer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(tail, "FIRST_BACKOFF_S", 0.001)
     monkeypatch.setattr(tail, "LONGEST_BACKOFF_S", 0.02)
     asked: Counter[tuple[str, str]] = Counter()
 
-    def refuse_once(method: str, path: str) -> Fault | None:
+    def fail_once(method: str, path: str) -> Fault | None:
         """Each address, so that every kind of record meets it."""
         asked[method, path.partition("?")[0]] += 1
-        return REFUSALS[name] if asked[method, path.partition("?")[0]] == 1 else None
+        return FAILURES[name] if asked[method, path.partition("?")[0]] == 1 else None
 
-    uid = f"refused-{name.replace(' ', '-')}"
+    uid = f"failed-{name.replace(' ', '-')}"
     (run_dir / "checkpoints" / "step-1").mkdir(parents=True)
     (run_dir / "checkpoints" / "step-1" / "w.bin").write_bytes(b"weights")
     run = TrackedRun.start(run_dir, uid=uid, name=uid, experiment="faults", backends=[], params={"lr": 1}, tags={})
@@ -134,7 +134,7 @@ def test_a_permission_that_is_missing_for_a_while_buries_nothing(
     run.log_artifact(run_dir / "checkpoints", name="checkpoints/step-1")
     run.event("health", {}, alert=True)
     run.finish("FINISHED")
-    proxy.choose = refuse_once
+    proxy.choose = fail_once
     mlflow = BackendConfig("mlflow", options={"tracking_uri": proxy.url, "copy_checkpoints": True})
     delivery = Tail(run_dir, "mlflow-0", partial(connect, mlflow, run_dir), threading.Event())
     delivery.run()
@@ -143,3 +143,7 @@ def test_a_permission_that_is_missing_for_a_while_buries_nothing(
     assert {method for method, _ in asked} == {"GET", "POST", "PUT", "PATCH"}
     rows, statuses = rows_at(mlflow_server, uid)
     assert (rows.total(), statuses) == (1, ["FINISHED"])
+    client = MlflowClient(mlflow_server.url)
+    experiment = client.get_experiment_by_name("faults")
+    models = client.search_logged_models([experiment.experiment_id], f"tags.`vlatrack.checkpoint` = '{uid}:2'")
+    assert [model.name for model in models] == ["step-1"]

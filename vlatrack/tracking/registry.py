@@ -46,7 +46,7 @@ def check_backend_available(kind: str) -> None:
 
 def connect(config: BackendConfig, run_dir: Path) -> Backend:
     """The backend of one run, not yet open; TypeError for an option that it does not know."""
-    silence_telemetry()
+    tame_libraries()
     options: dict[str, Any] = dict(config.options)
     match config.kind:
         case "mlflow":
@@ -110,8 +110,11 @@ def _target_of(config: BackendConfig) -> str:
     return config.target
 
 
-def silence_telemetry() -> None:
-    """Keep both libraries from reporting to their makers, and bound what they retry by themselves."""
+def tame_libraries() -> None:
+    """Keep both libraries from reporting to their makers, and MLflow's from repeating requests by itself.
+
+    Where the answer to "create a run" was cut, it would make a second one; delivery first looks what is there.
+    """
     os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", WANDB_ERROR_REPORTING="false", DO_NOT_TRACK="true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
