@@ -25,7 +25,7 @@ test: $(VENV)/dev.stamp  ## run the tests (no network)
 slow: $(VENV)/dev.stamp  ## run the tests that take whole runs and real servers (minutes)
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-storm: $(VENV)/dev.stamp  ## break trackers and processes at random, show what is lost (hours; ARGS='--storms 2')
+storm: $(VENV)/dev.stamp  ## break trackers and processes at random, show what is lost (an hour; ARGS='--storms 2')
 	$(BIN)/python tests/storms $(ARGS)
 
 check: $(VENV)/dev.stamp  ## ruff, mypy --strict, the import rules
