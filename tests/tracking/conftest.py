@@ -1,5 +1,6 @@
 import os
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -65,6 +66,8 @@ def wandb_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbDouble]:
         monkeypatch.setenv("WANDB_API_KEY", WANDB_KEY)
         monkeypatch.setenv("WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL", "1")  # seconds; 15 by default
         yield server
+        if (wandb := sys.modules.get("wandb")) is not None:
+            wandb.teardown()  # what this process asked of the server it would ask of the next test's as well
 
 
 @pytest.fixture
