@@ -189,12 +189,35 @@ def test_a_killed_delivery_process_goes_on_without_gaps_or_duplicates(
 def test_an_mlflow_store_whose_creation_was_cut_is_made_again(run_dir: Path, eventually: Eventually) -> None:
     run = start(run_dir, MLFLOW)
     run.log({"train_closs": 0.5}, step=1)
-    unfinished = run_dir.parent.parent / ".mlflow.db.unfinished"
-    eventually(lambda: unfinished.exists() and unfinished.stat().st_size > 0)
+
+    def unfinished() -> list[Path]:
+        return list(run_dir.parent.parent.glob(".mlflow.db.*.unfinished"))
+
+    eventually(lambda: any(path.stat().st_size > 0 for path in unfinished()))
     os.kill(delivery_process(run_dir), signal.SIGKILL)
     assert run.finish("FINISHED").complete
     assert mlflow_rows(run_dir) == journal_rows(run_dir)
-    assert not unfinished.exists()
+    assert not unfinished()
+
+
+@pytest.mark.usefixtures("empty_store")
+def test_an_mlflow_store_that_could_not_be_created_is_created_by_the_same_process_later(run_dir: Path) -> None:
+    """The disk is full, which a limit on the size of files stands for."""
+    run_dir.mkdir(parents=True)
+    code = (
+        "import resource, sys; from pathlib import Path; from vlatrack.tracking.mlflow_backend import _create_store\n"
+        "store, free = Path(sys.argv[1]), resource.RLIM_INFINITY\n"
+        "for size in (20_000, 300_000):\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (size, free))\n"
+        "    try: _create_store(store)\n"
+        "    except Exception as error: print(type(error).__name__)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (free, free)); _create_store(store)"
+    )
+    store = run_dir.parent.parent / "mlflow.db"
+    done = subprocess.run([sys.executable, "-c", code, store], capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) == 2
+    assert [path.name for path in store.parent.glob("*mlflow.db*")] == ["mlflow.db"]
+    assert MlflowClient(f"sqlite:///{store}").search_experiments()
 
 
 def test_a_delivery_process_that_dies_is_replaced_while_training_goes_on(

@@ -5,6 +5,7 @@ import fcntl
 import json
 import math
 import os
+import secrets
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -46,7 +47,7 @@ from vlatrack.tracking.mlflow_runs import (
 )
 from vlatrack.tracking.privacy import redact
 
-STORE = "mlflow.db"
+STORE, UNFINISHED = "mlflow.db", ".unfinished"
 LONGEST_PARAM = 6000
 LONGEST_DATASET_NAME, LONGEST_DIGEST = 500, 36
 
@@ -209,8 +210,10 @@ class MlflowBackend:
 def _create_store(path: Path) -> None:
     """Made under another name first: a database whose creation was cut, by a kill or a full disk, stays broken."""
     if not path.exists():
-        unfinished = path.with_name(f".{path.name}.unfinished")
-        unfinished.unlink(missing_ok=True)
+        for left in path.parent.glob(f".{path.name}.*{UNFINISHED}*"):
+            left.unlink()
+        # A name for each attempt: MLflow keeps the connections of a failed one, and would go on with its file.
+        unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
         MlflowClient(f"sqlite:///{unfinished}").search_experiments(max_results=1)
         unfinished.replace(path)
 
