@@ -1,6 +1,7 @@
 """What a run leaves on the disk, without any tracker: history, status, artifacts, privacy."""
 
 import contextlib
+import json
 import logging
 import math
 import os
@@ -18,6 +19,7 @@ from vlatrack.tracking.journal import read_records
 from vlatrack.tracking.privacy import HIDDEN, redact, redact_param
 from vlatrack.tracking.registry import check_backend_available
 from vlatrack.tracking.run import BackendConfig, RunStatus, TrackedRun, metric_history, run_status
+from vlatrack.tracking.sync import sync_run
 
 KEY = "planted-key-0123456789abcdef"
 
@@ -131,6 +133,20 @@ def test_a_with_block_ends_its_run_as_it_ends(
     assert run_status(run_dir) == RunStatus(status, reason, 1)
     assert run.finish("FINISHED").complete  # too late to change anything
     assert run_status(run_dir) == RunStatus(status, reason, 1)
+
+
+def test_a_run_that_dies_at_its_very_beginning_can_be_delivered(run_dir: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from vlatrack.tracking.journal import Journal\n"
+        "from vlatrack.tracking.run import BackendConfig, TrackedRun\n"
+        "append = Journal.append\n"
+        "Journal.append = lambda *words, **names: (append(*words, **names), os._exit(9))\n"
+        "csv = BackendConfig('custom', target='vlatrack.testing.csv_backend:CsvBackend')\n"
+        "TrackedRun.start(Path(sys.argv[1]), uid='u', name='n', experiment='e', backends=[csv], params={}, tags={})"
+    )
+    assert subprocess.run([sys.executable, "-c", code, run_dir], check=False).returncode == 9
+    assert sync_run(run_dir).complete
+    assert json.loads((run_dir / "csv" / "run.json").read_text())["status"] == "KILLED"
 
 
 def test_the_end_of_a_run_waits_for_space_on_the_disk(run_dir: Path) -> None:

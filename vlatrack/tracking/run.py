@@ -102,9 +102,10 @@ class TrackedRun:
                 "datasets": [asdict(dataset) | {"source": redact(dataset.source)} for dataset in datasets],
                 "group": group,
             }
+            # First: a run that dies once its journal has begun is known to its trackers by the next sync.
+            write_private(files.backends, backends_text(backends))
             if journal.append(Kind.START, data, t_ms=t_ms) is None:
                 raise TrackerError(f"{files.journal}: cannot be written; free some disk space")
-            write_private(files.backends, backends_text(backends))
         except BaseException:
             journal.close()
             raise
