@@ -191,7 +191,8 @@ class StormRun:
     def last_words(self) -> str:
         """How far each tracker got and what its delivery said last, to look for the cause of a loss."""
         cursors = "\n".join(f"{cursor.read()}" for cursor in self.cursors)
-        said = self.files.delivery_log.read_text().splitlines()
+        log = self.files.delivery_log
+        said = log.read_text().splitlines() if log.exists() else ["no delivery process has begun"]
         return "\n".join([cursors, *(line[:300] for line in said if line.startswith("20"))][-40:])
 
     def is_complete(self) -> bool:
@@ -221,7 +222,9 @@ class StormRun:
             return list(store.execute(rows, [self.uid])), [status for (status,) in statuses]
 
     def _at_wandb(self) -> tuple[list[Row], Sequence[str]]:
-        run = self.rig.wandb.runs[self.uid]
+        run = self.rig.wandb.runs.get(self.uid)
+        if run is None:
+            return [], []
         rows = [
             (name, round(row["_timestamp"] * 1000), row["train_step"], value)
             for row in run.rows
