@@ -156,8 +156,9 @@ class StormRun:
         assert self.trainer is not None, "train first"
         said, _ = self.trainer.communicate(timeout=PATIENCE_S)
         assert -self.trainer.returncode in ENDS, self._trainer_errors.read_text()
-        wait_until(self._delivery_ended, "the delivery process ends", PATIENCE_S)
         for _ in range(3):
+            # A sync is turned away while the run's own delivery process, which may just have begun, is at it.
+            wait_until(self._delivery_ended, "the delivery process ends", PATIENCE_S)
             if self.is_complete():
                 break
             self.sync().wait(PATIENCE_S)
