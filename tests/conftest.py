@@ -1,6 +1,113 @@
-"""Settings of every test."""
+"""Settings and fixtures of every test."""
 
+import json
 import os
 
 # Before torch is imported: threads that wait by spinning starve the processes that tests start.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from mlflow_server import MlflowServer
+from program import TOY, Program
+from wandb_double import WANDB_KEY, WandbDouble
+
+
+@pytest.fixture(autouse=True)
+def _no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No tracker of the person who runs the tests is reached, and none of their files is read."""
+    for name in [name for name in os.environ if name.startswith(("WANDB_", "MLFLOW_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database without runs; its creation takes seconds, so the tests copy it."""
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    from mlflow.tracking import MlflowClient
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # MLflow's models use what SQLAlchemy 2.1 deprecates
+        MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[MlflowServer]:
+    """A real server for all tests: its start takes seconds. Each test has run uids, or experiments, of its own."""
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(empty_store, folder / "mlflow.db")
+    server = MlflowServer(folder)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """Where a run may be: `<runs>/<experiment>/<run-id>`, not created yet."""
+    return tmp_path / "runs" / "exp" / "run-1"
+
+
+@pytest.fixture
+def stored_run_dir(run_dir: Path, empty_store: Path) -> Path:
+    """A run directory whose runs folder holds an MLflow database."""
+    run_dir.mkdir(parents=True)
+    shutil.copy(empty_store, run_dir.parent.parent / "mlflow.db")
+    return run_dir
+
+
+@pytest.fixture
+def wandb_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbDouble]:
+    """The double of the W&B server, and a key for it in the environment."""
+    with WandbDouble() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", WANDB_KEY)
+        monkeypatch.setenv("WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL", "1")  # seconds; 15 by default
+        yield server
+        if (wandb := sys.modules.get("wandb")) is not None:
+            wandb.teardown()  # what this process asked of the server it would ask of the next test's as well
+
+
+@pytest.fixture
+def eventually() -> Callable[..., None]:
+    """Wait until another process has done something that shows only on the disk or at a server."""
+
+    def wait(happened: Callable[[], bool], timeout_s: float = 60) -> None:
+        give_up = time.monotonic() + timeout_s
+        while not happened():
+            assert time.monotonic() < give_up, "it did not happen"
+            time.sleep(0.05)
+
+    return wait
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[Program]:
+    program = Program(tmp_path)
+    yield program
+    program.close()
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A toy run that went from start to end."""
+    program = Program(tmp_path_factory.mktemp("finished"))
+    done = program.run("run", TOY)
+    assert done.returncode == 0, done.stderr
+    yield program.only_run()
+    program.close()
+
+
+@pytest.fixture
+def journal_of() -> Callable[[Path], list[dict]]:
+    return lambda run: [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]

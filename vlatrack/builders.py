@@ -17,12 +17,12 @@ from vlatrack.data.episodes import Episode, EpisodeSource, select_episodes
 from vlatrack.data.samples import Encoding, SampleKind, SampleSet, check_fit, check_lengths, encode_episodes
 from vlatrack.data.statistics import value_range
 from vlatrack.errors import CheckpointError, DataError, SpecError
-from vlatrack.models.action_head import ActionHead
-from vlatrack.models.chameleon import ChameleonBackbone, backbone_config, preset_config
-from vlatrack.models.importing import Checkpoint, load_foreign_state, read_checkpoint
-from vlatrack.models.losses import LossWeights
+from vlatrack.metrics.schema import TRAIN, VAL_IND, VAL_OOD
+from vlatrack.models.backbones.chameleon.backbone import ChameleonBackbone, backbone_config, preset_config
+from vlatrack.models.backbones.chameleon.pretrained import Checkpoint, load_foreign_state, read_checkpoint
+from vlatrack.models.heads.action_head import ActionHead
+from vlatrack.models.losses.sums import LossWeights
 from vlatrack.models.policy import VlaPolicy
-from vlatrack.schema.metrics import TRAIN, VAL_IND, VAL_OOD
 from vlatrack.spec.models import (
     Backend,
     CustomBackend,
@@ -40,8 +40,8 @@ from vlatrack.tokens.bins import Bins, ValueRange
 from vlatrack.tokens.images import ImageTokenizer
 from vlatrack.tokens.layout import TokenLayout
 from vlatrack.tokens.text import ByteTokenizer, CheckpointTextTokenizer, TextTokenizer
-from vlatrack.tracking.backend import BackendConfig, Scalar
-from vlatrack.training.checkpoints import Identity
+from vlatrack.tracking.backends.base import BackendConfig, Scalar
+from vlatrack.training.checkpoint.files import Identity
 from vlatrack.training.loop import LoopSettings, Training
 from vlatrack.training.optimisation import Schedule, adamw
 from vlatrack.training.ranks import Ranks
@@ -93,11 +93,11 @@ def open_source(spec: Source) -> EpisodeSource:
     """The dataset that a source of the spec names."""
     match spec:
         case LeRobotSource():
-            from vlatrack.data.lerobot import LeRobotDataset
+            from vlatrack.data.formats.lerobot.dataset import LeRobotDataset
 
             return LeRobotDataset(Path(spec.path), action=spec.action, state=spec.state)
         case LiberoSource():
-            from vlatrack.data.libero import LiberoDataset
+            from vlatrack.data.formats.libero import LiberoDataset
 
             return LiberoDataset(Path(spec.path), skip_no_ops=spec.skip_no_ops)
         case CustomSource():

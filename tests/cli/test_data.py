@@ -23,7 +23,7 @@ def cells(line: str) -> list[str]:
 
 
 def test_info_shows_tasks_cameras_ranges_size_and_fingerprint() -> None:
-    from vlatrack.data.lerobot import LeRobotDataset
+    from vlatrack.data.formats.lerobot.dataset import LeRobotDataset
 
     lines = output_of("info", FIXTURES / "lerobot-v3-video").splitlines()
     told = "\n".join(lines)

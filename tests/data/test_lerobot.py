@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from vlatrack.data.episodes import select_episodes
-from vlatrack.data.lerobot import LeRobotDataset
-from vlatrack.data.lerobot_writer import LeRobotWriter
+from vlatrack.data.formats.lerobot.dataset import LeRobotDataset
+from vlatrack.data.formats.lerobot.writer import LeRobotWriter
 from vlatrack.errors import DataError
 
 WRITTEN_BY_LEROBOT = Path(__file__).parent / "fixtures" / "lerobot-v3-video"

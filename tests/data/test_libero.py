@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from vlatrack.data.libero import LiberoDataset, moving_steps
+from vlatrack.data.formats.libero import LiberoDataset, moving_steps
 from vlatrack.errors import DataError
 
 REAL = Path(__file__).parent / "fixtures" / "libero-hdf5"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vlatrack.data.lerobot import LeRobotDataset
+from vlatrack.data.formats.lerobot.dataset import LeRobotDataset
 from vlatrack.spec.load import load_spec
 from vlatrack.spec.models import ExperimentSpec, LeRobotSource, LiberoSource
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from vlatrack.models.action_head import ActionHead
-from vlatrack.models.chameleon import ChameleonBackbone, backbone_config
-from vlatrack.models.losses import LossWeights
+from vlatrack.models.backbones.chameleon.backbone import ChameleonBackbone, backbone_config
+from vlatrack.models.heads.action_head import ActionHead
+from vlatrack.models.losses.sums import LossWeights
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.tokens.bins import Bins
 from vlatrack.tokens.layout import TokenLayout

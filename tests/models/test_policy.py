@@ -6,11 +6,11 @@ import torch
 from safetensors.torch import save_file
 
 from vlatrack.errors import CheckpointError
+from vlatrack.metrics.schema import MetricSchema
 from vlatrack.models.attention import attention_mask
-from vlatrack.models.importing import load_foreign_state, read_weights
-from vlatrack.models.losses import Denominators, LossSums, LossWeights, documented_losses
+from vlatrack.models.backbones.chameleon.pretrained import load_foreign_state, read_weights
+from vlatrack.models.losses.sums import Denominators, LossSums, LossWeights, documented_losses
 from vlatrack.models.measurements import measurements
-from vlatrack.schema.metrics import MetricSchema
 from vlatrack.tokens.batch import collate
 from vlatrack.tokens.layout import TokenLayout
 

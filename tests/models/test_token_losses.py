@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from vlatrack.models import token_losses as module
-from vlatrack.models.token_losses import token_losses
+from vlatrack.models.losses import token_losses as module
+from vlatrack.models.losses.token_losses import token_losses
 
 
 @pytest.mark.parametrize("logits_at_once", [1, 70, 10_000])

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlatrack.models.action_head import ActionHead
-from vlatrack.models.chameleon import ChameleonBackbone, backbone_config
-from vlatrack.models.importing import load_foreign_state
-from vlatrack.models.losses import Losses, LossWeights, documented_losses
+from vlatrack.models.backbones.chameleon.backbone import ChameleonBackbone, backbone_config
+from vlatrack.models.backbones.chameleon.pretrained import load_foreign_state
+from vlatrack.models.heads.action_head import ActionHead
+from vlatrack.models.losses.sums import Losses, LossWeights, documented_losses
 from vlatrack.models.policy import PolicyOutput, VlaPolicy
 from vlatrack.tokens.batch import Batch, index_rows
 from vlatrack.tokens.bins import Bins

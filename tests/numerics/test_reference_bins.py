@@ -8,9 +8,9 @@ import pytest
 import torch
 from golden_case import LAYOUT
 
-from vlatrack.models.losses import LossWeights, token_sums
-from vlatrack.models.token_losses import TokenLosses
-from vlatrack.schema.metrics import step_slot
+from vlatrack.metrics.schema import step_slot
+from vlatrack.models.losses.sums import LossWeights, token_sums
+from vlatrack.models.losses.token_losses import TokenLosses
 from vlatrack.tokens.batch import index_rows
 from vlatrack.tokens.bins import Bins, ValueRange, decode_ids
 

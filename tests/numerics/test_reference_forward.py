@@ -7,9 +7,9 @@ import pytest
 import torch
 from golden_case import LAYOUT, GoldenCase
 
+from vlatrack.metrics.schema import step_slot
 from vlatrack.models.attention import attention_mask
-from vlatrack.models.importing import own_name
-from vlatrack.schema.metrics import step_slot
+from vlatrack.models.backbones.chameleon.pretrained import own_name
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vlatrack.metrics.schema import SPLITS, Direction, MetricSchema
 from vlatrack.reports.figures import History, draw_figures, write_figures
 from vlatrack.reports.panels import Panel, save_panels
-from vlatrack.schema.metrics import SPLITS, Direction, MetricSchema
-from vlatrack.tracking.journal import Journal
+from vlatrack.tracking.journal.journal import Journal
 
 
 def history_of(horizon: int, *, action_dim: int = 2, steps: int = 3) -> dict[str, list[tuple[int, float]]]:

@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from vlatrack.errors import DataError
+from vlatrack.metrics.schema import SPLITS
 from vlatrack.reports.epoch_log import EpochLog, read_epoch_logs
 from vlatrack.reports.summary import SummaryRow, first_last_table, render_summary
-from vlatrack.schema.metrics import SPLITS
 
 
 def write_lines(path: Path, *lines: dict[str, float]) -> None:

@@ -2,10 +2,9 @@
 
 import importlib.util
 import json
-from pathlib import Path
 
 import pytest
-from conftest import TOY
+from program import TOY
 
 from vlatrack.errors import VlatrackError
 from vlatrack.runner.manifest import write_manifest
@@ -29,11 +28,6 @@ BAD = {
         "nowhere/at all: no such checkpoint folder",
     ),
 }
-
-
-@pytest.fixture(autouse=True)
-def _toy_source_is_importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
 
 
 @pytest.mark.parametrize(("overrides", "message"), BAD.values(), ids=BAD)
@@ -94,7 +88,7 @@ def test_a_checkpoint_of_another_geometry_is_refused(tmp_path) -> None:
     state["action_head.queries"] = state["action_head.queries"][:-1].clone()
     save_file(state, weights)
     from vlatrack.builders import build_policy
-    from vlatrack.training.checkpoints import load_policy
+    from vlatrack.training.checkpoint.files import load_policy
 
     with pytest.raises(VlatrackError, match="another geometry than this experiment"):
         load_policy(weights.parent, build_policy(run.spec(), None))

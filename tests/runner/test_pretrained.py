@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TOY
+from program import TOY
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -13,7 +13,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
 from vlatrack.errors import VlatrackError
-from vlatrack.models.importing import read_checkpoint
+from vlatrack.models.backbones.chameleon.pretrained import read_checkpoint
 from vlatrack.runner.run import run_experiment
 from vlatrack.spec.load import load_spec
 from vlatrack.tokens.images import ImageTokenizer
@@ -58,11 +58,6 @@ def chameleon(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _toy_source_is_importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
 
 
 def _spec(checkpoint: Path, *overrides: str):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import HERE, TOY, Program
+from program import TOY, Program
 from safetensors.numpy import load_file
 
 SPEED = ("samples_per_s", "tokens_per_s", "step_time_s", "data_wait_s", "memory_mb")
@@ -15,7 +15,7 @@ SPEED = ("samples_per_s", "tokens_per_s", "step_time_s", "data_wait_s", "memory_
 SMALL = (TOY, "data.sample_every=3", "tracking.log_every=2", "tracking.system_every_s=null")
 NO_DROPOUT = (*SMALL, "backbone.residual_dropout=0", "action_head.dropout=0", "loss.image_token_weight=0.5")
 EVERY_5 = ("train.checkpoint.every_steps=5", "train.checkpoint.keep_last=99")
-BREAKING = HERE / "breaking_rank.py"
+BREAKING = Path(__file__).with_name("breaking_rank.py")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from conftest import TOY
+from program import TOY
 
 SPEED = ("samples_per_s", "tokens_per_s", "step_time_s", "data_wait_s", "memory_mb")
 

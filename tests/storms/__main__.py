@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tracking"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from scenes import SCENES, CannotRageHereError, Scene, rage
 from storm_rig import Outcome, Rig, open_rig

@@ -18,9 +18,9 @@ from fault_proxy import FaultProxy
 from mlflow_server import MlflowServer, wait_until
 from wandb_double import WandbDouble
 
-from vlatrack.tracking.cursor import CursorFile
-from vlatrack.tracking.journal import Kind, last_record, read_records
-from vlatrack.tracking.layout import RunFiles
+from vlatrack.tracking.delivery.cursor import CursorFile
+from vlatrack.tracking.journal.journal import Kind, last_record, read_records
+from vlatrack.tracking.run_files import RunFiles
 
 Row = tuple[str, int, int, float]
 """Name, timestamp in Unix milliseconds, training step, value."""

@@ -16,15 +16,15 @@ from mlflow.tracking import MlflowClient
 from mlflow_server import MlflowServer
 from wandb_double import WandbDouble
 
-from vlatrack.tracking import mlflow_artifacts
 from vlatrack.tracking.artifacts import KnownDigests, read_artifact
-from vlatrack.tracking.backend import Backend, BackendConfig, RunStart
-from vlatrack.tracking.cursor import CursorFile
-from vlatrack.tracking.journal import Journal, Kind
-from vlatrack.tracking.layout import RunFiles
-from vlatrack.tracking.mlflow_runs import runs_with_uid
+from vlatrack.tracking.backends.base import Backend, BackendConfig, RunStart
+from vlatrack.tracking.backends.mlflow import artifacts as mlflow_artifacts
+from vlatrack.tracking.backends.mlflow.runs import runs_with_uid
+from vlatrack.tracking.backends.registry import connect
+from vlatrack.tracking.delivery.cursor import CursorFile
+from vlatrack.tracking.journal.journal import Journal, Kind
 from vlatrack.tracking.privacy import private_directory
-from vlatrack.tracking.registry import connect
+from vlatrack.tracking.run_files import RunFiles
 
 MB = 1_000_000
 GIB = 1 << 30
@@ -267,7 +267,7 @@ def test_a_file_of_2_gib_that_was_cut_in_the_middle_arrives_once_and_whole_in_li
         return Fault("cut_upload", after_bytes=700 * MB) if method == "PUT" and len(uploads) == 1 else None
 
     proxy.choose = cut_the_first
-    command = [sys.executable, "-m", "vlatrack.tracking.deliver", str(run_dir), "--patience", "300"]
+    command = [sys.executable, "-m", "vlatrack.tracking.delivery.worker", str(run_dir), "--patience", "300"]
     delivery = subprocess.Popen(command)
     _, status, used = os.wait4(delivery.pid, 0)
     delivery.returncode = os.waitstatus_to_exitcode(status)

@@ -15,9 +15,9 @@ from tensorboard.compat.proto.event_pb2 import Event
 from wandb_double import WandbDouble
 
 from vlatrack.testing.backend_contract import BackendContract, Row, Stored
-from vlatrack.tracking.backend import Backend, BackendConfig
-from vlatrack.tracking.metric_keys import name_of_mlflow_key
-from vlatrack.tracking.registry import connect
+from vlatrack.tracking.backends.base import Backend, BackendConfig
+from vlatrack.tracking.backends.mlflow.keys import name_of_mlflow_key
+from vlatrack.tracking.backends.registry import connect
 
 LARGEST_DOUBLE = 1.7976931348623157e308
 SINGLE = 1.2e-7

@@ -16,11 +16,11 @@ from vlatrack.cli.main import app
 from vlatrack.cli.progress import TerminalDisplay
 from vlatrack.errors import TrackerError
 from vlatrack.testing.example_run import ExampleRun
-from vlatrack.tracking.backend import BackendConfig
-from vlatrack.tracking.deliveries import BackendDelivery, DeliveryReport
-from vlatrack.tracking.history import run_status
-from vlatrack.tracking.journal import Journal
-from vlatrack.tracking.registry import backends_text
+from vlatrack.tracking.backends.base import BackendConfig
+from vlatrack.tracking.backends.registry import backends_text
+from vlatrack.tracking.delivery.report import BackendDelivery, DeliveryReport
+from vlatrack.tracking.journal.history import run_status
+from vlatrack.tracking.journal.journal import Journal
 from vlatrack.tracking.run import TrackedRun
 
 CSV = BackendConfig("custom", target="vlatrack.testing.csv_backend:CsvBackend")

@@ -9,10 +9,10 @@ from mlflow.tracking import MlflowClient
 from test_delivery import MLFLOW, WANDB, client, mlflow_rows, mlflow_run, wandb_rows
 from wandb_double import WandbDouble
 
-from vlatrack.schema.metrics import SYSTEM
-from vlatrack.tracking.history import metric_history
-from vlatrack.tracking.journal import read_records
-from vlatrack.tracking.rewind import Rewinds
+from vlatrack.metrics.schema import SYSTEM
+from vlatrack.tracking.journal.history import metric_history
+from vlatrack.tracking.journal.journal import read_records
+from vlatrack.tracking.journal.rewind import Rewinds
 from vlatrack.tracking.run import DatasetInput, TrackedRun
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vlatrack.errors import TrackerError
-from vlatrack.tracking.registry import backends_of, backends_text, check_backend
+from vlatrack.tracking.backends.registry import backends_of, backends_text, check_backend
 from vlatrack.tracking.run import BackendConfig, TrackedRun
 
 MODULE = """

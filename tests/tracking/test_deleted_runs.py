@@ -15,14 +15,14 @@ from mlflow.tracking import MlflowClient
 from wandb_double import WandbDouble
 
 from vlatrack.testing.example_run import ExampleRun
-from vlatrack.tracking import tail
-from vlatrack.tracking.backend import BackendConfig
-from vlatrack.tracking.cursor import Cursor, CursorFile
-from vlatrack.tracking.journal import Journal, Kind
-from vlatrack.tracking.layout import RunFiles
-from vlatrack.tracking.mlflow_runs import runs_with_uid
-from vlatrack.tracking.registry import backends_text, connect
-from vlatrack.tracking.tail import Tail
+from vlatrack.tracking.backends.base import BackendConfig
+from vlatrack.tracking.backends.mlflow.runs import runs_with_uid
+from vlatrack.tracking.backends.registry import backends_text, connect
+from vlatrack.tracking.delivery import tail
+from vlatrack.tracking.delivery.cursor import Cursor, CursorFile
+from vlatrack.tracking.delivery.tail import Tail
+from vlatrack.tracking.journal.journal import Journal, Kind
+from vlatrack.tracking.run_files import RunFiles
 
 Eventually = Callable[..., None]
 

@@ -18,13 +18,13 @@ from mlflow.entities import Run as MlflowRun
 from mlflow.tracking import MlflowClient
 from wandb_double import WandbDouble
 
-from vlatrack.schema.metrics import documented
-from vlatrack.tracking.audit import audit_run, journal_audit
-from vlatrack.tracking.cursor import CursorFile
-from vlatrack.tracking.history import metric_history, run_status
-from vlatrack.tracking.journal import read_records
+from vlatrack.metrics.schema import documented
+from vlatrack.tracking.delivery.audit import audit_run, journal_audit
+from vlatrack.tracking.delivery.cursor import CursorFile
+from vlatrack.tracking.delivery.sync import sync_run
+from vlatrack.tracking.journal.history import metric_history, run_status
+from vlatrack.tracking.journal.journal import read_records
 from vlatrack.tracking.run import BackendConfig, TrackedRun
-from vlatrack.tracking.sync import sync_run
 
 Eventually = Callable[..., None]
 MLFLOW, WANDB = BackendConfig("mlflow"), BackendConfig("wandb", naming="sections")
@@ -205,7 +205,8 @@ def test_an_mlflow_store_that_could_not_be_created_is_created_by_the_same_proces
     """The disk is full, which a limit on the size of files stands for."""
     run_dir.mkdir(parents=True)
     code = (
-        "import resource, sys; from pathlib import Path; from vlatrack.tracking.mlflow_backend import _create_store\n"
+        "import resource, sys; from pathlib import Path\n"
+        "from vlatrack.tracking.backends.mlflow.backend import _create_store\n"
         "store, free = Path(sys.argv[1]), resource.RLIM_INFINITY\n"
         "for size in (20_000, 300_000):\n"
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (size, free))\n"
@@ -223,7 +224,7 @@ def test_an_mlflow_store_that_could_not_be_created_is_created_by_the_same_proces
 def test_a_delivery_process_that_dies_is_replaced_while_training_goes_on(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, eventually: Eventually, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("vlatrack.tracking.delivery_process.WATCH_S", 0.02)
+    monkeypatch.setattr("vlatrack.tracking.delivery.supervisor.WATCH_S", 0.02)
     run = start(run_dir, CSV)
     cursor = CursorFile(run_dir / "delivery", "custom-0")
     for step in range(3):

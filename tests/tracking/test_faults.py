@@ -14,15 +14,15 @@ from fault_proxy import Fault, FaultProxy
 from mlflow.tracking import MlflowClient
 from mlflow_server import MlflowServer
 
-from vlatrack.tracking import tail
-from vlatrack.tracking.backend import BackendConfig
-from vlatrack.tracking.cursor import CursorFile
-from vlatrack.tracking.journal import Journal, Kind, read_records
-from vlatrack.tracking.layout import RunFiles
+from vlatrack.tracking.backends.base import BackendConfig
+from vlatrack.tracking.backends.registry import connect
+from vlatrack.tracking.delivery import tail
+from vlatrack.tracking.delivery.cursor import CursorFile
+from vlatrack.tracking.delivery.tail import Tail
+from vlatrack.tracking.journal.journal import Journal, Kind, read_records
 from vlatrack.tracking.privacy import private_directory
-from vlatrack.tracking.registry import connect
 from vlatrack.tracking.run import TrackedRun
-from vlatrack.tracking.tail import Tail
+from vlatrack.tracking.run_files import RunFiles
 
 pytestmark = pytest.mark.slow
 

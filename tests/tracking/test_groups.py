@@ -11,10 +11,10 @@ from mlflow.tracking import MlflowClient
 from mlflow_server import MlflowServer
 from wandb_double import WandbDouble
 
-from vlatrack.tracking import mlflow_groups
-from vlatrack.tracking.backend import BackendConfig, RunStart
-from vlatrack.tracking.mlflow_runs import runs_with_uid
-from vlatrack.tracking.registry import connect
+from vlatrack.tracking.backends.base import BackendConfig, RunStart
+from vlatrack.tracking.backends.mlflow import groups as mlflow_groups
+from vlatrack.tracking.backends.mlflow.runs import runs_with_uid
+from vlatrack.tracking.backends.registry import connect
 from vlatrack.tracking.run import TrackedRun
 
 MLFLOW = BackendConfig("mlflow")

@@ -9,8 +9,8 @@ import pytest
 from test_delivery import MLFLOW, WANDB, journal_rows, mlflow_rows, mlflow_run, wandb_rows
 from wandb_double import WandbDouble
 
-from vlatrack.runner.importing import Imported, import_run
-from vlatrack.tracking.backend import BackendConfig
+from vlatrack.importers.run_import import Imported, import_run
+from vlatrack.tracking.backends.base import BackendConfig
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,14 @@ import pytest
 import torch
 
 from vlatrack.errors import TrackerError
-from vlatrack.tracking.journal import Journal, JournalReader, is_being_written, last_record, last_records, read_records
+from vlatrack.tracking.journal.journal import (
+    Journal,
+    JournalReader,
+    is_being_written,
+    last_record,
+    last_records,
+    read_records,
+)
 
 
 def _open(path: Path) -> Journal:
@@ -139,7 +146,7 @@ def test_the_end_is_found_without_reading_the_beginning(path: Path) -> None:
 
 def test_only_one_process_writes_and_a_killed_one_lets_go(path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from vlatrack.tracking.journal import Journal\n"
+        "import sys, time; from pathlib import Path; from vlatrack.tracking.journal.journal import Journal\n"
         "j = Journal.open(Path(sys.argv[1]), run='r1', writer='other'); j.append('event', {})\n"
         "print('open', flush=True); time.sleep(60)"
     )
@@ -159,7 +166,7 @@ def test_only_one_process_writes_and_a_killed_one_lets_go(path: Path) -> None:
 
 def test_a_forked_data_worker_neither_holds_nor_breaks_the_journal(path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from vlatrack.tracking.journal import Journal\n"
+        "import os, sys; from pathlib import Path; from vlatrack.tracking.journal.journal import Journal\n"
         "j = Journal.open(Path(sys.argv[1]), run='r1', writer='trainer'); j.append('event', {})\n"
         "if os.fork() == 0:\n"
         "    j.append('event', {'from': 'child'}); print(j.lost, flush=True); sys.stdin.read(); os._exit(0)\n"
@@ -179,7 +186,7 @@ def test_a_forked_data_worker_neither_holds_nor_breaks_the_journal(path: Path) -
 
 def test_a_full_disk_costs_records_but_neither_the_run_nor_the_sequence(path: Path) -> None:
     code = (
-        "import resource, sys; from pathlib import Path; from vlatrack.tracking.journal import Journal\n"
+        "import resource, sys; from pathlib import Path; from vlatrack.tracking.journal.journal import Journal\n"
         "j = Journal.open(Path(sys.argv[1]), run='r1', writer='trainer')\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))\n"
         "for step in range(20): j.append('metrics', {'a': step}, step=step)\n"

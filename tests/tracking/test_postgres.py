@@ -9,11 +9,11 @@ import pytest
 from mlflow_server import MlflowServer
 from postgres_server import PostgresServer, find_programs
 
-from vlatrack.tracking.backend import BackendConfig
-from vlatrack.tracking.journal import Kind, read_records
-from vlatrack.tracking.metric_keys import name_of_mlflow_key
+from vlatrack.tracking.backends.base import BackendConfig
+from vlatrack.tracking.backends.mlflow.keys import name_of_mlflow_key
+from vlatrack.tracking.delivery.sync import sync_run
+from vlatrack.tracking.journal.journal import Kind, read_records
 from vlatrack.tracking.run import TrackedRun
-from vlatrack.tracking.sync import sync_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 

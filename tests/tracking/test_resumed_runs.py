@@ -6,22 +6,22 @@ import sys
 from pathlib import Path
 
 import pytest
+from program import SUPPORT, TOY
 from test_delivery import mlflow_rows, mlflow_run, wandb_rows
 from wandb_double import WandbDouble
 
-from vlatrack.schema.metrics import MetricSchema
-from vlatrack.tracking.history import metric_history
+from vlatrack.metrics.schema import MetricSchema
+from vlatrack.tracking.journal.history import metric_history
 
 pytestmark = pytest.mark.slow
 
-RUNNER = Path(__file__).parents[1] / "runner"
 LOGS = ("log_train.txt", "log_eval_ind.txt", "log_eval_ood.txt")
 BACKENDS = "tracking.backends=[{kind: mlflow}, {kind: wandb}]"
 SHORT = ("train.max_steps=10", "train.checkpoint.every_steps=4", "train.checkpoint.keep_last=9")
 
 
 def vlatrack(folder: Path, *arguments: str | Path) -> None:
-    project = os.pathsep.join([str(RUNNER), str(RUNNER.parents[1])])
+    project = os.pathsep.join([str(SUPPORT), str(SUPPORT.parents[1])])
     command = [sys.executable, "-m", "vlatrack", "run", *map(str, arguments)]
     done = subprocess.run(
         command, cwd=folder, env=os.environ | {"PYTHONPATH": project}, capture_output=True, text=True, timeout=150
@@ -40,7 +40,7 @@ def learned(run: Path) -> dict[str, list[tuple[int, float]]]:
 def test_a_training_continued_from_earlier_checkpoints_is_the_same_run_everywhere(
     tmp_path: Path, wandb_server: WandbDouble
 ) -> None:
-    vlatrack(tmp_path, RUNNER / "toy.yaml", BACKENDS, "tracking.system_every_s=0.05", *SHORT)
+    vlatrack(tmp_path, TOY, BACKENDS, "tracking.system_every_s=0.05", *SHORT)
     (run,) = (tmp_path / "runs" / "toy").iterdir()
     before, logs = learned(run), [(run / name).read_text() for name in LOGS]
     for checkpoint in ("step-00000004", "step-00000008"):

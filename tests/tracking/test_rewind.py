@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from vlatrack.tracking.journal import Journal, Kind
-from vlatrack.tracking.rewind import Rewinds, last_start
+from vlatrack.tracking.journal.journal import Journal, Kind
+from vlatrack.tracking.journal.rewind import Rewinds, last_start
 
 
 @pytest.fixture

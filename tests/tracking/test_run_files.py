@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from vlatrack.errors import MissingPackageError, TrackerError
-from vlatrack.tracking.journal import read_records
+from vlatrack.tracking.backends.registry import check_backend_available
+from vlatrack.tracking.delivery.sync import sync_run
+from vlatrack.tracking.journal.journal import read_records
 from vlatrack.tracking.privacy import HIDDEN, redact, redact_param
-from vlatrack.tracking.registry import check_backend_available
 from vlatrack.tracking.run import BackendConfig, RunStatus, TrackedRun, metric_history, run_status
-from vlatrack.tracking.sync import sync_run
 
 KEY = "planted-key-0123456789abcdef"
 
@@ -137,7 +137,7 @@ def test_a_with_block_ends_its_run_as_it_ends(
 
 def test_a_run_that_dies_at_its_very_beginning_can_be_delivered(run_dir: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from vlatrack.tracking.journal import Journal\n"
+        "import os, sys; from pathlib import Path; from vlatrack.tracking.journal.journal import Journal\n"
         "from vlatrack.tracking.run import BackendConfig, TrackedRun\n"
         "append = Journal.append\n"
         "Journal.append = lambda *words, **names: (append(*words, **names), os._exit(9))\n"
@@ -230,7 +230,7 @@ def test_a_password_in_a_tracking_address_is_refused(run_dir: Path) -> None:
 def test_looking_whether_backends_are_there_imports_neither(tmp_path: Path) -> None:
     (tmp_path / "wandb").mkdir()  # what offline runs leave behind is not the package
     code = (
-        "import sys; from vlatrack.tracking.registry import check_backend_available as check\n"
+        "import sys; from vlatrack.tracking.backends.registry import check_backend_available as check\n"
         "import vlatrack.tracking.run\n"
         "check('mlflow'); check('wandb'); print({'mlflow', 'wandb', 'torch'} & set(sys.modules))"
     )

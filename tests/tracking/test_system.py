@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from vlatrack.schema.metrics import MetricSchema
-from vlatrack.tracking.history import metric_history
+from vlatrack.metrics.schema import MetricSchema
+from vlatrack.tracking.journal.history import metric_history
 from vlatrack.tracking.run import TrackedRun
 from vlatrack.tracking.system import Machine, SystemSampler, gpu_metrics
 

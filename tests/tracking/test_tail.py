@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from vlatrack.tracking import tail
-from vlatrack.tracking.backend import Artifact, Audit, Position, Rejected, Rejection, RunFinish, RunStart
-from vlatrack.tracking.cursor import Cursor, CursorFile
-from vlatrack.tracking.journal import Journal, Record, read_records
-from vlatrack.tracking.layout import RunFiles
+from vlatrack.tracking.backends.base import Artifact, Audit, Position, Rejected, Rejection, RunFinish, RunStart
+from vlatrack.tracking.delivery import tail
+from vlatrack.tracking.delivery.cursor import Cursor, CursorFile
+from vlatrack.tracking.delivery.tail import Tail
+from vlatrack.tracking.journal.journal import Journal, Record, read_records
 from vlatrack.tracking.privacy import private_directory
-from vlatrack.tracking.tail import Tail
+from vlatrack.tracking.run_files import RunFiles
 
 
 class Memory:

@@ -11,11 +11,11 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vlatrack.testing.example_run import ExampleRun
-from vlatrack.tracking.backend import BackendConfig, Position, RunFinish, RunStart
-from vlatrack.tracking.cursor import CursorFile
-from vlatrack.tracking.journal import read_records
+from vlatrack.tracking.backends.base import BackendConfig, Position, RunFinish, RunStart
+from vlatrack.tracking.backends.tensorboard import EVENT_FILE, NOTE_FILE, TensorboardBackend
+from vlatrack.tracking.delivery.cursor import CursorFile
+from vlatrack.tracking.journal.journal import read_records
 from vlatrack.tracking.run import TrackedRun
-from vlatrack.tracking.tensorboard_backend import EVENT_FILE, NOTE_FILE, TensorboardBackend
 
 
 def backend_of(run: ExampleRun) -> TensorboardBackend:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vlatrack.tracking.history import RunStatus, run_status
+from vlatrack.tracking.journal.history import RunStatus, run_status
 
 BEGIN = """
 import sys

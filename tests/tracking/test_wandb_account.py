@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vlatrack.errors import TrackerError
-from vlatrack.tracking.wandb_account import has_key, resolve_mode
+from vlatrack.tracking.backends.wandb.account import has_key, resolve_mode
 
 
 @pytest.fixture

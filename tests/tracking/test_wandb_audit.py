@@ -8,10 +8,10 @@ import wandb
 from wandb_double import WandbDouble
 
 from vlatrack.testing.example_run import ExampleRun
-from vlatrack.tracking.audit import audit_run
-from vlatrack.tracking.backend import BackendConfig, RunFinish
-from vlatrack.tracking.layout import RunFiles
-from vlatrack.tracking.registry import backends_text, connect
+from vlatrack.tracking.backends.base import BackendConfig, RunFinish
+from vlatrack.tracking.backends.registry import backends_text, connect
+from vlatrack.tracking.delivery.audit import audit_run
+from vlatrack.tracking.run_files import RunFiles
 
 
 @pytest.mark.parametrize("naming", ["documented", "sections"])

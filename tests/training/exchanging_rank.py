@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vlatrack.models.losses import LossSums
+from vlatrack.models.losses.sums import LossSums
 from vlatrack.training.process_group import GroupRanks
 from vlatrack.training.ranks import RankLostError
 

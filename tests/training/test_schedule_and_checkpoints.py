@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from vlatrack.errors import CheckpointError
-from vlatrack.models.losses import LossSums
+from vlatrack.models.losses.sums import LossSums
 from vlatrack.tokens.bins import ValueRange
-from vlatrack.training.checkpoints import (
+from vlatrack.training.checkpoint.files import (
     Identity,
     list_checkpoints,
     load_training,

@@ -9,8 +9,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from vlatrack.runner.bench_steps import StepTime
-    from vlatrack.tracking.bench import DeliverySpeed, JournalSpeed, LoggingSpeed
+    from vlatrack.bench.steps import StepTime
+    from vlatrack.bench.tracking import DeliverySpeed, JournalSpeed, LoggingSpeed
 
 app = typer.Typer(help="Measure how fast vlatrack is on this machine.", no_args_is_help=True, rich_markup_mode="rich")
 
@@ -67,7 +67,7 @@ def tracking(
 
     from rich.console import Console
 
-    from vlatrack.tracking import bench
+    from vlatrack.bench import tracking as bench
 
     for ending in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: a delivery process that is stopped just now must go on
         signal.signal(ending, signal.default_int_handler)
@@ -93,7 +93,7 @@ def _measure_steps(experiment: Path, runs: Path, pairs: int, console: "Console")
     if not experiment.exists():
         console.print(f"training steps are left out: {experiment}: no such file; --experiment names another")
         return None
-    from vlatrack.runner.bench_steps import measure_step_time
+    from vlatrack.bench.steps import measure_step_time
 
     return measure_step_time(experiment, runs, pairs)
 

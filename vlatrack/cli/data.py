@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from vlatrack.data.episodes import Episode, EpisodeSource
-    from vlatrack.data.record import Progress
+    from vlatrack.envs.record import Progress
 
 app = typer.Typer(help="Record demonstrations, and look at a dataset.", no_args_is_help=True, rich_markup_mode="rich")
 
@@ -46,7 +46,7 @@ def record(
 
     Two cameras: [bold]vlatrack data record reach-v3 --camera corner4 --camera gripperPOV -o reach[/bold]
     """
-    from vlatrack.data.record import record as record_demonstrations
+    from vlatrack.envs.record import record as record_demonstrations
 
     wanted = _episodes_of_tasks(tasks, episodes)
     with _progress_bars(wanted) as progress:
@@ -111,7 +111,7 @@ def _episodes_of_tasks(tasks: Sequence[str], episodes: int) -> dict[str, int]:
 def _progress_bars(wanted: dict[str, int]) -> "Iterator[Progress]":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from vlatrack.data.record import TaskRecord
+    from vlatrack.envs.record import TaskRecord
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"))
     with Progress(*columns, TimeElapsedColumn()) as bars:
@@ -127,11 +127,11 @@ def _progress_bars(wanted: dict[str, int]) -> "Iterator[Progress]":
 
 def _open_dataset(path: Path, action: str, state: str) -> "EpisodeSource":
     if any(path.glob("*.hdf5")):
-        from vlatrack.data.libero import LiberoDataset
+        from vlatrack.data.formats.libero import LiberoDataset
 
         return LiberoDataset(path)
-    from vlatrack.data.lerobot import LeRobotDataset
-    from vlatrack.data.lerobot_layout import read_info
+    from vlatrack.data.formats.lerobot.dataset import LeRobotDataset
+    from vlatrack.data.formats.lerobot.layout import read_info
 
     return LeRobotDataset(path, action=action, state=state if state in read_info(path).features else None)
 

@@ -8,8 +8,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from vlatrack.tracking.audit import BackendAudit
-    from vlatrack.tracking.deliveries import BackendDelivery
+    from vlatrack.tracking.delivery.audit import BackendAudit
+    from vlatrack.tracking.delivery.report import BackendDelivery
     from vlatrack.tracking.overview import RunOverview
 
 INCOMPLETE = 1
@@ -109,8 +109,8 @@ def reap(runs: Runs = Path("runs"), patience: Patience = 60.0) -> None:
 
 def _unfinished_business(runs: Path, backend: str | None, *, audited: bool) -> list[Path]:
     """The runs that are over and lack something at a backend, or all that are over if they are to be audited."""
+    from vlatrack.tracking.delivery.sync import has_backend
     from vlatrack.tracking.overview import RunOverview, run_overviews
-    from vlatrack.tracking.sync import has_backend
 
     over = [entry for entry in run_overviews(runs) if isinstance(entry, RunOverview) and entry.is_over]
     wanted = [entry.run_dir for entry in over if audited or entry.lacks_something]
@@ -122,9 +122,9 @@ def _sync_one(
 ) -> bool:
     """Deliver one run and say what became of it; whether all is there. With `tolerant` an error is a line as well."""
     from vlatrack.errors import TrackerError
-    from vlatrack.tracking.audit import audit_run
-    from vlatrack.tracking.history import run_status
-    from vlatrack.tracking.sync import chosen_backends, sync_run
+    from vlatrack.tracking.delivery.audit import audit_run
+    from vlatrack.tracking.delivery.sync import chosen_backends, sync_run
+    from vlatrack.tracking.journal.history import run_status
 
     try:
         with console.status(f"delivering {run}") as shown:

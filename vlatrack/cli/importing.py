@@ -35,8 +35,8 @@ def import_logs(
     from vlatrack.cli.progress import TerminalDisplay, prepare_process
 
     prepare_process()
+    from vlatrack.importers.run_import import import_run
     from vlatrack.runner.backends import backends_of_yaml
-    from vlatrack.runner.importing import import_run
 
     configs = backends_of_yaml(backends)
     with TerminalDisplay() as display:

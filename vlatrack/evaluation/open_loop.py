@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from accelerate import Accelerator
 
-from vlatrack.models.losses import LossSums
+from vlatrack.models.losses.sums import LossSums
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.tokens.batch import Batch
 

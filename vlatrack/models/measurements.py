@@ -1,7 +1,7 @@
 """Sums over any window of batches as the named numbers of the metric schema."""
 
-from vlatrack.models.losses import LossSums, LossWeights, documented_losses
-from vlatrack.schema.metrics import step_slot
+from vlatrack.metrics.schema import step_slot
+from vlatrack.models.losses.sums import LossSums, LossWeights, documented_losses
 
 
 def measurements(sums: LossSums, weights: LossWeights) -> dict[str, float]:

@@ -6,11 +6,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vlatrack.models.action_head import ActionHead
 from vlatrack.models.attention import attention_mask
-from vlatrack.models.chameleon import ChameleonBackbone
-from vlatrack.models.losses import LossSums, LossWeights, label_actions, token_sums
-from vlatrack.models.token_losses import token_losses
+from vlatrack.models.backbones.chameleon.backbone import ChameleonBackbone
+from vlatrack.models.heads.action_head import ActionHead
+from vlatrack.models.losses.sums import LossSums, LossWeights, label_actions, token_sums
+from vlatrack.models.losses.token_losses import token_losses
 from vlatrack.tokens.batch import Batch
 from vlatrack.tokens.bins import Bins
 from vlatrack.tokens.layout import TokenLayout

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlatrack.errors import DataError
-from vlatrack.schema.metrics import TRAIN, VAL_IND, VAL_OOD
+from vlatrack.metrics.schema import TRAIN, VAL_IND, VAL_OOD
 
 LOG_FILES = {
     TRAIN: ("log_train.txt", "train_"),

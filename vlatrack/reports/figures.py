@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from vlatrack.metrics.schema import SPLITS, TRAIN, Metric, MetricSchema
 from vlatrack.reports.panels import Panel, Points, save_panels
-from vlatrack.schema.metrics import SPLITS, TRAIN, Metric, MetricSchema
-from vlatrack.tracking.history import metric_history
+from vlatrack.tracking.journal.history import metric_history
 
 History = Mapping[str, Points]
 """The logged points of each metric, by its full documented name such as ``val_ind_closs``."""

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from vlatrack.schema.metrics import TRAIN, VAL_IND, VAL_OOD, Direction
+from vlatrack.metrics.schema import TRAIN, VAL_IND, VAL_OOD, Direction
 
 Points = Sequence[tuple[int, float]]
 """(training step, value), steps ascending; a value may be NaN or infinite."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
+from vlatrack.metrics.schema import step_slot
 from vlatrack.reports.epoch_log import EpochLog
-from vlatrack.schema.metrics import step_slot
 
 LOSSES = ("closs", "loss_ct", "z_loss", "loss")
 

@@ -2,7 +2,7 @@
 
 from vlatrack import builders
 from vlatrack.spec.load import parse_backends
-from vlatrack.tracking.backend import BackendConfig
+from vlatrack.tracking.backends.base import BackendConfig
 
 
 def backends_of_yaml(text: str) -> list[BackendConfig]:

@@ -12,7 +12,7 @@ from vlatrack.errors import CheckpointError, SpecError
 from vlatrack.reports.epoch_log import LOG_FILES
 from vlatrack.spec.load import dump_spec, load_spec
 from vlatrack.spec.models import ExperimentSpec
-from vlatrack.training.checkpoints import list_checkpoints
+from vlatrack.training.checkpoint.files import list_checkpoints
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Self
 
 from vlatrack.errors import VlatrackError
 from vlatrack.runner.directory import RunDirectory
-from vlatrack.tracking.backend import Status
+from vlatrack.tracking.backends.base import Status
 from vlatrack.tracking.privacy import redact
 from vlatrack.training.ranks import RankLostError, Ranks
 

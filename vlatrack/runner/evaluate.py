@@ -9,13 +9,13 @@ import torch
 from vlatrack import builders
 from vlatrack.data.cache import CodeCache
 from vlatrack.data.samples import SampleSet
+from vlatrack.metrics.schema import TRAIN
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.runner.directory import RunDirectory
 from vlatrack.runner.display import Display, SilentDisplay
 from vlatrack.runner.observer import evaluate_split
-from vlatrack.schema.metrics import TRAIN
 from vlatrack.spec.models import OpenLoopSpec
-from vlatrack.training.checkpoints import load_policy, read_state
+from vlatrack.training.checkpoint.files import load_policy, read_state
 from vlatrack.training.ranks import Ranks
 
 

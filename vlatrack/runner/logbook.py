@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from vlatrack.metrics.schema import MetricSchema
 from vlatrack.reports.epoch_log import LOG_FILES
 from vlatrack.runner.directory import RunDirectory, append_epoch, drop_epochs_from
 from vlatrack.runner.display import Display
-from vlatrack.schema.metrics import MetricSchema
 from vlatrack.tracking.run import TrackedRun
-from vlatrack.training.checkpoints import set_aside_later
+from vlatrack.training.checkpoint.files import set_aside_later
 from vlatrack.training.state import TrainState
 
 

@@ -9,12 +9,12 @@ from accelerate import Accelerator
 from vlatrack.data.loading import even_subset, load_batches
 from vlatrack.data.samples import SampleSet
 from vlatrack.evaluation.open_loop import evaluate_open_loop
+from vlatrack.metrics.schema import TRAIN, VAL_IND, VAL_OOD
 from vlatrack.models.measurements import measurements
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.runner.logbook import Logbook
-from vlatrack.schema.metrics import TRAIN, VAL_IND, VAL_OOD
 from vlatrack.spec.models import ExperimentSpec, OpenLoopSpec
-from vlatrack.training.checkpoints import Identity, remove_old, save_checkpoint
+from vlatrack.training.checkpoint.files import Identity, remove_old, save_checkpoint
 from vlatrack.training.loop import Training
 from vlatrack.training.ranks import Ranks
 from vlatrack.training.state import TrainState

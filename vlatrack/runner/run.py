@@ -8,7 +8,8 @@ from typing import Any
 from vlatrack import builders
 from vlatrack.data.cache import CodeCache
 from vlatrack.errors import CheckpointError, SpecError
-from vlatrack.models.importing import Checkpoint
+from vlatrack.metrics.schema import TRAIN, MetricSchema
+from vlatrack.models.backbones.chameleon.pretrained import Checkpoint
 from vlatrack.reports.epoch_log import LOG_FILES
 from vlatrack.reports.figures import write_figures
 from vlatrack.runner.directory import RunDirectory
@@ -17,15 +18,21 @@ from vlatrack.runner.endings import StopSignals, forget_reasons, keep_traceback,
 from vlatrack.runner.logbook import Logbook, NoLogbook, RunLogbook
 from vlatrack.runner.manifest import describe_run, write_manifest
 from vlatrack.runner.observer import RunObserver
-from vlatrack.schema.metrics import TRAIN, MetricSchema
 from vlatrack.spec.identity import canonical_hash, flatten
 from vlatrack.spec.load import dump_spec
 from vlatrack.spec.models import ExperimentSpec
+from vlatrack.tracking.backends.registry import check_backend
 from vlatrack.tracking.privacy import secret_within
-from vlatrack.tracking.registry import check_backend
 from vlatrack.tracking.run import DatasetInput, TrackedRun
 from vlatrack.tracking.system import SystemSampler
-from vlatrack.training.checkpoints import Identity, list_checkpoints, load_policy, load_training, read_state, step_of
+from vlatrack.training.checkpoint.files import (
+    Identity,
+    list_checkpoints,
+    load_policy,
+    load_training,
+    read_state,
+    step_of,
+)
 from vlatrack.training.loop import Training
 from vlatrack.training.ranks import Ranks
 from vlatrack.training.state import TrainState, seed_rank

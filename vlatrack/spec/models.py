@@ -298,7 +298,7 @@ class TensorboardBackend(Model):
 
 
 class CustomBackend(Model):
-    """Your own tracker: a class with the methods of vlatrack.tracking.backend.Backend."""
+    """Your own tracker: a class with the methods of vlatrack.tracking.backends.base.Backend."""
 
     kind: Literal["custom"]
     target: str = Field(

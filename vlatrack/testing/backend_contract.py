@@ -1,4 +1,4 @@
-"""The contract of `vlatrack.tracking.backend.Backend` as tests that any backend can run against itself.
+"""The contract of `vlatrack.tracking.backends.base.Backend` as tests that any backend can run against itself.
 
 Subclass `BackendContract` as a class `Test…` in a test file, say how to connect to your backend and how to read what it
 stored, and run pytest. Nothing here imports pytest: each test asks for its `tmp_path`.
@@ -15,9 +15,9 @@ from pathlib import Path
 
 from vlatrack.testing.example_run import ExampleRun
 from vlatrack.tracking.artifacts import read_artifact
-from vlatrack.tracking.audit import journal_audit
-from vlatrack.tracking.backend import Audit, Backend, Position, RunFinish, RunStart
-from vlatrack.tracking.journal import Kind, Record
+from vlatrack.tracking.backends.base import Audit, Backend, Position, RunFinish, RunStart
+from vlatrack.tracking.delivery.audit import journal_audit
+from vlatrack.tracking.journal.journal import Kind, Record
 
 
 @dataclass(frozen=True)

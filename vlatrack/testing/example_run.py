@@ -4,10 +4,10 @@ import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from vlatrack.tracking.backend import RunStart, Scalar, Status
-from vlatrack.tracking.journal import Journal, Kind, Record, read_records
-from vlatrack.tracking.layout import RunFiles
+from vlatrack.tracking.backends.base import RunStart, Scalar, Status
+from vlatrack.tracking.journal.journal import Journal, Kind, Record, read_records
 from vlatrack.tracking.privacy import private_directory
+from vlatrack.tracking.run_files import RunFiles
 
 
 class ExampleRun:

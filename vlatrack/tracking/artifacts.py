@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vlatrack.errors import TrackerError
-from vlatrack.tracking.backend import Artifact, ArtifactFile
+from vlatrack.tracking.backends.base import Artifact, ArtifactFile
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+ -]*")
 

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlatrack.errors import TrackerError
-from vlatrack.tracking.deliveries import BackendDelivery, delivery_report, labels_of
-from vlatrack.tracking.history import RunStatus, run_status
-from vlatrack.tracking.journal import Kind, is_being_written, last_record
-from vlatrack.tracking.layout import RunFiles
+from vlatrack.tracking.delivery.report import BackendDelivery, delivery_report, labels_of
+from vlatrack.tracking.journal.history import RunStatus, run_status
+from vlatrack.tracking.journal.journal import Kind, is_being_written, last_record
+from vlatrack.tracking.run_files import RunFiles
 
 
 @dataclass(frozen=True)

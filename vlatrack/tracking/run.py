@@ -11,15 +11,15 @@ from typing import Self, SupportsFloat
 
 from vlatrack.errors import TrackerError
 from vlatrack.tracking.artifacts import checked_artifact_name, place_in_run, read_artifact
-from vlatrack.tracking.backend import BackendConfig, DatasetInput, Scalar, Status
-from vlatrack.tracking.deliveries import BackendDelivery, DeliveryReport, delivery_report
-from vlatrack.tracking.delivery_process import DeliveryProcess, end_delivery
-from vlatrack.tracking.history import REWOUND, RunStatus, metric_history, run_status
-from vlatrack.tracking.journal import Journal, Kind, last_record
-from vlatrack.tracking.layout import RunFiles
+from vlatrack.tracking.backends.base import BackendConfig, DatasetInput, Scalar, Status
+from vlatrack.tracking.backends.registry import backend_label, backends_text, check_backend, notice_of
+from vlatrack.tracking.delivery.report import BackendDelivery, DeliveryReport, delivery_report
+from vlatrack.tracking.delivery.supervisor import DeliveryProcess, end_delivery
+from vlatrack.tracking.journal.history import REWOUND, RunStatus, metric_history, run_status
+from vlatrack.tracking.journal.journal import Journal, Kind, last_record
+from vlatrack.tracking.journal.rewind import Rewinds
 from vlatrack.tracking.privacy import private_directory, redact, redact_param, write_private
-from vlatrack.tracking.registry import backend_label, backends_text, check_backend, notice_of
-from vlatrack.tracking.rewind import Rewinds
+from vlatrack.tracking.run_files import RunFiles
 
 __all__ = [
     "BackendConfig",

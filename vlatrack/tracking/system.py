@@ -9,7 +9,7 @@ from typing import Self
 
 import psutil
 
-from vlatrack.schema.metrics import MOST_GPUS, SYSTEM
+from vlatrack.metrics.schema import MOST_GPUS, SYSTEM
 from vlatrack.tracking.run import TrackedRun
 
 _QUERY = "--query-gpu=utilization.gpu,memory.used,power.draw"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlatrack.data.loading import epoch_order, load_batches
 from vlatrack.data.samples import SampleSet
-from vlatrack.models.losses import LossSums
+from vlatrack.models.losses.sums import LossSums
 from vlatrack.models.measurements import measurements
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.tokens.batch import Batch

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from vlatrack.models.losses import Denominators, LossSums, documented_losses
+from vlatrack.models.losses.sums import Denominators, LossSums, documented_losses
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.tokens.batch import Batch
 from vlatrack.training.ranks import Ranks

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from vlatrack.models.losses import LossSums
+from vlatrack.models.losses.sums import LossSums
 from vlatrack.training.ranks import RankLostError, Ranks
 
 T = TypeVar("T")

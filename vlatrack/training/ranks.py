@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 if TYPE_CHECKING:
     from torch import nn
 
-    from vlatrack.models.losses import LossSums
+    from vlatrack.models.losses.sums import LossSums
 
 Rule = Literal["sum", "mean", "max"]
 """How values of one name become one value over the ranks that have it."""

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlatrack.models.losses import LossSums
+from vlatrack.models.losses.sums import LossSums
 
 
 @dataclass

@@ -1,0 +1,71 @@
+"""The program as a real process on a toy dataset."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from launching import end_family, torchrun
+
+SUPPORT = Path(__file__).parent
+TOY = SUPPORT / "toy.yaml"
+
+
+class Program:
+    """Starts `vlatrack` and ends what is still running."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._started: list[subprocess.Popen[str]] = []
+
+    def start(self, *arguments: str | Path, **environment: str) -> "subprocess.Popen[str]":
+        """In a process group of its own, as a shell starts it: what Ctrl-C reaches in a terminal."""
+        return self._start([sys.executable, "-m", "vlatrack", *map(str, arguments)], **environment)
+
+    def start_many(
+        self, *arguments: str | Path, processes: int = 2, script: Path | None = None, **environment: str
+    ) -> "subprocess.Popen[str]":
+        """As torchrun starts it; `script` stands in for `-m vlatrack`."""
+        program = ["-m", "vlatrack"] if script is None else [str(script)]
+        return self._start(torchrun(*program, *arguments, processes=processes), OMP_NUM_THREADS="1", **environment)
+
+    def _start(self, command: list[str], **environment: str) -> "subprocess.Popen[str]":
+        paths = {"PYTHONPATH": os.pathsep.join([str(SUPPORT), str(SUPPORT.parents[1])])}
+        process = subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=os.environ | paths | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            process_group=0,
+        )
+        self._started.append(process)
+        return process
+
+    def run(self, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+        return _outcome(self.start(*arguments))
+
+    def run_many(
+        self, *arguments: str | Path, processes: int = 2, script: Path | None = None, **environment: str
+    ) -> "subprocess.CompletedProcess[str]":
+        return _outcome(self.start_many(*arguments, processes=processes, script=script, **environment))
+
+    def run_accelerated(self, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+        """By two processes of accelerate, which calls them GPUs on a machine without any, too."""
+        launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+        return _outcome(self._start([sys.executable, "-m", *launch, "-m", "vlatrack", *map(str, arguments)]))
+
+    def only_run(self) -> Path:
+        runs = list((self.folder / "runs").glob("*/2*"))
+        assert len(runs) == 1, runs
+        return runs[0]
+
+    def close(self) -> None:
+        for process in self._started:
+            end_family(process)
+
+
+def _outcome(process: "subprocess.Popen[str]") -> "subprocess.CompletedProcess[str]":
+    out, err = process.communicate(timeout=150)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)

@@ -1,0 +1,1 @@
+"""Dataset formats, one folder or file each."""

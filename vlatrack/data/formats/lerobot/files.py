@@ -1,0 +1,129 @@
+"""The growing files of a LeRobot dataset: a new one is begun once the last one is large enough."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from vlatrack.data.formats.lerobot import layout
+from vlatrack.data.video import VideoWriter
+from vlatrack.errors import DataError
+
+MEGABYTE = 1_000_000
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file's place in the layout."""
+
+    chunk_index: int
+    file_index: int
+
+    @classmethod
+    def of(cls, number: int) -> "Location":
+        """The place of the number-th file, counted from 0."""
+        return cls(*divmod(number, layout.CHUNK_SIZE))
+
+
+class FrameFiles:
+    """data/chunk-…/file-….parquet, one row group an episode."""
+
+    def __init__(self, root: Path, schema: pa.Schema, megabytes: float) -> None:
+        self._root, self._schema, self._limit = root, schema, megabytes * MEGABYTE
+        self._started = 0
+        self._path = root
+        self._writer: pq.ParquetWriter | None = None
+
+    def add(self, episode: pa.Table) -> Location:
+        """Append the frames of one episode; where they are."""
+        if self._writer is not None and self._path.stat().st_size >= self._limit:
+            self.close()
+        if self._writer is None:
+            place = Location.of(self._started)
+            self._path = self._root / layout.expand(
+                layout.DATA, chunk_index=place.chunk_index, file_index=place.file_index
+            )
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = pq.ParquetWriter(self._path, self._schema)
+            self._started += 1
+        self._writer.write_table(episode)
+        return Location.of(self._started - 1)
+
+    def close(self) -> None:
+        """Complete the file that is being written."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+class VideoFiles:
+    """videos/{camera}/chunk-…/file-….mp4 of one camera, episodes end to end."""
+
+    def __init__(self, root: Path, key: str, *, fps: int, size: tuple[int, int], megabytes: float) -> None:
+        self._root, self._key, self._fps, self._size = root, key, fps, size
+        self._limit = megabytes * MEGABYTE
+        self._started = 0
+        self._writer: VideoWriter | None = None
+
+    def add(self, frames: NDArray[np.uint8]) -> tuple[Location, int]:
+        """Append the pictures of one episode; the file and the number of the first picture in it."""
+        if self._writer is not None and self._writer.bytes >= self._limit:
+            self.close()
+        if self._writer is None:
+            self._writer = VideoWriter(self._new_path(), fps=self._fps, height=self._size[0], width=self._size[1])
+        first = self._writer.frames
+        self._writer.add(frames)
+        return Location.of(self._started - 1), first
+
+    def close(self) -> None:
+        """Complete the file that is being written."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _new_path(self) -> Path:
+        place = Location.of(self._started)
+        self._started += 1
+        path = self._root / layout.expand(
+            layout.VIDEO, chunk_index=place.chunk_index, file_index=place.file_index, video_key=self._key
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """A parquet file, with the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path)
+
+
+def write_json(path: Path, content: object) -> None:
+    """A JSON file, with the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def check_target(target: Path, *, overwrite: bool) -> None:
+    """Raise DataError if no dataset may be written at `target`; only a dataset is ever replaced."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not (target / layout.INFO).is_file():
+        raise DataError(f"{target}: there is something else than a LeRobot dataset; choose another folder")
+    if not overwrite:
+        raise DataError(f"{target}: there is a dataset already; choose another folder, or overwrite it (--overwrite)")
+
+
+def put_in_place(finished: Path, target: Path) -> None:
+    """Rename `finished` to `target`; a dataset that is there is removed once the new one is in its place."""
+    if not target.exists():
+        finished.rename(target)
+        return
+    old = finished.with_name(finished.name + ".old")
+    target.rename(old)
+    finished.rename(target)
+    shutil.rmtree(old)

@@ -1,0 +1,241 @@
+"""Writes demonstrations as a LeRobot v3.0 dataset, one that LeRobot itself can read."""
+
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from vlatrack.data.formats.lerobot import layout
+from vlatrack.data.formats.lerobot.files import (
+    FrameFiles,
+    Location,
+    VideoFiles,
+    check_target,
+    put_in_place,
+    write_json,
+    write_table,
+)
+from vlatrack.data.formats.lerobot.format import DatasetFormat
+from vlatrack.data.formats.lerobot.statistics import FeatureStatistics, PixelHistogram, Values, describe_values
+from vlatrack.data.formats.lerobot.tables import image_column, statistics_columns, tasks_table, vector_column
+from vlatrack.errors import DataError
+
+
+class LeRobotWriter:
+    """A dataset that appears at `path` only when it is complete.
+
+    Everything is written into a hidden folder beside `path`, which `finish` renames. As a context
+    manager it finishes at the end of the block, or removes what it wrote if the block raised.
+
+    Args:
+        path: the folder to create; its parent folders are created too.
+        fps: time steps in a second.
+        robot_type: the name of the robot, for info.json.
+        cameras: name → (height, width) in pixels; `corner4` becomes the feature
+            `observation.images.corner4`. Both sizes are even for videos.
+        action_names: one name for each number of an action.
+        state_names: one name for each number of a state; empty: no state.
+        storage: pictures in mp4 files (x264, small), or embedded as PNG (exact).
+        overwrite: replace the dataset that is there, with everything in its folder.
+        data_file_megabytes: a new parquet file is begun once the last one is as large.
+        video_file_megabytes: the same for the videos.
+
+    Raises:
+        DataError: there is something else at `path`, or a dataset and no `overwrite`.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        fps: int,
+        robot_type: str,
+        cameras: Mapping[str, tuple[int, int]],
+        action_names: Sequence[str],
+        state_names: Sequence[str] = (),
+        storage: Literal["video", "png"] = "video",
+        overwrite: bool = False,
+        data_file_megabytes: float = 100,
+        video_file_megabytes: float = 200,
+    ) -> None:
+        vectors = {"observation.state": tuple(state_names)} if state_names else {}
+        self._format = DatasetFormat(
+            fps=fps,
+            robot_type=robot_type,
+            cameras={_camera_key(name): size for name, size in cameras.items()},
+            vectors=vectors | {"action": tuple(action_names)},
+            storage=storage,
+        )
+        self._target = Path(path).absolute()
+        self._megabytes = (data_file_megabytes, video_file_megabytes)
+        check_target(self._target, overwrite=overwrite)
+        self._folder = _hidden_folder_beside(self._target)
+        self._frame_files = FrameFiles(self._folder, self._format.table_schema(), data_file_megabytes)
+        self._video_files = {
+            key: VideoFiles(self._folder, key, fps=fps, size=size, megabytes=video_file_megabytes)
+            for key, size in self._format.cameras.items()
+            if storage == "video"
+        }
+        self._tasks: dict[str, int] = {}
+        self._rows: list[pa.Table] = []
+        self._frames = 0
+        self._values: dict[str, list[Values]] = {}
+        self._histograms: dict[str, PixelHistogram] = {}
+        self._open = True
+
+    def add_episode(
+        self,
+        *,
+        task: str,
+        actions: NDArray[np.float32],
+        frames: Mapping[str, NDArray[np.uint8]],
+        states: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Append one demonstration.
+
+        Args:
+            task: the instruction.
+            actions: [T, A], raw units.
+            frames: for each camera (by its short name) [T, height, width, 3], RGB, upright.
+            states: [T, N], raw units; None exactly when the dataset has no state.
+
+        Raises:
+            DataError: a shape does not fit the dataset, or a number is not finite.
+        """
+        vectors = {"action": actions} if states is None else {"observation.state": states, "action": actions}
+        pictures = {_camera_key(name): value for name, value in frames.items()}
+        self._format.check_episode(f"{self._target}: episode {len(self._rows)}", vectors, pictures)
+        numbers = {key: np.ascontiguousarray(value, dtype=np.float32) for key, value in vectors.items()}
+        columns: dict[str, Values] = {**numbers, **self._index_columns(task, len(actions))}
+        place = self._frame_files.add(self._frame_table(columns, pictures))
+        videos = {key: files.add(pictures[key]) for key, files in self._video_files.items()}
+        histograms = {key: PixelHistogram.of(value) for key, value in pictures.items()}
+        statistics = {key: histogram.statistics() for key, histogram in histograms.items()}
+        statistics |= {key: describe_values(values) for key, values in columns.items()}
+        self._rows.append(self._episode_row(task, len(actions), place, videos, statistics))
+        self._remember(columns, histograms)
+        self._frames += len(actions)
+
+    def finish(self) -> None:
+        """Write the tables and make the dataset appear under its name; raises DataError if it is empty."""
+        assert self._open, "the dataset is already finished or discarded"
+        if not self._rows:
+            self.discard()
+            raise DataError(f"{self._target}: no episode was added; nothing is written")
+        try:
+            self._close_files()
+            self._write_tables()
+            put_in_place(self._folder, self._target)
+        except BaseException:
+            self.discard()
+            raise
+        self._open = False
+
+    def discard(self) -> None:
+        """Remove everything that was written; the dataset does not appear."""
+        if self._open:
+            self._open = False
+            self._close_files()
+            shutil.rmtree(self._folder)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.discard()
+        elif self._open:
+            self.finish()
+
+    def _close_files(self) -> None:
+        self._frame_files.close()
+        for files in self._video_files.values():
+            files.close()
+
+    def _write_tables(self) -> None:
+        write_table(self._folder / layout.EPISODES.format(chunk_index=0, file_index=0), pa.concat_tables(self._rows))
+        write_table(self._folder / layout.TASKS, tasks_table(list(self._tasks)))
+        statistics = {key: of_feature.as_lists() for key, of_feature in self._total_statistics().items()}
+        write_json(self._folder / layout.STATS, statistics)
+        totals = {"episodes": len(self._rows), "frames": self._frames, "tasks": len(self._tasks)}
+        write_json(self._folder / layout.INFO, self._format.info(**totals, megabytes=self._megabytes))
+
+    def _index_columns(self, task: str, length: int) -> dict[str, Values]:
+        steps = np.arange(length)
+        same = np.ones(length, dtype=np.int64)
+        columns: dict[str, Values] = {
+            "timestamp": (steps / self._format.fps).astype(np.float32),
+            "frame_index": steps,
+            "episode_index": same * len(self._rows),
+            "index": steps + self._frames,
+            "task_index": same * self._tasks.setdefault(task, len(self._tasks)),
+        }
+        return {key: column.reshape(-1, 1) for key, column in columns.items()}
+
+    def _frame_table(self, columns: Mapping[str, Values], pictures: Mapping[str, NDArray[np.uint8]]) -> pa.Table:
+        schema = self._format.table_schema()
+        arrays = []
+        for key in schema.names:
+            if key in pictures:
+                arrays.append(image_column(pictures[key]))
+            elif key in self._format.vectors:
+                arrays.append(vector_column(columns[key]))
+            else:
+                arrays.append(pa.array(columns[key].ravel()))
+        return pa.table(arrays, schema=schema)
+
+    def _episode_row(
+        self,
+        task: str,
+        length: int,
+        place: Location,
+        videos: Mapping[str, tuple[Location, int]],
+        statistics: Mapping[str, FeatureStatistics],
+    ) -> pa.Table:
+        row: dict[str, int | float | list[str]] = {
+            "episode_index": len(self._rows),
+            "tasks": [task],
+            "length": length,
+            "data/chunk_index": place.chunk_index,
+            "data/file_index": place.file_index,
+            "dataset_from_index": self._frames,
+            "dataset_to_index": self._frames + length,
+        }
+        for key, (video, first) in videos.items():
+            row[f"videos/{key}/chunk_index"] = video.chunk_index
+            row[f"videos/{key}/file_index"] = video.file_index
+            row[f"videos/{key}/from_timestamp"] = first / self._format.fps
+            row[f"videos/{key}/to_timestamp"] = (first + length) / self._format.fps
+        columns = {key: pa.array([value]) for key, value in row.items()} | statistics_columns(statistics)
+        return pa.table(columns | {f"meta/episodes/{index}_index": pa.array([0]) for index in ("chunk", "file")})
+
+    def _remember(self, columns: Mapping[str, Values], histograms: Mapping[str, PixelHistogram]) -> None:
+        for key, values in columns.items():
+            self._values.setdefault(key, []).append(values)
+        for key, histogram in histograms.items():
+            self._histograms[key] = self._histograms[key] + histogram if key in self._histograms else histogram
+
+    def _total_statistics(self) -> dict[str, FeatureStatistics]:
+        total = {key: histogram.statistics() for key, histogram in self._histograms.items()}
+        return total | {key: describe_values(np.concatenate(values)) for key, values in self._values.items()}
+
+
+def _camera_key(name: str) -> str:
+    return f"observation.images.{name}"
+
+
+def _hidden_folder_beside(target: Path) -> Path:
+    folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise DataError(f"{target}: cannot be written ({error.strerror}); choose another folder") from None
+    return folder

@@ -1,0 +1,1 @@
+"""Trainings of other systems as runs."""

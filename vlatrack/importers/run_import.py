@@ -1,0 +1,127 @@
+"""An old training as a run of vlatrack: its own directory, journal, log files and figures, and every tracker."""
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from vlatrack import __version__
+from vlatrack.errors import SpecError
+from vlatrack.importers.sources import Row, Sources, find_sources, read_rows
+from vlatrack.metrics.schema import chunk_horizon
+from vlatrack.reports.epoch_log import LOG_FILES
+from vlatrack.reports.figures import write_figures
+from vlatrack.tracking.backends.base import BackendConfig
+from vlatrack.tracking.backends.registry import backend_label, backends_text
+from vlatrack.tracking.delivery.cursor import CursorFile
+from vlatrack.tracking.journal.journal import Kind, last_record, read_records
+from vlatrack.tracking.run import DeliveryReport, TrackedRun
+from vlatrack.tracking.run_files import RunFiles
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What became of an import; `delivery` is None if the run was there and delivered already."""
+
+    directory: Path
+    delivery: DeliveryReport | None
+    notices: tuple[str, ...]
+    horizon: int
+
+
+def import_run(
+    paths: Sequence[Path],
+    *,
+    name: str,
+    runs: Path,
+    backends: Sequence[BackendConfig],
+    steps_per_epoch: int | None = None,
+    timeout_s: float = 600,
+) -> Imported:
+    """Import the log and event files at `paths` as a run of experiment `name` below `runs`; see `read_rows`.
+
+    The run's id comes from what the files hold, so that a second import finds the first one and delivers what is left.
+
+    Raises:
+        VlatrackError: a file cannot be read or a tracker not be used; nothing is created then.
+    """
+    if not _NAME.fullmatch(name):
+        raise SpecError(f"--name {name!r}: use at most 100 letters, digits, '.', '_' and '-', a letter or digit first")
+    sources = find_sources(paths)
+    found = read_rows(sources, steps_per_epoch=steps_per_epoch)
+    horizon = chunk_horizon(metric for row in found.rows for metric in row.values)
+    run_id = f"import-{sources.digest()[:16]}"
+    files = RunFiles(runs / name / run_id)
+    ended = _has_ended(files)
+    if ended and _is_delivered(files, backends):
+        return Imported(files.run_dir, None, found.notices, horizon)
+    first, last = (min(row.t_ms for row in found.rows), max(row.t_ms for row in found.rows))
+    tracked = TrackedRun.start(
+        files.run_dir,
+        uid=f"{name[:40]}-{run_id}",
+        name=run_id,
+        experiment=name,
+        backends=backends,
+        params={},
+        tags={
+            "vlatrack.version": __version__,
+            "vlatrack.imported": "true",
+            "vlatrack.imported_from": str(sources.files[0].absolute().parent),
+        },
+        resume=files.journal.exists(),
+        t_ms=first,
+    )
+    try:
+        if not ended:
+            _log_rows(tracked, files, found.rows)
+            _keep_files(tracked, files, sources)
+    except BaseException as error:
+        tracked.finish("FAILED", reason=f"importing: {type(error).__name__}: {error}")
+        raise
+    return Imported(files.run_dir, tracked.finish("FINISHED", timeout_s=timeout_s, t_ms=last), found.notices, horizon)
+
+
+def _has_ended(files: RunFiles) -> bool:
+    """Whether an earlier import wrote everything into the journal."""
+    last = last_record(files.journal) if files.journal.exists() else None
+    return last is not None and last.kind == Kind.FINISH and last.data["status"] == "FINISHED"
+
+
+def _is_delivered(files: RunFiles, backends: Sequence[BackendConfig]) -> bool:
+    last = last_record(files.journal)
+    assert last is not None, "an ended run has records"
+    labels = [backend_label(config, index) for index, config in enumerate(backends)]
+    same = files.backends.read_text() == backends_text(backends)
+    return same and all(CursorFile(files.delivery, label).read().seq == last.seq for label in labels)
+
+
+def _log_rows(tracked: TrackedRun, files: RunFiles, rows: Sequence[Row]) -> None:
+    """Log what an import that was interrupted has not logged yet; rows always come in the same order."""
+    logged = sum(record.kind == Kind.METRICS for record in read_records(files.journal))
+    for row in rows[logged:]:
+        tracked.log(row.values, step=row.step, t_ms=row.t_ms)
+
+
+def _keep_files(tracked: TrackedRun, files: RunFiles, sources: Sources) -> None:
+    """Copy the log files as they are, write down where everything is from, draw the figures."""
+    for split, path in sources.logs.items():
+        copy = files.run_dir / LOG_FILES[split][0]
+        shutil.copy2(path, copy)
+        tracked.log_artifact(copy, name=copy.name)
+    manifest = files.run_dir / "manifest.json"
+    described = {"vlatrack": __version__, "imported": [_describe(path) for path in sources.files]}
+    manifest.write_text(json.dumps(described, indent=1) + "\n")
+    tracked.log_artifact(manifest, name=manifest.name)
+    for figure in write_figures(files.run_dir, output=files.run_dir / "report"):
+        tracked.log_artifact(figure, name=f"figures/{figure.name}")
+
+
+def _describe(path: Path) -> dict[str, str | int]:
+    stat = path.stat()
+    modified = datetime.fromtimestamp(stat.st_mtime, UTC).isoformat(timespec="seconds")
+    return {"file": str(path.absolute()), "bytes": stat.st_size, "modified": modified}

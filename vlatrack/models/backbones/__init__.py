@@ -1,0 +1,1 @@
+"""Autoregressive backbones behind one protocol."""

@@ -1,0 +1,1 @@
+"""The documented losses and what they are summed from."""

@@ -1,0 +1,243 @@
+"""What a tracker backend is: about seven methods that know nothing of training, and the values they exchange."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from vlatrack.metrics.schema import sectioned
+from vlatrack.tracking.journal.journal import Record
+
+Scalar = str | int | float | bool | None
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class Rejected(Exception):  # noqa: N818 (a verdict of the backend, not an error of ours)
+    """The backend will never take this; trying again is of no use. Any other exception means: later, perhaps."""
+
+
+class RemoteDeleted(Exception):  # noqa: N818 (what a person did there)
+    """The remote run was deleted by a person, who may restore it; until then nothing can be delivered, nor is at
+    fault. The text says what to do."""
+
+
+@dataclass(frozen=True)
+class BackendConfig:
+    """One tracker of a run: its kind, how it names metrics, and its own options. No secrets: keys stay in the
+    environment. `target` names the class of kind `custom`: `package.module:Class` or an entry point."""
+
+    kind: str
+    naming: str = "documented"
+    options: Mapping[str, Scalar] = field(default_factory=dict)
+    target: str | None = None
+
+
+@dataclass(frozen=True)
+class DatasetInput:
+    """The data of one split of a run: `source` says where it is from, `sha256` is the hexadecimal digest of it."""
+
+    name: str
+    source: str
+    sha256: str
+    split: str
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """A run as its journal's `start` record tells it; `t_ms` is Unix time in milliseconds."""
+
+    uid: str
+    name: str
+    experiment: str
+    params: Mapping[str, Scalar]
+    tags: Mapping[str, str]
+    t_ms: int
+    datasets: tuple[DatasetInput, ...] = ()
+    group: str | None = None
+    """What a tracker shows this run together with, inside its experiment: the runs of a sweep."""
+
+    @classmethod
+    def of(cls, record: Record) -> "RunStart":
+        data = record.data
+        return cls(
+            uid=record.run,
+            name=data["name"],
+            experiment=data["experiment"],
+            params=data["params"],
+            tags=data["tags"],
+            t_ms=record.t_ms,
+            datasets=tuple(DatasetInput(**fields) for fields in data.get("datasets", ())),
+            group=data.get("group"),
+        )
+
+
+@dataclass(frozen=True)
+class RunFinish:
+    """The end of a run; `reason` says why it did not finish."""
+
+    status: Status
+    reason: str | None
+    t_ms: int
+
+    @classmethod
+    def of(cls, record: Record) -> "RunFinish":
+        return cls(record.data["status"], record.data["reason"], record.t_ms)
+
+
+@dataclass(frozen=True)
+class RunEvent:
+    """Something that happened in a run, such as `checkpoint`; `seq` is its journal record."""
+
+    name: str
+    data: Mapping[str, Scalar]
+    seq: int
+    t_ms: int
+
+    @classmethod
+    def of(cls, record: Record) -> "RunEvent":
+        return cls(record.data["name"], record.data["data"], record.seq, record.t_ms)
+
+
+@dataclass(frozen=True)
+class ArtifactFile:
+    """One file of an artifact: where it lies, its place inside the artifact (`a/b.bin`), its hexadecimal digest, and
+    its size in bytes."""
+
+    path: Path
+    place: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file or folder of the run directory under a name such as `checkpoints/epoch-3`.
+
+    `sha256` is the hexadecimal digest of its content, places included, as it is now; `folder` says whether it is one.
+    """
+
+    name: str
+    folder: bool
+    files: tuple[ArtifactFile, ...]
+    sha256: str
+    aliases: tuple[str, ...] = ()
+    """Further names that point at this version, such as `best`."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """The first sequence numbers that a backend still wants."""
+
+    metrics_from: int
+    others_from: int
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Which tracker a delivery is for, as its cursor remembers it: another one has nothing of the run yet."""
+
+    name: str = ""
+    """Without secrets; empty: there is but one."""
+    is_makeshift: bool = False
+    """Only until the tracker can be used: what the tracker itself has got need not be written here as well."""
+
+
+ONLY_ONE = Destination()
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A part of a record that a backend will never take."""
+
+    seq: int
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the backend itself says that it holds; None is what it cannot tell."""
+
+    status: str | None = None
+    """RUNNING, FINISHED, FAILED or KILLED."""
+    metric_keys: int | None = None
+    values: int | None = None
+    """Metric values; equal ones (name, time, step, value) count once."""
+    last_seq: int | None = None
+    """Highest sequence number of a metrics record."""
+
+
+class Backend(Protocol):
+    """A tracker. Every call may be repeated after a crash and must not store anything twice.
+
+    All methods raise `Rejected` for what can never be delivered, and anything else for what may work later.
+    """
+
+    url: str | None
+    """Where a person looks at the run, once it is open."""
+
+    def open(self, start: RunStart, acknowledged: int) -> Position:
+        """Find or create the remote run and mark it running; `acknowledged` is the last delivered seq, or -1."""
+
+    def deliver(self, records: Sequence[Record]) -> list[Rejection]:
+        """Store records of kind `metrics`, ascending in seq; returns the parts that were refused."""
+
+    def put_artifact(self, artifact: Artifact) -> None:
+        """Store the artifact unless the same content is there under its name."""
+
+    def alert(self, title: str, text: str, record: Record) -> None:
+        """Tell the people who watch the run."""
+
+    def finish(self, finish: RunFinish) -> None:
+        """Set the status; returns once everything delivered before is stored for good."""
+
+    def audit(self, start: RunStart) -> Audit:
+        """What is stored by now. Needs no `open` and changes nothing; an absent run is an empty `Audit`."""
+
+    def close(self) -> None:
+        """Let go of connections and processes; the remote run keeps its status."""
+
+
+@runtime_checkable
+class TakesEvents(Protocol):
+    """What a backend offers besides `Backend` if it can show what happened in a run, also without an alert."""
+
+    def event(self, event: RunEvent) -> None:
+        """Store the event, unless it is there."""
+
+
+@runtime_checkable
+class Buffers(Protocol):
+    """What a backend offers besides `Backend` if records are on their way for a while after `deliver` returned."""
+
+    def stored(self) -> int | None:
+        """The last record of metrics up to which the tracker holds everything; None: all that was delivered.
+
+        Called often; how often it asks the tracker is its own affair. Raises if the records no longer get there.
+        """
+
+
+def metric_name(name: str, naming: str) -> str:
+    """A documented name in the naming of a backend: `documented` or `sections`."""
+    assert naming in ("documented", "sections"), naming
+    return sectioned(name) if naming == "sections" else name
+
+
+def scalar_text(value: Any) -> str:
+    """A parameter as the YAML writes it: null, true, 0.1."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true" if value else "false"
+        case _:
+            return str(value)
+
+
+def remote_path(artifact: Artifact, file: ArtifactFile) -> str:
+    """Where a file of an artifact stands among all files of the run: `spec.yaml`, `checkpoints/epoch-3/model.bin`.
+
+    A single file keeps the artifact's name if that ends in its own, else it lies in a folder of that name.
+    """
+    is_named_so = not artifact.folder and artifact.name.rpartition("/")[2] == file.place
+    return artifact.name if is_named_so else f"{artifact.name}/{file.place}"

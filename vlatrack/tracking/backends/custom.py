@@ -1,0 +1,70 @@
+"""Backends that others wrote: classes by `package.module:Class`, or by an entry point of the group below."""
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Protocol, cast
+
+from vlatrack.errors import TrackerError
+from vlatrack.tracking.backends.base import Backend, Scalar
+
+GROUP = "vlatrack.backends"
+_METHODS = ("open", "deliver", "put_artifact", "alert", "finish", "audit", "close")
+
+
+class BackendClass(Protocol):
+    """What a target names: called with the run directory, the naming, and the options of the YAML."""
+
+    def __call__(self, run_dir: Path, *, naming: str, **options: Scalar) -> Backend: ...
+
+
+def load_backend_class(target: str) -> BackendClass:
+    """The class of a custom backend; TrackerError, in one line, if it cannot be had or lacks a method."""
+    try:
+        found = _import_target(target)
+    except TrackerError:
+        raise
+    except Exception as error:  # importing runs code of others, which may fail in any way
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise TrackerError(
+            f"tracking: custom backend {target} cannot be loaded ({reason}); "
+            "is its package installed, or its folder on PYTHONPATH?"
+        ) from error
+    missing = [name for name in _METHODS if not callable(getattr(found, name, None))]
+    if not callable(found) or missing:
+        raise TrackerError(f"tracking: custom backend {target} lacks {', '.join(missing)}; see Backend in backend.py")
+    return cast(BackendClass, found)
+
+
+def check_options(target: str, backend: BackendClass, options: Mapping[str, Scalar]) -> None:
+    """Raise TrackerError if the class does not take these options."""
+    try:
+        inspect.signature(backend).bind(Path(), naming="documented", **options)
+    except TypeError as error:
+        raise TrackerError(f"tracking: custom backend {target}: options: {error}") from error
+
+
+def environment_for_targets(*, serves_custom: bool) -> dict[str, str]:
+    """The environment of a delivery process: it finds a custom backend's module where this process finds it."""
+    if not serves_custom:
+        return dict(os.environ)
+    return os.environ | {"PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)}
+
+
+def _import_target(target: str) -> object:
+    module, colon, name = target.partition(":")
+    if colon:
+        return getattr(importlib.import_module(module), name)
+    named = entry_points(group=GROUP)
+    found = [entry for entry in named if entry.name == target]
+    if not found:
+        there = ", ".join(sorted(entry.name for entry in named)) or "none"
+        raise TrackerError(
+            f"tracking: no installed package offers a backend {target!r} (entry points of {GROUP}: {there}); "
+            "install it, or name a class as package.module:Class"
+        )
+    return found[0].load()

@@ -1,0 +1,229 @@
+"""MLflow, 3.17 and later: a SQLite store beside the runs by default, or any tracking server."""
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from mlflow.entities import Dataset, InputTag, Metric, Param, Run
+from mlflow.entities import DatasetInput as MlflowDatasetInput
+from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+
+from vlatrack.tracking.backends.base import (
+    Artifact,
+    Audit,
+    DatasetInput,
+    Position,
+    Rejected,
+    Rejection,
+    RunEvent,
+    RunFinish,
+    RunStart,
+    metric_name,
+    scalar_text,
+)
+from vlatrack.tracking.backends.copying import CopyRule
+from vlatrack.tracking.backends.mlflow.artifacts import put_artifact
+from vlatrack.tracking.backends.mlflow.groups import join_group
+from vlatrack.tracking.backends.mlflow.keys import LONGEST_KEY, mlflow_key
+from vlatrack.tracking.backends.mlflow.models import put_checkpoint
+from vlatrack.tracking.backends.mlflow.runs import (
+    METRICS_PER_BATCH,
+    PARAMS_PER_BATCH,
+    batches,
+    find_or_create_experiment,
+    find_or_create_run,
+    put_tags,
+    runs_with_uid,
+    verdicts,
+)
+from vlatrack.tracking.journal.journal import Record
+from vlatrack.tracking.privacy import redact
+from vlatrack.tracking.run_files import RunFiles
+
+STORE, UNFINISHED = "mlflow.db", ".unfinished"
+LONGEST_PARAM = 6000
+LONGEST_DATASET_NAME, LONGEST_DIGEST = 500, 36
+
+
+class MlflowBackend:
+    """One run in MLflow, found again by its uid tag. Metric step = training step, timestamps = the journal's.
+
+    MLflow stores the same (key, timestamp, step, value) once, so a replay adds nothing.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        naming: str,
+        tracking_uri: str | None = None,
+        experiment: str | None = None,
+        copy_checkpoints: bool = False,
+        copy_up_to_mb: float = 100,
+    ) -> None:
+        self.url: str | None = None
+        self._run_dir = run_dir.absolute()
+        self._runs = RunFiles(run_dir).runs
+        self._naming = naming
+        self._uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        self._experiment = experiment
+        self._copy_rule = CopyRule(copy_checkpoints, copy_up_to_mb)
+        self._run_id = self._uid = ""
+        self._infinite: set[str] = set()
+
+    def open(self, start: RunStart, acknowledged: int) -> Position:
+        uri = self._store
+        note = f"Run directory: `{self._run_dir}` on {socket.gethostname()}"
+        # Only the shared local store: a server that hangs must not hold up the other backends.
+        with _one_at_a_time(self._runs / ".mlflow.lock") if self._uri is None else contextlib.nullcontext():
+            location = None
+            if self._uri is None:
+                _create_store(self._runs / STORE)
+                location = (self._runs / "mlartifacts").as_uri()
+            self._client = MlflowClient(uri)
+            experiment = find_or_create_experiment(self._client, self._experiment or start.experiment, location)
+            run, is_new = find_or_create_run(self._client, experiment, start, note)
+        self._run_id = run.info.run_id
+        self._client.update_run(self._run_id, status="RUNNING")
+        if start.group is not None:
+            join_group(self._client, run, start.group)
+        self._put_params(run, start.params)
+        self._put_tags({mlflow_key(name): value for name, value in start.tags.items()})
+        local = uri.startswith("sqlite:")
+        place = f"{redact(uri).rstrip('/')}/#/experiments/{experiment}/runs/{self._run_id}"
+        self.url = f"vlatrack ui --runs {self._runs}" if local and self._uri is None else place
+        self._put_datasets(start.datasets)
+        self._uid = start.uid
+        return Position(0, 0) if is_new else Position(acknowledged + 1, acknowledged + 1)
+
+    def deliver(self, records: Sequence[Record]) -> list[Rejection]:
+        metrics, rejections = [], []
+        for record in records:
+            for name, value in record.data.items():
+                key = mlflow_key(metric_name(name, self._naming))
+                if 0 < len(key) <= LONGEST_KEY:
+                    metrics.append(Metric(key, value, record.t_ms, record.step or 0))
+                else:
+                    rejections.append(Rejection(record.seq, name[:300], f"MLflow keys have 1 to {LONGEST_KEY} letters"))
+        with verdicts(self._client, self._run_id):
+            for batch in batches(metrics, METRICS_PER_BATCH):
+                # Newest first: the store keeps the latest value of each key, and so replaces it once a batch.
+                self._client.log_batch(self._run_id, metrics=batch[::-1], synchronous=True)
+        self._mark_infinite({metric.key for metric in metrics if math.isinf(metric.value)})
+        return rejections
+
+    def put_artifact(self, artifact: Artifact) -> None:
+        put_artifact(self._client, self._run_id, artifact, self._copy_rule)
+
+    def alert(self, title: str, text: str, record: Record) -> None:
+        self._put_tags({f"vlatrack.alert.{record.seq}": f"{title}: {text}"})
+
+    def event(self, event: RunEvent) -> None:
+        """A checkpoint becomes a LoggedModel at its step, with the metrics of that step; its weights stay where they
+        are."""
+        if event.name != "checkpoint":
+            return
+        step, name = event.data.get("step"), event.data.get("name")
+        if not isinstance(step, int) or not isinstance(name, str):
+            raise Rejected("a checkpoint event has a step and a name")
+        path = str(self._run_dir / "checkpoints" / name)
+        identity = f"{self._uid}:{event.seq}"
+        put_checkpoint(self._client, self._run_id, event.data, identity=identity, path=path, step=step)
+
+    def finish(self, finish: RunFinish) -> None:
+        self._put_tags({} if finish.reason is None else {"vlatrack.reason": finish.reason})
+        self._client.set_terminated(self._run_id, finish.status, finish.t_ms)
+
+    def audit(self, start: RunStart) -> Audit:
+        if self._uri is None and not (self._runs / STORE).exists():
+            return Audit()
+        client = MlflowClient(self._store)
+        experiment = client.get_experiment_by_name(self._experiment or start.experiment)
+        runs = [] if experiment is None else runs_with_uid(client, experiment.experiment_id, start.uid)
+        if not runs:
+            return Audit()
+        keys = runs[0].data.metrics
+        values = sum(len(client.get_metric_history(runs[0].info.run_id, key)) for key in keys)
+        return Audit(runs[0].info.status, len(keys), values)
+
+    def close(self) -> None:
+        """Nothing is held open between calls."""
+
+    @property
+    def _store(self) -> str:
+        return self._uri or f"sqlite:///{self._runs / STORE}"
+
+    def _put_params(self, run: Run, params: Mapping[str, object]) -> None:
+        """Params are immutable in MLflow: what changed since the first start becomes a tag."""
+        texts = {mlflow_key(name): scalar_text(value) for name, value in params.items()}
+        known = run.data.params
+        new = [Param(key, text[:LONGEST_PARAM]) for key, text in texts.items() if key not in known]
+        for batch in batches(new, PARAMS_PER_BATCH):
+            self._client.log_batch(self._run_id, params=batch, synchronous=True)
+        self._put_tags(
+            {
+                f"vlatrack.changed.{k}": t
+                for k, t in texts.items()
+                if known.get(k, t[:LONGEST_PARAM]) != t[:LONGEST_PARAM]
+            }
+        )
+        cut = sorted(key for key, text in texts.items() if len(text) > LONGEST_PARAM)
+        if cut:
+            self._put_tags({"vlatrack.truncated_params": f"whole in the spec artifact: {', '.join(cut)}"})
+
+    def _put_datasets(self, datasets: Sequence[DatasetInput]) -> None:
+        """MLflow tells datasets apart by name and digest; splits of the same files need names of their own."""
+        inputs = [
+            MlflowDatasetInput(
+                Dataset(
+                    name=f"{data.name} ({data.split})"[:LONGEST_DATASET_NAME],
+                    digest=data.sha256[:LONGEST_DIGEST],
+                    source_type="vlatrack",
+                    source=json.dumps({"source": data.source}),
+                    profile=json.dumps({"sha256": data.sha256}),
+                ),
+                [InputTag(MLFLOW_DATASET_CONTEXT, data.split)],
+            )
+            for data in datasets
+        ]
+        if inputs:
+            self._client.log_inputs(self._run_id, inputs)
+
+    def _mark_infinite(self, keys: set[str]) -> None:
+        """MLflow stores the largest finite number for an infinity: a tag for each key says so."""
+        new = keys - self._infinite
+        told = "its values of ±1.797e308 are ±Infinity, which MLflow cannot store"
+        self._put_tags({f"vlatrack.infinite.{key}"[:LONGEST_KEY]: told for key in new})
+        self._infinite |= new
+
+    def _put_tags(self, tags: Mapping[str, str]) -> None:
+        put_tags(self._client, self._run_id, tags)
+
+
+def _create_store(path: Path) -> None:
+    """Made under another name first: a database whose creation was cut, by a kill or a full disk, stays broken."""
+    if not path.exists():
+        for left in path.parent.glob(f".{path.name}.*{UNFINISHED}*"):
+            left.unlink()
+        # A name for each attempt: MLflow keeps the connections of a failed one, and would go on with its file.
+        unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
+        MlflowClient(f"sqlite:///{unfinished}").search_experiments(max_results=1)
+        unfinished.replace(path)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Runs that start together must not both create the database, or the same experiment."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)

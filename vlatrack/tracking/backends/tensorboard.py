@@ -1,0 +1,189 @@
+"""TensorBoard: one event file in the run directory, with the journal's times; `tensorboard --logdir runs` shows it.
+
+TensorBoard keeps values as 32-bit floats (the journal keeps all digits) and has no place for files: an artifact is a
+text with its digest. A note beside the event file says which record it ends with, so that a replay adds nothing; if
+the two disagree, the file is written anew from the journal.
+"""
+
+import dataclasses
+import fcntl
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.types_pb2 import DT_STRING
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from vlatrack.tracking.backends.base import (
+    Artifact,
+    Audit,
+    Position,
+    Rejection,
+    RunFinish,
+    RunStart,
+    metric_name,
+    scalar_text,
+)
+from vlatrack.tracking.journal.journal import Record
+from vlatrack.tracking.privacy import private_directory, write_private
+from vlatrack.tracking.run_files import RunFiles
+
+EVENT_FILE, NOTE_FILE = "events.out.tfevents.vlatrack", "written.json"
+STATUS, PARAMS, TAGS = "run/status", "run/params", "run/tags"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the event file holds in its first `size` bytes."""
+
+    size: int = 0
+    seq: int = -1
+    """The last record of it."""
+    metrics_seq: int = -1
+    """The last record of metrics in it."""
+    start_ms: int = 0
+    finish_ms: int = 0
+    status: str | None = None
+    last_step: int = 0
+    resumed: bool = False
+    """The run was continued, and no metric has been written since."""
+    artifacts: dict[str, str] = field(default_factory=dict)
+    """SHA-256 by name."""
+
+
+class TensorboardBackend:
+    """The event file `tensorboard/events.out.tfevents.vlatrack` of one run."""
+
+    def __init__(self, run_dir: Path, *, naming: str) -> None:
+        files = RunFiles(run_dir)
+        self.url: str | None = f"tensorboard --logdir {files.runs}"
+        self._folder = files.run_dir.absolute() / "tensorboard"
+        self._naming = naming
+        self._file: BinaryIO | None = None
+        self._written = Written()
+
+    def open(self, start: RunStart, acknowledged: int) -> Position:
+        self.close()
+        private_directory(self._folder)
+        fd = os.open(self._folder / EVENT_FILE, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        self._file = os.fdopen(fd, "ab")
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        known = _read_note(self._folder)
+        if known is None or os.fstat(fd).st_size < known.size:
+            known = Written()
+        os.ftruncate(fd, known.size)
+        self._written = known
+        if known.size == 0:
+            self._write([Event(wall_time=start.t_ms / 1000, file_version="brain.Event:2")])
+        if known.start_ms != start.t_ms:
+            self._begin(start, resumed=known.size > 0)
+        from_record = known.seq + 1
+        return Position(from_record, min(from_record, acknowledged + 1))
+
+    def deliver(self, records: Sequence[Record]) -> list[Rejection]:
+        new = [record for record in records if record.seq > self._written.seq]
+        if not new:
+            return []
+        events = [self._event_of(record) for record in new]
+        first, steps = new[0].step or 0, [record.step or 0 for record in new]
+        if self._written.resumed and first <= self._written.last_step:
+            # TensorBoard then leaves out what was logged from this step on before the run went back.
+            session = SessionLog(status=SessionLog.SessionStatus.START)
+            events.insert(0, Event(wall_time=new[0].t_ms / 1000, step=first, session_log=session))
+        self._write(events, seq=new[-1].seq, metrics_seq=new[-1].seq, last_step=steps[-1], resumed=False)
+        return []
+
+    def put_artifact(self, artifact: Artifact) -> None:
+        if self._written.artifacts.get(artifact.name) == artifact.sha256:
+            return
+        listing = "".join(f"| {file.place} | `{file.sha256}` |\n" for file in artifact.files)
+        text = f"| file | SHA-256 |\n|---|---|\n{listing}"
+        event = _text(f"artifacts/{artifact.name}", text, self._written.start_ms, self._written.last_step)
+        self._write([event], artifacts={**self._written.artifacts, artifact.name: artifact.sha256})
+
+    def alert(self, title: str, text: str, record: Record) -> None:
+        if record.seq > self._written.seq:
+            event = _text(f"alerts/{title}", text, record.t_ms, self._written.last_step)
+            self._write([event], seq=record.seq)
+
+    def finish(self, finish: RunFinish) -> None:
+        if self._written.finish_ms != finish.t_ms:
+            text = finish.status if finish.reason is None else f"{finish.status}: {finish.reason}"
+            event = _text(STATUS, text, finish.t_ms, self._written.last_step)
+            self._write([event], status=finish.status, finish_ms=finish.t_ms)
+
+    def audit(self, start: RunStart) -> Audit:
+        known = _read_note(self._folder)
+        if known is None or not (self._folder / EVENT_FILE).exists():
+            return Audit()
+        points = set()
+        for event in _events(self._folder / EVENT_FILE):
+            for value in event.summary.value:
+                if value.HasField("simple_value"):
+                    points.add((value.tag, event.wall_time, event.step, repr(value.simple_value)))
+        return Audit(known.status, len({tag for tag, *_ in points}), len(points), known.metrics_seq)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _begin(self, start: RunStart, *, resumed: bool) -> None:
+        step = self._written.last_step
+        events = [
+            _text(STATUS, "RUNNING", start.t_ms, step),
+            _text(PARAMS, _table({k: scalar_text(v) for k, v in start.params.items()}), start.t_ms, step),
+            _text(TAGS, _table(start.tags), start.t_ms, step),
+        ]
+        self._write(events, status="RUNNING", start_ms=start.t_ms, resumed=resumed)
+
+    def _event_of(self, record: Record) -> Event:
+        values = [Summary.Value(tag=metric_name(n, self._naming), simple_value=v) for n, v in record.data.items()]
+        return Event(wall_time=record.t_ms / 1000, step=record.step or 0, summary=Summary(value=values))
+
+    def _write(self, events: Sequence[Event], **changes: object) -> None:
+        """Append the events, then note what the file holds now; in this order, so that a crash loses nothing."""
+        assert self._file is not None, "open it first"
+        writer = RecordWriter(self._file)
+        for event in events:
+            writer.write(event.SerializeToString())
+        writer.flush()
+        os.fdatasync(self._file.fileno())
+        size = os.fstat(self._file.fileno()).st_size
+        self._written = replace(self._written, size=size, **changes)  # type: ignore[arg-type]
+        write_private(self._folder / NOTE_FILE, json.dumps(dataclasses.asdict(self._written)))
+
+
+def _read_note(folder: Path) -> Written | None:
+    try:
+        return Written(**json.loads((folder / NOTE_FILE).read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        _log.warning("%s: damaged (%s); writing the event file anew", NOTE_FILE, error)
+        return None
+
+
+def _events(path: Path) -> Iterator[Event]:
+    return (Event.FromString(raw) for raw in RawEventFileLoader(str(path)).Load())
+
+
+def _text(tag: str, text: str, t_ms: int, step: int) -> Event:
+    plugin = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
+    tensor = TensorProto(dtype=DT_STRING, string_val=[text.encode()])
+    value = Summary.Value(tag=tag, metadata=plugin, tensor=tensor)
+    return Event(wall_time=t_ms / 1000, step=step, summary=Summary(value=[value]))
+
+
+def _table(rows: Mapping[str, str]) -> str:
+    return "| name | value |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows.items())

@@ -1,0 +1,50 @@
+"""Artifacts at W&B: versions with aliases, whose weights and large files are references."""
+
+import re
+from collections.abc import Sequence
+
+import wandb
+
+from vlatrack.tracking.backends.base import Artifact, ArtifactFile
+from vlatrack.tracking.backends.copying import CHECKPOINTS, CopyRule, reference_text
+
+REFERENCES = "vlatrack-references.json"
+"""Lists, in an artifact, the files that are not copied."""
+
+TIMEOUT_S = 600
+SLOWEST_UPLOAD_PER_S = 2_000_000
+"""Bytes."""
+
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]")
+
+
+def put_artifact(run: wandb.Run, artifact: Artifact, rule: CopyRule, *, wait: bool) -> None:
+    """Log the artifact, and wait until it is there."""
+    kind, _, version = artifact.name.partition("/")
+    kind = _NOT_IN_NAMES.sub("-", kind)
+    # Checkpoints are versions of one artifact, told apart by alias; W&B moves `latest` to the newest by itself.
+    is_version = artifact.name.startswith(CHECKPOINTS)
+    name = _NOT_IN_NAMES.sub("-", f"{run.id}-{kind if is_version else artifact.name}")
+    aliases = ["latest", *([_NOT_IN_NAMES.sub("-", version)] if is_version else []), *artifact.aliases]
+    left = rule.by_reference(artifact)
+    logged = run.log_artifact(_bundle(name, kind, artifact, left), aliases=aliases)
+    if wait:
+        copied = sum(file.size for file in artifact.files if file not in left)
+        logged.wait(TIMEOUT_S + copied // SLOWEST_UPLOAD_PER_S)
+
+
+def _bundle(name: str, kind: str, artifact: Artifact, left: Sequence[ArtifactFile]) -> wandb.Artifact:
+    """W&B tells versions apart by their files, and a reference without a checksum by its address alone. A checksum of
+    W&B's own would read the file again, so our digests stand in a small file beside the references."""
+    references = {file.place: {"size": file.size, "sha256": file.sha256} for file in left}
+    metadata = {"name": artifact.name, "sha256": artifact.sha256, "references": references}
+    bundle = wandb.Artifact(name, kind, metadata=metadata)
+    for file in artifact.files:
+        if file in left:
+            bundle.add_reference(file.path.as_uri(), name=file.place, checksum=False)
+        else:
+            bundle.add_file(str(file.path), name=file.place, policy="immutable", skip_cache=True)
+    if left:
+        with bundle.new_file(REFERENCES, encoding="utf-8") as listing:
+            listing.write(reference_text(artifact, left))
+    return bundle

@@ -1,0 +1,241 @@
+"""Weights & Biases, wandb 0.31: online with a key, else offline files below the run directory.
+
+`_step` is the journal's sequence number, which only grows, also where training goes back to a checkpoint; the x axis
+of every chart is the metric `train_step`. What the server holds, not what was sent, decides where delivery goes on.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import wandb
+from wandb.apis.public import Run as PublicRun
+
+from vlatrack.metrics.schema import documented
+from vlatrack.tracking.backends.base import (
+    Artifact,
+    Audit,
+    Position,
+    Rejected,
+    Rejection,
+    RemoteDeleted,
+    RunFinish,
+    RunStart,
+    metric_name,
+)
+from vlatrack.tracking.backends.copying import CopyRule
+from vlatrack.tracking.backends.wandb.account import resolve_mode
+from vlatrack.tracking.backends.wandb.artifacts import put_artifact
+from vlatrack.tracking.backends.wandb.best import BestValues
+from vlatrack.tracking.backends.wandb.clients import end_orphaned_clients, end_own_clients, forget_dead_client
+from vlatrack.tracking.journal.journal import Record
+from vlatrack.tracking.journal.value_count import ValueCount
+from vlatrack.tracking.run_files import RunFiles
+
+X_AXIS = "train_step"
+BEST = "best/"
+"""Begins the summary's name of a metric's best value so far; the last value stands under the metric's own name."""
+
+EXIT_CODES = {"FINISHED": 0, "FAILED": 1, "KILLED": 255}
+LONGEST_TAG, ROWS_PER_PAGE, RETRIES = 64, 1000, 5
+INIT_TIMEOUT_S, NO_PROGRESS_S = 60.0, 5.0
+ASK_EVERY_S, STALLED_S = 15.0, 300.0
+"""The client uploads every 15 s; after a refusal it stops for good without an error."""
+
+
+class WandbBackend:
+    """One W&B run whose id is the run's uid."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        naming: str,
+        project: str | None = None,
+        entity: str | None = None,
+        mode: str | None = None,
+        copy_checkpoints: bool = False,
+        copy_up_to_mb: float = 100,
+    ) -> None:
+        self.url: str | None = None
+        self._folder = RunFiles(run_dir).run_dir.absolute()
+        self._naming = naming
+        self._project = project or "vlatrack"
+        self._entity = entity
+        self._copy_rule = CopyRule(copy_checkpoints, copy_up_to_mb)
+        self._online = resolve_mode(mode or "auto") == "online"
+        self._may_go_online = mode != "offline"
+        self._run: wandb.Run | None = None
+        self._sent_seq = self._stored_seq = -1
+        self._ask_at = self._stalled_at = 0.0
+        self._public: PublicRun | None = None
+        self._best = BestValues({})
+
+    def open(self, start: RunStart, acknowledged: int) -> Position:
+        self.close()
+        forget_dead_client()
+        end_orphaned_clients(self._folder / "wandb")
+        # The artifact store of the client must not fill the user's home.
+        os.environ.setdefault("WANDB_DATA_DIR", str(self._folder / "wandb"))
+        for superseded in (self._folder / "wandb").glob(f"offline-run-*-{start.uid}"):
+            shutil.rmtree(superseded)
+        self._run = run = self._init(start)
+        run.config.update({"tags": dict(start.tags)}, allow_val_change=True)
+        run.define_metric(X_AXIS, hidden=True)
+        run.define_metric("*", step_metric=X_AXIS)
+        known = dict(run.summary).items()
+        self._best = BestValues(
+            {documented(k.removeprefix(BEST)): float(v) for k, v in known if k.startswith(BEST) and v is not None}
+        )
+        if self._online:
+            self.url = run.url
+            self._sent_seq = self._stored_seq = run.starting_step - 1
+            return Position(run.starting_step, acknowledged + 1)
+        # Offline files cannot be continued: a new one holds the whole run, the journal has everything.
+        self.url = f"with a key: vlatrack sync {self._folder}" if self._may_go_online else str(Path(run.dir).parent)
+        return Position(0, 0)
+
+    def deliver(self, records: Sequence[Record]) -> list[Rejection]:
+        if self._stored_seq >= self._sent_seq:
+            self._expect_progress()
+        for record in records:
+            row = {metric_name(name, self._naming): value for name, value in record.data.items()}
+            row |= {X_AXIS: record.step or 0, "_timestamp": record.t_ms / 1000}
+            # Committed, else the client keeps the row to itself until the next one comes.
+            self._open_run.log(row, step=record.seq, commit=True)
+            self._sent_seq = record.seq
+        if improved := self._best.improved_by(records):
+            best = {f"{BEST}{metric_name(name, self._naming)}": value for name, value in improved.items()}
+            self._open_run.summary.update(best)
+        return []
+
+    def stored(self) -> int | None:
+        if not self._online or self._stored_seq >= self._sent_seq:
+            return None
+        now = time.monotonic()
+        if now >= self._ask_at:
+            self._ask_at = now + ASK_EVERY_S
+            held = self._last_seq()
+            if held > self._stored_seq:
+                self._stored_seq = held
+                self._expect_progress()
+            elif now > self._stalled_at:
+                raise ConnectionError(f"W&B holds records up to {held} of {self._sent_seq} and takes no more")
+        return self._stored_seq if self._stored_seq < self._sent_seq else None
+
+    def put_artifact(self, artifact: Artifact) -> None:
+        put_artifact(self._open_run, artifact, self._copy_rule, wait=self._online)
+
+    def alert(self, title: str, text: str, record: Record) -> None:
+        self._open_run.alert(title, text)
+
+    def finish(self, finish: RunFinish) -> None:
+        run = self._open_run
+        if finish.reason is not None:
+            run.summary["reason"] = finish.reason
+        if self._online:
+            self._public_run()  # asked for while the run is still known here
+        self._run = None
+        run.finish(exit_code=EXIT_CODES[finish.status])
+        if self._online:
+            self._confirm()
+
+    def audit(self, start: RunStart) -> Audit:
+        if not self._online:
+            raise Rejected("offline files: with a key, `vlatrack sync` brings the run to W&B")
+        path = f"{self._project}/{start.uid}" if self._entity is None else f"{self._entity}/{self._project}/{start.uid}"
+        try:
+            run = wandb.Api().run(path)
+        except wandb.errors.CommError as error:  # also of a run that the server does not know
+            if "Could not find run" not in str(error):
+                raise
+            return Audit()
+        count, last_seq = ValueCount(), int(run.lastHistoryStep)
+        for row in run.scan_history(page_size=ROWS_PER_PAGE, use_cache=False) if last_seq >= 0 else ():
+            values = {name: value for name, value in row.items() if name != X_AXIS and not name.startswith("_")}
+            count.add(values, step=row[X_AXIS], t_ms=round(row["_timestamp"] * 1000))
+        return Audit(str(run.state).upper(), len(count.names), count.values, last_seq)
+
+    def close(self) -> None:
+        """End the client's process for this run; a run without an end is left as crashed."""
+        self._public = None
+        if self._run is not None:
+            run, self._run = self._run, None
+            run.finish(exit_code=1)
+
+    def _init(self, start: RunStart) -> wandb.Run:
+        try:
+            return wandb.init(
+                id=start.uid,
+                name=start.name,
+                project=self._project,
+                entity=self._entity,
+                group=start.group or start.experiment,
+                job_type=None if start.group is None else start.experiment,
+                config=dict(start.params),
+                tags=[f"{name}:{value}"[:LONGEST_TAG] for name, value in start.tags.items()],
+                dir=self._folder,
+                mode="online" if self._online else "offline",
+                resume="allow" if self._online else None,
+                reinit="create_new",
+                settings=_quiet_settings(online=self._online),
+            )
+        except Exception as error:
+            deleted = "previously created and deleted" in str(error)
+            # After a failed attempt the client process keeps the id to itself, for as long as it lives.
+            if deleted or "is in use" in str(error):
+                end_own_clients()
+            if deleted:
+                told = f"run {start.uid} was deleted in W&B; undelete it there and `vlatrack sync`"
+                raise RemoteDeleted(told) from error
+            raise
+
+    @property
+    def _open_run(self) -> wandb.Run:
+        assert self._run is not None, "open it first"
+        return self._run
+
+    def _public_run(self) -> PublicRun:
+        if self._public is None:
+            run = self._open_run
+            self._public = wandb.Api().run(f"{run.entity}/{run.project}/{run.id}")
+        return self._public
+
+    def _last_seq(self) -> int:
+        return int(self._public_run().lastHistoryStep)
+
+    def _expect_progress(self) -> None:
+        now = time.monotonic()
+        self._ask_at, self._stalled_at = now + ASK_EVERY_S, now + STALLED_S
+
+    def _confirm(self) -> None:
+        """After a refusal the client stops uploading without an error: only the server knows what it has."""
+        held, give_up = -1, time.monotonic() + NO_PROGRESS_S
+        while (now := self._last_seq()) < self._sent_seq:
+            if now > held:
+                held, give_up = now, time.monotonic() + NO_PROGRESS_S
+            if time.monotonic() > give_up:
+                raise ConnectionError(f"W&B holds records up to {held} of {self._sent_seq}")
+            time.sleep(0.5)
+        self._stored_seq = self._sent_seq
+
+
+def _quiet_settings(*, online: bool) -> wandb.Settings:
+    """Nothing but what the journal holds: no console, code, git, machine or process data of the delivery process."""
+    return wandb.Settings(
+        silent=True,
+        console="off",
+        disable_code=True,
+        disable_git=True,
+        disable_job_creation=True,
+        save_code=False,
+        init_timeout=INIT_TIMEOUT_S,
+        x_skip_transaction_log=online,  # the journal has everything
+        x_disable_meta=True,
+        x_disable_stats=True,
+        x_disable_machine_info=True,
+        x_file_stream_retry_max=RETRIES,
+        x_graphql_retry_max=RETRIES,
+    )

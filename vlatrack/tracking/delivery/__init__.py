@@ -1,0 +1,1 @@
+"""From a journal to the trackers: the delivery process and its state."""

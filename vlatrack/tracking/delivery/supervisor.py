@@ -1,0 +1,122 @@
+"""The delivery process of a run as the training process sees it: started, watched, and waited for at the end."""
+
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+from vlatrack.errors import TrackerError
+from vlatrack.tracking.backends.custom import environment_for_targets
+from vlatrack.tracking.delivery.worker import COMPLETE, LEFT
+from vlatrack.tracking.run_files import RunFiles
+
+GRACE_S = 5.0
+"""How long a process that was told to end may take."""
+WATCH_S = 1.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
+_log = logging.getLogger(__name__)
+
+
+class DeliveryProcess:
+    """Delivers while training goes on. If it dies, a new one takes over; the cursors say where it goes on."""
+
+    def __init__(self, files: RunFiles, *, serves_custom: bool) -> None:
+        self._files = files
+        self._serves_custom = serves_custom
+        self._process: subprocess.Popen[bytes] | None = None
+        self._finishing = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="delivery-watch", daemon=True)
+
+    def start(self) -> None:
+        """Start the process, and a thread that replaces it when it dies."""
+        self._spawn()
+        self._watcher.start()
+
+    def await_end(self, timeout_s: float) -> None:
+        """Return when everything is delivered, or after about `timeout_s` seconds.
+
+        The process ends by itself when its time is over; if it dies another goes on, if it hangs it is ended.
+        """
+        give_up = time.monotonic() + timeout_s
+        self._finishing.set()
+        self._watcher.join()
+        while not self._is_over(give_up):
+            time.sleep(FIRST_PAUSE_S)
+            self._spawn()
+
+    def _is_over(self, give_up: float) -> bool:
+        left = max(0.0, give_up - time.monotonic())
+        if self._process is None:
+            return left == 0
+        try:
+            return self._process.wait(left + GRACE_S) in (COMPLETE, LEFT) or left == 0
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            return True
+
+    def _watch(self) -> None:
+        pause, begun = FIRST_PAUSE_S, time.monotonic()
+        while not self._finishing.wait(WATCH_S):
+            if self._process is not None and self._process.poll() is None:
+                continue
+            if time.monotonic() - begun > LONGEST_PAUSE_S:
+                pause = FIRST_PAUSE_S
+            if self._finishing.wait(pause):
+                return
+            _log.warning("%s: its delivery process is gone; another takes over", self._files.run_dir)
+            pause, begun = min(2 * pause, LONGEST_PAUSE_S), time.monotonic()
+            self._spawn()
+
+    def _spawn(self) -> None:
+        try:
+            log = os.open(self._files.delivery_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            try:
+                # A session of its own: Ctrl-C in the trainer's terminal does not reach it.
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "vlatrack.tracking.delivery.worker", str(self._files.run_dir.absolute())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=environment_for_targets(serves_custom=self._serves_custom),
+                    start_new_session=True,
+                )
+            finally:
+                os.close(log)
+        except OSError as error:  # no memory, no file handle: training is not to end for that
+            self._process = None
+            _log.warning("%s: its delivery process cannot be started now (%s)", self._files.run_dir, error)
+
+
+def end_delivery(files: RunFiles) -> None:
+    """End the delivery process of an earlier part of this run; its cursors stay. TrackerError if it does not end."""
+    lock = os.open(files.delivery_lock, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        for ending in (signal.SIGTERM, signal.SIGKILL):
+            if _locked_within(lock, 0.2):
+                return
+            # Only a living process holds the lock, so the id in the file is its own; it may end just now.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(os.pread(lock, 20, 0)), ending)
+            if _locked_within(lock, GRACE_S):
+                return
+        raise TrackerError(f"{files.run_dir}: its delivery process does not end; stop it and try again")
+    finally:
+        os.close(lock)
+
+
+def _locked_within(lock: int, seconds: float) -> bool:
+    give_up = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= give_up:
+                return False
+            time.sleep(0.02)

@@ -1,0 +1,104 @@
+"""Delivering what is left of a run whose training is over, and ending runs that died without saying so."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from vlatrack.errors import TrackerError
+from vlatrack.tracking.backends.custom import environment_for_targets
+from vlatrack.tracking.delivery import worker as deliver
+from vlatrack.tracking.delivery.report import DeliveryReport, delivery_report, labels_of
+from vlatrack.tracking.delivery.worker import close_as_killed
+from vlatrack.tracking.journal.journal import is_being_written
+from vlatrack.tracking.run_files import RunFiles
+
+PATIENCE_S = 60.0
+"""How long a sync goes on while no backend takes anything."""
+_LOOK_S = 0.2
+_log = logging.getLogger(__name__)
+
+
+def chosen_backends(run_dir: Path, backend: str | None) -> list[str]:
+    """The labels of a run's backends, or those of one kind (`mlflow`) or label (`mlflow-0`).
+
+    Raises TrackerError if there is no run or it has no such backend.
+    """
+    if not RunFiles(run_dir).journal.exists():
+        raise TrackerError(f"{run_dir}: no run directory (journal.jsonl is missing); give runs/<experiment>/<run-id>")
+    labels = labels_of(run_dir)
+    chosen = [label for label in labels if backend is None or _is_named(label, backend)]
+    if backend is not None and not chosen:
+        raise TrackerError(f"{run_dir}: has no backend {backend!r}; it has {', '.join(labels) or 'none'}")
+    return chosen
+
+
+def has_backend(run_dir: Path, backend: str) -> bool:
+    """Whether a run reports to a backend of this kind or label."""
+    return any(_is_named(label, backend) for label in labels_of(run_dir))
+
+
+def sync_run(
+    run_dir: Path,
+    *,
+    backend: str | None = None,
+    patience_s: float = PATIENCE_S,
+    on_progress: Callable[[DeliveryReport], None] | None = None,
+) -> DeliveryReport:
+    """Deliver what the backends of a run do not have yet; a run that died is KILLED, in the journal and everywhere.
+
+    A process of its own delivers, and ends when no backend has taken anything for `patience_s` seconds. Raises
+    TrackerError if the run is still being written or another process delivers it.
+    """
+    labels = chosen_backends(run_dir, backend)
+    if is_being_written(RunFiles(run_dir).journal):
+        raise TrackerError(f"{run_dir}: still running; its own delivery process serves the trackers")
+    if not labels:
+        close_as_killed(RunFiles(run_dir).journal)
+        return delivery_report(run_dir, labels)
+    if _run_delivery(run_dir, labels, patience_s, on_progress) == deliver.BUSY:
+        raise TrackerError(f"{run_dir}: another process delivers this run (a sync, or the run's own); wait for its end")
+    return delivery_report(run_dir, labels)
+
+
+def _is_named(label: str, backend: str) -> bool:
+    return backend in (label, label.rpartition("-")[0])
+
+
+def _run_delivery(
+    run_dir: Path, labels: Sequence[str], patience_s: float, on_progress: Callable[[DeliveryReport], None] | None
+) -> int:
+    command = [sys.executable, "-m", "vlatrack.tracking.delivery.worker", str(run_dir.absolute())]
+    environment = environment_for_targets(serves_custom=any(label.startswith("custom-") for label in labels))
+    fd = os.open(RunFiles(run_dir).delivery_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    with os.fdopen(fd, "ab") as log:
+        process = subprocess.Popen(
+            [*command, "--patience", str(patience_s), "--only", *labels],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+        )
+    try:
+        while True:
+            try:
+                return process.wait(_LOOK_S)
+            except subprocess.TimeoutExpired:
+                if on_progress is not None:
+                    on_progress(delivery_report(run_dir, labels))
+    finally:
+        if process.poll() is None:  # interrupted: the cursors say where to go on
+            process.terminate()
+            _end(process)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        _log.warning("the delivery process hangs in a tracker's client and is ended")
+        process.kill()
+        process.wait()

@@ -1,0 +1,176 @@
+"""The delivery process of one run.
+
+Usage: `python -m vlatrack.tracking.delivery.worker RUN_DIR [--patience S] [--only LABEL…]`. It serves every backend
+from its own thread, closes the run as KILLED if the trainer dies, and ends when the finish record is delivered or its
+time is over: as the finish record says, or after `--patience` seconds without progress.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import gc
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Collection, Sequence
+from functools import partial
+from pathlib import Path
+
+from vlatrack.errors import TrackerError
+from vlatrack.tracking.backends.registry import backend_label, backends_of, connect, destination_of
+from vlatrack.tracking.delivery.tail import Tail
+from vlatrack.tracking.journal.journal import Journal, Kind, is_being_written, last_record
+from vlatrack.tracking.privacy import redact
+from vlatrack.tracking.run_files import RunFiles
+
+WATCH_S = 1.0
+PATIENCE_WITHOUT_TRAINER_S = 600.0
+"""How long delivery goes on if the trainer died and nobody waits for the end."""
+FULL_DISK_PAUSE_S = 10.0
+
+_NICENESS = 10
+_OBJECTS_BETWEEN_COLLECTIONS = 50_000
+"""A batch makes thousands of objects that need no collector; looking through the trackers' libraries each time took a
+tenth of the delivery."""
+_log = logging.getLogger(__name__)
+
+
+COMPLETE, BUSY, LEFT = 0, 3, 4
+"""Exit codes: every backend has everything; another process delivers this run; something is left."""
+
+
+def main(run_dir: Path, *, patience_s: float | None = None, only: Collection[str] = ()) -> int:
+    """Deliver to every backend, or to those in `only`; returns the exit code."""
+    files = RunFiles(run_dir)
+    _log_to_standard_error()
+    lock = os.open(files.delivery_lock, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        _log.warning("another process delivers this run")
+        return BUSY
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, str(os.getpid()).encode(), 0)
+    os.umask(0o077)
+    _let_training_go_first()
+    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
+    stopping = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    if _serve(files, stopping, patience_s, only):
+        return COMPLETE
+    # A thread may hang in a tracker's client; the cursors on the disk say what is left.
+    logging.shutdown()
+    os._exit(LEFT)
+
+
+def _serve(files: RunFiles, stopping: threading.Event, patience_s: float | None, only: Collection[str]) -> bool:
+    if patience_s is not None and not is_being_written(files.journal):
+        close_as_killed(files.journal)
+    threads, tails = [], []
+    for index, config in enumerate(backends_of(files.backends.read_text())):
+        label = backend_label(config, index)
+        if not only or label in only:
+            reach = partial(connect, config, files.run_dir)
+            tails.append(Tail(files.run_dir, label, reach, stopping, destination=destination_of(config)))
+            threads.append(threading.Thread(target=tails[-1].run, name=label, daemon=True))
+    for thread in threads:
+        thread.start()
+    patience = _Patience(files.journal, tails) if patience_s is None else _PatienceWithProgress(tails, patience_s)
+    while any(thread.is_alive() for thread in threads) and not stopping.wait(WATCH_S):
+        if patience.is_over():
+            _log.warning("time is over")
+            return False
+    return not stopping.is_set() and all(tail.finished for tail in tails)
+
+
+def _let_training_go_first() -> None:
+    """A batch process never interrupts another one that has just begun to compute; it takes the gaps."""
+    os.nice(_NICENESS)
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
+class _PatienceWithProgress:
+    """For a run that is over, whose tails hurry; itself over when no backend has acknowledged anything for so long."""
+
+    def __init__(self, tails: Sequence[Tail], seconds: float) -> None:
+        self._tails, self._seconds = tails, seconds
+        for tail in tails:
+            tail.hurry()
+        self._seen: list[int] = []
+        self._at = 0.0
+
+    def is_over(self) -> bool:
+        now = [tail.acknowledged for tail in self._tails]
+        if now != self._seen:
+            self._seen, self._at = now, time.monotonic()
+        return time.monotonic() > self._at + self._seconds
+
+
+class _Patience:
+    """Lasts while the trainer lives, and then, while the tails hurry, as long as its finish record says. A trainer that
+    died without one is KILLED; on a full disk that is tried again."""
+
+    def __init__(self, journal: Path, tails: Sequence[Tail]) -> None:
+        self._journal, self._tails = journal, tails
+        self._died_at: float | None = None
+        self._try_at = 0.0
+
+    def is_over(self) -> bool:
+        last = last_record(self._journal)
+        assert last is not None, "the journal begins before delivery does"
+        if last.kind == Kind.FINISH:
+            for tail in self._tails:
+                tail.hurry()
+            return time.time() * 1000 > last.data["deliver_until_ms"]
+        if is_being_written(self._journal):
+            return False
+        now = time.monotonic()
+        self._died_at = self._died_at or now
+        if now >= self._try_at:
+            self._try_at = now + FULL_DISK_PAUSE_S
+            close_as_killed(self._journal)
+        return now > self._died_at + PATIENCE_WITHOUT_TRAINER_S
+
+
+def close_as_killed(path: Path) -> bool:
+    """Write the end of a run whose process is gone without one; whether that was to be done, and could be."""
+    last = last_record(path)
+    if last is None or last.kind == Kind.FINISH:
+        return False
+    try:
+        journal = Journal.open(path, run=last.run, writer="delivery")
+    except TrackerError as error:
+        _log.info("the run goes on: %s", error)
+        return False
+    with contextlib.closing(journal):
+        last = last_record(path)
+        if last is None or last.kind == Kind.FINISH:
+            return False
+        _log.warning("the training process is gone; the run is KILLED")
+        until = int((time.time() + PATIENCE_WITHOUT_TRAINER_S) * 1000)
+        reason = "the training process ended without saying why"
+        end = {"status": "KILLED", "reason": reason, "deliver_until_ms": until}
+        return journal.append(Kind.FINISH, end) is not None
+
+
+class _RedactingFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+def _log_to_standard_error() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="vlatrack.tracking.delivery.worker")
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--patience", type=float)
+    parser.add_argument("--only", nargs="*", default=[])
+    given = parser.parse_args()
+    sys.exit(main(given.run_dir, patience_s=given.patience, only=given.only))
