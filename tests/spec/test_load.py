@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vlatrack.spec.identity import Difference, canonical_hash, flatten, semantic_diff
+from vlatrack.spec.identity import Difference, canonical_hash, differences, flatten, split_by_resume
 from vlatrack.spec.load import dump_spec, load_spec
 from vlatrack.spec.models import ExperimentSpec, LeRobotSource, MlflowBackend, WandbBackend
 
@@ -119,8 +119,10 @@ def test_a_hash_is_the_same_for_any_style_order_and_process(file: Path, tmp_path
         "train.device=cpu",
         "train.workers=4",
         "train.gradient_checkpointing=true",
+        "train.micro_batch=2",
         "train.checkpoint.keep_last=9",
         "evaluate.open_loop.batch_size=1",
+        "data.train.path=elsewhere",
     ],
 )
 def test_a_hash_ignores_what_does_not_decide_the_result(file: Path, override: str) -> None:
@@ -134,6 +136,34 @@ def test_a_hash_ignores_what_does_not_decide_the_result(file: Path, override: st
 )
 def test_a_hash_changes_with_what_decides_the_result(file: Path, override: str) -> None:
     assert canonical_hash(load_spec(file, [override])) != canonical_hash(load_spec(file))
+
+
+def test_a_hash_changes_with_the_data_that_a_path_names(file: Path) -> None:
+    spec = load_spec(file)
+    assert canonical_hash(spec, {"data.train": "a"}) != canonical_hash(spec, {"data.train": "b"})
+
+
+def test_a_setting_that_a_later_version_adds_leaves_the_hash_and_a_resume_alone(file: Path) -> None:
+    spec = load_spec(file)
+    before = {path: value for path, value in flatten(spec).items() if path != "train.non_finite"}
+    assert differences(before, flatten(spec)) == []
+    assert canonical_hash(load_spec(file, ["train.non_finite=skip"])) != canonical_hash(spec)
+
+
+@pytest.mark.parametrize("override", ["train.epochs=80", "train.device=cpu", "tracking.log_every=3", "train.workers=2"])
+def test_a_run_may_go_on_with(file: Path, override: str) -> None:
+    changes = differences(flatten(load_spec(file)), flatten(load_spec(file, [override])))
+    forbidden, allowed = split_by_resume(changes)
+    assert forbidden == []
+    assert len(allowed) == 1
+
+
+@pytest.mark.parametrize(
+    "override", ["train.epochs=1", "optim.lr=1", "seed=9", "train.batch_size=1", "tokenizer.bins=9"]
+)
+def test_a_run_may_not_go_on_with(file: Path, override: str) -> None:
+    forbidden, _ = split_by_resume(differences(flatten(load_spec(file)), flatten(load_spec(file, [override]))))
+    assert len(forbidden) == 1
 
 
 def test_a_spec_without_open_loop_evaluation_has_a_hash(file: Path) -> None:
@@ -151,17 +181,17 @@ def test_flat_settings_are_scalars_under_their_dotted_path(file: Path) -> None:
 
 def test_a_difference_names_path_before_and_after_and_ignores_style(file: Path, tmp_path: Path) -> None:
     before = load_spec(file)
-    assert semantic_diff(before, spec_of(tmp_path, dump_spec(before))) == []
-    after = load_spec(file, ["optim.lr=1e-5", "data.cameras=[front]", "data.val_ind=null"])
-    assert before.data.val_ind is not None
-    assert semantic_diff(before, after) == [
-        Difference("data.cameras", ["front", "wrist"], ["front"]),
-        Difference("data.val_ind", before.data.val_ind.model_dump(mode="json"), None),
+    assert differences(flatten(before), flatten(spec_of(tmp_path, dump_spec(before)))) == []
+    after = load_spec(file, ["optim.lr=1e-5", "data.cameras=[front]"])
+    changes = differences(flatten(before), flatten(after))
+    assert changes == [
+        Difference("data.cameras", '["front", "wrist"]', '["front"]'),
         Difference("optim.lr", 5e-6, 1e-5),
     ]
+    assert str(changes[1]) == "optim.lr: 5e-06 -> 1e-05"
 
 
 def test_a_difference_of_kinds_lists_the_keys_that_came_and_went(file: Path) -> None:
-    changes = semantic_diff(load_spec(file), load_spec(file, ["tracking.backends.0.kind=wandb"]))
+    changes = differences(flatten(load_spec(file)), flatten(load_spec(file, ["tracking.backends.0.kind=wandb"])))
     assert Difference("tracking.backends.0.kind", "mlflow", "wandb") in changes
     assert Difference("tracking.backends.0.project", None, "vlatrack") in changes

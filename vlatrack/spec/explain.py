@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from vlatrack.spec.migrate import retired_accumulate
 from vlatrack.spec.structure import blocks_at, field_at, kinds_of, known_paths
 from vlatrack.spec.yaml_tree import Path, Place, Problem, Tree, Value, entries
 
@@ -123,6 +124,8 @@ def _explain_exact(details: ErrorDetails, path: Path, tree: Tree) -> Problem:
 
 
 def _unknown_key(path: Path, tree: Tree) -> str:
+    if path == ("train", "accumulate"):
+        return retired_accumulate(tree.root)
     key = str(path[-1])
     here = {name: None for block in blocks_at(tree.root, path[:-1]) for name in block.model_fields}
     close = get_close_matches(key, here, n=1) or [other for other in known_paths() if other.endswith(f".{key}")]

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from vlatrack.errors import SpecError
 from vlatrack.spec.explain import explain
+from vlatrack.spec.migrate import migrate
 from vlatrack.spec.models import Backend, ExperimentSpec, TrackingSpec
 from vlatrack.spec.overrides import apply_override
 from vlatrack.spec.secrets import find_secrets
@@ -16,8 +17,11 @@ from vlatrack.spec.yaml_tree import Problem, Tree, parse_value, read_tree, scala
 MAX_BYTES = 1 << 20
 
 
-def load_spec(path: Path, overrides: Sequence[str] = ()) -> ExperimentSpec:
+def load_spec(path: Path, overrides: Sequence[str] = (), *, stored: bool = False) -> ExperimentSpec:
     """Read the experiment at `path`, with ``key=value`` overrides applied in order.
+
+    Args:
+        stored: the file is the spec.yaml of a run or a checkpoint: one that an earlier vlatrack wrote is translated.
 
     Raises:
         SpecError: one line for each mistake, in the order of the file, then of the overrides.
@@ -27,6 +31,8 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> ExperimentSpec:
         found = "the file is empty" if tree.root is None else "this is not one"
         problem = Problem(tree.place(()), (), f"expected a mapping of keys such as 'name: my-experiment'; {found}")
         raise _spec_error(tree.problems or [problem])
+    if stored:
+        tree.root = migrate(tree.root)
     for override in overrides:
         apply_override(tree, override)
     tree.problems += find_secrets(tree)

@@ -218,20 +218,34 @@ class CheckpointSpec(Model):
     every_epochs: PositiveInt = Field(1, description="after every so many epochs")
     every_steps: PositiveInt | None = Field(None, description="also after every so many optimiser steps")
     keep_last: PositiveInt = Field(2, description="older ones are deleted; the best one always stays")
-    best_metric: str = Field("val_ind_loss_ct", description="lowest value decides which checkpoint is best")
+    best_metric: str = Field(
+        "val_ind_loss_ct",
+        description="decides which checkpoint is best, in the direction that it declares",
+    )
 
 
 class TrainSpec(Model):
     """The training loop."""
 
     epochs: PositiveInt = Field(40, description="passes over the training samples")
-    max_steps: PositiveInt | None = Field(None, description="stop after so many optimiser steps")
-    batch_size: PositiveInt = Field(8, description="samples in one forward pass, of all processes together")
-    accumulate: PositiveInt = Field(1, description="forward passes in one optimiser step")
+    max_steps: PositiveInt | None = Field(
+        None, description="stop after so many optimiser steps; the learning rate's schedule spans `epochs` all the same"
+    )
+    batch_size: PositiveInt = Field(8, description="samples in one optimiser step, over all processes")
+    micro_batch: PositiveInt | None = Field(
+        None,
+        description="samples in one forward pass of one process; gradients accumulate; null: all at once",
+    )
+    non_finite: Literal["halt", "skip", "rollback"] = Field(
+        "halt",
+        description="a step whose loss or gradient is not finite is never taken; then end the run as FAILED, go on "
+        "without that batch, or return to the last checkpoint and go on without it",
+    )
+    max_rollbacks: PositiveInt = Field(3, description="non_finite: rollback ends the run as FAILED after so many")
     precision: Literal["fp32", "bf16"] = Field("bf16", description="arithmetic of the forward and backward pass")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
     workers: Annotated[int, Field(ge=0, le=64)] = Field(
-        0, description="helpers that assemble batches, for each process"
+        0, description="workers that assemble batches, for each process"
     )
     gradient_checkpointing: bool = Field(False, description="less memory, more time, the same numbers")
     checkpoint: CheckpointSpec = CheckpointSpec()
@@ -334,6 +348,11 @@ class ExperimentSpec(Model):
     """One experiment: everything that decides its result, and where its numbers go."""
 
     name: Name
+    init_from: str | None = Field(
+        None,
+        pattern=r"^[^@]+(@[A-Za-z0-9-]+)?$",
+        description="RUN or RUN@CHECKPOINT (last, best or step-…): start with the weights and tokenizers of that run",
+    )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="of weights, data order and dropout")
     backbone: ChameleonSpec
     action_head: ActionHeadSpec = ActionHeadSpec()
@@ -357,4 +376,14 @@ class ExperimentSpec(Model):
             raise ValueError(f"tokenizer.bins = {self.tokenizer.bins}: with data.use_state the layout has room for 498")
         if self.optim.min_lr > self.optim.lr:
             raise ValueError(f"optim.min_lr = {self.optim.min_lr:g} is above optim.lr = {self.optim.lr:g}")
+        if self.optim.warmup_epochs >= self.train.epochs:
+            raise ValueError(
+                f"optim.warmup_epochs = {self.optim.warmup_epochs:g} is not below train.epochs = {self.train.epochs}: "
+                "the learning rate would never reach optim.lr"
+            )
+        if self.train.micro_batch is not None and self.train.micro_batch > self.train.batch_size:
+            raise ValueError(
+                f"train.micro_batch = {self.train.micro_batch} is above train.batch_size = {self.train.batch_size}, "
+                "the samples of a whole optimiser step"
+            )
         return self
