@@ -4,8 +4,9 @@ import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, assert_never, cast
+from typing import assert_never, cast
 
 import numpy as np
 import torch
@@ -16,15 +17,21 @@ from vlatrack.data.cache import CodeCache
 from vlatrack.data.episodes import Episode, EpisodeSource, select_episodes
 from vlatrack.data.samples import Encoding, SampleKind, SampleSet, check_fit, check_lengths, encode_episodes
 from vlatrack.data.statistics import value_range
-from vlatrack.errors import CheckpointError, DataError, SpecError
+from vlatrack.errors import DataError, SpecError
 from vlatrack.metrics.schema import TRAIN, VAL_IND, VAL_OOD
-from vlatrack.models.backbones.chameleon.backbone import ChameleonBackbone, backbone_config, preset_config
-from vlatrack.models.backbones.chameleon.pretrained import Checkpoint, load_foreign_state, read_checkpoint
+from vlatrack.models.backbones.base import BackboneFactory, BackboneSource, Geometry
+from vlatrack.models.backbones.causal_lm.backbone import CausalLMFactory
+from vlatrack.models.backbones.chameleon.backbone import ChameleonFactory
+from vlatrack.models.backbones.custom import custom_factory
+from vlatrack.models.backbones.pretrained import open_pretrained
 from vlatrack.models.heads.action_head import ActionHead
 from vlatrack.models.losses.sums import LossWeights
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.spec.models import (
     Backend,
+    CausalLMSpec,
+    ChameleonSpec,
+    CustomBackboneSpec,
     CustomBackend,
     CustomSource,
     ExperimentSpec,
@@ -37,16 +44,15 @@ from vlatrack.spec.models import (
     WandbBackend,
 )
 from vlatrack.tokens.bins import Bins, ValueRange
-from vlatrack.tokens.images import ImageTokenizer
+from vlatrack.tokens.images import CHAMELEON_PREFIX, ImageTokenizer
 from vlatrack.tokens.layout import TokenLayout
-from vlatrack.tokens.text import ByteTokenizer, CheckpointTextTokenizer, TextTokenizer
+from vlatrack.tokens.text import ByteTokenizer, TextTokenizer, load_text_tokenizer
 from vlatrack.tracking.backends.base import BackendConfig, Scalar
 from vlatrack.training.checkpoint.files import Identity
 from vlatrack.training.loop import LoopSettings, Training
 from vlatrack.training.optimisation import Schedule, adamw
 from vlatrack.training.ranks import Ranks
 
-LAYOUT = TokenLayout()
 _FIT_EPISODES = 64  # episodes that the frames for a codebook are drawn from
 
 FrameProgress = Callable[[str, int, int], None]  # what is encoded, frames done, frames in all
@@ -140,36 +146,29 @@ def _state(episode: Episode, split: Split) -> NDArray[np.float32]:
 # --- tokenizers ------------------------------------------------------------------------------------
 
 
-def foreign_checkpoint(spec: ExperimentSpec) -> Checkpoint | None:
-    """The pretrained checkpoint that the backbone starts from, if any."""
-    if spec.backbone.checkpoint is None:
-        return None
-    return read_checkpoint(spec.backbone.checkpoint)
-
-
-def build_text_tokenizer(spec: ExperimentSpec, checkpoint: Checkpoint | None) -> TextTokenizer:
-    if spec.tokenizer.checkpoint is not None:
-        return CheckpointTextTokenizer(Path(spec.tokenizer.checkpoint) / "tokenizer.json")
-    if checkpoint is not None:
-        return CheckpointTextTokenizer(checkpoint.folder / "tokenizer.json")
-    return ByteTokenizer(LAYOUT)
+def build_text_tokenizer(source: BackboneSource, layout: TokenLayout) -> TextTokenizer:
+    """The one that comes with the backbone, else bytes."""
+    return source.text or ByteTokenizer(layout)
 
 
 def build_image_tokenizer(
-    spec: ExperimentSpec, checkpoint: Checkpoint | None, train: Split, folder: Path
+    spec: ExperimentSpec, source: BackboneSource, layout: TokenLayout, train: Split, folder: Path
 ) -> ImageTokenizer:
-    """The run's own tokenizer if ``folder`` has one, else the checkpoint's, else one fitted to the data.
+    """The run's own tokenizer if ``folder`` has one, else a pretrained one, else one fitted to the data.
 
     What is made here is saved in ``folder``, so that a resumed run or an evaluation sees the same ids.
     """
-    if folder.is_dir():
+    if ImageTokenizer.is_saved(folder):
         return ImageTokenizer.load(folder)
-    settings = spec.tokenizer.image
-    if spec.tokenizer.checkpoint is not None:
-        other = read_checkpoint(spec.tokenizer.checkpoint)
-        tokenizer = ImageTokenizer.from_chameleon(other.config, other.state, image_size=settings.image_size)
-    elif checkpoint is not None:
-        tokenizer = ImageTokenizer.from_chameleon(checkpoint.config, checkpoint.state, image_size=settings.image_size)
+    settings, other = spec.tokenizer.image, spec.tokenizer.checkpoint
+    pretrained = source.images if other is None else open_pretrained(other)
+    if pretrained is not None:
+        tokenizer = ImageTokenizer.from_chameleon(
+            pretrained.config,
+            pretrained.tensors(CHAMELEON_PREFIX),
+            image_size=settings.image_size,
+            layout=layout,
+        )
     else:
         tokenizer = ImageTokenizer.fit(
             _frames_to_fit(spec, train),
@@ -177,7 +176,7 @@ def build_image_tokenizer(
             codebook_size=settings.codebook_size,
             base_channels=settings.base_channels,
             seed=spec.seed,
-            layout=LAYOUT,
+            layout=layout,
         )
     tokenizer.save(folder)
     return tokenizer
@@ -198,20 +197,61 @@ def _frames_to_fit(spec: ExperimentSpec, train: Split) -> NDArray[np.uint8]:
 # --- model -----------------------------------------------------------------------------------------
 
 
-def build_policy(spec: ExperimentSpec, checkpoint: Checkpoint | None) -> VlaPolicy:
-    """The policy with its initial weights: random from the seed, or the checkpoint's.
+def backbone_factory(spec: ExperimentSpec) -> BackboneFactory:
+    """The kind of backbone that the spec names."""
+    backbone = spec.backbone
+    match backbone:
+        case ChameleonSpec():
+            return ChameleonFactory(
+                preset=backbone.preset,
+                checkpoint=backbone.checkpoint,
+                tokenizer=spec.tokenizer.checkpoint,
+                residual_dropout=backbone.residual_dropout,
+                max_seq_len=backbone.max_seq_len,
+            )
+        case CausalLMSpec():
+            return CausalLMFactory(
+                family=backbone.family,
+                preset=backbone.preset,
+                sizes=backbone.sizes.model_dump(exclude_none=True),
+                checkpoint=backbone.checkpoint,
+                residual_dropout=backbone.residual_dropout,
+                max_seq_len=backbone.max_seq_len,
+            )
+        case CustomBackboneSpec():
+            return custom_factory(load_target(backbone.target), backbone.options, max_seq_len=backbone.max_seq_len)
+        case _:
+            assert_never(backbone)
+
+
+def new_backbone(spec: ExperimentSpec) -> BackboneSource:
+    """Where the backbone of a new policy comes from: a preset, or a pretrained folder, of which no weight is read yet.
 
     Raises:
-        CheckpointError: the checkpoint is of another geometry.
+        VlatrackError: the folder is missing, damaged or of another kind of model, or the settings make no model.
+    """
+    return backbone_factory(spec).open()
+
+
+def stored_backbone(spec: ExperimentSpec, geometry: Geometry, tokenizer: Path) -> BackboneSource:
+    """The same for a policy whose weights are stored: of the outside, nothing is needed.
+
+    Args:
+        geometry: what ``policy.backbone.geometry()`` was.
+        tokenizer: folder into which its text tokenizer was saved.
+    """
+    build = partial(backbone_factory(spec).from_geometry, geometry)
+    return BackboneSource(build=build, text=load_text_tokenizer(tokenizer))
+
+
+def build_policy(spec: ExperimentSpec, source: BackboneSource) -> VlaPolicy:
+    """The policy with its initial weights: random from the seed, or the pretrained ones.
+
+    Raises:
+        CheckpointError: the pretrained weights are damaged, or of another geometry.
     """
     torch.manual_seed(spec.seed)
-    backbone_spec, head = spec.backbone, spec.action_head
-    if checkpoint is not None:
-        config = backbone_config(_stored_geometry(checkpoint.config, spec))
-    else:
-        assert backbone_spec.preset is not None
-        config = preset_config(backbone_spec.preset, max_seq_len=backbone_spec.max_seq_len, layout=LAYOUT)
-    backbone = ChameleonBackbone(config, residual_dropout=backbone_spec.residual_dropout)
+    head, backbone = spec.action_head, source.build()
     width = max(head.heads, round(backbone.width * head.reduced_ratio / head.heads) * head.heads)
     policy = VlaPolicy(
         backbone,
@@ -225,26 +265,16 @@ def build_policy(spec: ExperimentSpec, checkpoint: Checkpoint | None) -> VlaPoli
             dropout=head.dropout,
             mask_padding=head.mask_padding,
         ),
-        layout=LAYOUT,
+        layout=backbone.layout,
         bins=Bins(spec.tokenizer.bins),
         weights=LossWeights(spec.loss.loss_ct_weights, spec.loss.z_loss_weight, spec.loss.image_token_weight),
         ct_target=spec.loss.ct_target,
     )
-    if checkpoint is not None:
-        load_foreign_state(policy, checkpoint.state)
+    if source.weights is not None:
+        source.weights.copy_into(policy)
     if spec.train.gradient_checkpointing:
-        policy.backbone.chameleon.gradient_checkpointing_enable()
+        backbone.enable_gradient_checkpointing()
     return policy
-
-
-def _stored_geometry(config: Mapping[str, Any], spec: ExperimentSpec) -> dict[str, Any]:
-    if config.get("model_type", "chameleon") not in ("chameleon", "chameleon_xllmx"):
-        raise CheckpointError(f"{spec.backbone.checkpoint}: a {config['model_type']} model, not a Chameleon")
-    missing = [name for name in ("vocab_size", "hidden_size", "num_hidden_layers") if name not in config]
-    if missing:
-        raise CheckpointError(f"{spec.backbone.checkpoint}/config.json: lacks {', '.join(missing)}")
-    context = max(config.get("max_position_embeddings", 0), spec.backbone.max_seq_len)
-    return {**config, "max_position_embeddings": context}
 
 
 # --- the whole -------------------------------------------------------------------------------------
@@ -254,18 +284,19 @@ def build_encoding(
     spec: ExperimentSpec,
     splits: Mapping[str, Split],
     ranges: Ranges,
-    checkpoint: Checkpoint | None,
+    source: BackboneSource,
+    layout: TokenLayout,
     folder: Path,
     device: torch.device,
 ) -> Encoding:
     """How samples become tokens. ``folder`` keeps the run's image tokenizer, which works on ``device``."""
     return Encoding(
-        layout=LAYOUT,
+        layout=layout,
         bins=Bins(spec.tokenizer.bins),
         action_range=ranges.actions,
         state_range=ranges.states,
-        text=build_text_tokenizer(spec, checkpoint),
-        images=build_image_tokenizer(spec, checkpoint, splits[TRAIN], folder).to(device),
+        text=build_text_tokenizer(source, layout),
+        images=build_image_tokenizer(spec, source, layout, splits[TRAIN], folder).to(device),
         cameras=spec.data.cameras,
         history=spec.data.history,
         horizon=spec.action_head.time_horizon,

@@ -17,7 +17,7 @@ from vlatrack.tokens.prompts import TokenSequence, vla_sequence, world_model_seq
 LAYOUT = TokenLayout()
 HORIZON, DIMS = 3, 2
 GEOMETRY = {
-    "vocab_size": LAYOUT.scratch_vocabulary,
+    "vocab_size": LAYOUT.vocabulary_size,
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 2,

@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from vlatrack.errors import CheckpointError
 from vlatrack.metrics.schema import MetricSchema
 from vlatrack.models.attention import attention_mask
-from vlatrack.models.backbones.chameleon.pretrained import load_foreign_state, read_weights
+from vlatrack.models.backbones.chameleon.pretrained import CHAMELEON_WEIGHTS
+from vlatrack.models.backbones.pretrained import copy_weights, read_tensors
 from vlatrack.models.losses.sums import Denominators, LossSums, LossWeights, documented_losses
 from vlatrack.models.measurements import measurements
 from vlatrack.tokens.batch import collate
@@ -129,7 +130,7 @@ def test_answer_steps_do_not_depend_on_one_another(make_policy, rows) -> None:
 def test_a_reference_state_dict_of_another_chunk_is_refused_by_name(make_policy) -> None:
     state = {"action_head.action_token_embeddings.weight": torch.zeros(1, 5 * 2 * 32)}
     with pytest.raises(CheckpointError, match=r"action_token_embeddings.weight.*\[1, 320\].*\[6, 32\]"):
-        load_foreign_state(make_policy(), state)
+        copy_weights(make_policy(), state.items(), CHAMELEON_WEIGHTS)
 
 
 def test_a_state_dict_without_the_head_leaves_the_head_alone(make_policy) -> None:
@@ -140,14 +141,15 @@ def test_a_state_dict_without_the_head_leaves_the_head_alone(make_policy) -> Non
         if name.startswith("backbone.")
     }
     before = policy.action_head.queries.clone()
-    assert load_foreign_state(policy, state) is False
+    assert copy_weights(policy, state.items(), CHAMELEON_WEIGHTS) is False
     assert torch.equal(policy.action_head.queries, before)
     assert torch.equal(policy.backbone.chameleon.lm_head.weight, state["lm_head.weight"])
 
 
 def test_a_state_dict_with_a_missing_layer_is_refused(make_policy) -> None:
+    only = make_policy().backbone.chameleon.lm_head.weight.detach()
     with pytest.raises(CheckpointError, match=r"lacks .* the first is backbone\.chameleon\.model"):
-        load_foreign_state(make_policy(), {"lm_head.weight": make_policy().backbone.chameleon.lm_head.weight.detach()})
+        copy_weights(make_policy(), [("lm_head.weight", only)], CHAMELEON_WEIGHTS)
 
 
 def test_a_truncated_safetensors_file_is_refused(tmp_path) -> None:
@@ -155,7 +157,7 @@ def test_a_truncated_safetensors_file_is_refused(tmp_path) -> None:
     save_file({"a": torch.zeros(1000)}, file)
     file.write_bytes(file.read_bytes()[:500])
     with pytest.raises(CheckpointError, match="unreadable or truncated"):
-        read_weights(file)
+        list(read_tensors(file))
 
 
 class _Payload:
@@ -167,7 +169,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path, capsys) -> None:
     file = tmp_path / "model.bin"
     torch.save({"weight": torch.zeros(1), "payload": _Payload()}, file)
     with pytest.raises(CheckpointError, match="holds more than tensors"):
-        read_weights(file)
+        list(read_tensors(file))
     assert "executed" not in capsys.readouterr().out
 
 

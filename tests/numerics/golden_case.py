@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from vlatrack.models.backbones.chameleon.backbone import ChameleonBackbone, backbone_config
-from vlatrack.models.backbones.chameleon.pretrained import load_foreign_state
+from vlatrack.models.backbones.chameleon.pretrained import CHAMELEON_WEIGHTS
+from vlatrack.models.backbones.pretrained import copy_weights
 from vlatrack.models.heads.action_head import ActionHead
 from vlatrack.models.losses.sums import Losses, LossWeights, documented_losses
 from vlatrack.models.policy import PolicyOutput, VlaPolicy
@@ -60,7 +61,8 @@ class GoldenCase:
             weights=LossWeights(values["loss_ct_weights"], values["z_loss_weight"], values["image_token_weight"]),
         )
         shapes = values["parameter_shapes"]
-        assert load_foreign_state(policy, {name: recipe_weight(name, shape) for name, shape in shapes.items()})
+        weights = ((name, recipe_weight(name, shape)) for name, shape in shapes.items())
+        assert copy_weights(policy, weights, CHAMELEON_WEIGHTS)
         return policy.eval()
 
     @cached_property

@@ -87,8 +87,8 @@ def test_a_checkpoint_of_another_geometry_is_refused(tmp_path) -> None:
     state = load_file(weights)
     state["action_head.queries"] = state["action_head.queries"][:-1].clone()
     save_file(state, weights)
-    from vlatrack.builders import build_policy
+    from vlatrack.builders import build_policy, new_backbone
     from vlatrack.training.checkpoint.files import load_policy
 
     with pytest.raises(VlatrackError, match="another geometry than this experiment"):
-        load_policy(weights.parent, build_policy(run.spec(), None))
+        load_policy(weights.parent, build_policy(run.spec(), new_backbone(run.spec())))

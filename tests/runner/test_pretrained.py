@@ -13,10 +13,11 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
 from vlatrack.errors import VlatrackError
-from vlatrack.models.backbones.chameleon.pretrained import read_checkpoint
+from vlatrack.models.backbones.pretrained import open_pretrained
 from vlatrack.runner.run import run_experiment
 from vlatrack.spec.load import load_spec
-from vlatrack.tokens.images import ImageTokenizer
+from vlatrack.tokens.images import CHAMELEON_PREFIX, ImageTokenizer
+from vlatrack.tokens.layout import TokenLayout
 
 CODES = 6
 VQ = {
@@ -76,14 +77,25 @@ def test_a_run_starts_from_a_hugging_face_chameleon(tmp_path, chameleon) -> None
 
 
 def test_the_checkpoints_image_tokenizer_maps_codes_by_their_names(chameleon) -> None:
-    checkpoint = read_checkpoint(str(chameleon))
-    tokenizer = ImageTokenizer.from_chameleon(checkpoint.config, checkpoint.state, image_size=32)
+    tokenizer = _image_tokenizer(chameleon, TokenLayout())
     frames = torch.randint(0, 255, (8, 32, 32, 3), dtype=torch.uint8).numpy()
     model = ChameleonForConditionalGeneration.from_pretrained(chameleon)
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.inference_mode():
         expected = model.model.get_image_tokens(pixels)
     assert tokenizer.encode(frames).reshape(8, -1).tolist() == expected.tolist()
+
+
+def test_another_backbone_has_the_same_codes_under_its_own_ids(chameleon) -> None:
+    frames = torch.randint(0, 255, (8, 32, 32, 3), dtype=torch.uint8).numpy()
+    layout = TokenLayout.after(100, pad=0, bos=1)
+    of_chameleon, of_other = (_image_tokenizer(chameleon, ids).encode(frames) for ids in (TokenLayout(), layout))
+    assert (of_other - layout.first_image_code).tolist() == (of_chameleon - 4).tolist()
+
+
+def _image_tokenizer(folder: Path, layout: TokenLayout) -> ImageTokenizer:
+    opened = open_pretrained(str(folder))
+    return ImageTokenizer.from_chameleon(opened.config, opened.tensors(CHAMELEON_PREFIX), image_size=32, layout=layout)
 
 
 def test_a_run_starts_from_the_references_state_dict_with_its_head(tmp_path, chameleon) -> None:

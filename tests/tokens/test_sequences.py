@@ -59,7 +59,7 @@ def test_byte_tokenizer_is_reversible_and_stays_clear_of_every_other_token() -> 
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     assert min(ids) > LAYOUT.state_end
-    assert max(ids) < LAYOUT.scratch_vocabulary
+    assert max(ids) < LAYOUT.vocabulary_size
 
 
 def test_batch_indexes_the_numbers_of_every_action_step_in_every_row() -> None:

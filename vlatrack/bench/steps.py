@@ -117,9 +117,11 @@ def _build(spec: ExperimentSpec, directory: RunDirectory) -> tuple[Training, Tra
     splits = builders.open_splits(spec)
     splits = {TRAIN: splits[TRAIN]}  # steps are measured, not evaluations
     ranges = builders.value_ranges(spec, splits[TRAIN])
-    accelerator, checkpoint = builders.build_accelerator(spec), builders.foreign_checkpoint(spec)
-    policy = builders.build_policy(spec, checkpoint)
-    encoding = builders.build_encoding(spec, splits, ranges, checkpoint, directory.tokenizer, accelerator.device)
+    accelerator, backbone = builders.build_accelerator(spec), builders.new_backbone(spec)
+    policy = builders.build_policy(spec, backbone)
+    encoding = builders.build_encoding(
+        spec, splits, ranges, backbone, policy.layout, directory.tokenizer, accelerator.device
+    )
     samples = builders.build_samples(spec, splits, encoding, CodeCache(directory.code_cache))
     training = builders.build_training(spec, policy, samples[TRAIN], accelerator, Ranks())
     return training, TrainState.fresh(spec.action_head.time_horizon, spec.action_head.action_dim, accelerator.device)

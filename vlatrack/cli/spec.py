@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from vlatrack.spec.models import ExperimentSpec, Source
+    from vlatrack.spec.models import BackboneSpec, ExperimentSpec, Source
 
 ExperimentFile = Annotated[Path, typer.Argument(metavar="FILE", help="The experiment's YAML file.", show_default=False)]
 Overrides = Annotated[
@@ -69,11 +69,10 @@ def _overview(spec: "ExperimentSpec") -> dict[str, str]:
     from vlatrack.spec.identity import canonical_hash
 
     head, train = spec.action_head, spec.train
-    weights = spec.backbone.preset or spec.backbone.checkpoint
     return {
         "experiment": spec.name,
         "hash": canonical_hash(spec)[:12],
-        "backbone": f"{spec.backbone.kind}, {spec.backbone.init}: {weights}",
+        "backbone": _describe_backbone(spec.backbone),
         "action chunk": f"{head.time_horizon} steps of {head.action_dim} numbers",
         "bins": f"{spec.tokenizer.bins}",
         "data.train": _describe_source(spec.data.train),
@@ -83,6 +82,12 @@ def _overview(spec: "ExperimentSpec") -> dict[str, str]:
         "epochs": f"{train.epochs}" + (f", at most {train.max_steps} steps" if train.max_steps else ""),
         "backends": ", ".join(backend.kind for backend in spec.tracking.backends) or "none (journal only)",
     }
+
+
+def _describe_backbone(backbone: "BackboneSpec") -> str:
+    if backbone.kind == "custom":
+        return f"custom, {backbone.target}"
+    return f"{backbone.kind}, {backbone.init}: {backbone.preset or backbone.checkpoint}"
 
 
 def _describe_source(source: "Source | None") -> str:

@@ -1,1 +1,1 @@
-"""The policy: a Chameleon backbone, the continuous ActionHead, and the documented losses."""
+"""The policy: a backbone, the continuous ActionHead, and the documented losses."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vlatrack.models.attention import attention_mask
-from vlatrack.models.backbones.chameleon.backbone import ChameleonBackbone
+from vlatrack.models.backbones.base import Backbone
 from vlatrack.models.heads.action_head import ActionHead
 from vlatrack.models.losses.sums import LossSums, LossWeights, label_actions, token_sums
 from vlatrack.models.losses.token_losses import token_losses
@@ -25,13 +25,13 @@ class PolicyOutput:
 
 
 class VlaPolicy(nn.Module):
-    """Chameleon backbone and ActionHead under one forward pass."""
+    """Backbone and ActionHead under one forward pass."""
 
     centres: Tensor
 
     def __init__(
         self,
-        backbone: ChameleonBackbone,
+        backbone: Backbone,
         action_head: ActionHead,
         *,
         layout: TokenLayout,

@@ -67,11 +67,11 @@ def _load(
     splits = builders.open_splits(spec)
     ranges = builders.value_ranges(spec, splits[TRAIN])
     stored.check_equal(builders.build_identity(spec, ranges), checkpoint)
-    foreign = builders.foreign_checkpoint(spec)
-    encoding = builders.build_encoding(spec, splits, ranges, foreign, directory.tokenizer, device)
+    backbone = builders.new_backbone(spec)
+    policy = builders.build_policy(spec, backbone)
+    encoding = builders.build_encoding(spec, splits, ranges, backbone, policy.layout, directory.tokenizer, device)
     held_out = {name: split for name, split in splits.items() if name != TRAIN}
     samples = builders.build_samples(spec, held_out, encoding, CodeCache(directory.code_cache), display.encoding)
-    policy = builders.build_policy(spec, foreign)
     load_policy(checkpoint, policy)
     policy.to(device)
     return policy, samples

@@ -9,7 +9,7 @@ from vlatrack import builders
 from vlatrack.data.cache import CodeCache
 from vlatrack.errors import CheckpointError, SpecError
 from vlatrack.metrics.schema import TRAIN, MetricSchema
-from vlatrack.models.backbones.chameleon.pretrained import Checkpoint
+from vlatrack.models.backbones.base import BackboneSource
 from vlatrack.reports.epoch_log import LOG_FILES
 from vlatrack.reports.figures import write_figures
 from vlatrack.runner.directory import RunDirectory
@@ -45,7 +45,7 @@ class Prepared:
     spec: ExperimentSpec
     splits: dict[str, builders.Split]
     ranges: builders.Ranges
-    checkpoint: Checkpoint | None
+    backbone: BackboneSource
     manifest: dict[str, Any]
 
 
@@ -108,8 +108,8 @@ def _prepare(spec: ExperimentSpec, command: Sequence[str], ranks: Ranks) -> Prep
     splits = builders.open_splits(spec)
     ranges = builders.value_ranges(spec, splits[TRAIN])
     builders.check_data(spec, splits, ranges)
-    checkpoint = builders.foreign_checkpoint(spec)
-    return Prepared(spec, splits, ranges, checkpoint, describe_run(spec, splits, ranges, command, ranks.count))
+    backbone = builders.new_backbone(spec)
+    return Prepared(spec, splits, ranges, backbone, describe_run(spec, splits, ranges, command, ranks.count))
 
 
 def _execute(
@@ -208,10 +208,10 @@ def _train(
     spec, splits = prepared.spec, prepared.splits
     with ranks.first_before_others():  # it fits the tokenizer and encodes the pictures; the others find them
         accelerator = builders.build_accelerator(spec)
-        policy = builders.build_policy(spec, prepared.checkpoint)  # first: one that does not fit shows at once
+        policy = builders.build_policy(spec, prepared.backbone)  # first: one that does not fit shows at once
         logbook.stage("reading the image tokenizer" if directory.tokenizer.is_dir() else "fitting the image tokenizer")
         encoding = builders.build_encoding(
-            spec, splits, prepared.ranges, prepared.checkpoint, directory.tokenizer, accelerator.device
+            spec, splits, prepared.ranges, prepared.backbone, policy.layout, directory.tokenizer, accelerator.device
         )
         samples = builders.build_samples(spec, splits, encoding, CodeCache(directory.code_cache), logbook.encoding)
         training = builders.build_training(spec, policy, samples.pop(TRAIN), accelerator, ranks)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -39,6 +40,11 @@ class Model(BaseModel):
 # --- model -------------------------------------------------------------------------------------
 
 
+Options = Annotated[dict[str, str | int | float | bool | None], Field(description="keyword arguments of the class")]
+ResidualDropout = Annotated[Probability, Field(description="dropout on both residual branches of each layer")]
+MaxSeqLen = Annotated[PositiveInt, Field(description="longest token sequence of one sample")]
+
+
 class ChameleonSpec(Model):
     """The autoregressive backbone, one of transformers' Chameleon models."""
 
@@ -48,8 +54,8 @@ class ChameleonSpec(Model):
     checkpoint: str | None = Field(
         None, description="folder or hub id: a Hugging Face Chameleon, or a RynnVLA-002 / WorldVLA checkpoint"
     )
-    residual_dropout: Probability = Field(0.0, description="dropout on both residual branches of each layer")
-    max_seq_len: PositiveInt = Field(4096, description="longest token sequence of one sample")
+    residual_dropout: ResidualDropout = 0.0
+    max_seq_len: MaxSeqLen = 4096
 
     @model_validator(mode="after")
     def _weights_have_one_source(self) -> Self:
@@ -58,6 +64,61 @@ class ChameleonSpec(Model):
         if self.init == "pretrained" and (self.checkpoint is None or self.preset is not None):
             raise ValueError("init: pretrained needs a checkpoint (folder or hub id) and no preset")
         return self
+
+
+class CausalLMSizes(Model):
+    """Sizes of a decoder from scratch, under transformers' names; null: the preset's."""
+
+    hidden_size: PositiveInt | None = Field(None, description="width of the hidden states")
+    intermediate_size: PositiveInt | None = Field(None, description="width inside the MLP of a layer")
+    num_hidden_layers: PositiveInt | None = Field(None, description="decoder layers")
+    num_attention_heads: PositiveInt | None = Field(None, description="attention heads of each layer")
+    num_key_value_heads: PositiveInt | None = Field(None, description="key and value heads, shared among the others")
+    tie_word_embeddings: bool | None = Field(None, description="one matrix as embedding and output layer")
+
+
+class CausalLMSpec(Model):
+    """A Llama or Qwen decoder of transformers; our image, action and state ids stand behind its own vocabulary."""
+
+    kind: Literal["causal_lm"]
+    init: Literal["scratch", "pretrained"] = Field("scratch", description="random weights, or those of `checkpoint`")
+    family: Literal["llama", "qwen2", "qwen3"] | None = Field(
+        None, description="architecture; null: llama from scratch, else what the checkpoint's config.json says"
+    )
+    preset: Literal["tiny", "small"] | None = Field(None, description="geometry of a model from scratch")
+    sizes: CausalLMSizes = CausalLMSizes()
+    checkpoint: str | None = Field(None, description="folder or hub id of a Llama, Qwen2 or Qwen3")
+    residual_dropout: ResidualDropout = 0.0
+    max_seq_len: MaxSeqLen = 4096
+
+    @model_validator(mode="after")
+    def _weights_have_one_source(self) -> Self:
+        if self.init == "scratch" and (self.preset is None or self.checkpoint is not None):
+            raise ValueError("init: scratch needs a preset (tiny or small) and no checkpoint")
+        sized = self.preset is not None or self.sizes != CausalLMSizes()
+        if self.init == "pretrained" and (self.checkpoint is None or sized):
+            raise ValueError("init: pretrained needs a checkpoint (folder or hub id), no preset and no sizes")
+        return self
+
+
+class CustomBackboneSpec(Model):
+    """Your own backbone: a class derived from vlatrack.models.backbones.base.Backbone."""
+
+    kind: Literal["custom"]
+    target: CustomTarget
+    options: Options = {}
+    max_seq_len: MaxSeqLen = 4096
+
+
+def _chameleon_by_default(value: object) -> object:
+    return {"kind": "chameleon", **value} if isinstance(value, dict) else value
+
+
+BackboneSpec = Annotated[
+    ChameleonSpec | CausalLMSpec | CustomBackboneSpec,
+    Field(discriminator="kind", description="the decoder that reads the token rows; without kind a Chameleon"),
+    BeforeValidator(_chameleon_by_default),
+]
 
 
 class ActionHeadSpec(Model):
@@ -116,7 +177,9 @@ class TokenizerSpec(Model):
         "minmax", description="source of low/high per dimension; quantiles are 1 % and 99 %"
     )
     checkpoint: str | None = Field(
-        None, description="folder or hub id of the text and image tokenizers; null: as backbone"
+        None,
+        description="folder or hub id of a Chameleon whose image tokenizer is used (for a Chameleon backbone its text "
+        "tokenizer as well); null: the backbone's, or one fitted to the data",
     )
     image: ImageTokenizerSpec = ImageTokenizerSpec()
 
@@ -171,7 +234,7 @@ class CustomSource(EpisodeSelection):
 
     kind: Literal["custom"]
     target: CustomTarget
-    options: dict[str, str | int | float | bool | None] = Field({}, description="keyword arguments of the class")
+    options: Options = {}
 
 
 Source = Annotated[LeRobotSource | LiberoSource | CustomSource, Field(discriminator="kind")]
@@ -320,7 +383,7 @@ class CustomBackend(Model):
         description="a class as package.module:Class, or the name of an entry point of the group vlatrack.backends",
     )
     naming: Naming = "documented"
-    options: dict[str, str | int | float | bool | None] = Field({}, description="keyword arguments of the class")
+    options: Options = {}
 
 
 Backend = Annotated[MlflowBackend | WandbBackend | TensorboardBackend | CustomBackend, Field(discriminator="kind")]
@@ -354,7 +417,7 @@ class ExperimentSpec(Model):
         description="RUN or RUN@CHECKPOINT (last, best or step-…): start with the weights and tokenizers of that run",
     )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="of weights, data order and dropout")
-    backbone: ChameleonSpec
+    backbone: BackboneSpec
     action_head: ActionHeadSpec = ActionHeadSpec()
     tokenizer: TokenizerSpec = TokenizerSpec()
     loss: LossSpec = LossSpec()

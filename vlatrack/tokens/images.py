@@ -5,12 +5,13 @@ Shapes: N images, R x C codes each (one code covers 16 x 16 pixels).
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -21,6 +22,9 @@ from transformers.models.chameleon.modeling_chameleon import ChameleonImageVocab
 
 from vlatrack.errors import CheckpointError
 from vlatrack.tokens.layout import PIXELS_PER_CODE, TokenLayout
+
+CHAMELEON_PREFIX = "model.vqmodel."
+"""What the names of the image tokenizer's weights begin with in a Chameleon checkpoint."""
 
 _WEIGHTS, _SETTINGS = "image_tokenizer.safetensors", "image_tokenizer.json"
 _ENCODE_CHUNK = 32  # images in one forward pass of the encoder: more leave the cache of a CPU
@@ -90,25 +94,27 @@ class ImageTokenizer:
         return cls(vq, image_size=image_size, code_ids=layout.first_image_code + np.arange(codebook_size))
 
     @classmethod
-    def from_chameleon(cls, config: Mapping[str, Any], state: Mapping[str, Tensor], *, image_size: int) -> Self:
+    def from_chameleon(
+        cls, config: Mapping[str, Any], tensors: Iterable[tuple[str, Tensor]], *, image_size: int, layout: TokenLayout
+    ) -> Self:
         """The tokenizer inside a Chameleon checkpoint.
 
         Args:
             config: the checkpoint's config.json.
-            state: its weights; those below ``model.vqmodel.`` are used.
+            tensors: those of its weights whose names begin with ``CHAMELEON_PREFIX``.
+            layout: where the backbone that reads the ids has its image codes.
 
         Raises:
             CheckpointError: the checkpoint has no image tokenizer, or one of another geometry.
         """
-        prefix = "model.vqmodel."
-        weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        weights = {name.removeprefix(CHAMELEON_PREFIX): value for name, value in tensors}
         mapping = ChameleonImageVocabularyMapping(config.get("vocabulary_map") or {})
         if not weights or not mapping.image_tokens:
-            raise CheckpointError("the checkpoint has no image tokenizer (model.vqmodel.* and vocabulary_map)")
-        vq = ChameleonVQVAE(ChameleonVQVAEConfig(**_known_vq_fields(config.get("vq_config") or {})))
+            raise CheckpointError(f"the checkpoint has no image tokenizer ({CHAMELEON_PREFIX}* and vocabulary_map)")
+        vq = _vq_of(_known_vq_fields(config.get("vq_config") or {}))
         _load_strictly(vq, weights)
         ids = np.asarray([mapping.img2bpe[code] for code in range(len(mapping.img2bpe))], np.int64)
-        return cls(vq, image_size=image_size, code_ids=ids)
+        return cls(vq, image_size=image_size, code_ids=ids - TokenLayout.first_image_code + layout.first_image_code)
 
     def fingerprint(self) -> str:
         """sha256 of everything that decides the ids of a picture."""
@@ -117,16 +123,28 @@ class ImageTokenizer:
             digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
+    @staticmethod
+    def is_saved(folder: Path) -> bool:
+        """Whether ``folder`` holds a tokenizer: of the two files, the one that is written last."""
+        return (folder / _SETTINGS).is_file()
+
     def save(self, folder: Path) -> None:
-        """Write the tokenizer so that ``load`` gives the same ids."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.contiguous() for name, value in self._vq.state_dict().items()}, folder / _WEIGHTS)
+        """Write the tokenizer so that ``load`` gives the same ids.
+
+        Raises:
+            CheckpointError: the disk does not take it.
+        """
         settings = {
             "image_size": self.image_size,
             "code_ids": self._code_ids.tolist(),
             "vq_config": _known_vq_fields(self._vq.config.to_dict()),
         }
-        (folder / _SETTINGS).write_text(json.dumps(settings) + "\n")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file({name: value.contiguous() for name, value in self._vq.state_dict().items()}, folder / _WEIGHTS)
+            (folder / _SETTINGS).write_text(json.dumps(settings) + "\n")
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{folder}: the image tokenizer cannot be written ({error})") from error
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -140,10 +158,15 @@ class ImageTokenizer:
             weights = load_file(folder / _WEIGHTS)
         except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(f"{folder}: the image tokenizer cannot be read ({error})") from error
-        vq = ChameleonVQVAE(ChameleonVQVAEConfig(**settings["vq_config"]))
+        try:
+            vq, ids = _vq_of(settings["vq_config"]), np.asarray(settings["code_ids"], np.int64)
+            image_size = int(settings["image_size"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{folder / _SETTINGS}: not the settings of an image tokenizer ({type(error).__name__}: {error})"
+            ) from error
         _load_strictly(vq, weights)
-        ids = np.asarray(settings["code_ids"], np.int64)
-        return cls(vq, image_size=settings["image_size"], code_ids=ids)
+        return cls(vq, image_size=image_size, code_ids=ids)
 
 
 def _pixels(frames: NDArray[np.uint8], image_size: int, device: torch.device | str = "cpu") -> Tensor:
@@ -205,6 +228,13 @@ def _known_vq_fields(config: Mapping[str, Any]) -> dict[str, Any]:
         "channel_multiplier num_res_blocks attn_resolutions dropout attn_type"
     ).split()
     return {name: config[name] for name in names if name in config}
+
+
+def _vq_of(config: Mapping[str, Any]) -> ChameleonVQVAE:
+    try:
+        return ChameleonVQVAE(ChameleonVQVAEConfig(**config))
+    except StrictDataclassError as error:
+        raise CheckpointError(f"the image tokenizer's vq_config: {' '.join(str(error).split())}") from error
 
 
 def _load_strictly(vq: ChameleonVQVAE, weights: Mapping[str, Tensor]) -> None:

@@ -1,13 +1,19 @@
-"""Which id means what: the vocabulary that RynnVLA-002 and WorldVLA share with Chameleon."""
+"""Which id means what: the ids of text, images, actions and states in a backbone's vocabulary."""
 
 from dataclasses import dataclass
+from typing import Self
 
 IGNORED_LABEL = -100
+PIXELS_PER_CODE = 16
+PIXELS_PER_GRID_UNIT = 32
+
+_GRID_SIZES = 33  # an image has up to 1024 pixels a side, that is 32 grid units
+_ACTION_SPAN, _STATE_SPAN = 5000, 500  # from a start token to its end token, as the reference has them
 
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """The special ids of a sequence. The defaults are the reference's; every id is data, not code.
+    """The special ids of a sequence. The defaults are Chameleon's, as RynnVLA-002 and WorldVLA use them.
 
     Reserved Chameleon tokens ``<reservedN>`` have the id N + 4. An image patch grid of n x 32 pixels
     is announced by ``grid_base + n``. Byte b of a text has the id ``byte_base + b`` where no text
@@ -32,11 +38,37 @@ class TokenLayout:
     weighted_first: int = 3
     weighted_last: int = 8194
 
+    @classmethod
+    def after(cls, first: int, *, pad: int, bos: int) -> Self:
+        """The ids that extend another model's vocabulary, densely from ``first`` on.
+
+        Args:
+            first: number of ids that the model has of its own.
+            pad, bos: ids of padding and of the beginning of a sequence, among the model's own.
+        """
+        after_codes = first + cls.image_codes
+        grid_base = after_codes + 4
+        action_start = grid_base + _GRID_SIZES
+        state_start = action_start + _ACTION_SPAN + 1
+        return cls(
+            pad=pad,
+            bos=bos,
+            first_image_code=first,
+            image_end=after_codes,
+            image_start=after_codes + 1,
+            end_of_turn=after_codes + 2,
+            end_of_image_row=after_codes + 3,
+            grid_base=grid_base,
+            action_start=action_start,
+            action_end=action_start + _ACTION_SPAN,
+            state_start=state_start,
+            state_end=state_start + _STATE_SPAN,
+            byte_base=state_start + _STATE_SPAN + 1,
+            weighted_first=first,
+            weighted_last=after_codes - 1,
+        )
+
     @property
-    def scratch_vocabulary(self) -> int:
+    def vocabulary_size(self) -> int:
         """Smallest vocabulary that holds every special id and the 256 byte ids."""
         return self.byte_base + 256
-
-
-PIXELS_PER_CODE = 16
-PIXELS_PER_GRID_UNIT = 32

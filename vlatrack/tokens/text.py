@@ -1,15 +1,29 @@
-"""Text tokenizers: the checkpoint's own, or plain bytes where a model starts from scratch."""
+"""Text tokenizers: that of a pretrained model, or plain bytes where a model starts from scratch."""
 
+import json
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
+
+from tokenizers import Tokenizer
 
 from vlatrack.errors import CheckpointError
 from vlatrack.tokens.layout import TokenLayout
 
+_PRETRAINED, _BYTES = "tokenizer.json", "text_tokenizer.json"
+
 
 class TextTokenizer(Protocol):
+    @property
+    def vocabulary_size(self) -> int:
+        """Smallest vocabulary that holds every id."""
+        ...
+
     def encode(self, text: str) -> list[int]:
         """Ids of the text alone: no beginning- or end-of-sequence token."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write what ``load_text_tokenizer`` reads; CheckpointError if the disk does not take it."""
         ...
 
 
@@ -18,6 +32,10 @@ class ByteTokenizer:
 
     def __init__(self, layout: TokenLayout) -> None:
         self._base = layout.byte_base
+
+    @property
+    def vocabulary_size(self) -> int:
+        return self._base + 256
 
     def encode(self, text: str) -> list[int]:
         return [self._base + byte for byte in text.encode()]
@@ -30,20 +48,68 @@ class ByteTokenizer:
         """
         return bytes(i - self._base for i in ids).decode()
 
+    def save(self, folder: Path) -> None:
+        _write(folder / _BYTES, json.dumps({"byte_base": self._base}).encode() + b"\n")
 
-class CheckpointTextTokenizer:
-    """The byte-pair tokenizer that a Chameleon checkpoint carries (``tokenizer.json``)."""
 
-    def __init__(self, file: Path) -> None:
-        """Raises CheckpointError if ``file`` is missing or no tokenizer."""
-        from tokenizers import Tokenizer
+class PretrainedTextTokenizer:
+    """The tokenizer that a pretrained model carries: a ``tokenizer.json`` of the tokenizers library."""
 
-        if not file.is_file():
-            raise CheckpointError(f"{file}: no such file; the checkpoint folder needs its tokenizer.json")
+    def __init__(self, content: bytes, place: Path) -> None:
+        """
+        Args:
+            content: the ``tokenizer.json``, which ``save`` writes again as it is.
+            place: where it was read, for messages.
+        """
+        self._content = content
         try:
-            self._tokenizer = Tokenizer.from_file(str(file))
+            self._tokenizer = Tokenizer.from_buffer(content)
         except Exception as error:  # the library raises bare Exception for a file it cannot parse
-            raise CheckpointError(f"{file}: not a tokenizer ({error})") from error
+            raise CheckpointError(f"{place}: not a tokenizer ({' '.join(str(error).split())})") from error
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Raises CheckpointError if the folder's ``tokenizer.json`` is missing or no tokenizer."""
+        file = folder / _PRETRAINED
+        try:
+            return cls(file.read_bytes(), file)
+        except FileNotFoundError:
+            raise CheckpointError(f"{file}: no such file; the checkpoint folder needs its tokenizer.json") from None
+        except OSError as error:
+            raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
+
+    @property
+    def vocabulary_size(self) -> int:
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def save(self, folder: Path) -> None:
+        _write(folder / _PRETRAINED, self._content)
+
+
+def load_text_tokenizer(folder: Path) -> TextTokenizer:
+    """The text tokenizer that was saved into ``folder``.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    if (folder / _PRETRAINED).exists():
+        return PretrainedTextTokenizer.read(folder)
+    file = folder / _BYTES
+    try:
+        base = json.loads(file.read_text())["byte_base"]
+        return ByteTokenizer(TokenLayout(byte_base=int(base)))
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder}: no text tokenizer in it ({_PRETRAINED} or {_BYTES})") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file}: not a saved text tokenizer ({type(error).__name__}: {error})") from error
+
+
+def _write(file: Path, content: bytes) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    except OSError as error:
+        raise CheckpointError(f"{file}: the text tokenizer cannot be written ({error.strerror})") from error

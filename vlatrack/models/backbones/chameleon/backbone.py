@@ -4,14 +4,26 @@ Legend: B rows, S positions, D width.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
-import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
 from vlatrack.errors import CheckpointError
+from vlatrack.models.backbones.base import (
+    Backbone,
+    BackboneFactory,
+    BackboneSource,
+    Geometry,
+    add_residual_dropout,
+)
+from vlatrack.models.backbones.chameleon.pretrained import CHAMELEON_WEIGHTS
+from vlatrack.models.backbones.pretrained import PretrainedFolder, PretrainedWeights, open_pretrained
 from vlatrack.tokens.layout import TokenLayout
+from vlatrack.tokens.text import PretrainedTextTokenizer
 
 Preset = Literal["tiny", "small", "7b"]
 
@@ -30,23 +42,19 @@ _GEOMETRY = (
 _NO_IMAGE_ENCODER = {"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1, "num_embeddings": 2}
 
 
-def preset_config(preset: Preset, *, max_seq_len: int, layout: TokenLayout) -> ChameleonConfig:
-    """The geometry of a model from scratch: `tiny` for a laptop, `small` for one GPU, `7b` the real size."""
-    sizes = _PRESETS[preset]
-    vocabulary = 65536 if preset == "7b" else layout.scratch_vocabulary
-    return backbone_config({**sizes, "vocab_size": vocabulary, "max_position_embeddings": max_seq_len})
-
-
 def backbone_config(stored: Mapping[str, Any]) -> ChameleonConfig:
     """A config from stored geometry (a checkpoint's config.json holds more than the decoder needs)."""
     geometry = {name: stored[name] for name in _GEOMETRY if stored.get(name) is not None}
     geometry.setdefault("num_key_value_heads", geometry.get("num_attention_heads"))
     if "rope_parameters" not in geometry and stored.get("rope_theta") is not None:
         geometry["rope_parameters"] = {"rope_type": "default", "rope_theta": stored["rope_theta"]}
-    return ChameleonConfig(**geometry, vq_config=_NO_IMAGE_ENCODER, vocabulary_map={"<image>": 8711})
+    try:
+        return ChameleonConfig(**geometry, vq_config=_NO_IMAGE_ENCODER, vocabulary_map={"<image>": 8711})
+    except StrictDataclassError as error:
+        raise CheckpointError(f"not a Chameleon's geometry: {' '.join(str(error).split())}") from error
 
 
-class ChameleonBackbone(nn.Module):
+class ChameleonBackbone(Backbone):
     """The decoder and its output matrix, with the reference's dropout on the residual branches."""
 
     def __init__(self, config: ChameleonConfig, *, residual_dropout: float = 0.0) -> None:
@@ -60,19 +68,21 @@ class ChameleonBackbone(nn.Module):
         self.chameleon = ChameleonForConditionalGeneration._from_config(config, attn_implementation="sdpa")
         del self.chameleon.model.vqmodel
         if residual_dropout:
-            self._add_residual_dropout(residual_dropout)
+            add_residual_dropout(self.blocks, residual_dropout)
 
     @property
     def width(self) -> int:
         return int(self.chameleon.config.hidden_size)
 
-    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """Hidden states [B, S, D] after the final norm.
+    @property
+    def blocks(self) -> nn.ModuleList:
+        layers: nn.ModuleList = self.chameleon.model.layers
+        return layers
 
-        Args:
-            input_ids: int64 [B, S].
-            mask: bool [B, S, S], true where a query may attend to a key.
-        """
+    def geometry(self) -> Geometry:
+        return {name: getattr(self.chameleon.config, name) for name in _GEOMETRY}
+
+    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         hidden: Tensor = self.chameleon.model(
             input_ids=input_ids, attention_mask=mask[:, None], use_cache=False
         ).last_hidden_state
@@ -80,19 +90,53 @@ class ChameleonBackbone(nn.Module):
 
     @property
     def output_layer(self) -> Tensor:
-        """The matrix [vocabulary, D] that turns hidden states into logits."""
         return self.chameleon.lm_head.weight
 
-    def _add_residual_dropout(self, probability: float) -> None:
-        """Drop out what each branch adds to the residual stream.
 
-        The last linear map of a branch is all that stands between it and the sum, so a hook on that
-        map is the reference's dropout without a decoder layer of our own.
-        """
+@dataclass(frozen=True)
+class ChameleonFactory(BackboneFactory):
+    """A Chameleon of a preset, or that of a checkpoint folder or hub repository."""
 
-        def drop(module: nn.Module, _: object, output: Tensor) -> Tensor:
-            return torch.dropout(output, probability, module.training)
+    preset: Preset | None
+    checkpoint: str | None
+    tokenizer: str | None  # where the text and image tokenizers come from, if not from the checkpoint
+    residual_dropout: float
+    max_seq_len: int
 
-        for layer in self.chameleon.model.layers:
-            layer.self_attn.o_proj.register_forward_hook(drop)
-            layer.mlp.down_proj.register_forward_hook(drop)
+    def open(self) -> BackboneSource:
+        images = open_pretrained(self.tokenizer) if self.tokenizer is not None else None
+        if self.checkpoint is None:
+            return self._from_scratch(images)
+        folder = open_pretrained(self.checkpoint)
+        geometry = _pretrained_geometry(folder, self.max_seq_len)
+        images = images or folder
+        return BackboneSource(
+            build=partial(self.from_geometry, geometry),
+            text=images.text_tokenizer(geometry["vocab_size"]),
+            images=images,
+            weights=PretrainedWeights(folder, CHAMELEON_WEIGHTS),
+        )
+
+    def from_geometry(self, geometry: Geometry) -> Backbone:
+        return ChameleonBackbone(backbone_config(geometry), residual_dropout=self.residual_dropout)
+
+    def _from_scratch(self, images: PretrainedFolder | None) -> BackboneSource:
+        assert self.preset is not None, "the spec asks for a preset or a checkpoint"
+        vocabulary = 65536 if self.preset == "7b" else TokenLayout().vocabulary_size
+        text = None if images is None else PretrainedTextTokenizer.read(images.path)
+        if text is not None:
+            vocabulary = max(vocabulary, text.vocabulary_size)
+        sizes = {**_PRESETS[self.preset], "vocab_size": vocabulary, "max_position_embeddings": self.max_seq_len}
+        return BackboneSource(build=partial(self.from_geometry, sizes), text=text, images=images)
+
+
+def _pretrained_geometry(folder: PretrainedFolder, max_seq_len: int) -> dict[str, Any]:
+    config, file = folder.config, folder.path / "config.json"
+    if config.get("model_type", "chameleon") not in ("chameleon", "chameleon_xllmx"):
+        raise CheckpointError(f"{file}: a {config['model_type']} model, not a Chameleon; use backbone.kind: causal_lm")
+    missing = [name for name in ("vocab_size", "hidden_size", "num_hidden_layers") if name not in config]
+    if missing:
+        raise CheckpointError(f"{file}: lacks {', '.join(missing)}")
+    if config.get("tie_word_embeddings"):
+        raise CheckpointError(f"{file}: tie_word_embeddings is true, but a Chameleon has an output layer of its own")
+    return {**config, "max_position_embeddings": max(config.get("max_position_embeddings") or 0, max_seq_len)}

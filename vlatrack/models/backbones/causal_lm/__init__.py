@@ -1,0 +1,1 @@
+"""Decoder families of transformers, with our ids behind their own vocabulary."""

@@ -1,0 +1,50 @@
+"""Backbones of other packages, named in the YAML by ``kind: custom``."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from vlatrack.errors import SpecError
+from vlatrack.models.backbones.base import Backbone, BackboneFactory, BackboneSource, Geometry
+
+Option = str | int | float | bool | None
+
+
+def custom_factory(
+    target: Callable[..., object], options: Mapping[str, Option], *, max_seq_len: int
+) -> BackboneFactory:
+    """The factory of what a target names: a class derived from Backbone, or from BackboneFactory.
+
+    Both are called with the options and ``max_seq_len`` as keyword arguments. A factory is for a backbone that brings
+    a text tokenizer, an image tokenizer or pretrained weights.
+
+    Raises:
+        SpecError: it is neither, or does not take the options.
+    """
+    name = getattr(target, "__qualname__", repr(target))
+    arguments = {**options, "max_seq_len": max_seq_len}
+    if not (isinstance(target, type) and issubclass(target, Backbone | BackboneFactory)):
+        raise SpecError(
+            f"backbone.target: {name} is no class derived from Backbone (vlatrack/models/backbones/base.py)"
+        )
+    try:
+        inspect.signature(target).bind(**arguments)
+    except TypeError as error:
+        raise SpecError(f"backbone.options: {name}: {error}") from error
+    if issubclass(target, BackboneFactory):
+        return target(**arguments)
+    return _ClassFactory(target, arguments)
+
+
+@dataclass(frozen=True)
+class _ClassFactory(BackboneFactory):
+    backbone: Callable[..., Backbone]
+    arguments: Mapping[str, Option]
+
+    def open(self) -> BackboneSource:
+        return BackboneSource(build=partial(self.backbone, **self.arguments))
+
+    def from_geometry(self, geometry: Geometry) -> Backbone:
+        """Sizes are those of the stored policy; what is no geometry, such as dropout, is that of the experiment."""
+        return self.backbone(**{**self.arguments, **geometry})

@@ -1,0 +1,238 @@
+"""Pretrained folders: their config.json, their tokenizer, and their weights one tensor at a time."""
+
+import hashlib
+import json
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from vlatrack.errors import CheckpointError
+from vlatrack.tokens.text import PretrainedTextTokenizer
+
+_HEAD_PREFIX = "action_head."
+_WRAPPERS = re.compile(r"^(?:module\.|_fsdp_wrapped_module\.|_orig_mod\.)+")
+_PROVENANCE = ("_name_or_path", "transformers_version")  # keys of config.json: who saved it, and where
+_MIB, _SAMPLES = 1 << 20, 16
+
+
+@dataclass(frozen=True)
+class PretrainedFolder:
+    """A checkpoint folder from outside: a Hugging Face model, or a RynnVLA-002 / WorldVLA state dict."""
+
+    path: Path
+    config: Mapping[str, Any]  # its config.json
+    files: tuple[Path, ...]  # of weights
+
+    def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+        """Names and tensors, on the CPU. Nothing is kept: each one is read when it is its turn.
+
+        Raises:
+            CheckpointError: a file is truncated, or holds more than tensors.
+        """
+        for file in self.files:
+            yield from read_tensors(file, prefix)
+
+    def text_tokenizer(self, vocabulary_size: int) -> PretrainedTextTokenizer:
+        """The folder's ``tokenizer.json``.
+
+        Raises:
+            CheckpointError: there is none, or it has ids beyond the model's vocabulary.
+        """
+        tokenizer = PretrainedTextTokenizer.read(self.path)
+        if tokenizer.vocabulary_size > vocabulary_size:
+            raise CheckpointError(
+                f"{self.path}/tokenizer.json: has ids up to {tokenizer.vocabulary_size - 1}, but config.json says "
+                f"vocab_size {vocabulary_size}; it belongs to another model"
+            )
+        return tokenizer
+
+
+def open_pretrained(place: str) -> PretrainedFolder:
+    """A checkpoint folder, or a hub repository that is in the local cache or can be fetched. Reads no weights.
+
+    Raises:
+        CheckpointError: nothing is there, or its config.json is damaged.
+    """
+    folder = _folder_of(place)
+    config_file = folder / "config.json"
+    try:
+        config = json.loads(config_file.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{config_file}: no such file; a checkpoint folder needs its config.json") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{config_file}: not readable JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{config_file}: not a model's configuration (a JSON object)")
+    return PretrainedFolder(folder, config, _weight_files(folder))
+
+
+def read_tensors(file: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Tensors from .safetensors, .bin, .pt or .pth; nothing but tensors is ever unpickled.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, or holds anything else.
+    """
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such file")
+    if file.suffix != ".safetensors":
+        state = _torch_state(file)
+        # Removed when it is its turn: a pickle of before torch 1.6 cannot be mapped, and is in memory until then.
+        yield from ((name, state.pop(name)) for name in list(state) if name.startswith(prefix))
+        return
+    try:
+        with safe_open(file, framework="pt") as stored:
+            for name in stored.keys():  # noqa: SIM118, it is no dict
+                if name.startswith(prefix):
+                    yield name, stored.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file}: unreadable or truncated ({_first_line(error)})") from error
+
+
+def _torch_state(file: Path) -> dict[str, Tensor]:
+    try:
+        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise CheckpointError(f"{file}: unreadable or truncated ({_first_line(error)})") from error
+    except Exception as error:  # weights_only raises UnpicklingError of the pickle module, which stays unimported here
+        raise CheckpointError(f"{file}: refused, it holds more than tensors ({_first_line(error)})") from error
+    state = loaded.get("model", loaded) if isinstance(loaded, dict) else loaded
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{file}: not a state dict of tensors")
+    return state
+
+
+# --- from their names and shapes to ours -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WeightMap:
+    """How one kind of pretrained model corresponds to a policy with its backbone."""
+
+    rename: Callable[[str], str | None]
+    """From their name of a parameter to ours; None for what the policy has no use for."""
+    reshape: Callable[[str, Tensor, Tensor], Tensor] = lambda _name, value, _target: value
+    """(their name, value, our parameter) to the value as ours has it; another shape than ours is an error then."""
+    first_rows: Mapping[str, int] = field(default_factory=dict)
+    """Of our parameters that have more rows than theirs, by our name: how many theirs has."""
+
+
+@dataclass(frozen=True)
+class PretrainedWeights:
+    """The weights of a folder, and what they are called in a policy."""
+
+    folder: PretrainedFolder
+    names: WeightMap
+
+    def copy_into(self, policy: nn.Module) -> bool:
+        """See ``copy_weights``."""
+        return copy_weights(policy, self.folder.tensors(), self.names, place=str(self.folder.path))
+
+
+def copy_weights(
+    policy: nn.Module, tensors: Iterable[tuple[str, Tensor]], names: WeightMap, *, place: str = "the checkpoint"
+) -> bool:
+    """Copy pretrained ``tensors`` straight into the parameters of ``policy``, one at a time.
+
+    Returns:
+        whether the continuous head was among them; without it the policy's head keeps its weights.
+
+    Raises:
+        CheckpointError: a parameter is missing or has another shape; some have been copied by then.
+    """
+    own, copied, has_head = policy.state_dict(), set(), False
+    for name, value in tensors:
+        plain = _WRAPPERS.sub("", name)
+        has_head |= plain.startswith(_HEAD_PREFIX)
+        ours = names.rename(plain)
+        if ours in own:
+            target = own[ours][: names.first_rows.get(ours)]
+            value = names.reshape(plain, value, target)
+            if value.shape != target.shape:
+                raise CheckpointError(
+                    f"{place}: {plain} has shape {list(value.shape)}, this experiment needs {list(target.shape)}; "
+                    "its geometry (chunk, action or model size) is another one"
+                )
+            target.copy_(value)
+            copied.add(ours)
+        del value  # before the next one is read: one at a time is in memory
+    missing = [name for name in own if name not in copied and (has_head or not name.startswith(_HEAD_PREFIX))]
+    if missing:
+        raise CheckpointError(f"{place}: lacks {len(missing)} parameters of this geometry, the first is {missing[0]}")
+    return has_head
+
+
+# --- identity --------------------------------------------------------------------------------------
+
+
+def pretrained_fingerprint(place: str | Path) -> str:
+    """sha256 (64 hex digits) of a pretrained folder or hub repository, the same wherever it lies.
+
+    Of config.json (without who saved it), of tokenizer.json, and for each weight file of its name, its size, its
+    safetensors header (names, types and shapes) and 16 MiB of it: the first, the last, and 14 spread evenly between.
+    Reading the whole of a 7B model would take a minute at each start. Training moves every layer, so a few MiB of each
+    file tell two models apart; an edit of a few numbers by hand may go unnoticed.
+
+    Raises:
+        CheckpointError: the folder or a file of it cannot be read.
+    """
+    folder = open_pretrained(str(place))
+    config = {key: value for key, value in folder.config.items() if key not in _PROVENANCE}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    tokenizer = folder.path / "tokenizer.json"
+    try:
+        digest.update(hashlib.sha256(tokenizer.read_bytes() if tokenizer.exists() else b"").digest())
+        for file in folder.files:
+            size = file.stat().st_size
+            with file.open("rb") as stream:
+                digest.update(f"{file.name}\n{size}\n".encode())
+                if file.suffix == ".safetensors":
+                    digest.update(_header(stream, size))
+                for sample in range(_SAMPLES):
+                    stream.seek(max(0, size - _MIB) * sample // (_SAMPLES - 1))
+                    digest.update(stream.read(_MIB))
+    except OSError as error:
+        raise CheckpointError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    return digest.hexdigest()
+
+
+def _header(stream: BinaryIO, size: int) -> bytes:
+    """A safetensors file begins with the length of its header (8 bytes, little-endian) and the header."""
+    return stream.read(min(int.from_bytes(stream.read(8), "little"), size))
+
+
+# --- places ----------------------------------------------------------------------------------------
+
+
+def _folder_of(place: str) -> Path:
+    folder = Path(place)
+    if folder.is_dir():
+        return folder
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", place) is None or folder.exists():
+        raise CheckpointError(f"{place}: no such checkpoint folder")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(place, allow_patterns=["*.json", "*.safetensors", "*.bin"]))
+    except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise CheckpointError(
+            f"{place}: no such folder here, and not available from the hub ({_first_line(error)})"
+        ) from error
+
+
+def _weight_files(folder: Path) -> tuple[Path, ...]:
+    for pattern in ("*.safetensors", "pytorch_model*.bin", "*.pth", "*.pt"):
+        if files := sorted(folder.glob(pattern)):
+            return tuple(files)
+    raise CheckpointError(f"{folder}: no weights in it (*.safetensors, pytorch_model*.bin, *.pth or *.pt)")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
