@@ -17,15 +17,18 @@ from vlatrack.data.episodes import Episode, EpisodeSource, select_episodes
 from vlatrack.data.samples import Encoding, SampleKind, SampleSet, check_fit, check_lengths, encode_episodes
 from vlatrack.data.statistics import value_range
 from vlatrack.errors import CheckpointError, DataError, SpecError
-from vlatrack.metrics.schema import TRAIN, VAL_IND, VAL_OOD
+from vlatrack.metrics.losses import LossMetric
+from vlatrack.metrics.schema import TRAIN, VAL_IND, VAL_OOD, MetricSchema
 from vlatrack.models.backbones.chameleon.backbone import ChameleonBackbone, backbone_config, preset_config
 from vlatrack.models.backbones.chameleon.pretrained import Checkpoint, load_foreign_state, read_checkpoint
 from vlatrack.models.heads.action_head import ActionHead
-from vlatrack.models.losses.sums import LossWeights
+from vlatrack.models.losses.base import LossTerm
+from vlatrack.models.losses.terms import check_names, documented_terms
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.spec.models import (
     Backend,
     CustomBackend,
+    CustomLoss,
     CustomSource,
     ExperimentSpec,
     ExplicitRanges,
@@ -227,14 +230,62 @@ def build_policy(spec: ExperimentSpec, checkpoint: Checkpoint | None) -> VlaPoli
         ),
         layout=LAYOUT,
         bins=Bins(spec.tokenizer.bins),
-        weights=LossWeights(spec.loss.loss_ct_weights, spec.loss.z_loss_weight, spec.loss.image_token_weight),
-        ct_target=spec.loss.ct_target,
+        losses=build_losses(spec),
     )
     if checkpoint is not None:
         load_foreign_state(policy, checkpoint.state)
     if spec.train.gradient_checkpointing:
         policy.backbone.chameleon.gradient_checkpointing_enable()
     return policy
+
+
+def build_losses(spec: ExperimentSpec) -> tuple[LossTerm, ...]:
+    """The documented loss terms and those of the spec's own.
+
+    Raises:
+        VlatrackError: a term cannot be loaded, is no loss term, or has a name that is taken.
+    """
+    head, loss = spec.action_head, spec.loss
+    documented = documented_terms(
+        LAYOUT,
+        (head.time_horizon, head.action_dim),
+        loss_ct_weights=loss.loss_ct_weights,
+        z_loss_weight=loss.z_loss_weight,
+        image_token_weight=loss.image_token_weight,
+        ct_target=loss.ct_target,
+    )
+    own = [_custom_loss(term, f"loss.terms.{number}") for number, term in enumerate(loss.terms)]
+    check_names(own)
+    return (*documented, *own)
+
+
+def _custom_loss(spec: CustomLoss, place: str) -> LossTerm:
+    try:
+        term = load_target(spec.target)(weight=spec.weight, **spec.options)
+    except TypeError as error:
+        raise SpecError(f"{place}: {spec.target} does not take these options ({error})") from error
+    if not isinstance(term, LossTerm):
+        raise SpecError(f"{place}: {spec.target} is no vlatrack.models.losses.base.LossTerm; derive the class from it")
+    if not isinstance(getattr(term, "metric", None), LossMetric):
+        raise SpecError(f"{place}: {spec.target} lacks its name; give the class metric = LossMetric(name, meaning)")
+    return term
+
+
+def build_schema(spec: ExperimentSpec) -> MetricSchema:
+    """Every metric that a run of the spec may log.
+
+    Raises:
+        VlatrackError: a loss term cannot be used, or `train.checkpoint.best_metric` cannot decide what is best.
+    """
+    head = spec.action_head
+    schema = MetricSchema.for_experiment(
+        horizon=head.time_horizon,
+        action_dim=head.action_dim,
+        losses={term.metric: term.weight for term in build_losses(spec)},
+    )
+    if problem := schema.why_not_best(spec.train.checkpoint.best_metric):
+        raise SpecError(f"train.checkpoint.best_metric: {problem}")
+    return schema
 
 
 def _stored_geometry(config: Mapping[str, Any], spec: ExperimentSpec) -> dict[str, Any]:

@@ -17,6 +17,7 @@ NOT_DECIDING = (
     ("train", "gradient_checkpointing"),
     ("train", "checkpoint", "keep_last"),
     ("evaluate", "open_loop", "batch_size"),
+    ("loss", "gradient_share_every"),
 )
 """Settings that change where, how fast or under which name an experiment runs, not its result."""
 
