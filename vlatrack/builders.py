@@ -25,7 +25,8 @@ from vlatrack.models.backbones.chameleon.backbone import ChameleonFactory
 from vlatrack.models.backbones.custom import custom_factory
 from vlatrack.models.backbones.pretrained import open_pretrained
 from vlatrack.models.heads.action_head import ActionHead
-from vlatrack.models.losses.sums import LossWeights
+from vlatrack.models.losses.base import LossTerm
+from vlatrack.models.losses.terms import check_names, documented_terms
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.spec.models import (
     Backend,
@@ -33,6 +34,7 @@ from vlatrack.spec.models import (
     ChameleonSpec,
     CustomBackboneSpec,
     CustomBackend,
+    CustomLoss,
     CustomSource,
     ExperimentSpec,
     ExplicitRanges,
@@ -267,8 +269,7 @@ def build_policy(spec: ExperimentSpec, source: BackboneSource) -> VlaPolicy:
         ),
         layout=backbone.layout,
         bins=Bins(spec.tokenizer.bins),
-        weights=LossWeights(spec.loss.loss_ct_weights, spec.loss.z_loss_weight, spec.loss.image_token_weight),
-        ct_target=spec.loss.ct_target,
+        losses=build_losses(spec),
     )
     if source.weights is not None:
         source.weights.copy_into(policy)

@@ -25,9 +25,17 @@ class CheckpointError(VlatrackError):
     """A checkpoint is missing, damaged, or of another geometry."""
 
 
+class LossError(VlatrackError):
+    """A loss term cannot be used: its name is taken, or what it returns is no loss."""
+
+
 class TrackerError(VlatrackError):
     """A tracker backend cannot be used."""
 
 
 class MissingPackageError(VlatrackError):
     """An optional package is needed; the message carries the pip line."""
+
+
+class UndeclaredMetricWarning(VlatrackError, UserWarning):  # noqa: N818  # a warning, as its name says
+    """A run logs a metric that its schema does not declare. Tests turn this warning into an error."""

@@ -1,5 +1,9 @@
+import math
+
 import pytest
 
+from vlatrack.errors import UndeclaredMetricWarning
+from vlatrack.metrics.losses import DOCUMENTED_LOSSES, LossMetric
 from vlatrack.metrics.schema import Direction, MetricSchema, chunk_horizon, documented, sectioned, step_slot
 
 
@@ -61,11 +65,57 @@ def test_every_metric_explains_itself(schema: MetricSchema) -> None:
     assert directions == {"closs": Direction.LOWER, "acc_action": Direction.HIGHER, "grad_norm": Direction.NONE}
 
 
-def test_an_undeclared_name_is_an_error_with_the_nearest_name(schema: MetricSchema) -> None:
-    with pytest.raises(KeyError, match=r"train_closss \(did you mean train_closs\?\)"):
+def test_an_undeclared_name_is_warned_of_once_with_the_nearest_name(schema: MetricSchema) -> None:
+    with pytest.warns(UndeclaredMetricWarning, match=r"undeclared metric: train_closss \(did you mean train_closs\?\)"):
         schema.check(["train_closs", "train_closss"])
+    schema.check(["train_closss"])  # a second warning would fail this test
     with pytest.raises(KeyError, match="undeclared metric: qqq"):
         schema["qqq"]
+
+
+def test_an_undeclared_name_fails_where_warnings_are_errors(schema: MetricSchema) -> None:
+    with pytest.raises(UndeclaredMetricWarning, match="undeclared metric: train_lr2"):
+        schema.check(["train_lr2"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "than", "better"),
+    [
+        ("val_ind_loss_ct", 0.1, 0.2, True),
+        ("val_ind_loss_ct", 0.2, 0.2, False),
+        ("val_ind_loss_ct", 0.3, 0.2, False),
+        ("val_ood_acc_action", 0.3, 0.2, True),
+        ("val_ood_acc_action", 0.1, 0.2, False),
+        ("val_ind_loss_ct", 9.9, None, True),
+        ("val_ind_loss_ct", math.nan, None, False),
+        ("val_ind_loss_ct", -math.inf, 0.2, False),
+        ("val_ood_acc_action", math.inf, 0.2, False),
+        ("val_ood_acc_action", 0.0, math.nan, True),
+    ],
+)
+def test_better_follows_the_direction_and_is_never_what_is_not_finite(
+    schema: MetricSchema, name: str, value: float, than: float | None, better: bool
+) -> None:
+    assert schema.is_better(name, value, than) is better
+
+
+def test_no_value_is_better_of_a_metric_without_direction(schema: MetricSchema) -> None:
+    with pytest.raises(ValueError, match="train_lr: neither lower nor higher is better"):
+        schema.is_better("train_lr", 1.0, 2.0)
+    with pytest.raises(KeyError, match="did you mean val_ind_loss_ct"):
+        schema.is_better("val_ind_los_ct", 1.0, 2.0)
+
+
+def test_own_loss_terms_are_declared_in_every_split_and_found_by_their_names() -> None:
+    smoothness = LossMetric("smoothness", "mean squared second difference of the head's actions")
+    schema = MetricSchema.for_experiment(horizon=5, action_dim=4, losses={**DOCUMENTED_LOSSES, smoothness: 0.1})
+    assert schema["val_ood_smoothness"].meaning == smoothness.meaning
+    assert schema["train_weighted_smoothness"].direction == Direction.LOWER
+    assert schema["train_gradient_share_smoothness"].unit == "fraction"
+    assert "weighted_smoothness" in schema["train_loss"].meaning
+    covering = MetricSchema.covering(schema.names())
+    assert set(covering.names()) == set(schema.names())
+    assert "train_smoothness" not in MetricSchema.covering(["train_closs"])
 
 
 def test_sections_naming_is_reversible_for_every_declared_name(schema: MetricSchema) -> None:

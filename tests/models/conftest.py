@@ -8,7 +8,7 @@ import torch
 
 from vlatrack.models.backbones.chameleon.backbone import ChameleonBackbone, backbone_config
 from vlatrack.models.heads.action_head import ActionHead
-from vlatrack.models.losses.sums import LossWeights
+from vlatrack.models.losses.terms import documented_terms
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.tokens.bins import Bins
 from vlatrack.tokens.layout import TokenLayout
@@ -29,11 +29,12 @@ BINS = Bins(64)
 
 @pytest.fixture
 def make_policy() -> Callable[..., VlaPolicy]:
-    def make(*, residual_dropout: float = 0.0, horizon: int = HORIZON, **weights) -> VlaPolicy:
+    def make(*, residual_dropout: float = 0.0, horizon: int = HORIZON, own=(), **weights) -> VlaPolicy:
         torch.manual_seed(0)
         backbone = ChameleonBackbone(backbone_config(GEOMETRY), residual_dropout=residual_dropout)
         head = ActionHead(backbone_width=32, time_horizon=horizon, action_dim=DIMS, reduced_width=16, heads=2)
-        return VlaPolicy(backbone, head, layout=LAYOUT, bins=BINS, weights=LossWeights(**weights)).eval()
+        losses = (*documented_terms(LAYOUT, (horizon, DIMS), **weights), *own)
+        return VlaPolicy(backbone, head, layout=LAYOUT, bins=BINS, losses=losses).eval()
 
     return make
 

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -7,11 +8,10 @@ from safetensors.torch import save_file
 
 from vlatrack.errors import CheckpointError
 from vlatrack.metrics.schema import MetricSchema
+from vlatrack.metrics.states import MetricStates
 from vlatrack.models.attention import attention_mask
 from vlatrack.models.backbones.chameleon.pretrained import CHAMELEON_WEIGHTS
 from vlatrack.models.backbones.pretrained import copy_weights, read_tensors
-from vlatrack.models.losses.sums import Denominators, LossSums, LossWeights, documented_losses
-from vlatrack.models.measurements import measurements
 from vlatrack.tokens.batch import collate
 from vlatrack.tokens.layout import TokenLayout
 
@@ -24,11 +24,11 @@ SPLITS = [[0, 1, 2, 3, 4, 5, 6]], [[0], [1, 2, 3, 4], [5, 6]], [[1], [4], [0, 2,
 def test_means_over_unequal_batches_equal_the_full_batch(make_policy, rows, split, image_token_weight) -> None:
     policy = make_policy(image_token_weight=image_token_weight)
     with torch.inference_mode():
-        whole = measurements(policy(collate(rows, LAYOUT)).sums.detached(), policy.weights)
-        sums = LossSums.zeros(3, 2)
+        whole = policy.metric_values(policy(collate(rows, LAYOUT)).states)
+        states = MetricStates()
         for numbers in split:
-            sums = sums + policy(collate([rows[i] for i in numbers], LAYOUT)).sums.detached()
-    assert measurements(sums, policy.weights) == pytest.approx(whole, rel=1e-5)
+            states = states + policy(collate([rows[i] for i in numbers], LAYOUT)).states
+    assert policy.metric_values(states) == pytest.approx(whole, rel=1e-5)
 
 
 def test_accumulated_gradient_equals_that_of_the_full_batch(make_policy, rows) -> None:
@@ -36,55 +36,69 @@ def test_accumulated_gradient_equals_that_of_the_full_batch(make_policy, rows) -
     for split in SPLITS:
         policy = make_policy(image_token_weight=0.04)
         batches = [collate([rows[i] for i in numbers], LAYOUT) for numbers in split]
-        denominators = Denominators.of(batches, 0.04)
+        by_batch = [policy.loss_counts(batch) for batch in batches]
+        counts = {name: sum(counted[name] for counted in by_batch) for name in by_batch[0]}
         for batch in batches:
-            documented_losses(policy(batch).sums, policy.weights, denominators).loss.backward()
+            policy.loss(policy(batch), counts).backward()
         gradients.append({name: parameter.grad for name, parameter in policy.named_parameters()})
     for other in gradients[1:]:
         for name, expected in gradients[0].items():
             torch.testing.assert_close(other[name], expected, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
+def test_optimised_loss_is_the_logged_one(make_policy, rows) -> None:
+    policy, batch = make_policy(image_token_weight=0.04), collate(rows, LAYOUT)
+    output = policy(batch)
+    optimised = policy.loss(output, policy.loss_counts(batch)).item()
+    assert policy.metric_values(output.states)["loss"] == pytest.approx(optimised, rel=1e-6)
+
+
 def test_batch_without_action_rows_has_no_continuous_loss(make_policy, rows) -> None:
-    policy = make_policy()
-    output = policy(collate([rows[1], rows[4]], LAYOUT))
-    losses = documented_losses(output.sums, policy.weights)
+    policy, batch = make_policy(), collate([rows[1], rows[4]], LAYOUT)
+    output = policy(batch)
+    named = policy.metric_values(output.states)
     assert output.actions is None
-    assert losses.loss_ct.item() == 0
-    assert losses.loss.item() == pytest.approx(losses.closs.item() + 1e-5 * losses.z_loss.item())
-    losses.loss.backward()
-    named = measurements(output.sums.detached(), policy.weights)
+    assert named["loss_ct"] == named["weighted_loss_ct"] == 0
+    assert named["loss"] == pytest.approx(named["closs"] + 1e-5 * named["z_loss"])
     assert not [name for name in named if "action" in name]
     assert named["acc_image_9"] >= 0
+    policy.loss(output, policy.loss_counts(batch)).backward()
+    assert all(parameter.grad is None for parameter in policy.action_head.parameters())
 
 
 def test_batch_without_any_label_has_zero_losses(make_policy, rows) -> None:
     policy = make_policy()
     silent = dataclasses.replace(rows[0], labels=np.full_like(rows[0].labels, -100), actions=None)
-    losses = documented_losses(policy(collate([silent], LAYOUT)).sums, policy.weights)
-    assert [losses.closs.item(), losses.z_loss.item(), losses.loss_ct.item(), losses.loss.item()] == [0, 0, 0, 0]
-    losses.loss.backward()
+    batch = collate([silent], LAYOUT)
+    output = policy(batch)
+    named = policy.metric_values(output.states)
+    assert [named[name] for name in ("closs", "z_loss", "loss_ct", "loss")] == [0, 0, 0, 0]
+    loss = policy.loss(output, policy.loss_counts(batch))
+    loss.backward()
+    assert loss.item() == 0
 
 
 def test_z_loss_is_not_computed_when_its_weight_is_zero(make_policy, rows) -> None:
     policy = make_policy(z_loss_weight=0.0)
-    assert documented_losses(policy(collate(rows, LAYOUT)).sums, policy.weights).z_loss.item() == 0
+    output = policy(collate(rows, LAYOUT))
+    assert output.totals["z_loss"].item() == 0
+    assert policy.metric_values(output.states)["z_loss"] == 0
 
 
 @pytest.mark.parametrize(("horizon", "slots"), [(1, [9]), (5, range(5, 10)), (8, range(2, 10)), (10, range(10))])
-def test_every_action_step_has_its_right_aligned_name(horizon, slots) -> None:
-    names = measurements(_sums_with_rows(horizon), LossWeights())
+def test_every_action_step_has_its_right_aligned_name(make_policy, horizon, slots) -> None:
+    names = make_policy(horizon=horizon).metric_values(_states_with_rows(horizon))
     assert [name for name in names if name.startswith("l1_loss_action_")] == [f"l1_loss_action_{x}" for x in slots]
 
 
-def test_twenty_action_steps_keep_twenty_names() -> None:
-    names = measurements(_sums_with_rows(20), LossWeights())
+def test_twenty_action_steps_keep_twenty_names(make_policy) -> None:
+    names = make_policy(horizon=20).metric_values(_states_with_rows(20))
     assert [name for name in names if name.startswith("l1_loss_action_")] == [f"l1_loss_action_{x}" for x in range(20)]
 
 
 def test_every_measured_name_is_declared_in_the_schema(make_policy, rows) -> None:
     policy = make_policy()
-    named = measurements(policy(collate(rows, LAYOUT)).sums.detached(), policy.weights)
+    named = policy.metric_values(policy(collate(rows, LAYOUT)).states)
     schema = MetricSchema.for_experiment(horizon=3, action_dim=2)
     schema.check(f"val_ind_{name}" for name in named)
     empty_slots = {f"acc_image_{slot}" for slot in range(9)}
@@ -93,12 +107,10 @@ def test_every_measured_name_is_declared_in_the_schema(make_policy, rows) -> Non
 
 
 def test_raw_targets_measure_the_head_against_the_actions_before_binning(make_policy, rows) -> None:
-    policy = make_policy()
-    batch = collate([rows[0]], LAYOUT)
-    policy.ct_target = "raw"
-    output = policy(batch)
+    policy = make_policy(ct_target="raw")
+    output = policy(collate([rows[0]], LAYOUT))
     expected = (output.actions - torch.from_numpy(rows[0].actions)).abs().sum(0)
-    torch.testing.assert_close(output.sums.head_error, expected)
+    torch.testing.assert_close(output.states["loss_ct"].total, expected.detach().double())
 
 
 def test_residual_dropout_acts_in_training_only_and_names_no_new_parameter(make_policy, rows) -> None:
@@ -107,7 +119,7 @@ def test_residual_dropout_acts_in_training_only_and_names_no_new_parameter(make_
     assert plain.state_dict().keys() == dropping.state_dict().keys()
 
     def closs(policy) -> float:
-        return policy(batch).sums.cross_entropy.item()
+        return policy(batch).totals["closs"].item()
 
     assert closs(dropping) == closs(plain)
     dropping.train()
@@ -173,5 +185,42 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path, capsys) -> None:
     assert "executed" not in capsys.readouterr().out
 
 
-def _sums_with_rows(horizon: int) -> LossSums:
-    return dataclasses.replace(LossSums.zeros(horizon, 2), action_rows=torch.tensor(4.0))
+def _states_with_rows(horizon: int) -> MetricStates:
+    return MetricStates.of({name: (torch.zeros(horizon, 2), 4) for name in ("l1_loss_action", "acc_action", "loss_ct")})
+
+
+def test_metrics_of_rows_whose_logits_are_not_finite_are_nan(make_policy, rows) -> None:
+    policy, batch = make_policy(), collate(rows, LAYOUT)
+    with torch.no_grad():
+        policy.backbone.output_layer[17].fill_(torch.nan)  # one logit of each position
+    output = policy(batch)
+    named = policy.metric_values(output.states)
+    broken = [name for name in named if name.startswith(("closs", "z_loss", "l1_loss_action", "l1_loss_dim", "acc_"))]
+    assert len(broken) == 2 + 4 + 2 + 4 + 1  # losses, L1 by step and overall, by dimension, accuracies, one image slot
+    assert all(math.isnan(named[name]) for name in broken)
+    assert math.isfinite(named["loss_ct"])
+    assert policy.non_finite_terms(output) == ["closs", "z_loss"]
+
+
+def test_one_row_that_is_not_finite_makes_the_window_nan_and_leaves_other_batches_alone(make_policy, rows) -> None:
+    policy = make_policy()
+    with torch.no_grad():  # a word that the first row alone has
+        policy.backbone.chameleon.model.embed_tokens.weight[rows[0].input_ids[2]].fill_(torch.nan)
+    others = policy(collate([rows[2]], LAYOUT)).states
+    assert math.isfinite(policy.metric_values(others)["acc_action"])
+    together = policy.metric_values(policy(collate([rows[0]], LAYOUT)).states + others)
+    assert all(
+        math.isnan(together[name]) for name in ("closs", "z_loss", "loss_ct", "l1_loss_action_7", "acc_action_9")
+    )
+
+
+def test_infinite_losses_stay_infinite(make_policy, rows) -> None:
+    policy = make_policy()
+    with torch.no_grad():
+        policy.backbone.output_layer.mul_(1e30)  # finite logits, whose squares overflow
+    output = policy(collate(rows, LAYOUT))
+    named = policy.metric_values(output.states)
+    assert named["z_loss"] == math.inf
+    assert math.isfinite(named["closs"])
+    assert math.isfinite(named["acc_action"])
+    assert policy.non_finite_terms(output) == ["z_loss"]

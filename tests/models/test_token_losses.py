@@ -17,13 +17,13 @@ def test_losses_and_gradients_equal_torchs_own_whatever_the_chunks(monkeypatch, 
         h, w = hidden.float().requires_grad_(), weight.float().requires_grad_()
         if ours:
             losses = token_losses(h, w, targets)
-            entropy, normaliser, predicted = losses.entropy, losses.normaliser, losses.predicted
+            nll, logsumexp, predicted = losses.nll, losses.logsumexp, losses.predicted
         else:
             logits = h @ w.t()
-            entropy, normaliser = cross_entropy(logits, targets, reduction="none"), logits.logsumexp(1)
+            nll, logsumexp = cross_entropy(logits, targets, reduction="none"), logits.logsumexp(1)
             predicted = logits.argmax(1)
-        ((entropy * factor).sum() + 0.3 * normaliser.square().sum()).backward()
-        results.append((entropy, normaliser, predicted, h.grad, w.grad))
+        ((nll * factor).sum() + 0.3 * logsumexp.square().sum()).backward()
+        results.append((nll, logsumexp, predicted, h.grad, w.grad))
     for mine, theirs in zip(*results, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
 
@@ -34,6 +34,6 @@ def test_bfloat16_autocast_computes_the_logits_in_bfloat16() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         losses = token_losses(hidden, weight, torch.arange(5))
         expected = (hidden @ weight.t()).float().logsumexp(1)
-    losses.normaliser.sum().backward()
-    torch.testing.assert_close(losses.normaliser, expected, rtol=1e-6, atol=1e-6)
+    losses.logsumexp.sum().backward()
+    torch.testing.assert_close(losses.logsumexp, expected, rtol=1e-6, atol=1e-6)
     assert hidden.grad.dtype == weight.grad.dtype == torch.float32

@@ -14,7 +14,7 @@ from vlatrack.models.backbones.chameleon.backbone import ChameleonBackbone, back
 from vlatrack.models.backbones.chameleon.pretrained import CHAMELEON_WEIGHTS
 from vlatrack.models.backbones.pretrained import copy_weights
 from vlatrack.models.heads.action_head import ActionHead
-from vlatrack.models.losses.sums import Losses, LossWeights, documented_losses
+from vlatrack.models.losses.terms import documented_terms
 from vlatrack.models.policy import PolicyOutput, VlaPolicy
 from vlatrack.tokens.batch import Batch, index_rows
 from vlatrack.tokens.bins import Bins
@@ -58,7 +58,13 @@ class GoldenCase:
             ),
             layout=LAYOUT,
             bins=Bins(256),
-            weights=LossWeights(values["loss_ct_weights"], values["z_loss_weight"], values["image_token_weight"]),
+            losses=documented_terms(
+                LAYOUT,
+                (config["time_horizon"], config["action_dim"]),
+                loss_ct_weights=values["loss_ct_weights"],
+                z_loss_weight=values["z_loss_weight"],
+                image_token_weight=values["image_token_weight"],
+            ),
         )
         shapes = values["parameter_shapes"]
         weights = ((name, recipe_weight(name, shape)) for name, shape in shapes.items())
@@ -73,6 +79,37 @@ class GoldenCase:
     def output(self) -> PolicyOutput:
         return self.policy(self.batch)
 
+    @property
+    def has_action_rows(self) -> bool:
+        return len(self.batch.action_rows) > 0
+
+    @property
+    def l1_by_step(self) -> list[float]:
+        return self._by_step("l1_by_step")
+
+    @property
+    def acc_by_step(self) -> list[float]:
+        return self._by_step("acc_by_step")
+
+    def _by_step(self, key: str) -> list[float]:
+        """One value a chunk step; none where no row has actions, whatever the file holds there."""
+        return self.values[key] if self.has_action_rows else []
+
+    @property
+    def predicted_actions(self) -> torch.Tensor | None:
+        """The head's output [R * H, A].
+
+        None without action rows: the reference runs its head once all the same, on a dummy row that counts nowhere, and
+        the file may hold that chunk.
+        """
+        return torch.from_numpy(self.arrays["predicted_actions"]) if self.has_action_rows else None
+
     @cached_property
-    def losses(self) -> Losses:
-        return documented_losses(self.output.sums, self.policy.weights)
+    def loss(self) -> torch.Tensor:
+        """What is optimised."""
+        return self.policy.loss(self.output, self.policy.loss_counts(self.batch))
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """The documented metrics of the case as one window."""
+        return self.policy.metric_values(self.output.states)

@@ -8,9 +8,11 @@ import pytest
 import torch
 from golden_case import LAYOUT
 
+from vlatrack.metrics.declarations import split_metrics
+from vlatrack.metrics.metric import metric_values
 from vlatrack.metrics.schema import step_slot
-from vlatrack.models.losses.sums import LossWeights, token_sums
-from vlatrack.models.losses.token_losses import TokenLosses
+from vlatrack.models.losses.base import LossInputs
+from vlatrack.models.token_metrics import token_metric_states
 from vlatrack.tokens.batch import index_rows
 from vlatrack.tokens.bins import Bins, ValueRange, decode_ids
 
@@ -39,19 +41,24 @@ def test_step_metrics_match_the_references_slots(golden_dir: Path) -> None:
         labels, argmax = np.asarray(case["labels"]), np.asarray(case["argmax_ids"])
         batch = index_rows(np.where(labels < 0, 0, labels), labels, LAYOUT)
         predicted = torch.from_numpy(argmax).flatten()[batch.supervised]
-        nothing = torch.zeros(len(predicted))
-        sums = token_sums(
-            TokenLosses(nothing, nothing, predicted),
-            batch,
-            weights=LossWeights(),
-            layout=LAYOUT,
-            centres=torch.from_numpy(Bins().centres),
-            chunk=(horizon, dims),
+        nothing, centres = torch.zeros(len(predicted)), torch.from_numpy(Bins().centres)
+        inputs = LossInputs(
+            batch=batch,
+            nll=nothing,
+            logsumexp=nothing,
+            predicted=predicted,
+            hidden=nothing,
+            actions=None,
+            label_actions=decode_ids(batch.targets[batch.action_index], centres, start=LAYOUT.action_start),
         )
-        count = len(batch.action_rows) * dims
-        for sum_by_step, expected in (
-            (sums["token_error"], case["reference_l1_loss_action"]),
-            (sums["token_hits"], case["reference_acc_action"]),
+        metrics = metric_values(
+            split_metrics(horizon=horizon, action_dim=dims, image_slots=10, losses={}),
+            token_metric_states(inputs, LAYOUT, centres),
+        )
+        for family, expected in (
+            ("l1_loss_action", case["reference_l1_loss_action"]),
+            ("acc_action", case["reference_acc_action"]),
         ):
-            ours = {step_slot(step, horizon): v / count for step, v in enumerate(sum_by_step.sum(1).tolist())}
+            slots = [step_slot(step, horizon) for step in range(horizon)]
+            ours = {slot: metrics[f"{family}_{slot}"] for slot in slots}
             assert ours == pytest.approx({i: v for i, v in enumerate(expected) if v is not None}, rel=1e-5)

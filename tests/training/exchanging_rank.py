@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vlatrack.models.losses.sums import LossSums
+from vlatrack.metrics.states import MetricStates
 from vlatrack.training.process_group import GroupRanks
 from vlatrack.training.ranks import RankLostError
 
@@ -32,8 +32,9 @@ layer = nn.Linear(2, 2)
 nn.init.constant_(layer.weight, 1.0 if first else 2.0)
 ranks.copy_weights(layer)
 
-sums = LossSums.zeros(2, 1)
-sums.token_error[1, 0] = 1.0 if first else 4.0
+states = {"both": (torch.tensor([[0.0], [1.0 if first else 4.0]]), 1)}
+if not first:
+    states["second"] = torch.tensor(2.0), 3
 
 order = []
 with ranks.first_before_others():
@@ -46,7 +47,7 @@ result = {
     "gathered": ranks.gather(ranks.number),
     "from_first": ranks.from_first(f"of {ranks.number}"),
     "total": ranks.total([1, ranks.number]),
-    "total_sums": ranks.total_sums(sums).token_error.tolist(),
+    "total_sums": {k: [s.total.tolist(), s.count.item()] for k, s in ranks.total_sums(MetricStates.of(states)).items()},
     "share": ranks.share([1, 2, 3]),
     "share_of_one": ranks.share([1]),
     "gradients": [None if p.grad is None else p.grad.tolist() for p in (shared, single, unused)],

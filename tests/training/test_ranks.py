@@ -59,7 +59,7 @@ def test_every_rank_has_the_weights_of_the_first(results) -> None:
 def test_sums_are_those_of_all_ranks(results) -> None:
     for result in results:
         assert result["total"] == [2.0, 1.0]
-        assert result["total_sums"] == [[0.0], [5.0]]
+        assert result["total_sums"] == {"both": [[[0.0], [5.0]], 2.0], "second": [2.0, 3.0]}
 
 
 def test_rows_are_dealt_out_and_a_rank_may_get_none(results) -> None:

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from vlatrack.errors import CheckpointError
-from vlatrack.models.losses.sums import LossSums
+from vlatrack.metrics.states import MetricStates
 from vlatrack.tokens.bins import ValueRange
 from vlatrack.training.checkpoint.files import (
     Identity,
@@ -36,9 +36,9 @@ def _save(folder, *, step: int, seed: int = 0):
     optimizer = adamw(policy, lr=0.1, weight_decay=0.0, betas=(0.9, 0.95), eps=1e-8)
     policy(torch.ones(3)).sum().backward()
     optimizer.step()
-    state = TrainState.fresh(2, 1, "cpu")
+    state = TrainState.fresh()
     state.step, state.best_step = step, 1
-    state.window_sums = state.window_sums + LossSums(*[torch.ones(()) for _ in range(12)])
+    state.window_sums = state.window_sums + MetricStates.of({"closs": (torch.ones(()), 1)})
     path = save_checkpoint(folder, policy=policy, optimizer=optimizer, state=state, identity=IDENTITY, ranks=Ranks())
     return path, optimizer
 
@@ -50,7 +50,7 @@ def test_a_checkpoint_gives_back_state_optimiser_and_random_numbers(tmp_path) ->
     fresh = adamw(nn.Linear(3, 2), lr=0.1, weight_decay=0.0, betas=(0.9, 0.95), eps=1e-8)
     state = load_training(path, fresh, counters, torch.device("cpu"), rank=0)
     assert torch.equal(torch.rand(3), expected)
-    assert (state.step, state.best_step, state.window_sums.tokens.item()) == (7, 1, 1)
+    assert (state.step, state.best_step, state.window_sums["closs"].total.item()) == (7, 1, 1)
     assert identity == IDENTITY
     for mine, theirs in zip(fresh.state.values(), optimizer.state.values(), strict=True):
         assert torch.equal(mine["exp_avg"], theirs["exp_avg"])

@@ -93,7 +93,7 @@ def measure_step_time(experiment: Path, runs: Path, pairs: int) -> StepTime:
     directory = RunDirectory.create(runs, spec)
     training, state = _build(spec, directory)
     backends = _backends(runs)
-    schema = MetricSchema.for_experiment(horizon=spec.action_head.time_horizon, action_dim=spec.action_head.action_dim)
+    schema = builders.build_schema(spec)
     with TrackedRun.start(
         directory.path,
         uid=directory.uid,
@@ -124,7 +124,7 @@ def _build(spec: ExperimentSpec, directory: RunDirectory) -> tuple[Training, Tra
     )
     samples = builders.build_samples(spec, splits, encoding, CodeCache(directory.code_cache))
     training = builders.build_training(spec, policy, samples[TRAIN], accelerator, Ranks())
-    return training, TrainState.fresh(spec.action_head.time_horizon, spec.action_head.action_dim, accelerator.device)
+    return training, TrainState.fresh()
 
 
 def _backends(runs: Path) -> list[BackendConfig]:

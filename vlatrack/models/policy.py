@@ -1,18 +1,22 @@
-"""The policy: a batch of token rows in, predictions and the documented sums out."""
+"""The policy: a batch of token rows in; loss totals, metric states and predicted actions out."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from vlatrack.metrics.declarations import split_metrics
+from vlatrack.metrics.metric import metric_values
+from vlatrack.metrics.states import MetricStates
 from vlatrack.models.attention import attention_mask
 from vlatrack.models.backbones.base import Backbone
 from vlatrack.models.heads.action_head import ActionHead
-from vlatrack.models.losses.sums import LossSums, LossWeights, label_actions, token_sums
+from vlatrack.models.losses.base import LossInputs, LossTerm, checked_count, checked_total
 from vlatrack.models.losses.token_losses import token_losses
-from vlatrack.tokens.batch import Batch
-from vlatrack.tokens.bins import Bins
+from vlatrack.models.token_metrics import token_metric_states
+from vlatrack.tokens.batch import IMAGE_SLOTS, Batch
+from vlatrack.tokens.bins import Bins, decode_ids
 from vlatrack.tokens.layout import TokenLayout
 
 
@@ -20,12 +24,13 @@ from vlatrack.tokens.layout import TokenLayout
 class PolicyOutput:
     """What one forward pass yields."""
 
-    sums: LossSums
+    totals: dict[str, Tensor]  # by loss term, scalar sums over the batch that gradients flow through
+    states: MetricStates
     actions: Tensor | None  # [R, H, A] the head's prediction, None for a batch without action rows
 
 
 class VlaPolicy(nn.Module):
-    """Backbone and ActionHead under one forward pass."""
+    """Backbone and ActionHead under one forward pass, with the loss terms that they are trained by."""
 
     centres: Tensor
 
@@ -36,44 +41,94 @@ class VlaPolicy(nn.Module):
         *,
         layout: TokenLayout,
         bins: Bins,
-        weights: LossWeights,
-        ct_target: Literal["tokens", "raw"] = "tokens",
+        losses: Sequence[LossTerm],
     ) -> None:
         super().__init__()
         self.backbone, self.action_head = backbone, action_head
-        self.layout, self.weights, self.ct_target = layout, weights, ct_target
+        self.layout, self.losses = layout, tuple(losses)
         self.register_buffer("centres", torch.from_numpy(bins.centres).float(), persistent=False)
+        self._metrics = tuple(
+            split_metrics(
+                horizon=action_head.time_horizon,
+                action_dim=action_head.action_dim,
+                image_slots=IMAGE_SLOTS,
+                losses={term.metric: term.weight for term in self.losses},
+            )
+        )
 
     def forward(self, batch: Batch) -> PolicyOutput:
-        """Hidden states once; logits only where a label asks for them; the head on rows with actions."""
+        """Hidden states once; logits only where a label asks for them; the head on rows with actions.
+
+        Raises:
+            LossError: a loss term does not return what it should.
+        """
         hidden = self.backbone(batch.input_ids, attention_mask(batch.input_ids, self.layout))
         supervised = hidden.flatten(0, 1)[batch.supervised]
-        head = self.action_head
-        sums = token_sums(
-            token_losses(supervised, self.backbone.output_layer, batch.targets),
-            batch,
-            weights=self.weights,
-            layout=self.layout,
-            centres=self.centres,
-            chunk=(head.time_horizon, head.action_dim),
+        tokens = token_losses(supervised, self.backbone.output_layer, batch.targets)
+        has_actions = len(batch.action_rows) > 0
+        inputs = LossInputs(
+            batch=batch,
+            nll=tokens.nll,
+            logsumexp=tokens.logsumexp,
+            predicted=tokens.predicted,
+            hidden=hidden,
+            actions=self._head_actions(hidden, batch) if has_actions else None,
+            label_actions=self._label_actions(batch) if has_actions else None,
         )
-        actions, error = self._continuous(hidden, batch)
-        rows = error.new_full((), len(batch.action_rows))
-        return PolicyOutput(LossSums(**sums, action_rows=rows, head_error=error), actions)
+        totals, states = self._loss_totals(inputs)
+        return PolicyOutput(totals, states + token_metric_states(inputs, self.layout, self.centres), inputs.actions)
+
+    def loss_counts(self, batch: Batch) -> dict[str, float]:
+        """What each loss term's total is to be divided by, known on the host before any forward pass.
+
+        Counts add up: over the micro batches of an optimiser step, and over ranks.
+        """
+        return {term.name: checked_count(term, batch) for term in self.losses}
+
+    def loss(self, output: PolicyOutput, counts: Mapping[str, float]) -> Tensor:
+        """The sum of weight * total / count over the loss terms, without those whose count is 0.
+
+        With the counts of a whole optimiser step, the gradients of its micro batches add up to that of one large batch.
+        """
+        # Where nothing was counted the totals are 0, but backward() wants a graph.
+        first, *others = self.weighted_terms(output, counts).values() or output.totals.values()
+        return sum(others, first)
+
+    def weighted_terms(self, output: PolicyOutput, counts: Mapping[str, float]) -> dict[str, Tensor]:
+        """weight * total / count of each loss term whose count is not 0: what `loss` is the sum of."""
+        counted = [term for term in self.losses if counts[term.name] > 0]
+        return {term.name: term.weight * (output.totals[term.name] / counts[term.name]) for term in counted}
+
+    def non_finite_terms(self, output: PolicyOutput) -> list[str]:
+        """The loss terms whose total is NaN or infinite. Reads the device."""
+        finite = torch.stack([total.detach().isfinite() for total in output.totals.values()]).tolist()
+        return [name for name, is_finite in zip(output.totals, finite, strict=True) if not is_finite]
+
+    def metric_values(self, states: MetricStates) -> dict[str, float]:
+        """The metrics of a window by schema name without the split's prefix. Reads the device once.
+
+        A loss term that nothing was counted for is 0; any other metric without a count (action errors of a window
+        without action rows, accuracies of image slots that never came up) is left out.
+        """
+        return metric_values(self._metrics, states)
+
+    def _loss_totals(self, inputs: LossInputs) -> tuple[dict[str, Tensor], MetricStates]:
+        totals, states = {}, {}
+        for term in self.losses:
+            if count := checked_count(term, inputs.batch):
+                total = checked_total(term, inputs)
+                totals[term.name] = total.sum()
+                states[term.name] = total, count / total.numel()
+            else:
+                totals[term.name] = inputs.nll[:0].sum()  # 0, whatever the values, and with a gradient
+        return totals, MetricStates.of(states)
 
     def _head_actions(self, hidden: Tensor, batch: Batch) -> Tensor:
         prompts = hidden[batch.action_rows, : batch.longest_prompt]
         actions: Tensor = self.action_head(prompts, batch.prompt_lengths)
         return actions.float()
 
-    def _continuous(self, hidden: Tensor, batch: Batch) -> tuple[Tensor | None, Tensor]:
-        """The head's prediction and, per step and dimension, its summed L1 error [H, A]."""
-        if len(batch.action_rows) == 0:
-            return None, self.centres.new_zeros(self.action_head.time_horizon, self.action_head.action_dim)
-        actions = self._head_actions(hidden, batch)
-        if self.ct_target == "raw":
-            assert batch.actions is not None, "ct_target: raw needs the actions before binning in the batch"
-            target = batch.actions
-        else:
-            target = label_actions(batch, self.layout, self.centres)
-        return actions, (actions - target).abs().sum(0)
+    def _label_actions(self, batch: Batch) -> Tensor:
+        """The actions that the label tokens stand for, [R, H, A] in [-1, 1]."""
+        decoded: Tensor = decode_ids(batch.targets[batch.action_index], self.centres, start=self.layout.action_start)
+        return decoded

@@ -10,7 +10,6 @@ from vlatrack.data.loading import even_subset, load_batches
 from vlatrack.data.samples import SampleSet
 from vlatrack.evaluation.open_loop import evaluate_open_loop
 from vlatrack.metrics.schema import TRAIN, VAL_IND, VAL_OOD
-from vlatrack.models.measurements import measurements
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.runner.logbook import Logbook
 from vlatrack.spec.models import ExperimentSpec, OpenLoopSpec
@@ -99,7 +98,7 @@ def evaluate_split(
     order = even_subset(len(samples), batch_size=settings.batch_size, limit=settings.max_samples)
     mine = [rows for rows in map(ranks.share, order) if rows]
     sums = evaluate_open_loop(policy, load_batches(samples, mine, policy.layout), accelerator)
-    return measurements(ranks.total_sums(sums), policy.weights)
+    return policy.metric_values(ranks.total_sums(sums))
 
 
 def _prefixed(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:

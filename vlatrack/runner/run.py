@@ -103,6 +103,7 @@ def _prepare(spec: ExperimentSpec, command: Sequence[str], ranks: Ranks) -> Prep
     if variable := secret_within(dump_spec(spec)):
         raise SpecError(f"the experiment holds the value of {variable}, and it goes to the trackers: take it out")
     builders.check_ranks(spec, ranks)
+    builders.build_schema(spec)  # a loss term that cannot be used shows at once
     for backend in builders.build_backends(spec.tracking.backends):
         check_backend(backend)
     splits = builders.open_splits(spec)
@@ -136,9 +137,7 @@ def _lead(
     tracked = _start_tracking(prepared, directory, resume_from)
     for notice in tracked.notices:
         display.stage(notice)
-    head = prepared.spec.action_head
-    schema = MetricSchema.for_experiment(horizon=head.time_horizon, action_dim=head.action_dim)
-    logbook = RunLogbook(directory, tracked, display, schema, ranks.count)
+    logbook = RunLogbook(directory, tracked, display, builders.build_schema(prepared.spec), ranks.count)
     try:
         with SystemSampler(tracked, every_s=prepared.spec.tracking.system_every_s):
             _train(prepared, directory, logbook, resume_from, ranks)
@@ -156,7 +155,7 @@ def _lead(
         raise
     display.stage("delivering to the trackers")
     report = tracked.finish("FINISHED")
-    display.finished(directory.path, report, head.time_horizon)
+    display.finished(directory.path, report, prepared.spec.action_head.time_horizon)
 
 
 def _follow(
@@ -226,11 +225,11 @@ def _train(
 
 def _initial_state(training: Training, identity: Identity, resume_from: Path | None, *, seed: int) -> TrainState:
     """Where the training begins, and the generators of this rank; weights and optimiser as a checkpoint has them."""
-    head, ranks, device = training.policy.action_head, training.ranks, training.accelerator.device
+    ranks, device = training.ranks, training.accelerator.device
     if not ranks.is_first:  # the first one goes on with what drew the weights, as a process alone does
         seed_rank(seed, ranks.number, step=0 if resume_from is None else step_of(resume_from))
     if resume_from is None:
-        return TrainState.fresh(head.time_horizon, head.action_dim, device)
+        return TrainState.fresh()
     counters, stored = read_state(resume_from)
     stored.check_equal(identity, resume_from)
     load_policy(resume_from, training.policy)

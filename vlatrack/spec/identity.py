@@ -26,6 +26,7 @@ NOT_DECIDING = (
     "backbone.checkpoint",
     "tokenizer.checkpoint",
     "init_from",
+    "loss.gradient_share_every",
 )
 """Settings that say where, how fast or under which name an experiment runs: they do not decide its result.
 
@@ -39,7 +40,6 @@ ADDED_LATER: Mapping[str, Scalar] = {
     "train.non_finite": "halt",
     "train.max_rollbacks": 3,
     "loss.terms": "[]",
-    "loss.gradient_share_every": None,
 }
 """Settings that came after the hash was defined, with the value that changes nothing: so they leave it as it was."""
 

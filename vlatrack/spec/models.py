@@ -184,13 +184,26 @@ class TokenizerSpec(Model):
     image: ImageTokenizerSpec = ImageTokenizerSpec()
 
 
+class CustomLoss(Model):
+    """Your own loss term: a subclass of vlatrack.models.losses.base.LossTerm, called with `weight` and `options`."""
+
+    kind: Literal["custom"]
+    target: CustomTarget
+    weight: NonNegativeFloat = Field(description="weight of its mean in the loss; 0: only logged")
+    options: dict[str, str | int | float | bool | None] = Field({}, description="keyword arguments of the class")
+
+
 class LossSpec(Model):
-    """loss = closs + loss_ct_weights * loss_ct + z_loss_weight * z_loss."""
+    """loss = closs + loss_ct_weights * loss_ct + z_loss_weight * z_loss + the weighted terms of your own."""
 
     loss_ct_weights: NonNegativeFloat = Field(10.0, description="weight of the continuous head's L1 error")
     z_loss_weight: NonNegativeFloat = Field(1.0e-5, description="weight of the z loss; 0: not computed")
     image_token_weight: PositiveFloat | None = Field(None, description="cross-entropy weight of image ids 3..8194")
     ct_target: Literal["tokens", "raw"] = Field("tokens", description="L1 target: decoded label tokens, or raw actions")
+    terms: tuple[CustomLoss, ...] = Field((), description="further terms, which are added to the loss")
+    gradient_share_every: PositiveInt | None = Field(
+        None, description="log each term's share of the gradient norm after every so many optimiser steps; null: never"
+    )
 
 
 # --- data --------------------------------------------------------------------------------------

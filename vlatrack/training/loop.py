@@ -13,8 +13,7 @@ from torch import Tensor
 
 from vlatrack.data.loading import epoch_order, load_batches
 from vlatrack.data.samples import SampleSet
-from vlatrack.models.losses.sums import LossSums
-from vlatrack.models.measurements import measurements
+from vlatrack.metrics.states import MetricStates
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.tokens.batch import Batch
 from vlatrack.training.optimisation import Schedule, optimise
@@ -119,12 +118,12 @@ class Training:
             group = shares[start : start + settings.accumulate]
             yield list(itertools.islice(batches, sum(len(rows) > 0 for rows in group)))
 
-    def _record(self, sums: LossSums, grad_norm: Tensor, lr: float, clock: "WindowClock") -> dict[str, float]:
+    def _record(self, sums: MetricStates, grad_norm: Tensor, lr: float, clock: "WindowClock") -> dict[str, float]:
         speeds = self.ranks.combine(clock.take(), SPEEDS)
         return self._means(sums) | {"grad_norm": grad_norm.item(), "lr": lr} | speeds
 
-    def _means(self, sums: LossSums) -> dict[str, float]:
-        return measurements(self.ranks.total_sums(sums), self.policy.weights)
+    def _means(self, sums: MetricStates) -> dict[str, float]:
+        return self.policy.metric_values(self.ranks.total_sums(sums))
 
 
 SPEEDS: Mapping[str, Rule] = {

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from vlatrack.models.losses.sums import Denominators, LossSums, documented_losses
+from vlatrack.metrics.states import MetricStates
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.tokens.batch import Batch
 from vlatrack.training.ranks import Ranks
@@ -51,24 +51,26 @@ def optimise(
     ranks: Ranks,
     lr: float,
     clip_grad: float | None,
-) -> tuple[LossSums, Tensor]:
+) -> tuple[MetricStates, Tensor]:
     """One optimiser step; its gradient is that of the window's rows of all ranks in a single batch.
 
     Returns:
-        the sums of this rank's window, and the gradient norm before clipping, a scalar still on the device.
+        the metric states of this rank's window, and the gradient norm before clipping, a scalar still on the device.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr
-    counts = astuple(Denominators.of(window, policy.weights.image_token_weight))
-    denominators = Denominators(*ranks.total(counts))
-    sums = LossSums.zeros(policy.action_head.time_horizon, policy.action_head.action_dim, accelerator.device)
+    by_batch = [policy.loss_counts(batch) for batch in window]
+    names = [term.name for term in policy.losses]
+    totals = ranks.total([sum(counts[name] for counts in by_batch) for name in names])
+    counts = dict(zip(names, totals, strict=True))
+    states = MetricStates()
     for batch in window:
         with accelerator.autocast():
             output = policy(batch.to(accelerator.device))
-        accelerator.backward(documented_losses(output.sums, policy.weights, denominators).loss)
-        sums = sums + output.sums.detached()
+        accelerator.backward(policy.loss(output, counts))
+        states = states + output.states
     ranks.sum_gradients(policy.parameters())
     norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), clip_grad if clip_grad is not None else math.inf)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return sums, norm
+    return states, norm

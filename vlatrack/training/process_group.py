@@ -5,7 +5,6 @@ import re
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from datetime import timedelta
 from typing import Self, TypeVar
 
@@ -14,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from vlatrack.models.losses.sums import LossSums
+from vlatrack.metrics.states import MetricStates
 from vlatrack.training.ranks import RankLostError, Ranks
 
 T = TypeVar("T")
@@ -87,12 +86,8 @@ class GroupRanks(Ranks):
         self._reduce_on_hosts(values)
         return values.tolist()
 
-    def total_sums(self, sums: LossSums) -> LossSums:
-        parts = {f.name: getattr(sums, f.name) for f in fields(sums)}
-        flat = torch.cat([part.flatten().double() for part in parts.values()]).cpu()
-        self._reduce_on_hosts(flat)
-        pieces = torch.split(flat, [part.numel() for part in parts.values()])
-        return LossSums(**{name: piece.view(parts[name].shape) for name, piece in zip(parts, pieces, strict=True)})
+    def total_sums(self, sums: MetricStates) -> MetricStates:
+        return sum(self.gather(sums), MetricStates())
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Which parameters have gradients is agreed on between the hosts, without waiting for the devices."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 if TYPE_CHECKING:
     from torch import nn
 
-    from vlatrack.models.losses.sums import LossSums
+    from vlatrack.metrics.states import MetricStates
 
 Rule = Literal["sum", "mean", "max"]
 """How values of one name become one value over the ranks that have it."""
@@ -60,7 +60,7 @@ class Ranks:
         """Each number, summed over the ranks."""
         return numbers
 
-    def total_sums(self, sums: "LossSums") -> "LossSums":
+    def total_sums(self, sums: "MetricStates") -> "MetricStates":
         """Summed over the ranks."""
         return sums
 

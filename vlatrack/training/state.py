@@ -7,15 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlatrack.models.losses.sums import LossSums
+from vlatrack.metrics.states import MetricStates, states_from_v1
 
 
 @dataclass
 class TrainState:
     """Counters and running sums. A step is an optimiser step. The sums are those of this rank alone."""
 
-    epoch_sums: LossSums  # since the epoch began
-    window_sums: LossSums  # since the last record
+    epoch_sums: MetricStates  # since the epoch began
+    window_sums: MetricStates  # since the last record
     step: int = 0
     epoch: int = 0  # epochs completed
     step_in_epoch: int = 0
@@ -23,35 +23,30 @@ class TrainState:
     best_step: int | None = None
 
     @classmethod
-    def fresh(cls, horizon: int, action_dim: int, device: torch.device | str) -> Self:
-        empty = LossSums.zeros(horizon, action_dim, device)
-        return cls(epoch_sums=empty, window_sums=empty)
+    def fresh(cls) -> Self:
+        return cls(epoch_sums=MetricStates(), window_sums=MetricStates())
 
-    def add(self, sums: LossSums) -> None:
+    def add(self, sums: MetricStates) -> None:
         """Count one optimiser step."""
         self.epoch_sums, self.window_sums = self.epoch_sums + sums, self.window_sums + sums
         self.step += 1
         self.step_in_epoch += 1
 
-    def take_window(self) -> LossSums:
+    def take_window(self) -> MetricStates:
         """The sums since the last record; the next window starts empty."""
-        sums, self.window_sums = self.window_sums, self._empty()
+        sums, self.window_sums = self.window_sums, MetricStates()
         return sums
 
-    def finish_epoch(self) -> LossSums:
+    def finish_epoch(self) -> MetricStates:
         """The epoch's sums; the next epoch starts."""
-        sums, self.epoch_sums = self.epoch_sums, self._empty()
+        sums, self.epoch_sums = self.epoch_sums, MetricStates()
         self.epoch += 1
         self.step_in_epoch = 0
         return sums
 
-    def _empty(self) -> LossSums:
-        horizon, action_dim = self.epoch_sums.head_error.shape
-        return LossSums.zeros(horizon, action_dim, self.epoch_sums.head_error.device)
-
     def without_sums(self) -> Self:
         """The same place in the training, with nothing summed up."""
-        return replace(self, epoch_sums=self._empty(), window_sums=self._empty())
+        return replace(self, epoch_sums=MetricStates(), window_sums=MetricStates())
 
     # --- for checkpoints --------------------------------------------------------------------------
 
@@ -59,14 +54,13 @@ class TrainState:
         return {f.name: getattr(self, f.name) for f in fields(self) if not f.name.endswith("_sums")}
 
     def sums(self) -> dict[str, dict[str, Tensor]]:
-        both = {"epoch_sums": self.epoch_sums, "window_sums": self.window_sums}
-        return {name: {f.name: getattr(value, f.name) for f in fields(value)} for name, value in both.items()}
+        return {"epoch_sums": self.epoch_sums.state_dict(), "window_sums": self.window_sums.state_dict()}
 
     @classmethod
     def restored(cls, counters: dict[str, Any], sums: dict[str, dict[str, Tensor]], device: torch.device | str) -> Self:
         """The inverse of ``counters`` and ``sums``."""
         epoch, window = (
-            LossSums(**{key: tensor.to(device) for key, tensor in sums[name].items()})
+            (states_from_v1 if "cross_entropy" in sums[name] else MetricStates.from_state_dict)(sums[name]).to(device)
             for name in ("epoch_sums", "window_sums")
         )
         return cls(epoch, window, **counters)

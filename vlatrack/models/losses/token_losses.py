@@ -22,8 +22,8 @@ _LOGITS_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 27}
 class TokenLosses:
     """Per position; gradients flow through the first two."""
 
-    entropy: Tensor  # float32 [V], -log p(target), nats
-    normaliser: Tensor  # float32 [V], logsumexp of the logits
+    nll: Tensor  # float32 [V], -log p(target), nats
+    logsumexp: Tensor  # float32 [V], of the logits
     predicted: Tensor  # int64 [V], argmax of the logits
 
 
@@ -37,28 +37,28 @@ class _Losses(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         dtype = _compute_dtype(hidden)
         inputs, layer = hidden.to(dtype), weight.to(dtype)
-        entropy = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
-        normaliser, predicted = torch.empty_like(entropy), torch.empty_like(targets)
+        nll = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        logsumexp, predicted = torch.empty_like(nll), torch.empty_like(targets)
         for rows in _chunks(len(targets), len(weight), hidden.device):
             logits = (inputs[rows] @ layer.t()).float()
-            normaliser[rows] = logits.logsumexp(dim=1)
-            entropy[rows] = normaliser[rows] - logits.gather(1, targets[rows, None]).squeeze(1)
+            logsumexp[rows] = logits.logsumexp(dim=1)
+            nll[rows] = logsumexp[rows] - logits.gather(1, targets[rows, None]).squeeze(1)
             predicted[rows] = logits.argmax(dim=1)
-        ctx.save_for_backward(inputs, layer, targets, normaliser)
+        ctx.save_for_backward(inputs, layer, targets, logsumexp)
         ctx.dtypes = hidden.dtype, weight.dtype
         ctx.mark_non_differentiable(predicted)
-        return entropy, normaliser, predicted
+        return nll, logsumexp, predicted
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        inputs, layer, targets, normaliser = ctx.saved_tensors
-        d_entropy, d_normaliser, _ = gradients
+        inputs, layer, targets, logsumexp = ctx.saved_tensors
+        d_nll, d_logsumexp, _ = gradients
         d_hidden, d_weight = torch.empty_like(inputs), torch.zeros_like(layer)
         for rows in _chunks(len(targets), len(layer), inputs.device):
-            # d logsumexp = softmax; d entropy = softmax - onehot(target).
-            d_logits = (inputs[rows] @ layer.t()).float().sub_(normaliser[rows, None]).exp_()
-            d_logits.mul_((d_entropy[rows] + d_normaliser[rows])[:, None])
-            d_logits.scatter_add_(1, targets[rows, None], -d_entropy[rows, None])
+            # d logsumexp = softmax; d nll = softmax - onehot(target).
+            d_logits = (inputs[rows] @ layer.t()).float().sub_(logsumexp[rows, None]).exp_()
+            d_logits.mul_((d_nll[rows] + d_logsumexp[rows])[:, None])
+            d_logits.scatter_add_(1, targets[rows, None], -d_nll[rows, None])
             d_logits = d_logits.to(layer.dtype)
             d_hidden[rows] = d_logits @ layer
             d_weight.addmm_(d_logits.t(), inputs[rows])

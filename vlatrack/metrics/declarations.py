@@ -1,0 +1,108 @@
+"""Every metric of a run: what it means, and how it is computed from the states of the same name.
+
+The states of the losses are in `losses`; those of the token metrics come from `vlatrack.models.token_metrics`:
+l1_loss_action, acc_action and quantisation_floor [H, A], acc_image [slots].
+
+Legend: H steps of a chunk, A numbers of an action.
+"""
+
+from collections.abc import Iterator
+
+from vlatrack.metrics.losses import LOSS_CT, Weights, gradient_share_metrics, loss_metrics
+from vlatrack.metrics.metric import ACTION_UNIT, Direction, Metric, Value
+from vlatrack.metrics.names import MOST_GPUS, SYSTEM, step_slot
+from vlatrack.metrics.states import MetricStates
+
+
+def split_metrics(*, horizon: int, action_dim: int, image_slots: int, losses: Weights) -> Iterator[Metric]:
+    """The metrics of every split, named without it."""
+    yield from loss_metrics(losses)
+    yield from _actions(horizon, action_dim)
+    yield from _head(horizon, action_dim)
+    yield from _images(image_slots)
+
+
+def _actions(horizon: int, action_dim: int) -> Iterator[Metric]:
+    lower, higher, group = Direction.LOWER, Direction.HIGHER, "action"
+    l1, acc = "l1_loss_action", "acc_action"
+    error = "L1 error of the actions decoded from the most probable tokens"
+    hits = "share of action tokens whose most probable id is right"
+    for step in range(horizon):
+        x, where = step_slot(step, horizon), f"at step {step} of the chunk"
+        l1_step, acc_step = _chunk_mean(l1, step=step), _chunk_mean(acc, step=step)
+        yield Metric(f"{l1}_{x}", f"{error} {where}", ACTION_UNIT, lower, group, step, l1_step)
+        yield Metric(f"{acc}_{x}", f"{hits} {where}", "fraction", higher, group, step, acc_step)
+    yield Metric(l1, f"{error}, mean over the chunk", ACTION_UNIT, lower, group, value=_chunk_mean(l1))
+    yield Metric(acc, f"{hits}, over the chunk", "fraction", higher, group, value=_chunk_mean(acc))
+    for dim in range(action_dim):
+        meaning, value = f"{error}, action dimension {dim}", _chunk_mean(l1, dim=dim)
+        yield Metric(f"l1_loss_dim_{dim}", meaning, ACTION_UNIT, lower, group, value=value)
+    floor = "L1 error that rounding actions to bins causes by itself; the tokens cannot do better"
+    mean = _chunk_mean("quantisation_floor")
+    yield Metric("quantisation_floor", floor, ACTION_UNIT, lower, group, value=mean)
+
+
+def _head(horizon: int, action_dim: int) -> Iterator[Metric]:
+    lower, group, error = Direction.LOWER, "head", "L1 error of the continuous head"
+    for step in range(horizon):
+        name, meaning = f"l1_loss_head_{step_slot(step, horizon)}", f"{error} at step {step} of the chunk"
+        yield Metric(name, meaning, ACTION_UNIT, lower, group, step, _chunk_mean(LOSS_CT.name, step=step))
+    for dim in range(action_dim):
+        name, meaning = f"l1_loss_head_dim_{dim}", f"{error}, action dimension {dim}"
+        yield Metric(name, meaning, ACTION_UNIT, lower, group, value=_chunk_mean(LOSS_CT.name, dim=dim))
+
+
+def _images(image_slots: int) -> Iterator[Metric]:
+    for slot in range(image_slots):
+        name = f"acc_image_{slot}"
+        meaning = f"share of right image tokens in slot {slot} of {image_slots}, the last image in the last slot"
+        yield Metric(name, meaning, "fraction", Direction.HIGHER, "image", value=_element("acc_image", slot))
+
+
+def _chunk_mean(name: str, *, step: int | None = None, dim: int | None = None) -> Value:
+    """The mean of a state [H, A] over the whole chunk, over one of its steps, or over one dimension of the actions."""
+
+    def value(states: MetricStates) -> float | None:
+        if name not in states or not states[name].count:
+            return None
+        mean = states[name].mean()
+        return float((mean[step] if step is not None else mean[:, dim] if dim is not None else mean).mean())
+
+    return value
+
+
+def _element(name: str, index: int) -> Value:
+    """One mean of a state with a count for each element."""
+
+    def value(states: MetricStates) -> float | None:
+        if name not in states or not states[name].count[index]:
+            return None
+        return float(states[name].mean()[index])
+
+    return value
+
+
+def training_metrics(losses: Weights) -> Iterator[Metric]:
+    """The metrics that only the training has, named without its split."""
+    none, lower, higher = Direction.NONE, Direction.LOWER, Direction.HIGHER
+    yield Metric("grad_norm", "gradient norm before clipping", "1", none, "optim")
+    yield Metric("lr", "learning rate", "1", none, "optim")
+    yield from gradient_share_metrics(losses)
+    yield Metric("samples_per_s", "training samples per second", "1/s", higher, "speed")
+    yield Metric("tokens_per_s", "tokens of the training samples per second", "1/s", higher, "speed")
+    yield Metric("step_time_s", "time of one optimiser step", "s", lower, "speed")
+    yield Metric("data_wait_s", "part of that time spent waiting for data", "s", lower, "speed")
+    yield Metric("memory_mb", "peak memory in use on the device (the process, on a CPU)", "MB", lower, "speed")
+
+
+def run_metrics() -> Iterator[Metric]:
+    """The metrics of no split: progress, and the machine."""
+    none, group = Direction.NONE, "system"
+    yield Metric("epoch", "passes over the training data", "epochs", none, "progress")
+    yield Metric(f"{SYSTEM}cpu_percent", "load of all processor cores of the machine", "%", none, group)
+    yield Metric(f"{SYSTEM}memory_percent", "memory of the machine in use", "%", none, group)
+    yield Metric(f"{SYSTEM}process_memory_mb", "resident memory of the training process", "MiB", none, group)
+    for gpu in range(MOST_GPUS):
+        yield Metric(f"{SYSTEM}gpu_{gpu}_percent", f"load of GPU {gpu} of the machine", "%", none, group)
+        yield Metric(f"{SYSTEM}gpu_{gpu}_memory_mb", f"memory of GPU {gpu} in use", "MiB", none, group)
+        yield Metric(f"{SYSTEM}gpu_{gpu}_power_w", f"power that GPU {gpu} draws", "W", none, group)

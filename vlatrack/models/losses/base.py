@@ -1,0 +1,93 @@
+"""What a loss term is: a file with a name, a weight, what is summed, and over how many numbers.
+
+Legend: B rows, S positions, V supervised positions, R rows with an action chunk, H steps, A numbers of an action,
+D width.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from vlatrack.errors import LossError
+from vlatrack.metrics.losses import LossMetric
+from vlatrack.tokens.batch import Batch
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """What one forward pass yields, for the loss terms and the token metrics."""
+
+    batch: Batch
+    nll: Tensor  # float32 [V], -log p(target), nats
+    logsumexp: Tensor  # float32 [V], of the logits
+    predicted: Tensor  # int64 [V], the most probable id
+    hidden: Tensor  # [B, S, D], the backbone's last hidden states
+    actions: Tensor | None  # float32 [R, H, A], the ActionHead's chunks; None for a batch without action rows
+    label_actions: Tensor | None  # float32 [R, H, A], what the label tokens decode to, in [-1, 1]; None likewise
+
+
+class LossTerm(ABC):
+    """One term of the loss: weight * total / count, with both summed over the optimiser step and over all ranks.
+
+    A subclass sets `metric` and implements `count` and `total`. Its mean is logged as `metric.name`, its part of the
+    loss as `weighted_<name>`. It is constructed with the weight and, if it has any, options of its own.
+    """
+
+    metric: ClassVar[LossMetric]
+    shape: tuple[int, ...] = ()
+    """Of what `total` returns. Only a term whose elements have metrics of their own is no scalar, as `loss_ct`."""
+
+    def __init__(self, *, weight: float = 1.0) -> None:
+        self.weight = weight
+
+    @property
+    def name(self) -> str:
+        return self.metric.name
+
+    @abstractmethod
+    def count(self, batch: Batch) -> float:
+        """Over how many numbers of `batch` the total sums, known on the host before any forward pass.
+
+        The batch may lie on the device, so only shapes and plain numbers of it are read. 0 leaves the batch out.
+        """
+
+    @abstractmethod
+    def total(self, inputs: LossInputs) -> Tensor:
+        """The sum over the batch, differentiable; called only where `count` is above 0."""
+
+
+def checked_count(term: LossTerm, batch: Batch) -> float:
+    """`term.count(batch)`.
+
+    Raises:
+        LossError: it is not a number from 0 on.
+    """
+    count = term.count(batch)
+    if not isinstance(count, int | float) or not 0 <= count < math.inf:
+        raise LossError(f"loss term {term.name}: count() returned {count!r}; expected a finite number, 0 or more")
+    return count
+
+
+def checked_total(term: LossTerm, inputs: LossInputs) -> Tensor:
+    """`term.total(inputs)`, of the term's shape.
+
+    Raises:
+        LossError: it is something else, or no gradient flows from it.
+    """
+    total = term.total(inputs)
+    if not isinstance(total, Tensor):
+        raise LossError(f"loss term {term.name}: total() returned {type(total).__name__}; expected a scalar tensor")
+    if total.shape != term.shape:
+        raise LossError(
+            f"loss term {term.name}: total() returned a tensor of shape {list(total.shape)}; "
+            f"expected {'a scalar' if term.shape == () else list(term.shape)}, the sum over the batch"
+        )
+    if term.weight > 0 and inputs.nll.requires_grad and not total.requires_grad:
+        raise LossError(
+            f"loss term {term.name}: total() does not depend on what the policy computes, so it trains nothing; "
+            "use the inputs without detach() or no_grad(), or set its weight to 0 to log it only"
+        )
+    return total

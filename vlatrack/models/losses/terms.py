@@ -1,0 +1,54 @@
+"""The loss terms of an experiment: the three documented ones, and what a term of one's own may be called."""
+
+import re
+from collections.abc import Sequence
+
+from vlatrack.errors import LossError
+from vlatrack.metrics.losses import gradient_share_name
+from vlatrack.metrics.names import DIM_NAME, IMAGE_NAME, STEP_NAME, TRAIN
+from vlatrack.metrics.schema import MetricSchema
+from vlatrack.models.losses.base import LossTerm
+from vlatrack.models.losses.closs import CrossEntropy
+from vlatrack.models.losses.loss_ct import ContinuousL1, CtTarget
+from vlatrack.models.losses.z_loss import ZLoss
+from vlatrack.tokens.layout import TokenLayout
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def documented_terms(
+    layout: TokenLayout,
+    chunk: tuple[int, int],
+    *,
+    loss_ct_weights: float = 10.0,
+    z_loss_weight: float = 1e-5,
+    image_token_weight: float | None = None,
+    ct_target: CtTarget = "tokens",
+) -> tuple[LossTerm, ...]:
+    """loss = closs + loss_ct_weights * loss_ct + z_loss_weight * z_loss, added in this order.
+
+    `chunk` is H and A: steps of an action chunk and numbers of an action.
+    """
+    return (
+        CrossEntropy(layout, image_token_weight=image_token_weight),
+        ContinuousL1(chunk, weight=loss_ct_weights, target=ct_target),
+        ZLoss(weight=z_loss_weight),
+    )
+
+
+def check_names(own: Sequence[LossTerm]) -> None:
+    """Whether the terms beside the documented ones can be logged under their names.
+
+    Raises:
+        LossError: a name is no identifier, or one that a metric or another term has.
+    """
+    taken = set(MetricSchema.for_experiment(horizon=1, action_dim=1).names(TRAIN))
+    for term in own:
+        if not _NAME.fullmatch(term.name):
+            raise LossError(f"loss term {term.name!r}: expected a name of a-z, 0-9 and _, a letter first")
+        for name in (term.name, f"weighted_{term.name}", gradient_share_name(term.name)):
+            logged = f"{TRAIN}_{name}"
+            # Which steps, dimensions and images there are depends on the experiment: they are told by their pattern.
+            if logged in taken or any(pattern.search(logged) for pattern in (STEP_NAME, DIM_NAME, IMAGE_NAME)):
+                raise LossError(f"loss term {term.name}: another metric is called {logged}; give the term another name")
+            taken.add(logged)
