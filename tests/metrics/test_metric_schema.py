@@ -1,6 +1,10 @@
 import math
+import os
+import subprocess
+import sys
 
 import pytest
+from program import ENVIRONMENT
 
 from vlatrack.errors import UndeclaredMetricWarning
 from vlatrack.metrics.losses import DOCUMENTED_LOSSES, LossMetric
@@ -76,6 +80,19 @@ def test_an_undeclared_name_is_warned_of_once_with_the_nearest_name(schema: Metr
 def test_an_undeclared_name_fails_where_warnings_are_errors(schema: MetricSchema) -> None:
     with pytest.raises(UndeclaredMetricWarning, match="undeclared metric: train_lr2"):
         schema.check(["train_lr2"])
+
+
+@pytest.mark.parametrize("in_tests", [True, False])
+def test_a_process_that_logs_an_undeclared_name_fails_in_tests_and_is_warned_once_otherwise(in_tests: bool) -> None:
+    code = (
+        "from vlatrack.metrics.schema import MetricSchema\n"
+        "schema = MetricSchema.for_experiment(horizon=1, action_dim=1)\n"
+        "for _ in range(3): schema.check(['train_lr2'])\n"
+    )
+    environment = os.environ | ENVIRONMENT | ({} if in_tests else {"PYTHONWARNINGS": ""})
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stderr.count("UndeclaredMetricWarning: undeclared metric: train_lr2 (did you mean train_lr?)") == 1
+    assert done.returncode == (1 if in_tests else 0)
 
 
 @pytest.mark.parametrize(

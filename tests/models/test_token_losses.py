@@ -37,3 +37,35 @@ def test_bfloat16_autocast_computes_the_logits_in_bfloat16() -> None:
     losses.logsumexp.sum().backward()
     torch.testing.assert_close(losses.logsumexp, expected, rtol=1e-6, atol=1e-6)
     assert hidden.grad.dtype == weight.grad.dtype == torch.float32
+
+
+def _layer_gradient(hidden, weight, targets, factor) -> torch.Tensor:
+    weight = weight.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = token_losses(hidden, weight, targets)
+    (losses.nll * factor + 1e-3 * losses.logsumexp.square()).sum().backward()
+    return weight.grad
+
+
+@pytest.mark.parametrize("chunks", [1, 7, 70])
+def test_bfloat16_gradient_of_the_output_layer_is_as_exact_in_many_chunks_as_in_one(monkeypatch, chunks) -> None:
+    positions, width, vocabulary = 280, 16, 40
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(positions, width), torch.randn(vocabulary, width)
+    targets, factor = torch.randint(0, vocabulary, (positions,)), torch.rand(positions)
+    one_chunk = _layer_gradient(hidden, weight, targets, factor)
+    monkeypatch.setitem(module._LOGITS_AT_ONCE, "cpu", positions // chunks * vocabulary)
+    gradient = _layer_gradient(hidden, weight, targets, factor)
+    assert (gradient - one_chunk).norm() / one_chunk.norm() < 1e-6
+
+
+def test_bfloat16_gradient_of_the_output_layer_is_that_of_the_rounded_factors_in_float64() -> None:
+    torch.manual_seed(0)
+    hidden, weight, targets = torch.randn(50, 16), torch.randn(40, 16), torch.randint(0, 40, (50,))
+    gradient = _layer_gradient(hidden, weight, targets, torch.ones(50))
+    logits = (hidden.bfloat16() @ weight.bfloat16().t()).float()
+    softmax = logits.softmax(1)
+    d_logits = softmax * (1 + 2e-3 * logits.logsumexp(1, keepdim=True))
+    d_logits[torch.arange(50), targets] -= 1
+    exact = d_logits.bfloat16().double().t() @ hidden.bfloat16().double()
+    assert (gradient - exact).norm() / exact.norm() < 1e-4

@@ -9,6 +9,10 @@ from launching import end_family, torchrun
 
 SUPPORT = Path(__file__).parent
 TOY = SUPPORT / "toy.yaml"
+ENVIRONMENT = {
+    "PYTHONPATH": os.pathsep.join([str(SUPPORT), str(SUPPORT.parents[1])]),
+    "PYTHONWARNINGS": "error:undeclared metric",  # by its text: the filters are read before vlatrack can be imported
+}
 
 
 class Program:
@@ -30,11 +34,10 @@ class Program:
         return self._start(torchrun(*program, *arguments, processes=processes), OMP_NUM_THREADS="1", **environment)
 
     def _start(self, command: list[str], **environment: str) -> "subprocess.Popen[str]":
-        paths = {"PYTHONPATH": os.pathsep.join([str(SUPPORT), str(SUPPORT.parents[1])])}
         process = subprocess.Popen(
             command,
             cwd=self.folder,
-            env=os.environ | paths | environment,
+            env=os.environ | ENVIRONMENT | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -53,7 +53,9 @@ class _Losses(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         inputs, layer, targets, logsumexp = ctx.saved_tensors
         d_nll, d_logsumexp, _ = gradients
-        d_hidden, d_weight = torch.empty_like(inputs), torch.zeros_like(layer)
+        # In half precision each chunk would round what the chunks before it have summed: this sum is kept in float32.
+        summed = torch.promote_types(layer.dtype, torch.float32)
+        d_hidden, d_weight = torch.empty_like(inputs), torch.zeros_like(layer, dtype=summed)
         for rows in _chunks(len(targets), len(layer), inputs.device):
             # d logsumexp = softmax; d nll = softmax - onehot(target).
             d_logits = (inputs[rows] @ layer.t()).float().sub_(logsumexp[rows, None]).exp_()
@@ -61,7 +63,7 @@ class _Losses(torch.autograd.Function):
             d_logits.scatter_add_(1, targets[rows, None], -d_nll[rows, None])
             d_logits = d_logits.to(layer.dtype)
             d_hidden[rows] = d_logits @ layer
-            d_weight.addmm_(d_logits.t(), inputs[rows])
+            d_weight.addmm_(d_logits.t().to(summed), inputs[rows].to(summed))
         return d_hidden.to(ctx.dtypes[0]), d_weight.to(ctx.dtypes[1]), None
 
 
