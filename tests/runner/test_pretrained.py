@@ -1,18 +1,22 @@
-"""Trainings that start from a checkpoint: a Hugging Face Chameleon, and the reference's own state dict."""
+"""Trainings that start from a checkpoint: a Hugging Face Chameleon or Qwen, and the reference's own state dict."""
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from program import TOY
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import ChameleonConfig, ChameleonForConditionalGeneration
+from transformers import ChameleonConfig, ChameleonForConditionalGeneration, Qwen3Config, Qwen3ForCausalLM
 
+from vlatrack import builders
 from vlatrack.errors import VlatrackError
+from vlatrack.models.attention import attention_mask
 from vlatrack.models.backbones.pretrained import open_pretrained
 from vlatrack.runner.run import run_experiment
 from vlatrack.spec.load import load_spec
@@ -55,14 +59,18 @@ def chameleon(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     torch.manual_seed(1)
     ChameleonForConditionalGeneration(config).save_pretrained(folder)
-    tokenizer = Tokenizer(WordLevel({"[UNK]": 16500, "square": 16501}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.save(str(folder / "tokenizer.json"))
+    _save_tokenizer(folder, {"[UNK]": 16500, "square": 16501})
     return folder
 
 
-def _spec(checkpoint: Path, *overrides: str):
-    backbone = f"backbone={{kind: chameleon, init: pretrained, checkpoint: {checkpoint}, max_seq_len: 200}}"
+def _save_tokenizer(folder: Path, words: dict[str, int]) -> None:
+    tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def _spec(checkpoint: Path, *overrides: str, kind: str = "chameleon"):
+    backbone = f"backbone={{kind: {kind}, init: pretrained, checkpoint: {checkpoint}, max_seq_len: 200}}"
     return load_spec(TOY, [backbone, "train.max_steps=1", *overrides])
 
 
@@ -148,6 +156,65 @@ def test_a_model_that_is_no_chameleon_is_refused(tmp_path, chameleon) -> None:
         (folder / name).write_bytes((chameleon / name).read_bytes())
     with pytest.raises(VlatrackError, match="a llama model, not a Chameleon"):
         run_experiment(_spec(folder), runs=tmp_path / "runs")
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen3 of the library's own making, its output layer tied to the embedding, with a text tokenizer."""
+    folder = tmp_path_factory.mktemp("qwen")
+    config = Qwen3Config(
+        vocab_size=60,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=100,
+        bos_token_id=1,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(2)
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    _save_tokenizer(folder, {"[UNK]": 3, "square": 4})
+    return folder
+
+
+def test_a_run_starts_from_a_qwen_with_the_image_tokenizer_of_a_chameleon(tmp_path, qwen, chameleon) -> None:
+    spec = _spec(qwen, "optim.lr=1e-12", "optim.weight_decay=0", f"tokenizer.checkpoint={chameleon}", kind="causal_lm")
+    run = run_experiment(spec, runs=tmp_path / "runs")
+    trained = load_file(run.checkpoint("last") / "policy.safetensors")
+    original = load_file(qwen / "model.safetensors")
+    embedding = trained["backbone.decoder.embed_tokens.weight"]
+    assert len(embedding) == TokenLayout.after(60, pad=1, bos=1).vocabulary_size
+    torch.testing.assert_close(embedding[:60], original.pop("model.embed_tokens.weight"), rtol=0, atol=1e-8)
+    for name, value in original.items():
+        ours = trained[f"backbone.decoder.{name.removeprefix('model.')}"]
+        torch.testing.assert_close(ours, value, rtol=0, atol=1e-8)
+    codes = ImageTokenizer.load(run.tokenizer).encode(np.zeros((1, 32, 32, 3), np.uint8))
+    assert ((codes >= 60) & (codes < 60 + CODES)).all()
+
+
+@pytest.mark.parametrize("kind", ["chameleon", "causal_lm"])
+def test_a_policy_is_built_again_when_its_pretrained_folder_is_gone(tmp_path, request, kind) -> None:
+    folder = tmp_path / "pretrained"
+    shutil.copytree(request.getfixturevalue({"chameleon": "chameleon", "causal_lm": "qwen"}[kind]), folder)
+    spec = _spec(folder, kind=kind)
+    source = builders.new_backbone(spec)
+    policy = builders.build_policy(spec, source)
+    builders.build_text_tokenizer(source, policy.layout).save(tmp_path / "kept")
+    (tmp_path / "kept" / "geometry.json").write_text(json.dumps(policy.backbone.geometry()))
+    save_file(policy.state_dict(), tmp_path / "kept" / "policy.safetensors")
+    shutil.rmtree(folder)
+
+    geometry = json.loads((tmp_path / "kept" / "geometry.json").read_text())
+    stored = builders.stored_backbone(spec, geometry, tmp_path / "kept")
+    again = builders.build_policy(spec, stored)
+    again.load_state_dict(load_file(tmp_path / "kept" / "policy.safetensors"))
+    words = torch.tensor([stored.text.encode("the square")])
+    mask = attention_mask(words, again.layout)
+    assert again.layout == policy.layout
+    assert torch.equal(again.backbone(words, mask), policy.backbone(words, mask))
 
 
 _QUERIES = "action_head.action_token_embeddings.weight"

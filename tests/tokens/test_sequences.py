@@ -1,3 +1,6 @@
+import resource
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
@@ -126,3 +129,34 @@ def test_a_damaged_image_tokenizer_is_one_clear_error(tmp_path, tokenizer) -> No
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="cannot be read"):
         ImageTokenizer.load(tmp_path)
+
+
+def test_foreign_settings_of_an_image_tokenizer_are_one_clear_error(tmp_path, tokenizer) -> None:
+    tokenizer.save(tmp_path)
+    (tmp_path / "image_tokenizer.json").write_text('{"image_size": 32}\n')
+    with pytest.raises(CheckpointError, match=r"image_tokenizer\.json: not the settings .*vq_config") as caught:
+        ImageTokenizer.load(tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.fixture
+def small_files_only() -> Iterator[None]:
+    """No file may grow beyond 1000 bytes: what a full disk does, for files that are renamed into place as well."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("small_files_only")
+def test_an_image_tokenizer_that_the_disk_does_not_take_is_one_clear_error(tmp_path, tokenizer) -> None:
+    with pytest.raises(CheckpointError, match=r"the image tokenizer cannot be written .*too large") as caught:
+        tokenizer.save(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_settings_of_an_image_tokenizer_on_a_full_disk_are_one_clear_error(tmp_path, tokenizer) -> None:
+    (tmp_path / "image_tokenizer.json").symlink_to("/dev/full")
+    with pytest.raises(CheckpointError, match=r"the image tokenizer cannot be written .*No space left"):
+        tokenizer.save(tmp_path)

@@ -1,0 +1,123 @@
+"""CONTRIBUTING.md, "Adding a backbone": the recipe, followed for a backbone that lies outside vlatrack."""
+
+import json
+
+import pytest
+import torch
+from program import TOY
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from vlatrack.builders import backbone_factory, build_policy, new_backbone
+from vlatrack.errors import SpecError
+from vlatrack.models.backbones.base import Backbone, BackboneFactory, BackboneSource, Geometry
+from vlatrack.runner.run import run_experiment
+from vlatrack.spec.load import load_spec
+from vlatrack.tokens.layout import TokenLayout
+from vlatrack.tokens.text import ByteTokenizer
+
+
+class TorchBackbone(Backbone):
+    """A decoder of torch's own layers, with learned positions and one matrix as embedding and output layer."""
+
+    layout = TokenLayout.after(2, pad=0, bos=1)
+
+    def __init__(self, *, max_seq_len: int, size: int = 32, layers: int = 1, dropout: float = 0.0) -> None:
+        super().__init__()
+        self._geometry = {"max_seq_len": max_seq_len, "size": size, "layers": layers}
+        self.tokens = nn.Embedding(self.layout.vocabulary_size, size)
+        self.positions = nn.Embedding(max_seq_len, size)
+        self._blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(size, 2, 2 * size, dropout, batch_first=True, norm_first=True)
+            for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(size)
+
+    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        hidden = self.tokens(input_ids) + self.positions.weight[: input_ids.shape[1]]
+        hidden_keys = ~mask.repeat_interleave(2, dim=0)  # torch's mask says what is hidden, for each head
+        for block in self._blocks:
+            hidden = block(hidden, src_mask=hidden_keys)
+        return self.norm(hidden)
+
+    @property
+    def output_layer(self) -> Tensor:
+        return self.tokens.weight
+
+    @property
+    def width(self) -> int:
+        return self.norm.normalized_shape[0]
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self._blocks
+
+    def geometry(self) -> Geometry:
+        return self._geometry
+
+
+def toy(target: str = "TorchBackbone", options: str = "{layers: 2, dropout: 0.1}"):
+    return load_spec(
+        TOY,
+        [
+            f"backbone={{kind: custom, target: '{__name__}:{target}', options: {options}, max_seq_len: 160}}",
+            "train.max_steps=2",
+            "train.gradient_checkpointing=true",
+        ],
+    )
+
+
+def test_a_backbone_of_another_package_trains_and_is_built_again_from_what_is_stored(tmp_path) -> None:
+    spec = toy()
+    run = run_experiment(spec, runs=tmp_path)
+    trained = load_file(run.checkpoint("last") / "policy.safetensors")
+    initial = build_policy(spec, new_backbone(spec)).state_dict()
+    assert trained.keys() == initial.keys()
+    unchanged = [name for name, value in initial.items() if torch.equal(value, trained[name])]
+    assert unchanged == []
+
+    geometry = json.loads(json.dumps(new_backbone(spec).build().geometry()))
+    changed = toy(options="{layers: 5, dropout: 0.3}")
+    backbone = backbone_factory(changed).from_geometry(geometry)
+    backbone.load_state_dict({n.removeprefix("backbone."): v for n, v in trained.items() if n.startswith("backbone.")})
+    assert len(backbone.blocks) == 2
+    assert backbone.blocks[0].dropout.p == 0.3
+
+
+class WordFactory(BackboneFactory):
+    """One that brings a text tokenizer."""
+
+    def __init__(self, *, max_seq_len: int) -> None:
+        self.max_seq_len = max_seq_len
+
+    def open(self) -> BackboneSource:
+        return BackboneSource(
+            build=lambda: TorchBackbone(max_seq_len=self.max_seq_len), text=ByteTokenizer(TokenLayout(byte_base=9))
+        )
+
+    def from_geometry(self, geometry: Geometry) -> Backbone:
+        return TorchBackbone(**geometry)
+
+
+def test_a_factory_of_another_package_brings_its_own_tokenizer() -> None:
+    source = new_backbone(toy("WordFactory", options="{}"))
+    assert source.text.encode("a") == [9 + ord("a")]
+    assert isinstance(source.build(), TorchBackbone)
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "message"),
+    [
+        (
+            "TorchBackbone",
+            "{width: 3}",
+            r"backbone\.options: TorchBackbone: got an unexpected keyword argument 'width'",
+        ),
+        ("toy", "{}", r"backbone\.target: toy is no class derived from Backbone"),
+        ("Nothing", "{}", "test_backbone_recipe:Nothing cannot be loaded"),
+    ],
+)
+def test_a_target_that_is_no_backbone_is_refused_in_one_line(target, options, message) -> None:
+    with pytest.raises(SpecError, match=message) as caught:
+        new_backbone(toy(target, options))
+    assert len(str(caught.value).splitlines()) == 1
