@@ -3,6 +3,7 @@
 Legend: T = time steps of an episode, A = numbers in an action, N = numbers in a state.
 """
 
+import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -103,6 +104,24 @@ def select_episodes(
     if not chosen:
         raise DataError(f"{source.name}: no episode is left after the choice of tasks and part; {_list_tasks(of_task)}")
     return sorted(chosen, key=lambda episode: episode.index)
+
+
+def episodes_digest(episodes: Sequence[Episode]) -> str:
+    """SHA-256 (hex) over index, task, actions and states of each episode, in their order.
+
+    Any change of a number, a text, the choice or the order of the episodes changes it; images are not looked at, they
+    are in the fingerprint of their `EpisodeSource`.
+    """
+    total = hashlib.sha256()
+    for episode in episodes:
+        states = episode.states
+        shapes = (episode.actions.shape, None if states is None else states.shape)
+        # The shapes say where the arrays end, so different episodes never come to the same bytes.
+        total.update(repr((int(episode.index), episode.task, shapes)).encode())
+        total.update(np.ascontiguousarray(episode.actions).tobytes())
+        if states is not None:
+            total.update(np.ascontiguousarray(states).tobytes())
+    return total.hexdigest()
 
 
 def _part_of(episodes: list[Episode], part: Part) -> list[Episode]:
