@@ -1,17 +1,19 @@
 # `make` lists the targets. Everything is installed into .venv, once, in the versions of constraints.txt.
 
 PYTHON ?= python3
-# The build of torch: `torch` is the pinned version as your package index serves it.
-TORCH ?= torch
+# The build of torch, as pip takes it: torch==2.13.0+cpu, or a wheel file. Another one than last time is installed over it.
+# Empty: the build that is installed stays; if there is none, the pinned version as your package index serves it.
+TORCH ?=
 # Handed to pytest by `make test`: make test ARGS='-k journal'
 ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
+INSTALLED_TORCH = $(BIN)/python -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' 2>/dev/null
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test slow storm check clean
+.PHONY: help quickstart test slow storm check clean always
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -38,10 +40,22 @@ clean:  ## remove .venv, builds and caches (runs/ stays)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find vlatrack tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/run.stamp: $(VENV)/venv.stamp pyproject.toml constraints.txt
+# The installed torch is named, so that a new pin of torch is an error and not a silent exchange of a CPU for a CUDA build.
+$(VENV)/run.stamp: $(VENV)/torch.stamp pyproject.toml constraints.txt
 	@echo "installing vlatrack and what it runs on into $(VENV) (once)..."
-	@$(INSTALL) --no-build-isolation '$(TORCH)' -e '.[wandb]'
+	@torch=$$($(INSTALLED_TORCH) || echo torch); $(INSTALL) --no-build-isolation "$$torch" -e '.[wandb]' || \
+		{ echo "error: pip failed, see above; $(VENV) has or wants $$torch: make TORCH=... chooses another, make clean starts anew" >&2; exit 1; }
 	@touch $@
+
+# Holds the TORCH that was asked for last. It is looked at each time; only another TORCH changes it.
+$(VENV)/torch.stamp: $(VENV)/venv.stamp always
+	@if [ ! -e $@ ] && [ -z '$(TORCH)' ]; then touch $@; fi
+	@if [ -n '$(TORCH)' ] && [ "$$(cat $@ 2>/dev/null)" != '$(TORCH)' ]; then \
+		echo "installing $(TORCH) into $(VENV)..."; \
+		$(INSTALL) --force-reinstall --no-deps '$(TORCH)' && echo '$(TORCH)' > $@; \
+	fi
+
+always:
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
 	@echo "installing the test and check tools into $(VENV) (once)..."

@@ -17,6 +17,7 @@ PACKAGE = ROOT / "vlatrack"
 
 LIBRARY = {
     "errors",
+    "plugins",
     "spec",
     "metrics",
     "tokens",
@@ -31,18 +32,19 @@ LIBRARY = {
 }
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "plugins": {"errors"},
     "spec": {"errors"},
     "metrics": {"errors"},
     "tokens": {"errors"},
     "data": {"tokens", "errors"},
     "models": {"tokens", "metrics", "errors"},
     "training": {"models", "data", "metrics", "tokens", "errors"},
-    "envs": {"data", "errors"},
+    "envs": {"data", "plugins", "errors"},
     "evaluation": {"models", "data", "tokens", "metrics", "errors"},
     "tracking": {"metrics", "errors"},
     "reports": {"metrics", "tracking", "errors"},
     "importers": {"tracking", "reports", "metrics", "errors"},
-    "testing": {"tracking", "metrics", "errors"},
+    "testing": {"tracking", "envs", "data", "metrics", "errors"},
     "builders": LIBRARY,
     "runner": LIBRARY | {"builders"},
     "bench": LIBRARY | {"builders", "runner"},

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from vlatrack.data.episodes import Episode, select_episodes
+from vlatrack.data.episodes import Episode, episodes_digest, select_episodes
 from vlatrack.errors import DataError
 
 
 class ListOfEpisodes:
-    """A source with no pictures, for what only concerns the choice."""
+    """A source without frames, for what only concerns the choice."""
 
     cameras: tuple[str, ...] = ()
     action_dim = 2
@@ -26,7 +26,7 @@ class ListOfEpisodes:
         return self._episodes
 
     def frames(self, episode: Episode, camera: str) -> np.ndarray:
-        raise AssertionError("the choice needs no pictures")
+        raise AssertionError("the choice needs no frames")
 
     def fingerprint(self) -> str:
         return ""
@@ -83,3 +83,27 @@ def test_an_empty_choice_is_an_error() -> None:
 def test_an_episode_whose_states_and_actions_differ_in_length_cannot_exist() -> None:
     with pytest.raises(AssertionError):
         Episode(0, "a", np.zeros((3, 2), np.float32), np.zeros((4, 2), np.float32))
+
+
+def test_the_digest_of_episodes_notices_any_change_and_their_order() -> None:
+    actions, states = np.zeros((3, 2), np.float32), np.ones((3, 2), np.float32)
+    moved = actions.copy()
+    moved[2, 1] = np.nextafter(np.float32(0), np.float32(1))
+    first, second = Episode(0, "a", actions, states), Episode(1, "a", actions, states)
+    choices = [
+        [],
+        [first],
+        [first, second],
+        [second, first],
+        [Episode(0, "b", actions, states)],
+        [Episode(0, "a", moved, states)],
+        [Episode(0, "a", actions, moved)],
+        [Episode(0, "a", actions, None)],
+        [Episode(0, "a", actions[:2], states[:2])],
+        [Episode(0, "a", actions.reshape(2, 3), None)],
+    ]
+    digests = [episodes_digest(choice) for choice in choices]
+    assert len(set(digests)) == len(choices)
+    assert all(len(digest) == 64 for digest in digests)
+    transposed = np.zeros((2, 3), np.float32).T  # the same numbers, laid out otherwise in memory
+    assert episodes_digest([Episode(0, "a", transposed, states)]) == digests[1]

@@ -207,7 +207,7 @@ def test_damaged_files_are_named(copy: Path, name: str, damage: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_damaged_picture_is_reported_and_not_painted_over(copy: Path) -> None:
+def test_a_damaged_frame_is_reported_and_not_painted_over(copy: Path) -> None:
     content = bytearray((copy / VIDEO).read_bytes())
     middle = len(content) // 2
     content[middle : middle + 4000] = bytes(4000)
@@ -221,7 +221,7 @@ def test_a_video_that_ends_too_early_is_reported(copy: Path) -> None:
     column = f"videos/{CAMERA}/from_timestamp"
     later = pa.array([0.0, 1.2125, 2.5])  # the last episode begins at 2.4125 s
     pq.write_table(table.set_column(table.column_names.index(column), column, later), copy / EPISODES)
-    with pytest.raises(DataError, match="88 of 95 pictures"):
+    with pytest.raises(DataError, match="88 of 95 frames"):
         read_everything(copy)
 
 

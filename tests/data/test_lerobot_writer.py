@@ -110,7 +110,7 @@ def test_episode_statistics_agree_with_lerobots(rewritten: Path) -> None:
         elif not name.startswith("stats/"):
             assert mine.tolist() == other.tolist(), name
         elif name.startswith(f"stats/{CAMERA}/") and name.endswith(("min", "max", "std")):
-            continue  # lossy video has other extremes; LeRobot's std of pictures is that of a mean
+            continue  # lossy video has other extremes; LeRobot's std of images is that of a mean
         else:  # LeRobot reads its quantiles off histograms: coarsely, on whole numbers
             tolerance = 1 if "index/q" in name else 0.02
             assert mine.astype(float) == pytest.approx(other.astype(float), abs=tolerance, rel=0.02), name
@@ -237,7 +237,7 @@ def test_a_video_of_odd_size_is_refused_at_once(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_embedded_pictures_that_are_damaged_or_differ_are_reported(tmp_path: Path) -> None:
+def test_embedded_images_that_are_damaged_or_differ_are_reported(tmp_path: Path) -> None:
     camera = "observation.images.top"
     with small_writer(tmp_path / "demos", storage="png") as writer:
         add_small(writer, steps=4)
@@ -253,7 +253,7 @@ def test_embedded_pictures_that_are_damaged_or_differ_are_reported(tmp_path: Pat
         return dataset.episodes()[0]
 
     assert read_with(cells[0]).length == 4
-    with pytest.raises(DataError, match="picture 0: damaged picture"):
+    with pytest.raises(DataError, match="frame 0: damaged image"):
         read_with({"bytes": cells[0]["bytes"][:40], "path": "a.png"})
-    with pytest.raises(DataError, match="picture 0: the picture is not embedded"):
+    with pytest.raises(DataError, match="frame 0: the image is not embedded"):
         read_with({"bytes": None, "path": "/etc/passwd"})

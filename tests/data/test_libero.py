@@ -40,7 +40,7 @@ def test_demonstrations_are_read_with_their_instruction_and_state() -> None:
         assert np.array_equal(episodes[1].states[:, 6:], stored["obs/gripper_states"][:].astype("f4"))
 
 
-def test_pictures_are_turned_upright() -> None:
+def test_images_are_turned_upright() -> None:
     dataset = LiberoDataset(REAL, skip_no_ops=False)
     for camera in dataset.cameras:
         frames = dataset.frames(dataset.episodes()[0], camera)
@@ -51,7 +51,7 @@ def test_pictures_are_turned_upright() -> None:
     assert view[:, :10].mean() < 150 < view[:, 50:].mean()  # grey wall above, bright table below
 
 
-def test_steps_that_do_nothing_are_left_out_with_their_pictures() -> None:
+def test_steps_that_do_nothing_are_left_out_with_their_frames() -> None:
     dataset = LiberoDataset(REAL)
     first = dataset.episodes()[0]
     assert first.length == 7  # step 6 stands still too, but turns the gripper's command
@@ -123,13 +123,13 @@ def test_actions_of_another_robot_are_reported(copy: Path) -> None:
         LiberoDataset(copy).episodes()
 
 
-def test_states_and_pictures_that_do_not_fit_the_actions_are_reported(copy: Path) -> None:
+def test_states_and_images_that_do_not_fit_the_actions_are_reported(copy: Path) -> None:
     with h5py.File(copy / FILE, "a") as file:
-        pictures = file["data/demo_1/obs/agentview_rgb"][:4]
+        frames = file["data/demo_1/obs/agentview_rgb"][:4]
         del file["data/demo_1/obs/agentview_rgb"]
-        file["data/demo_1/obs/agentview_rgb"] = pictures
+        file["data/demo_1/obs/agentview_rgb"] = frames
     dataset = LiberoDataset(copy)
-    with pytest.raises(DataError, match="data/demo_1: 4 pictures, too few"):
+    with pytest.raises(DataError, match="data/demo_1: 4 images, too few"):
         dataset.frames(dataset.episodes()[1], "agentview_rgb")
     with h5py.File(copy / FILE, "a") as file:
         del file["data/demo_1/obs/gripper_states"]

@@ -1,8 +1,14 @@
 """Episodes as samples, the cache of image codes, and the order of batches."""
 
+import os
+import resource
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +17,6 @@ from vlatrack.data.cache import CodeCache
 from vlatrack.data.episodes import Episode
 from vlatrack.data.loading import epoch_order, even_subset
 from vlatrack.data.samples import Encoding, SampleSet, check_lengths, encode_episodes
-from vlatrack.data.statistics import value_range
 from vlatrack.errors import DataError, TokenError
 from vlatrack.tokens.bins import Bins, ValueRange
 from vlatrack.tokens.layout import TokenLayout
@@ -22,27 +27,27 @@ STEPS, HORIZON = 6, 2
 
 
 class Source:
-    """Pictures of one colour: the step's number."""
+    """Frames of one colour: the step's number."""
 
     name, cameras, action_dim, state_dim, fps = "source", ("front", "wrist"), 1, 0, 10.0
 
-    def __init__(self, pictures: int = STEPS) -> None:
+    def __init__(self, frames: int = STEPS) -> None:
         actions = np.linspace(-1, 1, STEPS, dtype=np.float32)[:, None]
-        self._episodes, self._pictures = [Episode(0, "push", actions, None)], pictures
+        self._episodes, self._frames = [Episode(0, "push", actions, None)], frames
 
     def episodes(self) -> list[Episode]:
         return self._episodes
 
     def frames(self, episode: Episode, camera: str) -> np.ndarray:
-        base = np.arange(self._pictures, dtype=np.uint8) + (100 if camera == "wrist" else 0)
-        return np.broadcast_to(base[:, None, None, None], (self._pictures, 4, 4, 3))
+        base = np.arange(self._frames, dtype=np.uint8) + (100 if camera == "wrist" else 0)
+        return np.broadcast_to(base[:, None, None, None], (self._frames, 4, 4, 3))
 
     def fingerprint(self) -> str:
         return "f" * 64
 
 
 class ColourEncoder:
-    """A picture's codes are its colour; counts the pictures that it was asked to encode."""
+    """An image's codes are its colour; counts the images that it was asked to encode."""
 
     codes_per_side = 2
 
@@ -79,8 +84,8 @@ def _samples(folder: Path, encoding: Encoding, *kinds: str, every: int = 1) -> S
     )
 
 
-def _pictures_in(sequence) -> list[int]:
-    """The colour of each picture of a sequence, in order."""
+def _images_in(sequence) -> list[int]:
+    """The colour of each image of a sequence, in order."""
     starts = np.flatnonzero(sequence.input_ids == LAYOUT.image_start)
     return [int(sequence.input_ids[start + 3]) - 1000 for start in starts]
 
@@ -88,20 +93,20 @@ def _pictures_in(sequence) -> list[int]:
 def test_there_is_a_vla_sample_for_every_complete_chunk(tmp_path) -> None:
     samples = _samples(tmp_path, _encoding(), "vla")
     assert len(samples) == STEPS - HORIZON + 1
-    assert [_pictures_in(samples[i]) for i in range(len(samples))] == [[i, 100 + i] for i in range(5)]
+    assert [_images_in(samples[i]) for i in range(len(samples))] == [[i, 100 + i] for i in range(5)]
 
 
 def test_history_is_oldest_first_and_repeats_the_first_step_before_the_start(tmp_path) -> None:
     samples = _samples(tmp_path, _encoding(history=3), "vla")
-    assert _pictures_in(samples[0]) == [0, 100, 0, 100, 0, 100]
-    assert _pictures_in(samples[4]) == [2, 102, 3, 103, 4, 104]
+    assert _images_in(samples[0]) == [0, 100, 0, 100, 0, 100]
+    assert _images_in(samples[4]) == [2, 102, 3, 103, 4, 104]
 
 
-def test_the_world_model_sees_pictures_and_action_and_is_asked_for_the_next_pictures(tmp_path) -> None:
+def test_the_world_model_sees_images_and_an_action_and_is_asked_for_the_next_images(tmp_path) -> None:
     samples = _samples(tmp_path, _encoding(), "world_model")
     assert len(samples) == STEPS - 1
     sequence = samples[2]
-    assert _pictures_in(sequence) == [2, 102, 3, 103]
+    assert _images_in(sequence) == [2, 102, 3, 103]
     asked = sequence.labels != -100
     assert (sequence.input_ids[asked] == LAYOUT.image_start).sum() == 2
     assert sequence.actions is None
@@ -109,10 +114,10 @@ def test_the_world_model_sees_pictures_and_action_and_is_asked_for_the_next_pict
 
 def test_samples_can_start_at_every_nth_step(tmp_path) -> None:
     samples = _samples(tmp_path, _encoding(), "vla", every=2)
-    assert [_pictures_in(samples[i])[0] for i in range(len(samples))] == [0, 2, 4]
+    assert [_images_in(samples[i])[0] for i in range(len(samples))] == [0, 2, 4]
 
 
-def test_pictures_are_encoded_once_and_read_from_the_cache_after_that(tmp_path) -> None:
+def test_frames_are_encoded_once_and_read_from_the_cache_after_that(tmp_path) -> None:
     first, second = ColourEncoder(), ColourEncoder()
     before = _samples(tmp_path, _encoding(images=first), "vla")
     after = _samples(tmp_path, _encoding(images=second), "vla")
@@ -121,13 +126,62 @@ def test_pictures_are_encoded_once_and_read_from_the_cache_after_that(tmp_path) 
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_an_episode_with_too_few_pictures_is_named(tmp_path) -> None:
-    source = Source(pictures=STEPS - 1)
-    with pytest.raises(DataError, match="episode 0 has 6 actions but 5 pictures of front"):
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "of fewer episodes"])
+def test_a_damaged_file_of_the_cache_is_written_anew(tmp_path: Path, damage: str) -> None:
+    before = _samples(tmp_path, _encoding(), "vla")
+    for file in tmp_path.glob("*.arrow"):
+        content = {"cut": file.read_bytes()[:-100], "empty": b"", "text": b"not an Arrow file"}.get(damage)
+        if content is None:
+            with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, pa.schema([("codes", pa.int32())])):
+                pass
+        else:
+            file.write_bytes(content)
+    images = ColourEncoder()
+    after = _samples(tmp_path, _encoding(images=images), "vla")
+    assert images.encoded == 2 * STEPS
+    assert np.array_equal(before[3].input_ids, after[3].input_ids)
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "codes").write_text("a file where the folder should be")
+    with pytest.raises(DataError, match=r"codes: image codes cannot be written \(File exists\); free space or") as told:
+        _samples(tmp_path / "codes", _encoding(), "vla")
+    assert "\n" not in str(told.value)
+
+
+def test_a_disk_that_fills_up_while_codes_are_written_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the disk: the write fails in the same way."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))
+    try:
+        with pytest.raises(DataError, match=r"image codes cannot be written \(File too large\)"):
+            _samples(tmp_path, _encoding(), "vla")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_killed_runs_left_unfinished_is_removed_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as process:
+        process.wait()
+    killed = tmp_path / f"a.{socket.gethostname()}.{process.pid}.partial"
+    written = tmp_path / f"b.{socket.gethostname()}.{os.getppid()}.partial"
+    elsewhere = tmp_path / "c.elsewhere.17.partial"
+    abandoned = tmp_path / "d.17.partial"
+    for file in (killed, written, elsewhere, abandoned):
+        file.write_text("half")
+    os.utime(abandoned, (0, 0))
+    _samples(tmp_path, _encoding(), "vla")
+    assert set(tmp_path.glob("*.partial")) == {written, elsewhere}
+
+
+def test_an_episode_with_too_few_frames_is_named(tmp_path) -> None:
+    source = Source(frames=STEPS - 1)
+    with pytest.raises(DataError, match="episode 0 has 6 actions but 5 frames of front"):
         encode_episodes(source, source.episodes(), _encoding(), CodeCache(tmp_path))
 
 
-def test_a_prompt_that_is_too_long_is_noticed_without_encoding_a_picture() -> None:
+def test_a_prompt_that_is_too_long_is_noticed_without_encoding_an_image() -> None:
     images = ColourEncoder()
     with pytest.raises(TokenError, match="max_seq_len is 60"):
         check_lengths(Source().episodes(), _encoding(images=images, max_length=60), ("vla", "world_model"))
@@ -154,11 +208,3 @@ def test_an_even_subset_is_spread_over_all_samples(samples, batch_size, limit) -
     assert numbers == sorted(numbers)
     if len(numbers) > 1:
         assert (numbers[0], numbers[-1]) == (0, samples - 1)
-
-
-def test_ranges_are_extremes_or_quantiles_and_refuse_nan() -> None:
-    values = [np.arange(101, dtype=np.float32)[:, None]]
-    assert value_range(values, "minmax") == ValueRange((0.0,), (100.0,))
-    assert value_range(values, "quantiles") == ValueRange((1.0,), (99.0,))
-    with pytest.raises(DataError, match=r"NaN or infinite values in dimension \[0\]"):
-        value_range([*values, np.asarray([[np.nan]], np.float32)], "minmax")

@@ -3,16 +3,24 @@
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from vlatrack.envs.metaworld_tasks import INSTRUCTIONS, instruction_for
+from vlatrack.envs.base import EnvironmentInfo, Observation, StepResult
+from vlatrack.envs.metaworld import INSTRUCTIONS, MetaWorld
 from vlatrack.envs.opengl import choose_opengl
-from vlatrack.envs.record import STEPS_AFTER_SUCCESS, Demonstration, TaskRecord, demonstrate, record
+from vlatrack.envs.record import (
+    SEEDS_PER_RECORDING,
+    STEPS_AFTER_SUCCESS,
+    Demonstration,
+    TaskProgress,
+    demonstrate,
+    record,
+)
 from vlatrack.errors import DataError, MissingPackageError
 
 needs_metaworld = pytest.mark.skipif(find_spec("metaworld") is None, reason="needs pip install 'vlatrack[metaworld]'")
@@ -23,58 +31,64 @@ STRIDE = 0.1
 
 
 class PointOnALine:
-    """A point that is to reach 1.0; every `stuck_every`-th episode it cannot move."""
+    """A point that is to reach 1.0; in every `stuck_every`-th attempt it cannot move."""
 
-    def __init__(self, *, stuck_every: int = 0) -> None:
-        self._stuck_every = stuck_every
-        self._episode = 0
-        self._position = 0.0
+    tasks = ("reach",)
+    info = EnvironmentInfo(robot="point", fps=10, cameras={"side": (4, 4)}, action_names=("dx",), state_names=("x",))
+
+    def __init__(self, *, stuck_every: int = 0, over_after: int = 1000) -> None:
+        self._stuck_every, self._over_after = stuck_every, over_after
         self.executed: list[float] = []
 
-    def reset(self) -> None:
-        self._episode += 1
-        self._position = 0.01 * self._episode
+    def reset(self, task: str, *, seed: int) -> Observation:
+        assert task == "reach"
+        attempt = seed % SEEDS_PER_RECORDING + 1
+        self._stuck = bool(self._stuck_every) and attempt % self._stuck_every == 0
+        self._position, self._steps = 0.01 * attempt, 0
+        return self._observation()
 
-    def state(self) -> np.ndarray:
-        return np.array([self._position], dtype=np.float32)
-
-    def pictures(self) -> Mapping[str, np.ndarray]:
-        picture = np.zeros((4, 4, 3), dtype=np.uint8)
-        picture[..., 0] = int(100 * np.clip(self._position, 0, 2))
-        return {"side": picture}
+    def step(self, action: np.ndarray) -> StepResult:
+        assert self._steps < self._over_after, "the episode is over"
+        self.executed.append(float(action[0]))
+        self._position += 0.0 if self._stuck else STRIDE * float(action[0])
+        self._steps += 1
+        achieved = abs(self._position - GOAL) < 0.03
+        return StepResult(self._observation(), success=achieved, done=self._steps == self._over_after)
 
     def expert_action(self) -> np.ndarray:
         return np.array([np.clip((GOAL - self._position) / STRIDE, -1, 1)], dtype=np.float32)
 
-    def step(self, action: np.ndarray) -> bool:
-        self.executed.append(float(action[0]))
-        stuck = self._stuck_every and self._episode % self._stuck_every == 0
-        self._position += 0.0 if stuck else STRIDE * float(action[0])
-        return abs(self._position - GOAL) < 0.03
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _observation(self) -> Observation:
+        image = np.zeros((4, 4, 3), dtype=np.uint8)
+        image[..., 0] = int(100 * np.clip(self._position, 0, 2))
+        return Observation({"side": image}, np.array([self._position], dtype=np.float32), "reach the end")
 
 
 def record_points(
-    scene: PointOnALine, *, episodes: int = 3, seed: int = 0, action_noise: float = 0.2
-) -> tuple[list[Demonstration], TaskRecord]:
+    environment: PointOnALine, *, episodes: int = 3, seed: int = 0, action_noise: float = 0.2
+) -> tuple[list[Demonstration], TaskProgress]:
     kept: list[Demonstration] = []
     told = demonstrate(
-        scene, kept.append, task="reach", episodes=episodes, seed=seed, action_noise=action_noise, longest=60
+        environment, "reach", kept.append, episodes=episodes, seed=seed, action_noise=action_noise, longest=60
     )
     return kept, told
 
 
 def test_the_label_is_the_experts_clean_action_and_not_what_was_carried_out() -> None:
-    scene = PointOnALine()
-    recorded, _ = record_points(scene)
+    environment = PointOnALine()
+    recorded, _ = record_points(environment)
     labels = np.concatenate([demonstration.actions for demonstration in recorded])[:, 0]
     states = np.concatenate([demonstration.states for demonstration in recorded])[:, 0]
     assert labels == pytest.approx(np.clip((GOAL - states) / STRIDE, -1, 1), abs=1e-5)
-    deviation = np.array(scene.executed) - labels
+    deviation = np.array(environment.executed) - labels
     assert 0.05 < deviation.std() < 0.25
-    assert np.abs(scene.executed).max() <= 1
+    assert np.abs(environment.executed).max() <= 1
 
 
-def test_pictures_and_states_are_those_before_the_action() -> None:
+def test_images_and_states_are_those_before_the_action() -> None:
     recorded, _ = record_points(PointOnALine(), episodes=1, action_noise=0.0)
     only = recorded[0]
     assert only.states[0, 0] == pytest.approx(0.01)
@@ -87,6 +101,14 @@ def test_an_episode_ends_a_few_steps_after_its_success() -> None:
     recorded, _ = record_points(PointOnALine(), episodes=1, action_noise=0.0)
     achieved = np.flatnonzero(np.abs(recorded[0].states[:, 0] - GOAL) < 0.03)[0]  # the state after the success
     assert len(recorded[0].actions) == achieved + STEPS_AFTER_SUCCESS
+
+
+def test_an_episode_that_the_environment_ends_is_over() -> None:
+    recorded, told = record_points(PointOnALine(over_after=11), episodes=2, action_noise=0.0)
+    assert [len(demonstration.actions) for demonstration in recorded] == [11, 11]  # achieved, with fewer steps after it
+    assert told.attempts == 2
+    with pytest.raises(DataError, match="0 of 1 episodes after 8 attempts"):
+        record_points(PointOnALine(over_after=5), episodes=1)
 
 
 def test_only_successful_episodes_are_kept_and_the_rate_is_told() -> None:
@@ -113,25 +135,30 @@ def test_a_task_that_never_succeeds_ends_with_a_clear_error() -> None:
 def test_every_task_has_an_instruction_of_its_own() -> None:
     assert len(INSTRUCTIONS) == 50
     assert len(set(INSTRUCTIONS.values())) == 50
-    assert instruction_for("window-open-v3") == "open the window"
+    assert INSTRUCTIONS["window-open-v3"] == "open the window"
 
 
-def test_an_unknown_task_is_told_before_anything_is_started(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no task 'window-opn'; did you mean 'window-open-v3'"):
-        record({"window-opn": 1}, output=tmp_path / "demos")
-    with pytest.raises(DataError, match="no task '12345'; tasks: assembly-v3, "):
-        record({"12345": 1}, output=tmp_path / "demos")
-    with pytest.raises(DataError, match="window-open-v3: 0 episodes; record at least one"):
-        record({"window-open-v3": 0}, output=tmp_path / "demos")
+@pytest.mark.parametrize(
+    ("tasks", "told"),
+    [
+        ({"window-opn": 1}, "no task 'window-opn'; did you mean 'window-open-v3'"),
+        ({"12345": 1}, "no task '12345'; tasks: assembly-v3, "),
+        ({"window-open-v3": 0}, "window-open-v3: 0 episodes; record at least one"),
+        ({"window-open-v3": 40_000}, "window-open-v3: 40000 episodes; record at least one, and at most 33331"),
+    ],
+)
+def test_an_unknown_task_is_told_before_anything_is_started(tasks: dict[str, int], told: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=told):
+        record(MetaWorld(), tasks, output=tmp_path / "demos")
     assert list(tmp_path.iterdir()) == []
 
 
 @without_mujoco
 def test_a_missing_simulator_is_told_with_the_pip_line(tmp_path: Path) -> None:
-    with pytest.raises(MissingPackageError, match=r"pip install 'vlatrack\[metaworld\]'"):
-        record({"window-open-v3": 1}, output=tmp_path / "demos")
-    with pytest.raises(MissingPackageError, match=r"pip install 'vlatrack\[metaworld\]'"):
-        import vlatrack.envs.metaworld  # noqa: F401
+    for environment in (MetaWorld(), MetaWorld(cameras=())):
+        with pytest.raises(MissingPackageError, match=r"pip install 'vlatrack\[metaworld\]'"):
+            record(environment, {"window-open-v3": 1}, output=tmp_path / "demos")
+        environment.close()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -151,14 +178,11 @@ def test_the_table_of_instructions_covers_metaworlds_tasks() -> None:
 
 
 @needs_metaworld
-def test_metaworld_without_pictures_is_the_same_bit_for_bit_for_a_seed() -> None:
-    from vlatrack.envs.metaworld import MetaWorldScene
-
+def test_metaworld_without_images_is_the_same_bit_for_bit_for_a_seed() -> None:
     def run(seed: int) -> list[Demonstration]:
-        scene = MetaWorldScene("coffee-button-v3", cameras=(), resolution=32, seed=seed)
         kept: list[Demonstration] = []
-        demonstrate(scene, kept.append, task="coffee-button-v3", episodes=2, seed=seed, action_noise=0.2)
-        scene.close()
+        with closing(MetaWorld(cameras=())) as environment:
+            demonstrate(environment, "coffee-button-v3", kept.append, episodes=2, seed=seed, action_noise=0.2)
         return kept
 
     first, again, other = run(3), run(3), run(4)
@@ -173,10 +197,11 @@ def test_metaworld_without_pictures_is_the_same_bit_for_bit_for_a_seed() -> None
 
 @needs_metaworld
 def test_an_unknown_camera_is_told_which_there_are() -> None:
-    from vlatrack.envs.metaworld import MetaWorldScene
-
-    with pytest.raises(DataError, match="no camera 'front'; cameras: topview, corner"):
-        MetaWorldScene("reach-v3", cameras=("front",), resolution=64, seed=0)
+    with (
+        closing(MetaWorld(cameras=("front",), resolution=64)) as environment,
+        pytest.raises(DataError, match="no camera 'front'; cameras: topview, corner"),
+    ):
+        environment.reset("reach-v3", seed=0)
 
 
 @needs_metaworld

@@ -1,4 +1,4 @@
-"""Figures show every metric that was logged, for any horizon, and never half a picture."""
+"""Figures show every metric that was logged, for any horizon, and never half of one."""
 
 import math
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_every_step_of_a_chunk_has_a_panel_with_x_and_plain_step(
     assert "memory_mb" in drawn["optimisation"]
 
 
-def test_figures_of_a_journal_are_pictures_with_a_line_for_each_split(tmp_path: Path) -> None:
+def test_figures_of_a_journal_are_images_with_a_line_for_each_split(tmp_path: Path) -> None:
     run_dir = tmp_path / "demo" / "run-1"
     run_dir.mkdir(parents=True)
     history = history_of(5)

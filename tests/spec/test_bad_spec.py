@@ -71,6 +71,26 @@ BAD_FILES = {
         "image: {image_size: 100}",
         "7  tokenizer.image.image_size: must be a multiple of 32, got 100",
     ),
+    "camera listed twice": (
+        "[front]",
+        "[front, wrist, front]",
+        "9  data.cameras: 'front' is listed twice; list it once",
+    ),
+    "kind of sample listed twice": (
+        "[front]",
+        "[front]\n  samples: [vla, vla]",
+        "10  data.samples: 'vla' is listed twice; list it once",
+    ),
+    "task listed twice": (
+        "    path: some/data",
+        "    path: some/data\n    tasks: [open it, open it]",
+        "13  data.train.tasks: 'open it' is listed twice; list it once",
+    ),
+    "task left out twice": (
+        "    path: some/data",
+        "    path: some/data\n    exclude_tasks: [open it, open it]",
+        "13  data.train.exclude_tasks: 'open it' is listed twice; list it once",
+    ),
     "no camera": ("[front]", "[]", "9  data.cameras: must have at least 1 value(s), got 0"),
     "list that is too short": (
         "lr: 1e-4",

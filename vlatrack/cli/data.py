@@ -1,7 +1,7 @@
 """`vlatrack data`: record demonstrations, and look at a dataset."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,26 +11,36 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from vlatrack.data.episodes import Episode, EpisodeSource
-    from vlatrack.envs.record import Progress
+    from vlatrack.envs.record import ProgressCallback
 
 app = typer.Typer(help="Record demonstrations, and look at a dataset.", no_args_is_help=True, rich_markup_mode="rich")
-
-DEFAULT_CAMERA = "corner4"
 
 
 @app.command()
 def record(
     tasks: Annotated[
         list[str],
-        typer.Argument(metavar="TASK[:EPISODES]", help="Meta-World tasks: window-open-v3.", show_default=False),
+        typer.Argument(metavar="TASK[:EPISODES]...", help="The simulator's tasks: window-open-v3.", show_default=False),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new dataset.", show_default=False)],
     episodes: Annotated[int, typer.Option(min=1, help="Episodes of each task without a number of its own.")] = 20,
+    env: Annotated[str, typer.Option(help="The simulator: metaworld, or a class of yours as package.module:Class.")] = (
+        "metaworld"
+    ),
+    env_option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Keyword argument of that class; repeatable.", show_default=False),
+    ] = None,
     camera: Annotated[
         list[str] | None,
-        typer.Option(help="Meta-World camera; give it again for another.", show_default=DEFAULT_CAMERA),
+        typer.Option(help="Camera to record; repeatable.", show_default="the simulator's, corner4 for metaworld"),
     ] = None,
-    resolution: Annotated[int, typer.Option(min=32, max=1024, help="Pixels of each side of a picture.")] = 128,
+    resolution: Annotated[
+        int | None,
+        typer.Option(
+            min=32, max=1024, help="Height and width of an image.", show_default="the simulator's, 128 for metaworld"
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides the layouts and the noise.")] = 0,
     action_noise: Annotated[
         float, typer.Option(min=0, max=1, help="Standard deviation of the noise on executed actions.")
@@ -38,32 +48,41 @@ def record(
     storage: Annotated[Literal["video", "png"], typer.Option(help="mp4 files, or png inside the tables.")] = "video",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the dataset that is there.")] = False,
 ) -> None:
-    """Record demonstrations of Meta-World's scripted experts as a LeRobot v3.0 dataset.
+    """Record demonstrations of a simulator's scripted expert as a LeRobot v3.0 dataset.
 
-    Needs [bold]pip install 'vlatrack\\[metaworld]'[/bold] and an off-screen OpenGL (EGL or OSMesa).
+    metaworld needs [bold]pip install 'vlatrack\\[metaworld]'[/bold] and an off-screen OpenGL (EGL or OSMesa).
 
     Example: [bold]vlatrack data record window-open-v3 door-close-v3:5 --episodes 20 -o demos[/bold]
 
     Two cameras: [bold]vlatrack data record reach-v3 --camera corner4 --camera gripperPOV -o reach[/bold]
+
+    Your own simulator: [bold]vlatrack data record red --env my_package:Arena --env-option stride=0.1 -o red[/bold]
     """
+    from vlatrack.envs.base import ScriptedExpert, make_environment
     from vlatrack.envs.record import record as record_demonstrations
+    from vlatrack.errors import DataError
 
     wanted = _episodes_of_tasks(tasks, episodes)
-    with _progress_bars(wanted) as progress:
-        records = record_demonstrations(
-            wanted,
-            output=output,
-            cameras=camera or [DEFAULT_CAMERA],
-            resolution=resolution,
-            seed=seed,
-            action_noise=action_noise,
-            storage=storage,
-            overwrite=overwrite,
-            progress=progress,
-        )
-    kept, attempts = sum(r.episodes for r in records), sum(r.attempts for r in records)
+    options = _environment_options(env_option or [])
+    options |= {"cameras": tuple(camera)} if camera else {}
+    options |= {"resolution": resolution} if resolution is not None else {}
+    with closing(make_environment(env, options)) as environment:
+        if not isinstance(environment, ScriptedExpert):
+            raise DataError(f"{env}: has no scripted expert (expert_action), so nothing can be recorded")
+        with _progress_bars(wanted) as progress:
+            recorded = record_demonstrations(
+                environment,
+                wanted,
+                output=output,
+                seed=seed,
+                action_noise=action_noise,
+                storage=storage,
+                overwrite=overwrite,
+                progress=progress,
+            )
+    kept, attempts = sum(task.episodes for task in recorded), sum(task.attempts for task in recorded)
     typer.echo(
-        f"wrote {output}: {kept} episodes, {sum(r.frames for r in records):,} steps, {_megabytes(output)}; "
+        f"wrote {output}: {kept} episodes, {sum(task.frames for task in recorded):,} steps, {_megabytes(output)}; "
         f"{kept} of {attempts} attempts succeeded ({kept / attempts:.0%})"
     )
 
@@ -107,17 +126,34 @@ def _episodes_of_tasks(tasks: Sequence[str], episodes: int) -> dict[str, int]:
     return wanted
 
 
+def _environment_options(words: Sequence[str]) -> dict[str, object]:
+    """`goals=3` → {"goals": 3}; the values are YAML."""
+    from vlatrack.errors import SpecError
+    from vlatrack.spec.yaml_tree import parse_value
+
+    options: dict[str, object] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key.isidentifier():
+            raise SpecError(f"--env-option {word!r}: expected KEY=VALUE, such as goals=3")
+        try:
+            options[key] = parse_value(value)
+        except ValueError as error:
+            raise SpecError(f"--env-option {word!r}: {error}") from None
+    return options
+
+
 @contextmanager
-def _progress_bars(wanted: dict[str, int]) -> "Iterator[Progress]":
+def _progress_bars(wanted: dict[str, int]) -> "Iterator[ProgressCallback]":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from vlatrack.envs.record import TaskRecord
+    from vlatrack.envs.record import TaskProgress
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"))
     with Progress(*columns, TimeElapsedColumn()) as bars:
         ids = {task: bars.add_task(task, total=number, told="", start=False) for task, number in wanted.items()}
 
-        def show(so_far: TaskRecord) -> None:
+        def show(so_far: TaskProgress) -> None:
             bars.start_task(ids[so_far.task])
             told = f"{so_far.frames:,} steps, success {so_far.success_rate:.0%}"
             bars.update(ids[so_far.task], completed=so_far.episodes, told=told)

@@ -3,9 +3,11 @@
 Legend: T = time steps of an episode, A = numbers in an action, N = numbers in a state.
 """
 
-from collections.abc import Collection, Sequence
+import hashlib
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -67,7 +69,7 @@ class EpisodeSource(Protocol):
         """All episodes in the order of the dataset; raises DataError if they cannot be read."""
 
     def frames(self, episode: Episode, camera: str) -> NDArray[np.uint8]:
-        """The pictures of one episode, [T, height, width, 3], RGB, upright; raises DataError."""
+        """The frames of one episode, [T, height, width, 3], RGB, upright; raises DataError."""
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) over the content of the files: the same on every machine and in every folder."""
@@ -103,6 +105,41 @@ def select_episodes(
     if not chosen:
         raise DataError(f"{source.name}: no episode is left after the choice of tasks and part; {_list_tasks(of_task)}")
     return sorted(chosen, key=lambda episode: episode.index)
+
+
+def content_fingerprint(root: Path, files: Iterable[Path]) -> str:
+    """SHA-256 (hex) over the names below `root` and the contents of `files`, in the order of the names.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    total = hashlib.sha256()
+    for name, path in sorted((file.relative_to(root).as_posix(), file) for file in files):
+        try:
+            with path.open("rb") as stream:
+                content = hashlib.file_digest(stream, "sha256")
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}); restore the file") from None
+        total.update(f"{content.hexdigest()}  {name}\n".encode())
+    return total.hexdigest()
+
+
+def episodes_digest(episodes: Sequence[Episode]) -> str:
+    """SHA-256 (hex) over index, task, actions and states of each episode, in their order.
+
+    Any change of a number, a text, the choice or the order of the episodes changes it; images are not looked at, they
+    are in the fingerprint of their `EpisodeSource`.
+    """
+    total = hashlib.sha256()
+    for episode in episodes:
+        states = episode.states
+        shapes = (episode.actions.shape, None if states is None else states.shape)
+        # The shapes say where the arrays end, so different episodes never come to the same bytes.
+        total.update(repr((int(episode.index), episode.task, shapes)).encode())
+        total.update(np.ascontiguousarray(episode.actions).tobytes())
+        if states is not None:
+            total.update(np.ascontiguousarray(states).tobytes())
+    return total.hexdigest()
 
 
 def _part_of(episodes: list[Episode], part: Part) -> list[Episode]:

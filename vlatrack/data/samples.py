@@ -130,7 +130,7 @@ def encode_episodes(
     cache: CodeCache,
     progress: Progress | None = None,
 ) -> list[EncodedEpisode]:
-    """Tokens of ``episodes``, which ``check_fit`` has passed; pictures by way of the cache."""
+    """Tokens of ``episodes``, which ``check_fit`` has passed; image codes come from the cache."""
     codes = [cache.codes(source, episodes, camera, encoding.images, progress) for camera in encoding.cameras]
     return [
         _encode(episode, encoding, tuple(camera_codes)) for episode, *camera_codes in zip(episodes, *codes, strict=True)
@@ -170,7 +170,7 @@ def check_fit(
 def check_lengths(episodes: Sequence[Episode], encoding: Encoding, kinds: Sequence[SampleKind]) -> None:
     """Raise TokenError if a task's samples are longer than the backbone takes.
 
-    The length does not depend on what a picture shows, so blank ones do, before any is encoded.
+    The length does not depend on what an image shows, so blank ones do, before any is encoded.
     """
     side = encoding.images.codes_per_side
     of_task = {episode.task: episode for episode in episodes if episode.length >= max(encoding.horizon, 2)}

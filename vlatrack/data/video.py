@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from vlatrack.errors import DataError
 
-KEYFRAME_EVERY = 2  # random access needs at most one picture more than it asks for
+KEYFRAME_EVERY = 2  # random access decodes at most one frame more than it asks for
 QUALITY = 25  # x264's constant rate factor
 
 
 class VideoWriter:
     """One growing mp4 file (x264, yuv420p); each call of `add` begins with a key frame.
 
-    The same pictures give the same bytes: the encoder runs in one thread.
+    The same frames give the same bytes: the encoder runs in one thread.
     """
 
     def __init__(self, path: Path, *, fps: int, height: int, width: int) -> None:
@@ -31,9 +31,9 @@ class VideoWriter:
         self._stream.thread_count = 1
 
     def add(self, frames: NDArray[np.uint8]) -> None:
-        """Append pictures, [T, height, width, 3], RGB."""
-        for number, picture in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+        """Append frames, [T, height, width, 3], RGB."""
+        for number, image in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             frame.pts = self.frames
             frame.time_base = 1 / self._stream.average_rate
             if number == 0:
@@ -53,21 +53,21 @@ class VideoWriter:
 
 
 def read_video(path: Path, *, start_s: float, count: int, fps: float) -> NDArray[np.uint8]:
-    """`count` pictures from `start_s` on, one every 1/fps seconds: [count, height, width, 3], RGB.
+    """`count` frames from `start_s` on, one every 1/fps seconds: [count, height, width, 3], RGB.
 
     Raises:
-        DataError: the file is missing or damaged, or a picture of the stretch is not there.
+        DataError: the file is missing or damaged, or a frame of the stretch is not there.
     """
     try:
         with _Decoder(path) as decoder:
-            pictures = list(_consecutive(decoder.from_time(start_s), path, start_s, count, fps))
+            frames = list(_consecutive(decoder.from_time(start_s), path, start_s, count, fps))
     except av.FFmpegError as error:
         raise DataError(f"{path}: damaged or missing video ({error}); restore the file") from None
-    if len(pictures) != count:
+    if len(frames) != count:
         raise DataError(
-            f"{path}: {len(pictures)} of {count} pictures from {start_s:.3f} s on; the video is cut off, restore it"
+            f"{path}: {len(frames)} of {count} frames from {start_s:.3f} s on; the video is cut off, restore it"
         )
-    return np.stack(pictures)
+    return np.stack(frames)
 
 
 def _consecutive(
@@ -79,7 +79,7 @@ def _consecutive(
         if number < 0:
             continue
         if number != expected or frame.is_corrupt:
-            raise DataError(f"{path}: picture {expected} after {start_s:.3f} s is damaged or missing; restore the file")
+            raise DataError(f"{path}: frame {expected} after {start_s:.3f} s is damaged or missing; restore the file")
         yield frame.to_ndarray(format="rgb24")
         expected += 1
         if expected == count:
@@ -104,7 +104,7 @@ class _Decoder:
         self._container.close()
 
     def from_time(self, start_s: float) -> Iterator[av.VideoFrame]:
-        """Pictures in order of time, beginning at the last key frame at or before `start_s`."""
+        """Frames in order of time, beginning at the last key frame at or before `start_s`."""
         self._container.seek(int(start_s / self._stream.time_base), stream=self._stream, backward=True)
         for frame in self._container.decode(self._stream):
             if frame.time is not None:

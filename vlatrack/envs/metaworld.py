@@ -1,117 +1,192 @@
-"""Meta-World as a source of demonstrations: its simulator, its scripted experts and its cameras.
+"""Meta-World v3: its 50 tasks for the Sawyer arm, its cameras, and its scripted experts.
 
-Needs the extra `vlatrack[metaworld]` and is imported only where a simulator runs. MuJoCo reads
-MUJOCO_GL while it is imported, so `choose_opengl` comes before this module if pictures are wanted.
+The packages of `vlatrack[metaworld]` are imported when an episode begins, not with this module.
 """
 
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlatrack.envs.metaworld_tasks import instruction_for
+from vlatrack.envs.base import EnvironmentInfo, Observation, StepResult
+from vlatrack.envs.opengl import choose_opengl
 from vlatrack.errors import DataError, MissingPackageError
 
-try:
+if TYPE_CHECKING:
     import metaworld
     import mujoco
-    from metaworld.policies import ENV_POLICY_MAP
-except ModuleNotFoundError as missing:
-    raise MissingPackageError(
-        f"Meta-World needs the package {missing.name}: pip install 'vlatrack[metaworld]'"
-    ) from missing
 
-ROBOT = "sawyer"
-ACTION_NAMES = ("dx", "dy", "dz", "gripper")  # each -1..1; 1 moves the hand's target by 1 cm
-STATE_NAMES = ("x", "y", "z", "gripper")  # metres; opening of the gripper, 0..1
-FPS = 80
-
+SEEDS_PER_DRAW = 100_000
+"""Seeds with the same quotient by it share MT1's draws, 50 layouts each, which take a second."""
+_LAYOUTS_PER_DRAW = 50
 _HUNG_UPSIDE_DOWN = ("corner", "corner2", "corner3", "corner4")
 
+INSTRUCTIONS = {
+    "assembly-v3": "pick up the ring and put it on the peg",
+    "basketball-v3": "put the basketball into the basket",
+    "bin-picking-v3": "move the block from one bin to the other",
+    "box-close-v3": "put the lid on the box",
+    "button-press-topdown-v3": "press the button from above",
+    "button-press-topdown-wall-v3": "press the button from above, behind the wall",
+    "button-press-v3": "press the button",
+    "button-press-wall-v3": "reach around the wall and press the button",
+    "coffee-button-v3": "press the button of the coffee machine",
+    "coffee-pull-v3": "pull the mug away from the coffee machine",
+    "coffee-push-v3": "push the mug under the coffee machine",
+    "dial-turn-v3": "turn the dial",
+    "disassemble-v3": "lift the ring off the peg",
+    "door-close-v3": "close the door",
+    "door-lock-v3": "lock the door",
+    "door-open-v3": "open the door",
+    "door-unlock-v3": "unlock the door",
+    "drawer-close-v3": "close the drawer",
+    "drawer-open-v3": "open the drawer",
+    "faucet-close-v3": "close the faucet",
+    "faucet-open-v3": "open the faucet",
+    "hammer-v3": "hammer the nail into the wall",
+    "hand-insert-v3": "reach into the hole with the block",
+    "handle-press-side-v3": "press the handle down from the side",
+    "handle-press-v3": "press the handle down",
+    "handle-pull-side-v3": "pull the handle up from the side",
+    "handle-pull-v3": "pull the handle up",
+    "lever-pull-v3": "pull the lever up",
+    "peg-insert-side-v3": "insert the peg into the hole in the side",
+    "peg-unplug-side-v3": "pull the peg out of the hole in the side",
+    "pick-out-of-hole-v3": "take the block out of the hole",
+    "pick-place-v3": "pick up the block and bring it to the goal",
+    "pick-place-wall-v3": "pick up the block and bring it over the wall to the goal",
+    "plate-slide-back-side-v3": "slide the plate out of the goal to the side",
+    "plate-slide-back-v3": "slide the plate back out of the goal",
+    "plate-slide-side-v3": "slide the plate into the goal at the side",
+    "plate-slide-v3": "slide the plate into the goal",
+    "push-back-v3": "push the block back to the goal",
+    "push-v3": "push the block to the goal",
+    "push-wall-v3": "push the block around the wall to the goal",
+    "reach-v3": "reach the goal",
+    "reach-wall-v3": "reach over the wall to the goal",
+    "shelf-place-v3": "put the block on the shelf",
+    "soccer-v3": "push the ball into the soccer goal",
+    "stick-pull-v3": "pull the container with the stick",
+    "stick-push-v3": "push the container with the stick",
+    "sweep-into-v3": "sweep the block into the hole",
+    "sweep-v3": "sweep the block off the table",
+    "window-close-v3": "close the window",
+    "window-open-v3": "open the window",
+}
 
-class MetaWorldScene:
-    """One task's simulator with its scripted expert, in layouts that a seed decides.
+
+class MetaWorld:
+    """All tasks of Meta-World as an `ExpertEnvironment`.
+
+    An action is the displacement of the hand's target (1 is 1 cm) and the gripper, 4 numbers. The state is the
+    position of the hand in metres and the opening of the gripper (0 to 1), 4 numbers: where the objects are is for the
+    cameras to tell. An episode is over after 500 steps.
 
     Args:
-        task: a name such as `window-open-v3`.
-        cameras: which cameras `pictures` draws; none: no OpenGL is needed.
-        resolution: pixels of both sides of a picture.
-        seed: decides the layouts; the n-th `reset` of a seed always gives the same one.
-
-    Raises:
-        DataError: an unknown task or camera.
+        cameras: names of Meta-World's cameras; corner4 is the closest third-person view. Without any, no OpenGL is
+            needed.
+        resolution: height and width of an image in pixels.
     """
 
-    def __init__(self, task: str, *, cameras: Sequence[str], resolution: int, seed: int) -> None:
-        self.instruction = instruction_for(task)
-        self._task, self._seed = task, seed
-        self._layouts: list[metaworld.Task] = []
-        self._resets = 0
-        self._env = metaworld.ALL_V3_ENVIRONMENTS[task]()
-        self._expert = ENV_POLICY_MAP[task]()
-        self._observation = np.zeros(0)
-        self._cameras = tuple(cameras)
-        self._check_cameras()
-        self._renderer = _fast_renderer(self._env.model, resolution) if cameras else None
+    tasks = tuple(INSTRUCTIONS)
 
-    def reset(self) -> None:
-        """Begin an episode in the next layout."""
-        if self._resets == len(self._layouts):
-            self._layouts += self._more_layouts()
-        self._env.set_task(self._layouts[self._resets])
-        self._resets += 1
-        self._observation, _ = self._env.reset()
+    def __init__(self, *, cameras: Sequence[str] = ("corner4",), resolution: int = 128) -> None:
+        self.info = EnvironmentInfo(
+            robot="sawyer",
+            fps=80,
+            cameras=dict.fromkeys(cameras, (resolution, resolution)),
+            action_names=("dx", "dy", "dz", "gripper"),
+            state_names=("x", "y", "z", "gripper"),
+        )
+        self._resolution = resolution
+        self._task = ""
+        self._layouts: dict[tuple[str, int, int], list[metaworld.Task]] = {}
+        self._renderer: mujoco.Renderer | None = None
 
-    def state(self) -> NDArray[np.float32]:
-        """Hand position and gripper opening, [4]; where the objects are is for the cameras to tell."""
-        return self._observation[: len(STATE_NAMES)].astype(np.float32)
+    def reset(self, task: str, *, seed: int) -> Observation:
+        """Begin an episode in the layout of objects that the seed draws.
 
-    def pictures(self) -> Mapping[str, NDArray[np.uint8]]:
-        """What each camera sees now, [resolution, resolution, 3], RGB, upright."""
-        return {camera: self._picture(camera) for camera in self._cameras}
+        Raises:
+            DataError: an unknown camera.
+            MissingPackageError: metaworld, or an off-screen OpenGL, is missing.
+        """
+        if task != self._task:
+            self._open(task)
+        self._env.set_task(self._layout(seed))
+        self._numbers, _ = self._env.reset()
+        return self._observation()
+
+    def step(self, action: NDArray[np.float32]) -> StepResult:
+        """Carry out one action."""
+        self._numbers, _, terminated, truncated, info = self._env.step(action)
+        return StepResult(self._observation(), success=bool(info["success"]), done=bool(terminated or truncated))
 
     def expert_action(self) -> NDArray[np.float32]:
-        """What the scripted expert would do now, [4], in [-1, 1]."""
+        """What Meta-World's policy for this task would do, clipped to [-1, 1]."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # it warns that it needs the clipping, every step
-            action = self._expert.get_action(self._observation)
+            action = self._expert.get_action(self._numbers)
         clipped: NDArray[np.float32] = np.clip(action, -1, 1).astype(np.float32)
         return clipped
-
-    def step(self, action: NDArray[np.float32]) -> bool:
-        """Carry out one action, [4], in [-1, 1]; whether the task is achieved now."""
-        self._observation, _, _, _, info = self._env.step(action)
-        return bool(info["success"])
 
     def close(self) -> None:
         """Free the simulator and its OpenGL context, which complains if the interpreter has to do it."""
         if self._renderer is not None:
             self._renderer.close()
-        self._env.close()
+        if self._task:
+            self._env.close()
 
-    def _more_layouts(self) -> "list[metaworld.Task]":
-        words = [self._seed, zlib.crc32(self._task.encode()), len(self._layouts)]
-        seed = int(np.random.SeedSequence(words).generate_state(1)[0])
-        return list(metaworld.MT1(self._task, seed=seed).train_tasks)
-
-    def _check_cameras(self) -> None:
-        model = self._env.model
-        known = [model.camera(number).name for number in range(model.ncam)]
-        for camera in self._cameras:
+    def _open(self, task: str) -> None:
+        """Make the simulator of another task."""
+        if self.info.cameras and not self._task:
+            choose_opengl()  # before mujoco is imported, which then decides for itself
+        try:
+            from metaworld import ALL_V3_ENVIRONMENTS
+            from metaworld.policies import ENV_POLICY_MAP
+        except ModuleNotFoundError as missing:
+            raise MissingPackageError(
+                f"Meta-World needs the package {missing.name}: pip install 'vlatrack[metaworld]'"
+            ) from missing
+        self.close()
+        self._env, self._expert, self._task = ALL_V3_ENVIRONMENTS[task](), ENV_POLICY_MAP[task](), task
+        known = [self._env.model.camera(number).name for number in range(self._env.model.ncam)]
+        for camera in self.info.cameras:
             if camera not in known:
                 raise DataError(f"Meta-World has no camera {camera!r}; cameras: {', '.join(known)}")
+        if self.info.cameras:
+            self._renderer = _fast_renderer(self._env.model, self._resolution)
 
-    def _picture(self, camera: str) -> NDArray[np.uint8]:
-        assert self._renderer is not None, "this scene was made without cameras"
+    def _layout(self, seed: int) -> "metaworld.Task":
+        from metaworld import MT1
+
+        draw_seed, number = divmod(seed, SEEDS_PER_DRAW)
+        draw, index = divmod(number, _LAYOUTS_PER_DRAW)
+        key = (self._task, draw_seed, draw)
+        if key not in self._layouts:
+            words = [draw_seed, zlib.crc32(self._task.encode()), draw * _LAYOUTS_PER_DRAW]
+            mixed = int(np.random.SeedSequence(words).generate_state(1)[0])
+            self._layouts = {key: list(MT1(self._task, seed=mixed).train_tasks)}
+        return self._layouts[key][index]
+
+    def _observation(self) -> Observation:
+        state = self._numbers[: self.info.state_dim].astype(np.float32)
+        images = {camera: self._image(camera) for camera in self.info.cameras}
+        return Observation(images, state, INSTRUCTIONS[self._task])
+
+    def _image(self, camera: str) -> NDArray[np.uint8]:
+        assert self._renderer is not None, "there are cameras, so there is a renderer"
         self._renderer.update_scene(self._env.data, camera=camera)
-        picture: NDArray[np.uint8] = self._renderer.render()
-        return picture[::-1, ::-1] if camera in _HUNG_UPSIDE_DOWN else picture
+        image: NDArray[np.uint8] = self._renderer.render()
+        return image[::-1, ::-1] if camera in _HUNG_UPSIDE_DOWN else image
 
 
 def _fast_renderer(model: "mujoco.MjModel", resolution: int) -> "mujoco.Renderer":
     """Without multisampling, shadows and reflections: ten times as fast in software, and enough to see."""
+    import mujoco
+
     model.vis.quality.offsamples = 0
     model.vis.global_.offwidth = model.vis.global_.offheight = resolution
     renderer = mujoco.Renderer(model, resolution, resolution)

@@ -1,102 +1,81 @@
-"""Records demonstrations of scripted experts in Meta-World as a LeRobot dataset.
+"""Records demonstrations of a simulator's scripted expert as a LeRobot dataset.
 
 The expert's clean action is the label; what is carried out has noise on it, so the data also shows
 how to come back to the path. Only successful episodes are kept. Everything follows from the seed.
 """
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlatrack.data.formats.lerobot.writer import LeRobotWriter
-from vlatrack.envs.metaworld_tasks import instruction_for
-from vlatrack.envs.opengl import choose_opengl
+from vlatrack.envs.base import ExpertEnvironment
 from vlatrack.errors import DataError
 
 STEPS_AFTER_SUCCESS = 4
-LONGEST_EPISODE = 500  # steps; more than Meta-World's experts need, and all it allows
+LONGEST_EPISODE = 500  # steps; an environment may end earlier
 ATTEMPTS_PER_EPISODE = 3
 EXTRA_ATTEMPTS = 5
-
-
-class Scene(Protocol):
-    """A simulator of one task with an expert in it."""
-
-    def reset(self) -> None:
-        """Begin an episode in the next layout."""
-
-    def state(self) -> NDArray[np.float32]:
-        """Proprioceptive state, [N]."""
-
-    def pictures(self) -> Mapping[str, NDArray[np.uint8]]:
-        """What each camera sees, [height, width, 3], RGB, upright."""
-
-    def expert_action(self) -> NDArray[np.float32]:
-        """The expert's choice, [A], in [-1, 1]."""
-
-    def step(self, action: NDArray[np.float32]) -> bool:
-        """Carry out an action, [A], in [-1, 1]; whether the task is achieved now."""
+SEEDS_PER_RECORDING = 100_000  # the n-th attempt of a task begins at the seed of the recording * this + n
 
 
 @dataclass(frozen=True)
 class Demonstration:
-    """One successful episode; state and pictures of a step are those before its action."""
+    """One successful episode; state and images of a step are those before its action."""
 
+    instruction: str
     actions: NDArray[np.float32]  # [T, A], the expert's, without noise
     states: NDArray[np.float32]  # [T, N]
     frames: Mapping[str, NDArray[np.uint8]]  # camera → [T, height, width, 3]
 
 
 @dataclass(frozen=True)
-class TaskRecord:
+class TaskProgress:
     """How far the recording of one task is."""
 
     task: str
     wanted: int  # episodes
-    episodes: int
-    attempts: int
-    frames: int
+    episodes: int = 0
+    attempts: int = 0
+    frames: int = 0
 
     @property
     def success_rate(self) -> float:
         """Successful attempts / attempts, 0 before the first."""
         return self.episodes / self.attempts if self.attempts else 0.0
 
-    def after(self, found: Demonstration | None) -> "TaskRecord":
-        """This record with one more attempt."""
+    def after(self, found: Demonstration | None) -> "TaskProgress":
+        """This progress with one more attempt."""
         kept, frames = (0, 0) if found is None else (1, len(found.actions))
         return replace(self, attempts=self.attempts + 1, episodes=self.episodes + kept, frames=self.frames + frames)
 
 
-Progress = Callable[[TaskRecord], None]
+ProgressCallback = Callable[[TaskProgress], None]
 
 
 def record(
+    environment: ExpertEnvironment,
     tasks: Mapping[str, int],
     *,
     output: Path | str,
-    cameras: Sequence[str] = ("corner4",),
-    resolution: int = 128,
     seed: int = 0,
     action_noise: float = 0.2,
     storage: Literal["video", "png"] = "video",
     overwrite: bool = False,
-    progress: Progress | None = None,
-) -> list[TaskRecord]:
-    """Record demonstrations of Meta-World's scripted experts into a LeRobot v3.0 dataset.
+    progress: ProgressCallback | None = None,
+) -> list[TaskProgress]:
+    """Record demonstrations of an environment's scripted expert into a LeRobot v3.0 dataset.
 
     Args:
+        environment: the simulator; the caller closes it.
         tasks: name (`window-open-v3`) → number of successful episodes.
         output: the folder of the new dataset.
-        cameras: Meta-World's camera names; corner4 is the closest third-person view.
-        resolution: pixels of both sides of a picture.
         seed: decides layouts and noise; the episodes of a task do not depend on the other tasks.
         action_noise: standard deviation of the noise on the executed action, in its units (-1..1).
         storage: mp4, or PNG embedded in the parquet files.
@@ -107,74 +86,76 @@ def record(
         What was recorded of each task, in the order of `tasks`.
 
     Raises:
-        DataError: an unknown task or camera, a task that succeeds too seldom, a folder that is taken.
-        MissingPackageError: metaworld or an off-screen OpenGL is missing.
+        DataError: an unknown task, a task that succeeds too seldom, a folder that is taken or cannot be written.
     """
-    for task, episodes in tasks.items():
-        instruction_for(task)
-        if episodes < 1:
-            raise DataError(f"{task}: {episodes} episodes; record at least one")
-    choose_opengl()
-    from vlatrack.envs import metaworld as simulator
-
+    check_tasks(environment, tasks)
+    info = environment.info
     with LeRobotWriter(
         output,
-        fps=simulator.FPS,
-        robot_type=simulator.ROBOT,
-        cameras=dict.fromkeys(cameras, (resolution, resolution)),
-        action_names=simulator.ACTION_NAMES,
-        state_names=simulator.STATE_NAMES,
+        fps=info.fps,
+        robot_type=info.robot,
+        cameras=info.cameras,
+        action_names=info.action_names,
+        state_names=info.state_names,
         storage=storage,
         overwrite=overwrite,
     ) as writer:
-        records = []
-        for task, episodes in tasks.items():
-            scene = simulator.MetaWorldScene(task, cameras=cameras, resolution=resolution, seed=seed)
-            with closing(scene):
-                keep = partial(_keep, writer, scene.instruction)
-                records.append(
-                    demonstrate(
-                        scene,
-                        keep,
-                        task=task,
-                        episodes=episodes,
-                        seed=seed,
-                        action_noise=action_noise,
-                        progress=progress,
-                    )
-                )
-    return records
+
+        def keep(found: Demonstration) -> None:
+            states = found.states if info.state_names else None
+            writer.add_episode(task=found.instruction, actions=found.actions, states=states, frames=found.frames)
+
+        return [
+            demonstrate(
+                environment, task, keep, episodes=episodes, seed=seed, action_noise=action_noise, progress=progress
+            )
+            for task, episodes in tasks.items()
+        ]
 
 
-def _keep(writer: LeRobotWriter, instruction: str, found: Demonstration) -> None:
-    writer.add_episode(task=instruction, actions=found.actions, states=found.states, frames=found.frames)
+def check_tasks(environment: ExpertEnvironment, tasks: Mapping[str, int]) -> None:
+    """Raise DataError for a task that the environment does not have, or a number of episodes out of bounds."""
+    most = (SEEDS_PER_RECORDING - EXTRA_ATTEMPTS) // ATTEMPTS_PER_EPISODE
+    for task, episodes in tasks.items():
+        if task not in environment.tasks:
+            close = get_close_matches(task, environment.tasks, n=1, cutoff=0.4)
+            remedy = f"did you mean {close[0]!r}?" if close else f"tasks: {', '.join(environment.tasks)}"
+            raise DataError(f"{environment.info.robot}: no task {task!r}; {remedy}")
+        if not 1 <= episodes <= most:
+            raise DataError(f"{task}: {episodes} episodes; record at least one, and at most {most}")
 
 
 def demonstrate(
-    scene: Scene,
+    environment: ExpertEnvironment,
+    task: str,
     keep: Callable[[Demonstration], None],
     *,
-    task: str,
     episodes: int,
     seed: int,
     action_noise: float,
     longest: int = LONGEST_EPISODE,
-    progress: Progress | None = None,
-) -> TaskRecord:
+    progress: ProgressCallback | None = None,
+) -> TaskProgress:
     """Let the expert try until `episodes` of its attempts succeeded; `keep` gets each of these.
 
     Raises:
         DataError: three attempts for each episode, and five more, were not enough.
     """
-    so_far = TaskRecord(task=task, wanted=episodes, episodes=0, attempts=0, frames=0)
+    so_far = TaskProgress(task, wanted=episodes)
     while so_far.episodes < episodes:
         if so_far.attempts == ATTEMPTS_PER_EPISODE * episodes + EXTRA_ATTEMPTS:
             raise DataError(
                 f"{task}: {so_far.episodes} of {episodes} episodes after {so_far.attempts} attempts; "
                 f"lower the action noise ({action_noise:g}) or leave the task out"
             )
-        noise = np.random.default_rng([seed, zlib.crc32(task.encode()), so_far.attempts])
-        found = _attempt(scene, noise=noise, action_noise=action_noise, longest=longest)
+        found = _attempt(
+            environment,
+            task,
+            seed=seed * SEEDS_PER_RECORDING + so_far.attempts,
+            noise=np.random.default_rng([seed, zlib.crc32(task.encode()), so_far.attempts]),
+            action_noise=action_noise,
+            longest=longest,
+        )
         if found is not None:
             keep(found)
         so_far = so_far.after(found)
@@ -183,23 +164,35 @@ def demonstrate(
     return so_far
 
 
-def _attempt(scene: Scene, *, noise: np.random.Generator, action_noise: float, longest: int) -> Demonstration | None:
+def _attempt(
+    environment: ExpertEnvironment,
+    task: str,
+    *,
+    seed: int,
+    noise: np.random.Generator,
+    action_noise: float,
+    longest: int,
+) -> Demonstration | None:
     """One episode until a few steps after its success; None without success."""
-    scene.reset()
-    actions, states, pictures = [], [], []
+    observation = environment.reset(task, seed=seed)
+    observations, actions = [], []
     remaining = longest
     achieved = False
     while remaining > 0:
-        action = scene.expert_action()
+        action = environment.expert_action()
         actions.append(action)
-        states.append(scene.state())
-        pictures.append(scene.pictures())
+        observations.append(observation)
         executed = action + action_noise * noise.standard_normal(len(action))
-        success = scene.step(np.clip(executed, -1, 1).astype(np.float32))
-        remaining -= 1
-        if success and not achieved:
+        result = environment.step(np.clip(executed, -1, 1).astype(np.float32))
+        observation = result.observation
+        remaining = 0 if result.done else remaining - 1
+        if result.success and not achieved:
             achieved, remaining = True, min(remaining, STEPS_AFTER_SUCCESS)
     if not achieved:
         return None
-    frames = {camera: np.stack([views[camera] for views in pictures]) for camera in pictures[0]}
-    return Demonstration(np.stack(actions), np.stack(states), frames)
+    return Demonstration(
+        observation.instruction,
+        np.stack(actions),
+        np.stack([seen.state for seen in observations]),
+        {camera: np.stack([seen.images[camera] for seen in observations]) for camera in environment.info.cameras},
+    )

@@ -1,4 +1,4 @@
-"""The figures of a run: which metrics stand in which picture."""
+"""The figures of a run: which metrics stand in which of them."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -6,6 +6,7 @@ Nothing here imports torch: a spec is validated in well under a second, anywhere
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -29,6 +30,17 @@ Name = Annotated[
 CustomTarget = Annotated[
     str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="a class as package.module:Class")
 ]
+
+
+def _each_once(values: tuple[str, ...]) -> tuple[str, ...]:
+    for number, value in enumerate(values):
+        if value in values[:number]:
+            raise ValueError(f"{value!r} is listed twice; list it once")
+    return values
+
+
+Once = AfterValidator(_each_once)
+"""Of a list whose values must differ."""
 
 
 class Model(BaseModel):
@@ -212,8 +224,8 @@ class LossSpec(Model):
 class EpisodeSelection(Model):
     """Which episodes of a dataset are used."""
 
-    tasks: tuple[str, ...] | None = Field(None, description="only these tasks (instruction texts)")
-    exclude_tasks: tuple[str, ...] = Field((), description="all tasks but these")
+    tasks: Annotated[tuple[str, ...], Once] | None = Field(None, description="only these tasks (instruction texts)")
+    exclude_tasks: Annotated[tuple[str, ...], Once] = Field((), description="all tasks but these")
     part: Literal["all", "all_but_last_tenth", "last_tenth"] = Field("all", description="of each task's episodes")
 
     @model_validator(mode="after")
@@ -256,12 +268,12 @@ Source = Annotated[LeRobotSource | LiberoSource | CustomSource, Field(discrimina
 class DataSpec(Model):
     """Which demonstrations, what of them the policy sees, and the three splits."""
 
-    cameras: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+    cameras: Annotated[tuple[str, ...], Field(min_length=1), Once] = Field(
         description="camera features in prompt order: third-person first, then wrist"
     )
     use_state: bool = Field(True, description="put the proprioceptive state into the prompt")
     history: PositiveInt = Field(1, description="time steps of images in the prompt, the current one included")
-    samples: Annotated[tuple[Literal["vla", "world_model"], ...], Field(min_length=1)] = Field(
+    samples: Annotated[tuple[Literal["vla", "world_model"], ...], Field(min_length=1), Once] = Field(
         ("vla",), description="sample kinds in the training mixture, in equal parts"
     )
     sample_every: PositiveInt = Field(

@@ -1,1 +1,1 @@
-"""For those who write a tracker backend: the contract as tests, and an example that passes them."""
+"""For those who write a tracker, a simulator or a dataset format: their contracts as tests, and an example tracker."""

@@ -12,8 +12,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from vlatrack.data.content import content_fingerprint
-from vlatrack.data.episodes import Episode
+from vlatrack.data.episodes import Episode, content_fingerprint
 from vlatrack.errors import DataError
 
 FPS = 20.0
@@ -37,7 +36,7 @@ class _Recording:
 class LiberoDataset:
     """A folder of LIBERO *.hdf5 files, as an EpisodeSource; episodes by file name, then by number.
 
-    The pictures, which LIBERO stores upside down, are turned upright. The state is the position and
+    The images, which LIBERO stores upside down, are turned upright. The state is the position and
     axis-angle orientation of the hand and the two finger positions, 8 numbers. The instruction is the
     one in the file, else the one that the file's name spells.
 
@@ -70,16 +69,16 @@ class LiberoDataset:
         return tuple(episode for episode, _ in self._content)
 
     def frames(self, episode: Episode, camera: str) -> NDArray[np.uint8]:
-        """The pictures of one episode, [T, height, width, 3], RGB."""
+        """The frames of one episode, [T, height, width, 3], RGB."""
         if camera not in self.cameras:
             raise DataError(f"{self.name}: no camera {camera!r}; its cameras: {', '.join(self.cameras)}")
         recording = self._content[episode.index][1]
         with _open(recording.file) as file:
             stored = _array(file, f"{recording.group}/obs/{camera}")
         if stored.ndim != 4 or stored.shape[-1] != 3 or stored.dtype != np.uint8:
-            raise DataError(f"{recording.file}: {recording.group}: {camera} holds no pictures; restore the file")
+            raise DataError(f"{recording.file}: {recording.group}: {camera} holds no images; restore the file")
         if len(stored) <= recording.steps[-1]:
-            raise DataError(f"{recording.file}: {recording.group}: {len(stored)} pictures, too few; restore the file")
+            raise DataError(f"{recording.file}: {recording.group}: {len(stored)} images, too few; restore the file")
         return np.ascontiguousarray(stored[recording.steps, ::-1])
 
     def fingerprint(self) -> str:

@@ -1,4 +1,4 @@
-"""Reads LeRobot v3.0 datasets: pictures in video files or embedded in the parquet tables."""
+"""Reads LeRobot v3.0 datasets: images in video files or embedded in the parquet tables."""
 
 import io
 from collections.abc import Iterable, Sequence
@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from vlatrack.data.content import content_fingerprint
-from vlatrack.data.episodes import Episode
+from vlatrack.data.episodes import Episode, content_fingerprint
 from vlatrack.data.formats.lerobot.layout import EPISODES_FOLDER, DatasetInfo, expand, read_info
 from vlatrack.data.video import read_video
 from vlatrack.errors import DataError
@@ -53,7 +52,7 @@ class LeRobotDataset:
 
     Raises:
         DataError: missing folder or info.json, another layout version, a missing feature. Reading
-            raises it too: damaged files, paths that leave the folder, pictures that are missing,
+            raises it too: damaged files, paths that leave the folder, frames that are missing,
             episodes with several instructions.
     """
 
@@ -72,7 +71,7 @@ class LeRobotDataset:
         return self._episodes
 
     def frames(self, episode: Episode, camera: str) -> NDArray[np.uint8]:
-        """The pictures of one episode, [T, height, width, 3], RGB."""
+        """The frames of one episode, [T, height, width, 3], RGB."""
         if camera not in self.cameras:
             raise DataError(f"{self.name}: no camera {camera!r}; its cameras: {', '.join(self.cameras) or 'none'}")
         entry = self._entries[episode.index]
@@ -135,11 +134,11 @@ class LeRobotDataset:
         path = self.root / self._data_path(entry.index)
         column = _read_table(path, [camera], episode=entry.index)[camera]
         if len(column) != entry.length:
-            raise DataError(f"{path}: {len(column)} pictures of episode {entry.index}, not {entry.length}")
-        pictures = [_decode(f"{path}: {camera}, episode {entry.index}, picture {i}", p) for i, p in enumerate(column)]
-        if len({picture.shape for picture in pictures}) != 1:
-            raise DataError(f"{path}: the pictures of {camera} in episode {entry.index} differ in size")
-        return np.stack(pictures)
+            raise DataError(f"{path}: {len(column)} frames of episode {entry.index}, not {entry.length}")
+        frames = [_decode(f"{path}: {camera}, episode {entry.index}, frame {i}", cell) for i, cell in enumerate(column)]
+        if len({frame.shape for frame in frames}) != 1:
+            raise DataError(f"{path}: the frames of {camera} in episode {entry.index} differ in size")
+        return np.stack(frames)
 
 
 def _vector_size(root: Path, info: DatasetInfo, key: str) -> int:
@@ -209,12 +208,12 @@ def _matrix(place: str, column: pa.ChunkedArray, size: int) -> NDArray[np.float3
 def _decode(place: str, cell: pa.StructScalar) -> NDArray[np.uint8]:
     content = cell.as_py()
     if not (isinstance(content, dict) and content.get("bytes")):
-        raise DataError(f"{place}: the picture is not embedded in the table; write the dataset with embedded pictures")
+        raise DataError(f"{place}: the image is not embedded in the table; write the dataset with embedded images")
     try:
         with Image.open(io.BytesIO(content["bytes"]), formats=("PNG", "JPEG")) as image:
             return np.asarray(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{place}: damaged picture ({_first_line(error)}); restore the file") from None
+        raise DataError(f"{place}: damaged image ({_first_line(error)}); restore the file") from None
 
 
 def _first_line(error: Exception) -> str:

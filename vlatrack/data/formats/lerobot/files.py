@@ -71,7 +71,7 @@ class VideoFiles:
         self._writer: VideoWriter | None = None
 
     def add(self, frames: NDArray[np.uint8]) -> tuple[Location, int]:
-        """Append the pictures of one episode; the file and the number of the first picture in it."""
+        """Append the frames of one episode; the file and the number of the first frame in it."""
         if self._writer is not None and self._writer.bytes >= self._limit:
             self.close()
         if self._writer is None:

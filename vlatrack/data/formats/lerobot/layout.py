@@ -1,12 +1,18 @@
-"""The LeRobot v3.0 layout: its file names, and the parts of meta/info.json that matter here."""
+"""The LeRobot v3.0 layout: its file names, and meta/info.json as it is read and written."""
 
 import json
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from string import Formatter
+from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveFloat, ValidationError
 
+from vlatrack.data.video import KEYFRAME_EVERY, QUALITY
 from vlatrack.errors import DataError
 
 VERSION = "v3.0"
@@ -18,6 +24,7 @@ EPISODES = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 CHUNK_SIZE = 1000
+INTEGER_COLUMNS = ("frame_index", "episode_index", "index", "task_index")
 
 _INTEGER_FORMAT = re.compile(r"(0?\d{1,2}d)?")
 
@@ -33,7 +40,7 @@ class Feature(BaseModel):
 
     @property
     def is_camera(self) -> bool:
-        """Colour pictures, as a video or embedded; depth maps are not."""
+        """Colour images, as a video or embedded; depth maps are not."""
         return self.dtype in ("video", "image") and not (self.info or {}).get("video.is_depth_map")
 
 
@@ -88,7 +95,11 @@ def expand(template: str, *, chunk_index: int, file_index: int, video_key: str =
     values = {"chunk_index": chunk_index, "file_index": file_index, "video_key": video_key}
     if not _is_understood(template):
         raise DataError(f"{INFO}: path template {template!r} is not understood; it should look like {DATA!r}")
-    return inside(template.format_map(values))
+    path = template.format_map(values)
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path or "\0" in path:
+        raise DataError(f"{path!r}: this path of the dataset leaves its folder; the dataset is not to be trusted")
+    return path
 
 
 def _is_understood(template: str) -> bool:
@@ -106,9 +117,83 @@ def _is_index(name: str, spec: str | None) -> bool:
     return name in ("chunk_index", "file_index") and _INTEGER_FORMAT.fullmatch(spec or "") is not None
 
 
-def inside(path: str) -> str:
-    """`path` itself if it stays below the folder that it is relative to; else DataError."""
-    pure = PurePosixPath(path)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path or "\0" in path:
-        raise DataError(f"{path!r}: this path of the dataset leaves its folder; the dataset is not to be trusted")
-    return path
+@dataclass(frozen=True)
+class DatasetFormat:
+    """The features of a dataset, by their full names (`observation.images.corner4`, `action`)."""
+
+    fps: int
+    robot_type: str
+    cameras: Mapping[str, tuple[int, int]]  # height, width
+    vectors: Mapping[str, tuple[str, ...]]  # the names of the numbers
+    storage: Literal["video", "png"]
+
+    def __post_init__(self) -> None:
+        for key, (height, width) in self.cameras.items():
+            if self.storage == "video" and (height % 2 or width % 2 or min(height, width) < 16):
+                raise DataError(f"{key}: {height} x {width} pixels; a video needs even sizes of at least 16")
+
+    def check_episode(
+        self, place: str, vectors: Mapping[str, NDArray[np.float32]], frames: Mapping[str, NDArray[np.uint8]]
+    ) -> None:
+        """Raise DataError, beginning with `place`, where an episode does not fit."""
+        length = len(vectors["action"])
+        expected: dict[str, tuple[int, ...]] = {key: (length, len(names)) for key, names in self.vectors.items()}
+        expected |= {key: (length, *size, 3) for key, size in self.cameras.items()}
+        given: dict[str, tuple[int, ...]] = {key: value.shape for key, value in vectors.items()}
+        given |= {key: value.shape for key, value in frames.items()}
+        if length == 0:
+            raise DataError(f"{place}: it has no step; leave it out")
+        for key in sorted(expected.keys() | given.keys()):
+            if expected.get(key) != given.get(key):
+                raise DataError(f"{place}: {key} has shape {given.get(key)}, the dataset expects {expected.get(key)}")
+        for key, vector in vectors.items():
+            if not np.isfinite(vector).all():
+                raise DataError(f"{place}: {key} has numbers that are not finite; leave this episode out")
+        for key, images in frames.items():
+            if images.dtype != np.uint8:
+                raise DataError(f"{place}: {key} is {images.dtype}; images are uint8, 0 to 255")
+
+    def info(self, *, episodes: int, frames: int, tasks: int, megabytes: tuple[float, float]) -> dict[str, object]:
+        """The content of meta/info.json; `megabytes` are the limits of a data and of a video file."""
+        return {
+            "codebase_version": VERSION,
+            "robot_type": self.robot_type,
+            "total_episodes": episodes,
+            "total_frames": frames,
+            "total_tasks": tasks,
+            "chunks_size": CHUNK_SIZE,
+            "data_files_size_in_mb": megabytes[0],
+            "video_files_size_in_mb": megabytes[1],
+            "fps": self.fps,
+            "splits": {"train": f"0:{episodes}"},
+            "data_path": DATA,
+            "video_path": VIDEO if self.storage == "video" else None,
+            "features": self._features(),
+        }
+
+    def _features(self) -> dict[str, object]:
+        features: dict[str, object] = {}
+        for key, size in self.cameras.items():
+            features[key] = {
+                "dtype": "video" if self.storage == "video" else "image",
+                "shape": [*size, 3],
+                "names": ["height", "width", "channels"],
+            } | ({"info": self._video_info(*size)} if self.storage == "video" else {})
+        for key, names in self.vectors.items():
+            features[key] = {"dtype": "float32", "shape": [len(names)], "names": list(names)}
+        features["timestamp"] = {"dtype": "float32", "shape": [1], "names": None}
+        return features | {key: {"dtype": "int64", "shape": [1], "names": None} for key in INTEGER_COLUMNS}
+
+    def _video_info(self, height: int, width: int) -> dict[str, object]:
+        return {
+            "video.height": height,
+            "video.width": width,
+            "video.codec": "h264",
+            "video.pix_fmt": "yuv420p",
+            "video.is_depth_map": False,
+            "video.fps": self.fps,
+            "video.channels": 3,
+            "video.g": KEYFRAME_EVERY,
+            "video.crf": QUALITY,
+            "has_audio": False,
+        }

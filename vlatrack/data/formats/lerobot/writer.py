@@ -21,9 +21,18 @@ from vlatrack.data.formats.lerobot.files import (
     write_json,
     write_table,
 )
-from vlatrack.data.formats.lerobot.format import DatasetFormat
-from vlatrack.data.formats.lerobot.statistics import FeatureStatistics, PixelHistogram, Values, describe_values
-from vlatrack.data.formats.lerobot.tables import image_column, statistics_columns, tasks_table, vector_column
+from vlatrack.data.formats.lerobot.layout import DatasetFormat
+from vlatrack.data.formats.lerobot.tables import (
+    FeatureStatistics,
+    PixelHistogram,
+    Values,
+    data_schema,
+    describe_values,
+    image_column,
+    statistics_columns,
+    tasks_table,
+    vector_column,
+)
 from vlatrack.errors import DataError
 
 
@@ -41,7 +50,7 @@ class LeRobotWriter:
             `observation.images.corner4`. Both sizes are even for videos.
         action_names: one name for each number of an action.
         state_names: one name for each number of a state; empty: no state.
-        storage: pictures in mp4 files (x264, small), or embedded as PNG (exact).
+        storage: images in mp4 files (x264, small), or embedded as PNG (exact).
         overwrite: replace the dataset that is there, with everything in its folder.
         data_file_megabytes: a new parquet file is begun once the last one is as large.
         video_file_megabytes: the same for the videos.
@@ -76,7 +85,11 @@ class LeRobotWriter:
         self._megabytes = (data_file_megabytes, video_file_megabytes)
         check_target(self._target, overwrite=overwrite)
         self._folder = _hidden_folder_beside(self._target)
-        self._frame_files = FrameFiles(self._folder, self._format.table_schema(), data_file_megabytes)
+        self._schema = data_schema(
+            image_keys=list(self._format.cameras) if storage == "png" else [],
+            vectors={key: len(names) for key, names in self._format.vectors.items()},
+        )
+        self._frame_files = FrameFiles(self._folder, self._schema, data_file_megabytes)
         self._video_files = {
             key: VideoFiles(self._folder, key, fps=fps, size=size, megabytes=video_file_megabytes)
             for key, size in self._format.cameras.items()
@@ -109,13 +122,13 @@ class LeRobotWriter:
             DataError: a shape does not fit the dataset, or a number is not finite.
         """
         vectors = {"action": actions} if states is None else {"observation.state": states, "action": actions}
-        pictures = {_camera_key(name): value for name, value in frames.items()}
-        self._format.check_episode(f"{self._target}: episode {len(self._rows)}", vectors, pictures)
+        images = {_camera_key(name): value for name, value in frames.items()}
+        self._format.check_episode(f"{self._target}: episode {len(self._rows)}", vectors, images)
         numbers = {key: np.ascontiguousarray(value, dtype=np.float32) for key, value in vectors.items()}
         columns: dict[str, Values] = {**numbers, **self._index_columns(task, len(actions))}
-        place = self._frame_files.add(self._frame_table(columns, pictures))
-        videos = {key: files.add(pictures[key]) for key, files in self._video_files.items()}
-        histograms = {key: PixelHistogram.of(value) for key, value in pictures.items()}
+        place = self._frame_files.add(self._frame_table(columns, images))
+        videos = {key: files.add(images[key]) for key, files in self._video_files.items()}
+        histograms = {key: PixelHistogram.of(value) for key, value in images.items()}
         statistics = {key: histogram.statistics() for key, histogram in histograms.items()}
         statistics |= {key: describe_values(values) for key, values in columns.items()}
         self._rows.append(self._episode_row(task, len(actions), place, videos, statistics))
@@ -180,17 +193,16 @@ class LeRobotWriter:
         }
         return {key: column.reshape(-1, 1) for key, column in columns.items()}
 
-    def _frame_table(self, columns: Mapping[str, Values], pictures: Mapping[str, NDArray[np.uint8]]) -> pa.Table:
-        schema = self._format.table_schema()
+    def _frame_table(self, columns: Mapping[str, Values], images: Mapping[str, NDArray[np.uint8]]) -> pa.Table:
         arrays = []
-        for key in schema.names:
-            if key in pictures:
-                arrays.append(image_column(pictures[key]))
+        for key in self._schema.names:
+            if key in images:
+                arrays.append(image_column(images[key]))
             elif key in self._format.vectors:
                 arrays.append(vector_column(columns[key]))
             else:
                 arrays.append(pa.array(columns[key].ravel()))
-        return pa.table(arrays, schema=schema)
+        return pa.table(arrays, schema=self._schema)
 
     def _episode_row(
         self,

@@ -1,0 +1,56 @@
+"""Classes that others wrote: `package.module:Class`, or the name of an entry point of an installed package."""
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+
+from vlatrack.errors import SpecError
+
+
+def make_plugin(target: str, *, group: str, options: Mapping[str, object]) -> object:
+    """Call the class that `target` names with `options` as keyword arguments.
+
+    Args:
+        target: `package.module:Class`, or the name of an entry point of `group`.
+        group: such as `vlatrack.environments`; it also stands in the messages.
+        options: keyword arguments.
+
+    Raises:
+        SpecError: there is no such class, or it does not take these options. What the class itself raises passes.
+    """
+    found = _load(target, group)
+    try:
+        inspect.signature(found).bind(**options)
+    except TypeError as error:
+        raise SpecError(f"{target}: options: {error}; correct them") from error
+    return found(**options)
+
+
+def _load(target: str, group: str) -> type:
+    try:
+        found = _find(target, group)
+    except SpecError:
+        raise
+    except Exception as error:  # importing runs code of others, which may fail in any way
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise SpecError(
+            f"{target}: cannot be loaded ({reason}); is its package installed, or its folder on PYTHONPATH?"
+        ) from error
+    if not isinstance(found, type):
+        raise SpecError(f"{target}: is not a class; name one as package.module:Class")
+    return found
+
+
+def _find(target: str, group: str) -> object:
+    module, colon, name = target.partition(":")
+    if colon:
+        return getattr(importlib.import_module(module), name)
+    named = entry_points(group=group)
+    if target not in named.names:
+        there = ", ".join(sorted(named.names)) or "none"
+        raise SpecError(
+            f"{target}: no installed package offers it (entry points of {group}: {there}); "
+            "install it, or name a class as package.module:Class"
+        )
+    return named[target].load()
