@@ -44,7 +44,10 @@ def test_a_run_leaves_everything_that_the_design_promises(finished_run: Path, jo
     assert train[-1]["train_closs"] < train[0]["train_closs"]
     records = journal_of(finished_run)
     assert [record["seq"] for record in records] == list(range(len(records)))
-    assert records[-1]["data"]["status"] == "FINISHED"
+    kinds = [record["kind"] for record in records]
+    (end,) = [record for record in records if record["kind"] == "finish"]
+    assert end["data"]["status"] == "FINISHED"
+    assert set(kinds[end["seq"] + 1 :]) == {"artifact"}  # figures are drawn when nothing can change the status
     assert list((finished_run / "report").glob("losses.png"))
 
 

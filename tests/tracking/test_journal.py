@@ -1,4 +1,6 @@
+import itertools
 import json
+import logging
 import math
 import stat
 import statistics
@@ -15,10 +17,11 @@ from vlatrack.errors import TrackerError
 from vlatrack.tracking.journal.journal import (
     Journal,
     JournalReader,
+    finish_record,
     is_being_written,
     last_record,
-    last_records,
     read_records,
+    records_backwards,
 )
 
 
@@ -139,9 +142,51 @@ def test_the_end_is_found_without_reading_the_beginning(path: Path) -> None:
     last = last_record(path)
     assert last is not None
     assert last.seq == 4999
-    tail = last_records(path, max_bytes=1000)
-    assert 5 < len(tail) < 20
-    assert tail[-1] == last
+    newest = [record.seq for record in itertools.islice(records_backwards(path), 3000)]
+    assert newest == list(range(4999, 1999, -1))
+
+
+def test_records_longer_than_a_block_are_read_backwards_as_forwards(path: Path) -> None:
+    journal = _open(path)
+    for size in (0, 1, 1 << 16, 3, 200_000, 1 << 17, 5):
+        journal.append("event", {"text": "x" * size})
+    journal.close()
+    assert list(records_backwards(path)) == list(reversed(list(read_records(path))))
+
+
+def test_the_end_of_a_run_is_found_behind_any_number_of_files_until_it_starts_again(path: Path) -> None:
+    journal = _open(path)
+    journal.append("start", {})
+    assert finish_record(path) is None
+    journal.append("finish", {"status": "FINISHED"})
+    for _ in range(5000):
+        journal.append("artifact", {"name": "figure"})
+    end = finish_record(path)
+    assert end is not None
+    assert end.seq == 1
+    journal.append("start", {})
+    assert finish_record(path) is None
+    journal.close()
+
+
+def test_metrics_after_the_end_of_a_run_are_refused_with_one_warning(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = _open(path)
+    journal.append("start", {})
+    journal.append("finish", {"status": "FINISHED"})
+    assert [journal.append("metrics", {"a": 1.0}, step=step) for step in range(3)] == [None] * 3
+    assert journal.append("event", {"name": "report_failed"}) == 2
+    journal.close()
+    journal = _open(path)  # also for a writer that opens the journal of a run that has ended
+    assert journal.append("metrics", {"a": 1.0}, step=4) is None
+    journal.append("start", {})
+    assert journal.append("metrics", {"a": 1.0}, step=5) == 4
+    journal.close()
+    assert journal.lost == 0
+    warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warned) == 2
+    assert all("after the end of the run are not logged" in text for text in warned)
 
 
 def test_only_one_process_writes_and_a_killed_one_lets_go(path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from vlatrack.errors import MissingPackageError, TrackerError
 from vlatrack.tracking.backends.registry import check_backend_available
 from vlatrack.tracking.delivery.sync import sync_run
+from vlatrack.tracking.delivery.worker import close_as_killed
 from vlatrack.tracking.journal.journal import read_records
 from vlatrack.tracking.privacy import HIDDEN, redact, redact_param
 from vlatrack.tracking.run import BackendConfig, RunStatus, TrackedRun, metric_history, run_status
@@ -107,7 +109,7 @@ def test_logging_never_raises_whatever_it_is_given(run_dir: Path, caplog: pytest
         "metrics are not logged",
         "metric many is not logged",
     ]
-    assert "journal.jsonl: cannot be written (it is closed)" in said[3]
+    assert "metrics that come after the end of the run are not logged" in said[3]
     assert len(said) == 4
     history = metric_history(run_dir / "journal.jsonl")
     assert history == {"a": [(3, 1.0), (6, 1.0)], "b": [(3, 2.0)], "c": [(3, 1.0)], "7": [(6, 1.0)]}
@@ -133,6 +135,49 @@ def test_a_with_block_ends_its_run_as_it_ends(
     assert run_status(run_dir) == RunStatus(status, reason, 1)
     assert run.finish("FINISHED").complete  # too late to change anything
     assert run_status(run_dir) == RunStatus(status, reason, 1)
+
+
+def test_the_status_stands_at_the_end_whatever_comes_after_it(run_dir: Path) -> None:
+    with contextlib.suppress(ValueError), start(run_dir) as run:
+        run.log({"train_closs": 1.0}, step=7)
+        run.end("FINISHED")
+        assert run_status(run_dir) == RunStatus("FINISHED", None, 7)
+        run.end("FAILED", "too late")
+        for number in range(3):
+            (run_dir / f"{number}.png").write_bytes(bytes(1000))
+            run.log_artifact(run_dir / f"{number}.png", name=f"figures/{number}.png")
+        run.log({"train_closs": 2.0}, step=8)
+        run.event("report_failed", {"reason": "no fonts"})
+        raise ValueError("a figure")
+    assert run.close().complete
+    assert run_status(run_dir) == RunStatus("FINISHED", None, 7)
+    assert [record.kind for record in read_records(run_dir / "journal.jsonl")] == [
+        *("start", "metrics", "finish", "artifact", "artifact", "artifact", "event")
+    ]
+    run = start(run_dir, resume=True)
+    assert run_status(run_dir).status == "RUNNING"
+    run.close()
+    assert run_status(run_dir) == RunStatus("KILLED", "closed without an end", 7)
+
+
+def test_a_trainer_that_is_killed_after_the_end_has_finished_at_the_trackers_too(
+    run_dir: Path, eventually: Callable[..., None]
+) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from vlatrack.tracking.run import BackendConfig, TrackedRun\n"
+        "csv = BackendConfig('custom', target='vlatrack.testing.csv_backend:CsvBackend')\n"
+        "run_dir = Path(sys.argv[1])\n"
+        "run = TrackedRun.start(run_dir, uid='u', name='n', experiment='e', backends=[csv], params={}, tags={})\n"
+        "run.log({'train_closs': 0.5}, step=1); run.end('FINISHED')\n"
+        "(run_dir / 'a.txt').write_text('a'); run.log_artifact(run_dir / 'a.txt', name='a.txt')\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, run_dir], check=False).returncode == -9
+    at_tracker = run_dir / "csv" / "run.json"
+    eventually(lambda: at_tracker.exists() and json.loads(at_tracker.read_text())["status"] == "FINISHED")
+    assert "artifact a.txt" in json.loads(at_tracker.read_text())
+    assert run_status(run_dir) == RunStatus("FINISHED", None, 1)
+    assert not close_as_killed(run_dir / "journal.jsonl")
 
 
 def test_a_run_that_dies_at_its_very_beginning_can_be_delivered(run_dir: Path) -> None:

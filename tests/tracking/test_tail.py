@@ -61,6 +61,35 @@ class Memory:
     def close(self) -> None: ...
 
 
+class NothingAfterFinish(Memory):
+    """A tracker that takes nothing after its finish, as W&B; the answer of one call is lost."""
+
+    def __init__(self, lost_answer: int) -> None:
+        super().__init__()
+        self.left = lost_answer
+
+    def open(self, start: RunStart, acknowledged: int) -> Position:
+        position = super().open(start, acknowledged)
+        self._answer()
+        return position
+
+    def put_artifact(self, artifact: Artifact) -> None:
+        assert self.statuses[-1] == "RUNNING", "it has finished"
+        if artifact not in self.artifacts:
+            super().put_artifact(artifact)
+        self._answer()
+
+    def finish(self, finish: RunFinish) -> None:
+        assert self.statuses[-1] == "RUNNING", "it has finished"
+        super().finish(finish)
+        self._answer()
+
+    def _answer(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise ConnectionError("cut")
+
+
 class Run:
     """A run whose journal a test writes and whose delivery it runs in a thread."""
 
@@ -120,14 +149,14 @@ def test_everything_arrives_in_order_and_the_cursor_stands_behind_the_finish(run
 def test_records_may_wait_for_others_but_not_beyond_the_end_of_the_run(
     run: Run, memory: Memory, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., None]
 ) -> None:
-    monkeypatch.setattr(tail, "GATHER_S", 3600)
+    monkeypatch.setattr(tail, "BATCH_INTERVAL_S", 3600)
     delivery = Tail(run.dir, "memory-0", lambda: memory, run.stopping)
     thread = threading.Thread(target=delivery.run, daemon=True)
     thread.start()
     eventually(lambda: run.cursor_file.read().seq == 0)
     run.log(range(5))
     run.finish()
-    delivery.hurry()
+    delivery.drain()
     thread.join(60)
     assert delivery.finished
     assert list(memory.rows) == list(range(1, 6))
@@ -163,7 +192,7 @@ def test_a_backend_that_cannot_be_reached_is_tried_until_it_can(run: Run, memory
     assert attempts == [None, *["ConnectionError: no route to host"] * 3]
 
 
-def test_records_that_are_refused_for_good_are_buried_with_the_reason_and_the_rest_arrives(
+def test_records_that_are_refused_for_good_are_dead_letters_with_the_reason_and_the_rest_arrives(
     run: Run, memory: Memory
 ) -> None:
     run.log(range(100))
@@ -176,7 +205,7 @@ def test_records_that_are_refused_for_good_are_buried_with_the_reason_and_the_re
     assert cursor.dead_letters == 2
 
 
-def test_an_artifact_that_is_gone_is_buried(run: Run, memory: Memory) -> None:
+def test_an_artifact_that_is_gone_is_a_dead_letter(run: Run, memory: Memory) -> None:
     (run.dir / "spec.yaml").write_text("a: 1")
     for name in ("spec.yaml", "gone.bin"):
         run.append("artifact", {"name": name, "place": name, "sha256": "", "files": {}})
@@ -219,6 +248,73 @@ def test_a_resumed_run_is_opened_again_with_its_new_params_and_then_finished_aga
     assert [start.params for start in memory.starts] == [{}, {"epochs": 2}]
     assert memory.statuses == ["RUNNING", "FINISHED", "RUNNING", "FINISHED"]
     assert cursor.start_offset > 0
+
+
+def log_file(run: Run, name: str) -> None:
+    (run.dir / name).write_text(name)
+    run.append("artifact", {"name": name, "place": name, "sha256": "", "files": {}})
+
+
+@pytest.mark.parametrize("lost_answer", range(5))
+def test_files_that_are_logged_after_the_end_arrive_before_the_backend_is_told_of_it(
+    run: Run, lost_answer: int
+) -> None:
+    run.log(range(3))
+    log_file(run, "before.txt")
+    run.finish()
+    log_file(run, "after.txt")
+    run.append("event", {"name": "report_failed", "data": {}, "alert": True})
+    memory = NothingAfterFinish(lost_answer)
+    cursor = run.deliver(lambda: memory)
+    assert [artifact.name for artifact in memory.artifacts] == ["before.txt", "after.txt"]
+    assert memory.statuses[-1] == "FINISHED"
+    assert sorted(memory.rows) == [1, 2, 3]
+    assert (cursor.seq, cursor.offset, cursor.dead_letters) == (7, run.files.journal.stat().st_size, 0)
+    run.deliver(lambda: pytest.fail("opened again"))
+
+
+def test_the_end_is_held_back_while_the_journal_is_being_written(
+    run: Run, memory: Memory, eventually: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tail, "POLL_S", 0.001)
+    journal = Journal.open(run.files.journal, run="u1", writer="trainer")
+    journal.append("finish", {"status": "FINISHED", "reason": None, "deliver_until_ms": 0})
+    (run.dir / "gone.txt").touch()
+    delivery = Tail(run.dir, "memory-0", lambda: memory, run.stopping)
+    delivery.drain()
+    thread = threading.Thread(target=delivery.run, daemon=True)
+    thread.start()
+    for number in range(3):
+        (run.dir / f"{number}.txt").write_text("figure")
+        data = {"name": f"{number}.txt", "place": f"{number}.txt", "sha256": "", "files": {}}
+        journal.append("artifact", data)
+        eventually(lambda number=number: len(memory.artifacts) == number + 1)
+        assert (memory.statuses, run.cursor_file.read().seq) == (["RUNNING"], 0)
+    journal.close()
+    thread.join(60)
+    assert delivery.finished
+    assert memory.statuses == ["RUNNING", "FINISHED"]
+    assert run.cursor_file.read().seq == 4
+
+
+def test_a_run_that_got_a_file_after_its_end_was_delivered_ends_once_more(run: Run, memory: Memory) -> None:
+    run.finish()
+    run.deliver(lambda: memory)
+    log_file(run, "late.txt")
+    assert run.deliver(lambda: memory).seq == 2
+    assert memory.statuses == ["RUNNING", "FINISHED", "RUNNING", "FINISHED"]
+    assert [artifact.name for artifact in memory.artifacts] == ["late.txt"]
+
+
+def test_a_resumed_run_ends_before_it_begins_again_also_with_files_in_between(run: Run, memory: Memory) -> None:
+    run.finish()
+    log_file(run, "figure.txt")
+    run.start(epochs=2)
+    run.log(range(2))
+    run.finish()
+    cursor = run.deliver(lambda: memory)
+    assert memory.statuses == ["RUNNING", "FINISHED", "RUNNING", "FINISHED"]
+    assert (sorted(memory.rows), cursor.seq) == ([4, 5], 6)
 
 
 def test_delivery_that_is_told_to_stop_goes_on_later(run: Run, memory: Memory) -> None:

@@ -36,8 +36,8 @@ from vlatrack.training.ranks import Ranks
 from vlatrack.training.state import TrainState
 
 RECORDS_PER_BLOCK = 6
-"""A block then lasts longer than the delivery process lets records come together (tail.GATHER_S), at the quickstart's
-speed."""
+"""A block then lasts longer than the delivery process lets records come together (tail.BATCH_INTERVAL_S), at the
+quickstart's speed."""
 _WARM_UP_BLOCKS = 2
 _OPENING_S = 120.0
 _RESAMPLINGS = 2000

@@ -17,7 +17,7 @@ from vlatrack.reports.figures import write_figures
 from vlatrack.tracking.backends.base import BackendConfig
 from vlatrack.tracking.backends.registry import backend_label, backends_text
 from vlatrack.tracking.delivery.cursor import CursorFile
-from vlatrack.tracking.journal.journal import Kind, last_record, read_records
+from vlatrack.tracking.journal.journal import Kind, finish_record, last_record, read_records
 from vlatrack.tracking.run import DeliveryReport, TrackedRun
 from vlatrack.tracking.run_files import RunFiles
 
@@ -88,8 +88,8 @@ def import_run(
 
 def _has_ended(files: RunFiles) -> bool:
     """Whether an earlier import wrote everything into the journal."""
-    last = last_record(files.journal) if files.journal.exists() else None
-    return last is not None and last.kind == Kind.FINISH and last.data["status"] == "FINISHED"
+    end = finish_record(files.journal) if files.journal.exists() else None
+    return end is not None and end.data["status"] == "FINISHED"
 
 
 def _is_delivered(files: RunFiles, backends: Sequence[BackendConfig]) -> bool:

@@ -1,5 +1,6 @@
 """Train, evaluate and track one experiment, from the start or from where it was stopped."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ from vlatrack.training.checkpoint.files import (
 from vlatrack.training.loop import Training
 from vlatrack.training.ranks import Ranks
 from vlatrack.training.state import TrainState, seed_rank
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -141,21 +144,21 @@ def _lead(
     try:
         with SystemSampler(tracked, every_s=prepared.spec.tracking.system_every_s):
             _train(prepared, directory, logbook, resume_from, ranks)
-        _upload_results(directory, tracked)
+        tracked.end("FINISHED")
     except BaseException as error:
         signals.ending = True
         ending = why_it_ended(error, signals, directory, ranks)
-        try:
-            keep_traceback(directory, error)
-            _upload_results(directory, tracked)
-        finally:  # whatever else goes wrong now, the run must not stay RUNNING
-            report = tracked.finish(ending.status, reason=ending.reason)
+        tracked.end(ending.status, ending.reason)
+        keep_traceback(directory, error)
+        _report_results(directory, tracked)
+        report = tracked.close()
         can_resume = bool(list_checkpoints(directory.checkpoints))
         display.stopped(directory.path, ending.status, can_resume, report, ending.reason if ending.foreign else None)
         raise
+    _report_results(directory, tracked)
     display.stage("delivering to the trackers")
-    report = tracked.finish("FINISHED")
-    display.finished(directory.path, report, prepared.spec.action_head.time_horizon)
+    report = tracked.close()
+    display.finished(directory.path, report, head.time_horizon)
 
 
 def _follow(
@@ -234,6 +237,16 @@ def _initial_state(training: Training, identity: Identity, resume_from: Path | N
     stored.check_equal(identity, resume_from)
     load_policy(resume_from, training.policy)
     return load_training(resume_from, training.optimizer, counters, device, rank=ranks.number)
+
+
+def _report_results(directory: RunDirectory, tracked: TrackedRun) -> None:
+    """After the end of the run, which a figure that cannot be drawn does not change."""
+    try:
+        _upload_results(directory, tracked)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        _log.warning("%s: figures and files are not complete (%s)", directory.path, reason)
+        tracked.event("report_failed", {"reason": reason})
 
 
 def _upload_results(directory: RunDirectory, tracked: TrackedRun) -> None:

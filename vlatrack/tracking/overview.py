@@ -6,7 +6,7 @@ from pathlib import Path
 from vlatrack.errors import TrackerError
 from vlatrack.tracking.delivery.report import BackendDelivery, delivery_report, labels_of
 from vlatrack.tracking.journal.history import RunStatus, run_status
-from vlatrack.tracking.journal.journal import Kind, is_being_written, last_record
+from vlatrack.tracking.journal.journal import finish_record, is_being_written, last_record
 from vlatrack.tracking.run_files import RunFiles
 
 
@@ -55,5 +55,5 @@ def _overview(run_dir: Path) -> RunOverview | Unreadable:
 
 def _is_stale(run_dir: Path) -> bool:
     journal = RunFiles(run_dir).journal
-    last = last_record(journal)
-    return last is not None and last.kind != Kind.FINISH and not is_being_written(journal)
+    has_begun = last_record(journal) is not None
+    return has_begun and finish_record(journal) is None and not is_being_written(journal)

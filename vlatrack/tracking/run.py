@@ -15,6 +15,7 @@ from vlatrack.tracking.backends.base import BackendConfig, DatasetInput, Scalar,
 from vlatrack.tracking.backends.registry import backend_label, backends_text, check_backend, notice_of
 from vlatrack.tracking.delivery.report import BackendDelivery, DeliveryReport, delivery_report
 from vlatrack.tracking.delivery.supervisor import DeliveryProcess, end_delivery
+from vlatrack.tracking.delivery.worker import PATIENCE_WITHOUT_TRAINER_S
 from vlatrack.tracking.journal.history import REWOUND, RunStatus, metric_history, run_status
 from vlatrack.tracking.journal.journal import Journal, Kind, last_record
 from vlatrack.tracking.journal.rewind import Rewinds
@@ -32,14 +33,17 @@ __all__ = [
     "run_status",
 ]
 
+FULL_DISK_TIMEOUT_S = 60.0
 _UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _log = logging.getLogger(__name__)
 
 
 class TrackedRun:
-    """One run that is being logged. Nothing here waits for a tracker, except `finish`, which is bounded.
+    """One run that is being logged. Nothing here waits for a tracker, except `close` and `finish`, which are bounded.
 
-    As a context manager it finishes the run: FINISHED, KILLED after Ctrl-C, FAILED after any other exception.
+    `end` says how the training ended; figures and other files may be logged after it, until `close` waits for the
+    trackers. `finish` is both. As a context manager it finishes the run: FINISHED, KILLED after Ctrl-C, FAILED after
+    any other exception.
     """
 
     def __init__(self, files: RunFiles, journal: Journal, backends: Sequence[BackendConfig]) -> None:
@@ -52,6 +56,7 @@ class TrackedRun:
         serves_custom = any(config.kind == "custom" for config in backends)
         self._delivery = DeliveryProcess(files, serves_custom=serves_custom) if backends else None
         self._told: set[str] = set()
+        self._ended = False
         self._report: DeliveryReport | None = None
         self.last_step = 0
         """The training step that was logged last."""
@@ -135,6 +140,7 @@ class TrackedRun:
         `t_ms` is when they were measured in Unix milliseconds, now if None.
 
         What is no number is left out, with one warning for each name; a full disk is counted and reported at the end.
+        After the end of the run nothing is logged, with one warning.
         """
         if type(metrics) is not dict or not all(type(k) is str and type(v) is float for k, v in metrics.items()):
             metrics = self._numbers_of(metrics)
@@ -164,24 +170,46 @@ class TrackedRun:
         """Return when everything logged so far is on the disk."""
         self._journal.sync()
 
+    def end(
+        self,
+        status: Status,
+        reason: str | None = None,
+        t_ms: int | None = None,
+        *,
+        disk_timeout_s: float = FULL_DISK_TIMEOUT_S,
+    ) -> None:
+        """Write at once, and durably, how the run ended; artifacts and events of it may follow until `close`.
+
+        Whatever happens after this, the run has this status. `t_ms` is when it ended in Unix milliseconds, now if None.
+        A full disk is waited for, at most `disk_timeout_s` seconds. A second call changes nothing.
+        """
+        if self._ended:
+            return
+        self._ended = True
+        until = int((time.time() + PATIENCE_WITHOUT_TRAINER_S) * 1000)
+        data = {"status": status, "reason": None if reason is None else redact(reason), "deliver_until_ms": until}
+        self._journal.append(Kind.FINISH, data, t_ms=t_ms, patience_s=disk_timeout_s)
+        self._journal.sync_or_warn()
+
+    def close(self, timeout_s: float = 60) -> DeliveryReport:
+        """Release the journal and wait, at most about `timeout_s` seconds, until the trackers have everything.
+
+        A run without an end is KILLED. A second call changes nothing.
+        """
+        if self._report is None:
+            self.end("KILLED", reason="closed without an end", disk_timeout_s=timeout_s)
+            self._journal.close()
+            if self._delivery is not None:
+                self._delivery.await_end(timeout_s)
+            self._report = delivery_report(self._files.run_dir, self._labels, lost=self._journal.lost)
+        return self._report
+
     def finish(
         self, status: Status, *, reason: str | None = None, timeout_s: float = 60, t_ms: int | None = None
     ) -> DeliveryReport:
-        """Write the end of the run and wait, at most about `timeout_s` seconds, until the trackers have everything.
-
-        `t_ms` is when the run ended in Unix milliseconds, now if None. A second call changes nothing.
-        """
-        if self._report is not None:
-            return self._report
-        until = int((time.time() + timeout_s) * 1000)
-        why = None if reason is None else redact(reason)
-        end = {"status": status, "reason": why, "deliver_until_ms": until}
-        self._journal.append(Kind.FINISH, end, t_ms=t_ms, patience_s=timeout_s)
-        self._journal.close()
-        if self._delivery is not None:
-            self._delivery.await_end(timeout_s)
-        self._report = delivery_report(self._files.run_dir, self._labels, lost=self._journal.lost)
-        return self._report
+        """`end` and `close`; a second call changes nothing."""
+        self.end(status, reason, t_ms, disk_timeout_s=timeout_s)
+        return self.close(timeout_s)
 
     def _numbers_of(self, metrics: Mapping[str, object]) -> dict[str, float]:
         if not isinstance(metrics, Mapping):

@@ -138,7 +138,7 @@ class Destination:
 
     name: str = ""
     """Without secrets; empty: there is but one."""
-    is_makeshift: bool = False
+    is_temporary: bool = False
     """Only until the tracker can be used: what the tracker itself has got need not be written here as well."""
 
 

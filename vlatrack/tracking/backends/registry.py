@@ -82,7 +82,7 @@ def destination_of(config: BackendConfig) -> Destination:
             return Destination(redact(str(server or "the store in the runs folder")))
         case "wandb":
             if resolve_mode(str(options.get("mode") or "auto")) == "offline":
-                return Destination("offline files", is_makeshift=True)
+                return Destination("offline files", is_temporary=True)
             return Destination(redact(os.environ.get("WANDB_BASE_URL", "W&B")))
         case _:
             return ONLY_ONE

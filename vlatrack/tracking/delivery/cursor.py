@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,8 +62,10 @@ class CursorFile:
     def write(self, cursor: Cursor) -> None:
         write_private(self._path, json.dumps(dataclasses.asdict(cursor)))
 
-    def bury(self, rejections: list[Rejection]) -> None:
-        """Append to the dead letters, each with its reason."""
+    def add_dead_letters(self, rejections: Sequence[Rejection]) -> None:
+        """Append what a backend refused for good, each with its reason."""
+        if not rejections:
+            return
         lines = "".join(
             json.dumps({"t_ms": time.time_ns() // 1_000_000, **dataclasses.asdict(rejection)}) + "\n"
             for rejection in rejections

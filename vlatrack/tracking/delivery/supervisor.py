@@ -12,7 +12,7 @@ import time
 
 from vlatrack.errors import TrackerError
 from vlatrack.tracking.backends.custom import environment_for_targets
-from vlatrack.tracking.delivery.worker import COMPLETE, LEFT
+from vlatrack.tracking.delivery.worker import COMPLETE
 from vlatrack.tracking.run_files import RunFiles
 
 GRACE_S = 5.0
@@ -38,9 +38,9 @@ class DeliveryProcess:
         self._watcher.start()
 
     def await_end(self, timeout_s: float) -> None:
-        """Return when everything is delivered, or after about `timeout_s` seconds.
+        """Return when everything is delivered, or after about `timeout_s` seconds: then the process is stopped.
 
-        The process ends by itself when its time is over; if it dies another goes on, if it hangs it is ended.
+        If it dies before that, another goes on.
         """
         give_up = time.monotonic() + timeout_s
         self._finishing.set()
@@ -50,15 +50,14 @@ class DeliveryProcess:
             self._spawn()
 
     def _is_over(self, give_up: float) -> bool:
-        left = max(0.0, give_up - time.monotonic())
         if self._process is None:
-            return left == 0
+            return time.monotonic() >= give_up
         try:
-            return self._process.wait(left + GRACE_S) in (COMPLETE, LEFT) or left == 0
+            code = self._process.wait(max(0.0, give_up - time.monotonic()))
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            stop_worker(self._process)
             return True
+        return code == COMPLETE or time.monotonic() >= give_up
 
     def _watch(self) -> None:
         pause, begun = FIRST_PAUSE_S, time.monotonic()
@@ -75,22 +74,37 @@ class DeliveryProcess:
 
     def _spawn(self) -> None:
         try:
-            log = os.open(self._files.delivery_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-            try:
-                # A session of its own: Ctrl-C in the trainer's terminal does not reach it.
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", "vlatrack.tracking.delivery.worker", str(self._files.run_dir.absolute())],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    env=environment_for_targets(serves_custom=self._serves_custom),
-                    start_new_session=True,
-                )
-            finally:
-                os.close(log)
+            self._process = start_worker(self._files, serves_custom=self._serves_custom)
         except OSError as error:  # no memory, no file handle: training is not to end for that
             self._process = None
             _log.warning("%s: its delivery process cannot be started now (%s)", self._files.run_dir, error)
+
+
+def start_worker(files: RunFiles, *arguments: str, serves_custom: bool) -> "subprocess.Popen[bytes]":
+    """Start a delivery process of this run, in a session of its own: Ctrl-C in the terminal does not reach it."""
+    log = os.open(files.delivery_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "vlatrack.tracking.delivery.worker", str(files.run_dir.absolute()), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment_for_targets(serves_custom=serves_custom),
+            start_new_session=True,
+        )
+    finally:
+        os.close(log)
+
+
+def stop_worker(process: "subprocess.Popen[bytes]") -> None:
+    """Stop a delivery process; its cursors say where the next one goes on."""
+    process.terminate()
+    try:
+        process.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        _log.warning("the delivery process hangs in a tracker's client and is killed")
+        process.kill()
+        process.wait()
 
 
 def end_delivery(files: RunFiles) -> None:

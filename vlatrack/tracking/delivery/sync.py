@@ -1,24 +1,19 @@
 """Delivering what is left of a run whose training is over, and ending runs that died without saying so."""
 
-import logging
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vlatrack.errors import TrackerError
-from vlatrack.tracking.backends.custom import environment_for_targets
-from vlatrack.tracking.delivery import worker as deliver
 from vlatrack.tracking.delivery.report import DeliveryReport, delivery_report, labels_of
-from vlatrack.tracking.delivery.worker import close_as_killed
+from vlatrack.tracking.delivery.supervisor import start_worker, stop_worker
+from vlatrack.tracking.delivery.worker import BUSY, close_as_killed
 from vlatrack.tracking.journal.journal import is_being_written
 from vlatrack.tracking.run_files import RunFiles
 
 PATIENCE_S = 60.0
 """How long a sync goes on while no backend takes anything."""
-_LOOK_S = 0.2
-_log = logging.getLogger(__name__)
+_PROGRESS_INTERVAL_S = 0.2
 
 
 def chosen_backends(run_dir: Path, backend: str | None) -> list[str]:
@@ -58,7 +53,7 @@ def sync_run(
     if not labels:
         close_as_killed(RunFiles(run_dir).journal)
         return delivery_report(run_dir, labels)
-    if _run_delivery(run_dir, labels, patience_s, on_progress) == deliver.BUSY:
+    if _run_delivery(run_dir, labels, patience_s, on_progress) == BUSY:
         raise TrackerError(f"{run_dir}: another process delivers this run (a sync, or the run's own); wait for its end")
     return delivery_report(run_dir, labels)
 
@@ -70,35 +65,16 @@ def _is_named(label: str, backend: str) -> bool:
 def _run_delivery(
     run_dir: Path, labels: Sequence[str], patience_s: float, on_progress: Callable[[DeliveryReport], None] | None
 ) -> int:
-    command = [sys.executable, "-m", "vlatrack.tracking.delivery.worker", str(run_dir.absolute())]
-    environment = environment_for_targets(serves_custom=any(label.startswith("custom-") for label in labels))
-    fd = os.open(RunFiles(run_dir).delivery_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    with os.fdopen(fd, "ab") as log:
-        process = subprocess.Popen(
-            [*command, "--patience", str(patience_s), "--only", *labels],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=environment,
-            start_new_session=True,
-        )
+    arguments = ["--patience", str(patience_s), "--only", *labels]
+    serves_custom = any(label.startswith("custom-") for label in labels)
+    process = start_worker(RunFiles(run_dir), *arguments, serves_custom=serves_custom)
     try:
         while True:
             try:
-                return process.wait(_LOOK_S)
+                return process.wait(_PROGRESS_INTERVAL_S)
             except subprocess.TimeoutExpired:
                 if on_progress is not None:
                     on_progress(delivery_report(run_dir, labels))
     finally:
-        if process.poll() is None:  # interrupted: the cursors say where to go on
-            process.terminate()
-            _end(process)
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    try:
-        process.wait(5)
-    except subprocess.TimeoutExpired:
-        _log.warning("the delivery process hangs in a tracker's client and is ended")
-        process.kill()
-        process.wait()
+        if process.poll() is None:  # interrupted
+            stop_worker(process)

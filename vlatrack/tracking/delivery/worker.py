@@ -1,8 +1,8 @@
 """The delivery process of one run.
 
 Usage: `python -m vlatrack.tracking.delivery.worker RUN_DIR [--patience S] [--only LABEL…]`. It serves every backend
-from its own thread, closes the run as KILLED if the trainer dies, and ends when the finish record is delivered or its
-time is over: as the finish record says, or after `--patience` seconds without progress.
+from its own thread, closes the run as KILLED if the trainer dies, and ends when everything of a run that is over is
+delivered, or when its time is over: after `--patience` seconds without progress, or as `_Patience` says.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 from vlatrack.errors import TrackerError
 from vlatrack.tracking.backends.registry import backend_label, backends_of, connect, destination_of
 from vlatrack.tracking.delivery.tail import Tail
-from vlatrack.tracking.journal.journal import Journal, Kind, is_being_written, last_record
+from vlatrack.tracking.journal.journal import Journal, Kind, finish_record, is_being_written, last_record
 from vlatrack.tracking.privacy import redact
 from vlatrack.tracking.run_files import RunFiles
 
@@ -93,12 +93,12 @@ def _let_training_go_first() -> None:
 
 
 class _PatienceWithProgress:
-    """For a run that is over, whose tails hurry; itself over when no backend has acknowledged anything for so long."""
+    """For a run that is over; lasts until no backend has acknowledged anything for so long."""
 
     def __init__(self, tails: Sequence[Tail], seconds: float) -> None:
         self._tails, self._seconds = tails, seconds
         for tail in tails:
-            tail.hurry()
+            tail.drain()
         self._seen: list[int] = []
         self._at = 0.0
 
@@ -110,35 +110,39 @@ class _PatienceWithProgress:
 
 
 class _Patience:
-    """Lasts while the trainer lives, and then, while the tails hurry, as long as its finish record says. A trainer that
-    died without one is KILLED; on a full disk that is tried again."""
+    """Lasts while the journal is being written, also after the run's end, and then until the trainer, which waits for
+    as long as it was told, stops this process. Where the trainer is gone it lasts some minutes more, and at least as
+    long as the finish record says.
+
+    A trainer that died without a finish record is KILLED; on a full disk that is tried again.
+    """
 
     def __init__(self, journal: Path, tails: Sequence[Tail]) -> None:
         self._journal, self._tails = journal, tails
-        self._died_at: float | None = None
+        self._until: float | None = None
         self._try_at = 0.0
 
     def is_over(self) -> bool:
-        last = last_record(self._journal)
-        assert last is not None, "the journal begins before delivery does"
-        if last.kind == Kind.FINISH:
-            for tail in self._tails:
-                tail.hurry()
-            return time.time() * 1000 > last.data["deliver_until_ms"]
+        now = time.time()
         if is_being_written(self._journal):
+            self._until = now + PATIENCE_WITHOUT_TRAINER_S
             return False
-        now = time.monotonic()
-        self._died_at = self._died_at or now
+        end = finish_record(self._journal)
+        if end is not None:
+            for tail in self._tails:
+                tail.drain()
+            return now > max(self._until or 0.0, end.data["deliver_until_ms"] / 1000)
+        self._until = self._until or now + PATIENCE_WITHOUT_TRAINER_S
         if now >= self._try_at:
             self._try_at = now + FULL_DISK_PAUSE_S
             close_as_killed(self._journal)
-        return now > self._died_at + PATIENCE_WITHOUT_TRAINER_S
+        return now > self._until
 
 
 def close_as_killed(path: Path) -> bool:
     """Write the end of a run whose process is gone without one; whether that was to be done, and could be."""
     last = last_record(path)
-    if last is None or last.kind == Kind.FINISH:
+    if last is None or finish_record(path) is not None:
         return False
     try:
         journal = Journal.open(path, run=last.run, writer="delivery")
@@ -146,8 +150,7 @@ def close_as_killed(path: Path) -> bool:
         _log.info("the run goes on: %s", error)
         return False
     with contextlib.closing(journal):
-        last = last_record(path)
-        if last is None or last.kind == Kind.FINISH:
+        if finish_record(path) is not None:
             return False
         _log.warning("the training process is gone; the run is KILLED")
         until = int((time.time() + PATIENCE_WITHOUT_TRAINER_S) * 1000)

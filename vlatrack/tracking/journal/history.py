@@ -4,18 +4,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlatrack.errors import TrackerError
-from vlatrack.tracking.journal.journal import Kind, is_being_written, last_records, read_records
+from vlatrack.tracking.journal.journal import Kind, finish_record, is_being_written, read_records, records_backwards
 from vlatrack.tracking.run_files import RunFiles
 
 REWOUND = "rewound"
 """Name of the event that marks in the journal which steps a resume goes back over."""
 
-_TAIL_BYTES = 1 << 18
-
 
 @dataclass(frozen=True)
 class RunStatus:
-    """State of a run: RUNNING, FINISHED, FAILED or KILLED; `last_step` is its last logged training step."""
+    """State of a run: RUNNING, FINISHED, FAILED or KILLED; `last_step` is its last logged training step.
+
+    A run that has ended may still be written for a while: figures and other files are logged after its end.
+    """
 
     status: str
     reason: str | None
@@ -47,11 +48,9 @@ def run_status(run_dir: Path) -> RunStatus:
     journal = RunFiles(run_dir).journal
     if not journal.exists():
         raise TrackerError(f"{run_dir}: no run directory (journal.jsonl is missing)")
-    records = last_records(journal, max_bytes=_TAIL_BYTES)
-    step = next((record.step for record in reversed(records) if record.step is not None), None)
-    if records and records[-1].kind == Kind.FINISH:
-        data = records[-1].data
-        return RunStatus(data["status"], data["reason"], step)
+    step = next((record.step for record in records_backwards(journal) if record.step is not None), None)
+    if (end := finish_record(journal)) is not None:
+        return RunStatus(end.data["status"], end.data["reason"], step)
     if is_being_written(journal):
         return RunStatus("RUNNING", None, step)
     return RunStatus("KILLED", "the training process is gone", step)

@@ -90,7 +90,7 @@ class JournalReader:
                 line = file.readline()
                 if not line.endswith(b"\n"):
                     break
-                record = self._decoded(line)
+                record = _decoded(line, self.path, self.offset)
                 if records and record.kind != Kind.METRICS:
                     break
                 records.append(record)
@@ -98,12 +98,6 @@ class JournalReader:
                 if record.kind != Kind.METRICS:
                     break
         return records
-
-    def _decoded(self, line: bytes) -> Record:
-        try:
-            return decode_record(line)
-        except ValueError as error:
-            raise TrackerError(f"{self.path}: byte {self.offset} begins no journal record; remove that line") from error
 
 
 def read_records(path: Path, *, start_offset: int = 0) -> Iterator[Record]:
@@ -113,20 +107,36 @@ def read_records(path: Path, *, start_offset: int = 0) -> Iterator[Record]:
         yield from records
 
 
-def last_record(path: Path) -> Record | None:
-    """The last complete record, found from the end of the file: as fast for a journal of any length."""
-    records = last_records(path, max_bytes=1)
-    return records[-1] if records else None
+def records_backwards(path: Path) -> Iterator[Record]:
+    """The complete records, newest first, read from the end of the file in blocks: as fast for a journal of any length.
 
-
-def last_records(path: Path, *, max_bytes: int) -> list[Record]:
-    """The complete records that begin or end in the last `max_bytes` before the last newline, oldest first."""
+    Raises TrackerError for a damaged line.
+    """
     with path.open("rb") as file:
-        end = _newline_before(file.fileno(), os.fstat(file.fileno()).st_size)
-        if end < 0:
-            return []
-        begin = _newline_before(file.fileno(), max(0, end - max_bytes + 1)) + 1
-    return list(read_records(path, start_offset=begin))
+        fd = file.fileno()
+        end = _newline_before(fd, os.fstat(fd).st_size) + 1
+        while end > 0:
+            begin = _newline_before(fd, max(0, end - _BLOCK)) + 1
+            for line in reversed(os.pread(fd, end - begin, begin).splitlines(keepends=True)):
+                end -= len(line)
+                yield _decoded(line, path, end)
+
+
+def last_record(path: Path) -> Record | None:
+    """The last complete record; None for an empty journal."""
+    return next(records_backwards(path), None)
+
+
+def finish_record(path: Path) -> Record | None:
+    """The finish record that ended the run, which artifacts and events may follow; None while the run goes on, after a
+    later start, and if the training process died without one."""
+    for record in records_backwards(path):
+        match record.kind:
+            case Kind.FINISH:
+                return record
+            case Kind.START | Kind.METRICS:
+                return None
+    return None
 
 
 def record_ending_at(path: Path, offset: int) -> Record | None:
@@ -136,6 +146,13 @@ def record_ending_at(path: Path, offset: int) -> Record | None:
             return None
         begin = _newline_before(file.fileno(), offset - 1) + 1
     return JournalReader(path, offset=begin).read(1)[0]
+
+
+def _decoded(line: bytes, path: Path, offset: int) -> Record:
+    try:
+        return decode_record(line)
+    except ValueError as error:
+        raise TrackerError(f"{path}: byte {offset} begins no journal record; remove that line") from error
 
 
 def is_being_written(path: Path) -> bool:
@@ -152,7 +169,8 @@ class Journal:
     """The one writer of a journal file, thread-safe; an exclusive lock keeps every other writer away.
 
     A background thread calls fdatasync once a second, so that logging never waits for the disk. A forked child
-    loses the file: its records would break the sequence.
+    loses the file: its records would break the sequence. Metrics that come after a finish record are refused: the run
+    has ended, and only artifacts and events of it may follow.
     """
 
     def __init__(self, path: Path, fd: int, *, run: str, writer: str) -> None:
@@ -160,12 +178,13 @@ class Journal:
         self.path = path
         self.lost = 0
         """Records that could not be written (a full disk); their sequence numbers are given to later records."""
-        self._warned = False
+        self._warned: set[str] = set()
         self._fd = fd
         os.ftruncate(fd, _newline_before(fd, os.fstat(fd).st_size) + 1)
         last = last_record(path)
         self._next_seq = 0 if last is None else last.seq + 1
         self._synced_seq = self._next_seq
+        self._ended = finish_record(path) is not None
         self._head = f'{{"v":{VERSION},"run":{json.dumps(run)},"writer":{json.dumps(writer)},"seq":'
         self._lock = threading.Lock()
         self._closing = threading.Event()
@@ -196,7 +215,8 @@ class Journal:
         t_ms: int | None = None,
         patience_s: float = 0.0,
     ) -> int | None:
-        """Write one record and return its sequence number, or None if the disk did not take it (counted in `lost`).
+        """Write one record and return its sequence number; None if the disk did not take it (counted in `lost`), or if
+        it is of metrics and the run has ended.
 
         `data` holds JSON values and numbers of numpy or torch (0-dimensional). Raises TypeError for others.
         `t_ms` is when it happened in Unix milliseconds, now if None. While the disk is full, a record that must not
@@ -209,11 +229,20 @@ class Journal:
         rest = f'"kind":"{kind}","step":{"null" if step is None else int(step)},"data":{body}}}\n'
         happened = time.time_ns() // 1_000_000 if t_ms is None else t_ms
         give_up = time.monotonic() + patience_s
-        while (seq := self._append_line(f'"t_ms":{happened},{rest}')) is None and time.monotonic() < give_up:
+        while True:
+            with self._lock:  # a thread that samples metrics must not come between the check and the line
+                if self._ended and kind == Kind.METRICS:
+                    self._warn_once("metrics that come after the end of the run are not logged")
+                    return None
+                seq = self._append_line(f'"t_ms":{happened},{rest}')
+                if seq is not None and kind in (Kind.START, Kind.FINISH):
+                    self._ended = kind == Kind.FINISH
+            if seq is not None:
+                return seq
+            if time.monotonic() >= give_up:
+                self.lost += 1
+                return None
             time.sleep(_FULL_DISK_PAUSE_S)
-        if seq is None:
-            self.lost += 1
-        return seq
 
     def sync(self) -> None:
         """Return when everything written so far is on the disk (fdatasync)."""
@@ -227,18 +256,17 @@ class Journal:
             return
         self._closing.set()
         self._syncing.join()
-        self._sync_or_warn()
+        self.sync_or_warn()
         os.close(self._fd)
         self._fd = -1
 
     def _append_line(self, rest: str) -> int | None:
-        with self._lock:
-            seq = self._next_seq
-            # Counted first: if a signal handler raises around the write, a number is left out, never used twice.
-            self._next_seq = seq + 1
-            if not self._write(f"{self._head}{seq},{rest}".encode()):
-                self._next_seq = seq
-                return None
+        seq = self._next_seq
+        # Counted first: if a signal handler raises around the write, a number is left out, never used twice.
+        self._next_seq = seq + 1
+        if not self._write(f"{self._head}{seq},{rest}".encode()):
+            self._next_seq = seq
+            return None
         return seq
 
     def _write(self, line: bytes) -> bool:
@@ -248,19 +276,23 @@ class Journal:
                 os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
                 raise OSError("disk full")
         except OSError as error:
-            if not self._warned:
-                why = "it is closed" if self._closing.is_set() else error
-                _log.warning("%s: cannot be written (%s); training goes on, records are lost", self.path, why)
-            self._warned = True
+            why = "it is closed" if self._closing.is_set() else error
+            self._warn_once("cannot be written; training goes on, records are lost", why)
             return False
         return True
+
+    def _warn_once(self, what: str, why: object = None) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            _log.warning("%s: %s%s", self.path, what, "" if why is None else f" ({why})")
 
     def _sync_each_second(self) -> None:
         while not self._closing.wait(SYNC_INTERVAL_S):
             if self._next_seq != self._synced_seq:
-                self._sync_or_warn()
+                self.sync_or_warn()
 
-    def _sync_or_warn(self) -> None:
+    def sync_or_warn(self) -> None:
+        """`sync`, with a warning where the disk refuses."""
         try:
             self.sync()
         except OSError as error:
