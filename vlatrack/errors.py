@@ -29,6 +29,14 @@ class LossError(VlatrackError):
     """A loss term cannot be used: its name is taken, or what it returns is no loss."""
 
 
+class TrainingError(VlatrackError):
+    """A training cannot go on."""
+
+
+class NonFiniteError(TrainingError):
+    """A loss or gradient is not finite; every process of a training notices it at the same step."""
+
+
 class TrackerError(VlatrackError):
     """A tracker backend cannot be used."""
 

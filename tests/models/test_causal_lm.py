@@ -18,13 +18,13 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from vlatrack.models.losses.sums import LossWeights, documented_losses
 
 from vlatrack.errors import CheckpointError, SpecError
 from vlatrack.models.attention import attention_mask
 from vlatrack.models.backbones.base import BackboneSource
 from vlatrack.models.backbones.causal_lm.backbone import CausalLMFactory
 from vlatrack.models.heads.action_head import ActionHead
-from vlatrack.models.losses.sums import LossWeights, documented_losses
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.tokens.batch import collate
 from vlatrack.tokens.bins import Bins, decode_ids

@@ -1,13 +1,13 @@
 import pytest
 import torch
 from accelerate import Accelerator
+from vlatrack.training.ranks import Ranks
 
 from vlatrack.metrics.schema import MetricSchema
 from vlatrack.tokens.batch import collate
 from vlatrack.tokens.layout import TokenLayout
 from vlatrack.training.gradient_share import gradient_shares
 from vlatrack.training.optimisation import adamw, optimise
-from vlatrack.training.ranks import Ranks
 
 LAYOUT = TokenLayout()
 

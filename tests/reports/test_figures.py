@@ -53,7 +53,7 @@ def test_every_step_of_a_chunk_has_a_panel_with_x_and_plain_step(
     assert drawn["losses"] == ["closs", "loss_ct", "z_loss", "loss"]
     assert drawn["action_dimensions"] == drawn["head_dimensions"] == ["dimension 0", "dimension 1"]
     assert drawn["optimisation"][:2] == ["grad_norm", "lr"]
-    assert "memory_mb" in drawn["optimisation"]
+    assert "memory_mib" in drawn["optimisation"]
 
 
 def test_figures_of_a_journal_are_images_with_a_line_for_each_split(tmp_path: Path) -> None:

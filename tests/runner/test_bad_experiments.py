@@ -63,15 +63,15 @@ def test_keys_are_hidden_in_the_manifest_that_trackers_get(tmp_path, monkeypatch
 def test_more_processes_than_gpus_are_refused(monkeypatch) -> None:
     import torch
 
-    from vlatrack.builders import check_ranks
-    from vlatrack.training.ranks import Ranks
+    from vlatrack.builders import check_processes
+    from vlatrack.training.process_group import ProcessGroup
 
-    ranks = Ranks()
-    ranks.count = ranks.count_here = 2
+    group = ProcessGroup()
+    group.world_size = group.local_world_size = 2
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(VlatrackError, match=r"train\.device: auto, but torch sees 1 GPUs for 2 processes here"):
-        check_ranks(load_spec(TOY, ["train.device=auto"]), ranks)
-    check_ranks(load_spec(TOY, ["train.device=cpu"]), ranks)
+        check_processes(load_spec(TOY, ["train.device=auto"]), group)
+    check_processes(load_spec(TOY, ["train.device=cpu"]), group)
 
 
 def test_resuming_what_is_no_run_is_refused(tmp_path) -> None:
@@ -87,8 +87,9 @@ def test_a_checkpoint_of_another_geometry_is_refused(tmp_path) -> None:
     state = load_file(weights)
     state["action_head.queries"] = state["action_head.queries"][:-1].clone()
     save_file(state, weights)
-    from vlatrack.builders import build_policy, new_backbone
     from vlatrack.training.checkpoint.files import load_policy
+
+    from vlatrack.builders import build_policy, new_backbone
 
     with pytest.raises(VlatrackError, match="another geometry than this experiment"):
         load_policy(weights.parent, build_policy(run.spec(), new_backbone(run.spec())))

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from program import TOY, Program
+from program import TOY, Program, finish_of
 from safetensors.numpy import load_file
 
-SPEED = ("samples_per_s", "tokens_per_s", "step_time_s", "data_wait_s", "memory_mb")
-# 81 samples in batches of 8, two in a step: the last step has one row, which leaves the second rank without any.
+SPEED = ("samples_per_s", "tokens_per_s", "step_time_s", "data_wait_s", "memory_mib")
+# 81 samples in steps of 16: the last step has one row, which leaves the second rank without any.
 SMALL = (TOY, "data.sample_every=3", "tracking.log_every=2", "tracking.system_every_s=null")
 NO_DROPOUT = (*SMALL, "backbone.residual_dropout=0", "action_head.dropout=0", "loss.image_token_weight=0.5")
 EVERY_5 = ("train.checkpoint.every_steps=5", "train.checkpoint.keep_last=99")
@@ -62,12 +62,6 @@ def _distance(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float
     return float(np.sqrt(difference / sum(float(np.square(value).sum()) for value in one.values())))
 
 
-def _finish(run: Path) -> dict:
-    last = _records(run)[-1]
-    assert last["kind"] == "finish"
-    return last["data"]
-
-
 def test_two_processes_log_the_numbers_of_one(one_and_two) -> None:
     one, two = map(_metrics, one_and_two)
     assert [step for step, _ in one] == [step for step, _ in two]
@@ -89,7 +83,7 @@ def test_the_first_process_alone_writes_and_says_how_many_there_were(one_and_two
     records = _records(two)
     assert [record["seq"] for record in records] == list(range(len(records)))
     assert [record["kind"] for record in records].count("start") == 1
-    assert _finish(two)["status"] == "FINISHED"
+    assert finish_of(two)["status"] == "FINISHED"
     processes = [json.loads((run / "manifest.json").read_text())["processes"] for run in one_and_two]
     assert processes == [1, 2]
 
@@ -115,7 +109,7 @@ def test_a_mistake_is_told_once_and_nothing_is_left(program: Program) -> None:
 def test_a_rank_that_breaks_ends_the_run_as_failed_with_its_reason(program: Program, how: str, reason: str) -> None:
     done = program.run_many("run", TOY, "train.epochs=500", script=BREAKING, BREAK=how)
     assert done.returncode == 1
-    assert _finish(program.only_run()) | {"deliver_until_ms": 0} == {
+    assert finish_of(program.only_run()) | {"deliver_until_ms": 0} == {
         "status": "FAILED",
         "reason": reason,
         "deliver_until_ms": 0,
@@ -129,7 +123,7 @@ def test_a_rank_that_breaks_ends_the_run_as_failed_with_its_reason(program: Prog
 @pytest.mark.slow
 def test_of_three_ranks_the_one_that_died_is_named(program: Program) -> None:
     program.run_many("run", TOY, "train.epochs=500", processes=3, script=BREAKING, BREAK="2:kill")
-    finish = _finish(program.only_run())
+    finish = finish_of(program.only_run())
     assert (finish["status"], finish["reason"]) == (
         "FAILED",
         "rank 2 is gone without a word: killed, or out of memory",
@@ -148,7 +142,7 @@ def test_torchrun_told_to_stop_ends_the_run_as_killed(program: Program, number: 
             break
     process.send_signal(number)
     process.communicate(timeout=60)
-    finish = _finish(program.only_run())
+    finish = finish_of(program.only_run())
     assert (finish["status"], finish["reason"]) == ("KILLED", reason)
 
 
@@ -187,7 +181,7 @@ def test_two_processes_evaluate_a_checkpoint_as_one_does(one_and_two, program: P
         done = start("evaluate", run, "--checkpoint", "last")
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("val_ind") >= 1
-        (report,) = (run / "report").glob("evaluation-*.json")
+        (report,) = (run / "evaluation").glob("step-*.json")
         measured.append(json.loads(report.read_text()))
         report.unlink()
     assert measured[1].pop("checkpoint") == measured[0].pop("checkpoint")

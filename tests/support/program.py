@@ -1,9 +1,11 @@
 """The program as a real process on a toy dataset."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from launching import end_family, torchrun
 
@@ -72,3 +74,9 @@ class Program:
 def _outcome(process: "subprocess.Popen[str]") -> "subprocess.CompletedProcess[str]":
     out, err = process.communicate(timeout=150)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def finish_of(run: Path) -> dict[str, Any]:
+    """How the run ended, as its journal says: the data of its last finish record."""
+    records = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
+    return [record["data"] for record in records if record["kind"] == "finish"][-1]

@@ -63,6 +63,6 @@ def test_a_training_continued_from_earlier_checkpoints_is_the_same_run_everywher
     assert steps == sorted(set(steps))
     # Two records of one millisecond may hold the same epoch: MLflow keeps that once.
     assert set(mlflow_rows(run)) == set(wandb_rows(wandb_server, f"{run.parent.name}-{run.name}"))
-    assert {"system/cpu_percent", "system/memory_percent", "system/process_memory_mb"} <= stored.data.metrics.keys()
+    assert {"system/cpu_percent", "system/memory_percent", "system/process_memory_mib"} <= stored.data.metrics.keys()
     assert sorted(output.step for output in stored.outputs.model_outputs) == [4, 8, 8, 10, 10, 10]
     assert {i.tags[0].value for i in stored.inputs.dataset_inputs} == {"train", "val_ind", "val_ood"}

@@ -16,8 +16,8 @@ def test_samples_stand_at_the_step_that_was_logged_last(run_dir: Path, eventuall
         eventually(lambda: "system/cpu_percent" in metric_history(run_dir / "journal.jsonl"), 20)
     run.finish("FINISHED")
     history = metric_history(run_dir / "journal.jsonl")
-    assert [step for step, _ in history["system/process_memory_mb"]] == [7]
-    assert history["system/process_memory_mb"][0][1] > 10
+    assert [step for step, _ in history["system/process_memory_mib"]] == [7]
+    assert history["system/process_memory_mib"][0][1] > 10
     assert 0 < history["system/memory_percent"][0][1] <= 100
 
 
@@ -29,8 +29,8 @@ def test_every_measurement_is_declared() -> None:
 def test_what_a_gpu_does_not_tell_is_left_out() -> None:
     assert gpu_metrics("37, 10240, 251.3\n0, 5, [N/A]\n") == {
         "system/gpu_0_percent": 37.0,
-        "system/gpu_0_memory_mb": 10240.0,
+        "system/gpu_0_memory_mib": 10240.0,
         "system/gpu_0_power_w": 251.3,
         "system/gpu_1_percent": 0.0,
-        "system/gpu_1_memory_mb": 5.0,
+        "system/gpu_1_memory_mib": 5.0,
     }

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from vlatrack.metrics.states import MetricStates
-from vlatrack.training.process_group import GroupRanks
-from vlatrack.training.ranks import RankLostError
+from vlatrack.training.process_group import RankLostError
+from vlatrack.training.torch_process_group import TorchProcessGroup
 
-ranks = GroupRanks.join()
-first = ranks.is_first
+group = TorchProcessGroup.join()
+first = group.is_main_process
 out = Path(sys.argv[1])
 
 measured = (
@@ -26,39 +26,41 @@ shared, single, unused = (nn.Parameter(torch.zeros(3)) for _ in range(3))
 shared.grad = torch.full((3,), 1.0 if first else 2.0)
 if not first:
     single.grad = torch.full((3,), 5.0)
-ranks.sum_gradients([shared, single, unused])
+group.all_reduce_gradients([shared, single, unused])
 
 layer = nn.Linear(2, 2)
 nn.init.constant_(layer.weight, 1.0 if first else 2.0)
-ranks.copy_weights(layer)
+group.broadcast_weights(layer)
 
-states = {"both": (torch.tensor([[0.0], [1.0 if first else 4.0]]), 1)}
-if not first:
-    states["second"] = torch.tensor(2.0), 3
+# The first rank has had no action rows yet: its states lack the name that the other has.
+states = {"closs": (torch.tensor(1.0 if first else 4.0), 2.0)} | ({} if first else {"head": (torch.ones(2, 1), 3.0)})
 
 order = []
-with ranks.first_before_others():
+with group.main_process_first():
     if not first:
         order.append((out / "first was here").exists())
     (out / "first was here").touch()
 
 result = {
-    "combined": ranks.combine(measured, rules),
-    "gathered": ranks.gather(ranks.number),
-    "from_first": ranks.from_first(f"of {ranks.number}"),
-    "total": ranks.total([1, ranks.number]),
-    "total_sums": {k: [s.total.tolist(), s.count.item()] for k, s in ranks.total_sums(MetricStates.of(states)).items()},
-    "share": ranks.share([1, 2, 3]),
-    "share_of_one": ranks.share([1]),
+    "combined": group.combine(measured, rules),
+    "gathered": group.all_gather(group.rank),
+    "broadcast": group.broadcast(f"of {group.rank}"),
+    "total": group.sum([1, group.rank]),
+    "states": {
+        name: [state.total.tolist(), state.count.tolist()]
+        for name, state in group.sum_states(MetricStates.of(states)).items()
+    },
+    "share": group.shard([1, 2, 3]),
+    "share_of_one": group.shard([1]),
     "gradients": [None if p.grad is None else p.grad.tolist() for p in (shared, single, unused)],
     "weight": layer.weight.unique().tolist(),
     "second_found_first": order,
-    "gone": ranks.gone(),
+    "gone": group.lost_ranks(),
 }
-(out / f"{ranks.number}.json").write_text(json.dumps(result))
+(out / f"{group.rank}.json").write_text(json.dumps(result))
 if not first:
     try:
-        ranks.total([1.0])
+        group.sum([1.0])
     except RankLostError as error:
         (out / "lost.txt").write_text(str(error))
-ranks.leave(failed=not first)
+group.leave(failed=not first)

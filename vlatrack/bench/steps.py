@@ -11,6 +11,7 @@ import random
 import statistics
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import psutil
 
 from vlatrack import builders
 from vlatrack.bench.tracking import local_mlflow
+from vlatrack.builders import Experiment
 from vlatrack.data.cache import CodeCache
 from vlatrack.errors import MissingPackageError, TrackerError
 from vlatrack.metrics.schema import TRAIN, MetricSchema
@@ -31,8 +33,10 @@ from vlatrack.tracking.delivery.report import delivery_report, labels_of
 from vlatrack.tracking.run import TrackedRun
 from vlatrack.tracking.run_files import RunFiles
 from vlatrack.tracking.system import Machine
+from vlatrack.training.callback import Callback
+from vlatrack.training.interruption import Interruption
 from vlatrack.training.loop import Training
-from vlatrack.training.ranks import Ranks
+from vlatrack.training.process_group import ProcessGroup
 from vlatrack.training.state import TrainState
 
 RECORDS_PER_BLOCK = 6
@@ -91,9 +95,7 @@ def measure_step_time(experiment: Path, runs: Path, pairs: int) -> StepTime:
     total = steps * (_WARM_UP_BLOCKS + 2 * pairs)
     spec = load_spec(experiment, [f"train.max_steps={total}", f"train.epochs={total}"])
     directory = RunDirectory.create(runs, spec)
-    training, state = _build(spec, directory)
     backends = _backends(runs)
-    schema = builders.build_schema(spec)
     with TrackedRun.start(
         directory.path,
         uid=directory.uid,
@@ -104,27 +106,35 @@ def measure_step_time(experiment: Path, runs: Path, pairs: int) -> StepTime:
         tags={},
     ) as tracked:
         delivery = _Delivery(directory.path)
-        observer = _TakingTurns(tracked, delivery, schema, spec.tracking, steps)
+        turns = _TakingTurns(tracked, delivery, builders.build_schema(spec), spec.tracking, steps)
         try:
-            training.run(state, observer)
+            _build(spec, directory, turns).run(TrainState(), _NoCheckpoints(), lambda state: {})
         finally:
             delivery.go_on()
     trackers = tuple(config.kind for config in backends)
-    return StepTime(trackers, steps, tuple(observer.on_s), tuple(observer.off_s), observer.delivery_cpu_s)
+    return StepTime(trackers, steps, tuple(turns.on_s), tuple(turns.off_s), turns.delivery_cpu_s)
 
 
-def _build(spec: ExperimentSpec, directory: RunDirectory) -> tuple[Training, TrainState]:
-    splits = builders.open_splits(spec)
-    splits = {TRAIN: splits[TRAIN]}  # steps are measured, not evaluations
-    ranges = builders.value_ranges(spec, splits[TRAIN])
-    accelerator, backbone = builders.build_accelerator(spec), builders.new_backbone(spec)
-    policy = builders.build_policy(spec, backbone)
-    encoding = builders.build_encoding(
-        spec, splits, ranges, backbone, policy.layout, directory.tokenizer, accelerator.device
-    )
-    samples = builders.build_samples(spec, splits, encoding, CodeCache(directory.code_cache))
-    training = builders.build_training(spec, policy, samples[TRAIN], accelerator, Ranks())
-    return training, TrainState.fresh()
+def _build(spec: ExperimentSpec, directory: RunDirectory, callback: Callback) -> Training:
+    spec = spec.model_copy(update={"data": spec.data.model_copy(update={"val_ind": None, "val_ood": None})})
+    experiment, group = Experiment.new(spec), ProcessGroup()
+    accelerator = builders.build_accelerator(spec)
+    policy = experiment.policy(accelerator.device)
+    encoding = experiment.encoding(policy.layout, directory.tokenizer, accelerator.device)
+    samples = experiment.samples(encoding, CodeCache(directory.code_cache))
+    return experiment.training(policy, samples[TRAIN], accelerator, group, Interruption(group), [callback])
+
+
+class _NoCheckpoints:
+    """Steps are measured; what a checkpoint costs is no part of them."""
+
+    last_name = None
+
+    def save(self, state: TrainState) -> None:
+        """Saves nothing."""
+
+    def restore_last(self) -> TrainState:
+        raise AssertionError("a benchmark halts where a step is not finite")
 
 
 def _backends(runs: Path) -> list[BackendConfig]:
@@ -180,8 +190,8 @@ class _Delivery:
         return [process, *process.children(recursive=True)]
 
 
-class _TakingTurns:
-    """Observes a training (`vlatrack.training.loop.Observer`), switches tracking on and off and takes the times.
+class _TakingTurns(Callback):
+    """Switches tracking on and off while a training goes on, and takes the times.
 
     After the blocks of the start come pairs, on before off and off before on by turns: a slow drift favours neither.
     """
@@ -199,20 +209,16 @@ class _TakingTurns:
         self.delivery_cpu_s = 0.0
         self._begin = time.perf_counter()
 
-    def on_record(self, state: TrainState, metrics: dict[str, float]) -> None:
+    def on_log(self, state: TrainState, metrics: Mapping[str, float]) -> None:
         if self._is_on:
-            named = {f"{TRAIN}_{name}": value for name, value in metrics.items()}
-            self._schema.check(named)
-            self._tracked.log({**named, "epoch": float(state.epoch)}, step=state.step)
+            self._schema.check(metrics)
+            self._tracked.log(metrics, step=state.step)
 
     def on_step(self, state: TrainState) -> None:
         if self._is_on:
             self._system.record_if_due()
         if state.step % self._steps == 0:
             self._end_block()
-
-    def on_epoch(self, state: TrainState, metrics: dict[str, float]) -> None:
-        """Evaluations and checkpoints are no part of a step."""
 
     def _end_block(self) -> None:
         if self._is_on:

@@ -37,13 +37,15 @@ def import_logs(
     prepare_process()
     from vlatrack.importers.run_import import import_run
     from vlatrack.runner.backends import backends_of_yaml
+    from vlatrack.training.callback import RunEnd
 
     configs = backends_of_yaml(backends)
     with TerminalDisplay() as display:
         done = import_run(paths, name=name, runs=runs, backends=configs, steps_per_epoch=steps_per_epoch)
         for notice in done.notices:
-            display.notice(notice)
+            display.on_warning(notice)
         if done.delivery is None:
-            display.notice(f"{done.directory}: imported and delivered already")
+            display.on_warning(f"{done.directory}: imported and delivered already")
         else:
-            display.finished(done.directory, done.delivery, done.horizon)
+            end = RunEnd(done.directory, "FINISHED", horizon=done.horizon, backends=done.delivery.backends)
+            display.on_run_end(end)

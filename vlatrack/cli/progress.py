@@ -3,6 +3,7 @@
 import logging
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -11,9 +12,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from vlatrack.training.callback import Callback, EpochResults, RunEnd
+
 if TYPE_CHECKING:
     from vlatrack.runner.evaluate import Evaluation
-    from vlatrack.tracking.run import DeliveryReport
+    from vlatrack.training.state import TrainState
 
 _ON_BAR = ("closs", "loss_ct", "z_loss", "l1_loss_action")
 
@@ -30,8 +33,8 @@ def prepare_process() -> None:
     warnings.filterwarnings("ignore", module="torch.optim.lr_scheduler")
 
 
-class TerminalDisplay:
-    """Draws a run's progress (a ``vlatrack.runner.display.Display``) with rich."""
+class TerminalDisplay(Callback):
+    """Draws a run's progress with rich."""
 
     def __init__(self, *, shown: bool = True) -> None:
         """`shown`: of several processes of one run, one draws."""
@@ -46,6 +49,7 @@ class TerminalDisplay:
             disable=not self._console.is_terminal,  # a log file gets the lines alone
         )
         self._tasks: dict[str, TaskID] = {}
+        self._total_steps, self._epochs = 0, 0
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -56,70 +60,81 @@ class TerminalDisplay:
     ) -> None:
         self._progress.stop()
 
-    # --- the runner's events -----------------------------------------------------------------------
+    # --- what a run tells ---------------------------------------------------------------------------
 
-    def started(self, directory: Path) -> None:
+    def on_run_start(self, directory: Path) -> None:
         self._say(f"run {directory}")
 
-    def stage(self, text: str) -> None:
+    def on_warning(self, text: str) -> None:
+        self._say(text)
+
+    def on_stage(self, text: str) -> None:
         self._console.print(f"[dim]{text} …[/dim]")
 
-    def encoding(self, split: str, done: int, total: int) -> None:
+    def on_encode(self, split: str, done: int, total: int) -> None:
         self._advance(f"encoding {split}", done, total)
 
-    def training(self, step: int, total: int) -> None:
-        self._advance("training", step, total)
+    def on_resume(self, state: "TrainState", checkpoint: Path, changes: tuple[str, ...]) -> None:
+        self._say(f"resuming from {checkpoint.name}{' with ' if changes else ''}{'; '.join(changes)}")
 
-    def losses(self, metrics: dict[str, float]) -> None:
-        if "train_closs" in metrics and "training" in self._tasks:
-            self._progress.update(self._tasks["training"], losses=_line("train", metrics))
+    def on_train_start(self, state: "TrainState", total_steps: int, epochs: int) -> None:
+        self._total_steps, self._epochs = total_steps, epochs
+        self._advance("training", state.step, total_steps)
 
-    def epoch(self, number: int, total: int, metrics: dict[str, float]) -> None:
-        splits = [split for split in ("train", "val_ind", "val_ood") if f"{split}_closs" in metrics]
-        for position, split in enumerate(splits):
-            head = f"epoch {number}/{total}" if position == 0 else ""
-            self._say(f"{head:<12} {split:<8} {_line(split, metrics)}")
+    def on_step(self, state: "TrainState") -> None:
+        self._advance("training", state.step, self._total_steps)
 
-    def finished(self, directory: Path, delivery: "DeliveryReport", horizon: int) -> None:
+    def on_log(self, state: "TrainState", metrics: Mapping[str, float]) -> None:
+        named = {name.removeprefix("train_"): value for name, value in metrics.items()}
+        self._progress.update(self._tasks["training"], losses=_line(named))
+
+    def on_epoch(self, state: "TrainState", results: EpochResults) -> None:
+        for position, (split, result) in enumerate(results.items()):
+            head = f"epoch {state.epoch}/{self._epochs}" if position == 0 else ""
+            self._say(f"{head:<12} {split:<8} {_line(result.metrics)}")
+
+    def on_non_finite(self, step: int, reason: str) -> None:
+        self._say(f"{reason}; the step was not taken")
+
+    def on_rollback(self, state: "TrainState", from_step: int) -> None:
+        self._say(f"back from step {from_step} to the checkpoint of step {state.step}")
+
+    def on_run_end(self, end: RunEnd) -> None:
+        self._progress.stop()
+        if end.status == "FINISHED":
+            self._show_results(end)
+            return
+        self._name_the_undelivered(end)
+        remedy = f" · continue it: vlatrack run --resume {end.directory}" if end.resumable else ""
+        why = f" · {end.reason}" if end.reason is not None else ""
+        self._say(f"{end.status} {end.directory}{why}{remedy}")
+
+    def _show_results(self, end: RunEnd) -> None:
         from vlatrack.reports.epoch_log import read_epoch_logs
         from vlatrack.reports.summary import first_last_table, render_summary
 
-        self._progress.stop()
-        if logs := read_epoch_logs(directory):
-            self._console.print(render_summary(first_last_table(logs, horizon=horizon)))
-        self._say(f"figures     {directory / 'report'}")
-        for backend in delivery.backends:
+        if logs := read_epoch_logs(end.directory):
+            self._console.print(render_summary(first_last_table(logs, horizon=end.horizon)))
+        self._say(f"figures     {end.directory / 'report'}")
+        for backend in end.backends:
             state = "INCOMPLETE" if backend.undelivered or backend.dead_letters else "complete"
             self._say(f"{backend.label:<11} {state}, {backend.delivered} records; {backend.look or ''}")
             if backend.error:
                 self._say(f"            {backend.error}")
-        where = str(directory / "report")
-        if any(backend.label.startswith("mlflow") for backend in delivery.backends):
-            folder = directory.parent.parent
-            where = "vlatrack ui" if folder == Path("runs") else f"vlatrack ui --runs {folder}"
-        self._say(f"FINISHED {directory} · look at it: {where}")
-        self._name_the_undelivered(directory, delivery)
+        where = str(end.directory / "report")
+        if any(backend.label.startswith("mlflow") for backend in end.backends):
+            folder = end.directory.parent.parent
+            where = "vlatrack ui" if folder == Path("runs").absolute() else f"vlatrack ui --runs {folder}"
+        self._say(f"FINISHED {end.directory} · look at it: {where}")
+        self._name_the_undelivered(end)
 
-    def stopped(
-        self, directory: Path, status: str, can_resume: bool, delivery: "DeliveryReport", reason: str | None
-    ) -> None:
-        self._progress.stop()
-        self._name_the_undelivered(directory, delivery)
-        remedy = f" · continue it: vlatrack run --resume {directory}" if can_resume else ""
-        why = f" · {reason}" if reason is not None else ""
-        self._say(f"{status} {directory}{why}{remedy}")
-
-    def _name_the_undelivered(self, directory: Path, delivery: "DeliveryReport") -> None:
-        left = {backend.label: backend.undelivered for backend in delivery.backends if backend.undelivered}
+    def _name_the_undelivered(self, end: RunEnd) -> None:
+        left = {backend.label: backend.undelivered for backend in end.backends if backend.undelivered}
         if left:
             where = ", ".join(left)
             self._say(
-                f"{max(left.values())} records not delivered to {where}; `vlatrack sync {directory}` delivers them"
+                f"{max(left.values())} records not delivered to {where}; `vlatrack sync {end.directory}` delivers them"
             )
-
-    def notice(self, text: str) -> None:
-        """One line that a person should know of."""
-        self._say(text)
 
     def _say(self, text: str) -> None:
         """One line, however narrow the terminal: paths stay whole for copying."""
@@ -148,6 +163,6 @@ class TerminalDisplay:
         self._progress.update(self._tasks[name], completed=done, total=total)
 
 
-def _line(split: str, metrics: dict[str, float]) -> str:
-    shown = ((name, metrics.get(f"{split}_{name}")) for name in _ON_BAR)
+def _line(metrics: Mapping[str, float]) -> str:
+    shown = ((name, metrics.get(name)) for name in _ON_BAR)
     return "  ".join(f"{name} {value:.4f}" for name, value in shown if value is not None)

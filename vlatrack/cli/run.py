@@ -9,17 +9,20 @@ from vlatrack.errors import SpecError
 
 
 def run(
-    file: Annotated[
-        Path | None, typer.Argument(metavar="FILE", help="The experiment's YAML file.", show_default=False)
-    ] = None,
-    overrides: Annotated[
+    words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Changes to the file, such as optim.lr=1e-5.", show_default=False),
+        typer.Argument(
+            metavar="[FILE] [KEY=VALUE]...",
+            help="The experiment's YAML file (without it with --resume), and changes to it, such as optim.lr=1e-5.",
+            show_default=False,
+        ),
     ] = None,
     runs: Annotated[Path, typer.Option(help="Folder that holds all runs and the MLflow store.")] = Path("runs"),
     resume: Annotated[
-        Path | None,
-        typer.Option(metavar="RUN", help="Continue this run directory from a checkpoint.", show_default=False),
+        str | None,
+        typer.Option(
+            metavar="RUN", help="Continue this run directory, or the latest one, from a checkpoint.", show_default=False
+        ),
     ] = None,
     checkpoint: Annotated[
         str, typer.Option(help="With --resume: last, best, or a folder's name such as step-00000120.")
@@ -27,7 +30,8 @@ def run(
 ) -> None:
     """Train, evaluate and track an experiment.
 
-    Everything it makes lies in runs/<experiment>/<run-id>/; the numbers go to the trackers while it trains.
+    Everything it makes lies in runs/<experiment>/<run-id>/; the numbers go to the trackers while it trains. Ctrl-C and
+    SIGTERM save a checkpoint and end the run, SIGUSR1 saves one and goes on.
 
     Examples:
 
@@ -35,14 +39,23 @@ def run(
 
     [bold]vlatrack run experiments/quickstart.yaml train.epochs=2 loss.z_loss_weight=1e-4[/bold]
 
-    [bold]vlatrack run --resume runs/metaworld-quickstart/20260101-120000-ab12[/bold]
+    [bold]vlatrack run --resume latest[/bold]
+
+    [bold]vlatrack run --resume runs/metaworld-quickstart/20260101-120000-ab12 train.epochs=80[/bold]
+
+    With the weights of another run:
+
+    [bold]vlatrack run exp.yaml init_from=runs/metaworld-quickstart/20260101-120000-ab12@best[/bold]
 
     Several GPUs, or several processes on a CPU:
 
     [bold]torchrun --nproc-per-node 2 -m vlatrack run experiments/quickstart.yaml[/bold]
     """
-    if (file is None) == (resume is None):
+    words = words or []
+    if resume is None and not words:
         raise SpecError("vlatrack run: give an experiment's YAML file, or --resume RUN to continue a run")
+    if resume is not None and words and "=" not in words[0]:
+        raise SpecError(f"vlatrack run: --resume continues a run with its own spec; leave out {words[0]}")
     if resume is None and checkpoint != "last":
         raise SpecError("vlatrack run: --checkpoint belongs to --resume RUN")
     from vlatrack.cli.progress import TerminalDisplay, prepare_process
@@ -50,20 +63,24 @@ def run(
     prepare_process()
     import sys
 
-    from vlatrack.runner.processes import joined_ranks
+    from vlatrack.runner.processes import joined_process_group
 
-    with joined_ranks() as ranks, TerminalDisplay(shown=ranks.is_first) as display:
-        display.stage("loading")
+    with joined_process_group() as group, TerminalDisplay(shown=group.is_main_process) as display:
+        display.on_stage("loading")
+        callbacks = [display] if group.is_main_process else []
         if resume is not None:
+            from vlatrack.runner.directory import RunDirectory
             from vlatrack.runner.run import resume_run
 
-            resume_run(resume, checkpoint=checkpoint, command=sys.argv, display=display, ranks=ranks)
+            with group.main_process_first():
+                path = RunDirectory.latest(runs).path if resume == "latest" else Path(resume)
+            resume_run(path, checkpoint=checkpoint, overrides=words, command=sys.argv, callbacks=callbacks, group=group)
         else:
             from vlatrack.spec.load import load_spec
 
-            assert file is not None
-            with ranks.first_before_others():
-                spec = load_spec(file, overrides or ())
+            file, *overrides = words
+            with group.main_process_first():
+                spec = load_spec(Path(file), overrides)
             from vlatrack.runner.run import run_experiment
 
-            run_experiment(spec, runs=runs, command=sys.argv, display=display, ranks=ranks)
+            run_experiment(spec, runs=runs, command=sys.argv, callbacks=callbacks, group=group)

@@ -89,10 +89,12 @@ def training_metrics(losses: Weights) -> Iterator[Metric]:
     yield Metric("lr", "learning rate", "1", none, "optim")
     yield from gradient_share_metrics(losses)
     yield Metric("samples_per_s", "training samples per second", "1/s", higher, "speed")
-    yield Metric("tokens_per_s", "tokens of the training samples per second", "1/s", higher, "speed")
+    yield Metric("tokens_per_s", "tokens of the training samples per second, without padding", "1/s", higher, "speed")
     yield Metric("step_time_s", "time of one optimiser step", "s", lower, "speed")
     yield Metric("data_wait_s", "part of that time spent waiting for data", "s", lower, "speed")
-    yield Metric("memory_mb", "peak memory in use on the device (the process, on a CPU)", "MB", lower, "speed")
+    yield Metric("memory_mib", "peak memory in use on the device (the process, on a CPU)", "MiB", lower, "speed")
+    skipped = "steps so far that were not taken, because loss or gradient was not finite"
+    yield Metric("skipped_steps", skipped, "steps", lower, "optim")
 
 
 def run_metrics() -> Iterator[Metric]:
@@ -101,8 +103,8 @@ def run_metrics() -> Iterator[Metric]:
     yield Metric("epoch", "passes over the training data", "epochs", none, "progress")
     yield Metric(f"{SYSTEM}cpu_percent", "load of all processor cores of the machine", "%", none, group)
     yield Metric(f"{SYSTEM}memory_percent", "memory of the machine in use", "%", none, group)
-    yield Metric(f"{SYSTEM}process_memory_mb", "resident memory of the training process", "MiB", none, group)
+    yield Metric(f"{SYSTEM}process_memory_mib", "resident memory of the training process", "MiB", none, group)
     for gpu in range(MOST_GPUS):
         yield Metric(f"{SYSTEM}gpu_{gpu}_percent", f"load of GPU {gpu} of the machine", "%", none, group)
-        yield Metric(f"{SYSTEM}gpu_{gpu}_memory_mb", f"memory of GPU {gpu} in use", "MiB", none, group)
+        yield Metric(f"{SYSTEM}gpu_{gpu}_memory_mib", f"memory of GPU {gpu} in use", "MiB", none, group)
         yield Metric(f"{SYSTEM}gpu_{gpu}_power_w", f"power that GPU {gpu} draws", "W", none, group)

@@ -10,6 +10,9 @@ from collections.abc import Iterable
 TRAIN, VAL_IND, VAL_OOD = "train", "val_ind", "val_ood"
 SPLITS = (TRAIN, VAL_IND, VAL_OOD)
 STEP_SLOTS = 10
+EVALUATE = "evaluate/"
+"""Begins the name of what `vlatrack evaluate` measured of a checkpoint, beside what the run measured itself."""
+
 SYSTEM = "system/"
 """Begins the name of every measurement of the machine; MLflow and W&B show what is named so on a page of its own."""
 
@@ -51,3 +54,9 @@ def documented(name: str) -> str:
     """The inverse of `sectioned`: `train/closs` as `train_closs`."""
     split, slash, rest = name.partition("/")
     return f"{split}_{rest}" if slash and split in SPLITS else name
+
+
+def split_and_name(metric: str) -> tuple[str, str]:
+    """`val_ind_closs` as its split and its name; the split is "" for a metric of none."""
+    split = next((split for split in SPLITS if metric.startswith(f"{split}_")), "")
+    return split, metric.removeprefix(f"{split}_")

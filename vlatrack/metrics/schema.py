@@ -16,6 +16,7 @@ from vlatrack.metrics.losses import DOCUMENTED_LOSSES, LossMetric, Weights
 from vlatrack.metrics.metric import Direction, Metric
 from vlatrack.metrics.names import (
     DIM_NAME,
+    EVALUATE,
     IMAGE_NAME,
     MOST_GPUS,
     SPLITS,
@@ -28,10 +29,12 @@ from vlatrack.metrics.names import (
     documented,
     indexes,
     sectioned,
+    split_and_name,
     step_slot,
 )
 
 __all__ = [
+    "EVALUATE",
     "MOST_GPUS",
     "SPLITS",
     "STEP_SLOTS",
@@ -45,6 +48,7 @@ __all__ = [
     "chunk_horizon",
     "documented",
     "sectioned",
+    "split_and_name",
     "step_slot",
 ]
 
@@ -73,6 +77,7 @@ class MetricSchema:
         declared = list(per_split)
         metrics = [_prefixed(split, metric) for split in SPLITS for metric in declared]
         metrics += [_prefixed(TRAIN, metric) for metric in training_metrics(losses)]
+        metrics += [_prefixed(f"{EVALUATE}{split}", metric) for split in (VAL_IND, VAL_OOD) for metric in declared]
         return cls([*metrics, *run_metrics()])
 
     @classmethod

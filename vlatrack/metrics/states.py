@@ -75,6 +75,15 @@ class MetricStates(Mapping[str, State]):
             {name: (state.total.tolist(), state.count.tolist()) for name, state in self.cpu().items()},
         )
 
+    def where(self, kept: "Tensor") -> "MetricStates":
+        """The same where the boolean scalar `kept` is true, zeros where it is false, decided on the device."""
+        import torch
+
+        def masked(tensor: "Tensor") -> "Tensor":
+            return torch.where(kept, tensor, 0.0)
+
+        return MetricStates({name: State(masked(s.total), masked(s.count)) for name, s in self.items()})
+
     def to(self, device: "torch.device | str") -> "MetricStates":
         return MetricStates({name: State(s.total.to(device), s.count.to(device)) for name, s in self.items()})
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,3 +72,22 @@ def _parse(line: str, *, place: str) -> dict[str, float]:
     if not math.isfinite(fields.get("epoch", 0)):
         raise DataError(f"{place}: epoch {fields['epoch']} is no number of an epoch; remove the line")
     return fields
+
+
+def append_epoch(file: Path, record: dict[str, Any]) -> None:
+    """Add one epoch's line to a log file."""
+    with file.open("a") as stream:
+        stream.write(json.dumps(record) + "\n")
+
+
+def drop_epochs_from(file: Path, epoch: int) -> None:
+    """Cut off the lines of ``epoch`` and later ones: a resumed run writes them again.
+
+    A last line without its end was torn by the death of the run that wrote it; it goes too.
+    """
+    if not file.exists():
+        return
+    whole = (line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n"))
+    unfinished = file.with_suffix(f".{os.getpid()}")
+    unfinished.write_text("".join(line for line in whole if json.loads(line)["epoch"] < epoch))
+    unfinished.replace(file)

@@ -1,34 +1,40 @@
 """The files of a run, below ``runs/<experiment>/<run-id>/``."""
 
-import json
-import os
 import secrets
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-from vlatrack.errors import CheckpointError, SpecError
+from vlatrack.errors import SpecError
+from vlatrack.metrics.schema import TRAIN
 from vlatrack.reports.epoch_log import LOG_FILES
+from vlatrack.spec.identity import Scalar
 from vlatrack.spec.load import dump_spec, load_spec
 from vlatrack.spec.models import ExperimentSpec
-from vlatrack.training.checkpoint.files import list_checkpoints
+from vlatrack.tracking.journal.rewind import last_start
+from vlatrack.tracking.run_files import RunFiles
+from vlatrack.training.checkpoint.store import CheckpointStore
 
 
-@dataclass(frozen=True)
-class RunDirectory:
-    """Where everything of one run lies."""
-
-    path: Path
+class RunDirectory(RunFiles):
+    """Where everything of one run lies; what belongs to its tracking, `RunFiles` names."""
 
     @classmethod
     def create(cls, runs: Path, spec: ExperimentSpec) -> Self:
-        """A new directory, named by the time and four random characters, with the resolved spec in it."""
+        """A new directory, named by the time and four random characters, with the resolved spec in it.
+
+        Raises:
+            SpecError: it cannot be made below ``runs``.
+        """
         run_id = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         path = runs / spec.name / run_id
-        path.mkdir(parents=True, mode=0o700)  # for the user alone: a diff or a path may be nobody else's business
-        directory = cls(path)
-        directory.spec_file.write_text(dump_spec(spec))
+        try:
+            path.mkdir(parents=True, mode=0o700)  # for the user alone: a diff or a path may be nobody else's business
+            directory = cls(path)
+            directory.spec_file.write_text(dump_spec(spec))
+        except OSError as error:
+            raise SpecError(f"{path}: cannot be made ({error.strerror}); choose another folder with --runs") from error
         return directory
 
     @classmethod
@@ -42,100 +48,99 @@ class RunDirectory:
             raise SpecError(f"{path}: not a run directory (it has no spec.yaml); give runs/<experiment>/<run-id>")
         return cls(path)
 
+    @classmethod
+    def latest(cls, runs: Path) -> Self:
+        """The run that was started last, of all experiments below ``runs``.
+
+        Raises:
+            SpecError: there is none.
+        """
+        found = [path for path in runs.glob("*/*") if path.name[:1].isdigit() and (path / "spec.yaml").is_file()]
+        if not found:
+            raise SpecError(f"{runs}: no run in it yet; start one with vlatrack run EXPERIMENT.yaml")
+        return cls(max(found, key=lambda path: path.name))
+
+    @property
+    def path(self) -> Path:
+        return self.run_dir
+
     @property
     def run_id(self) -> str:
-        return self.path.resolve().name
+        return self.run_dir.name
 
     @property
     def uid(self) -> str:
         """The run's name across machines and trackers, at most 64 characters."""
-        return f"{self.path.resolve().parent.name[:40]}-{self.run_id}"
-
-    @property
-    def runs(self) -> Path:
-        """The folder that holds all experiments."""
-        return self.path.resolve().parent.parent
+        return f"{self.run_dir.parent.name[:40]}-{self.run_id}"
 
     @property
     def spec_file(self) -> Path:
-        return self.path / "spec.yaml"
+        return self.run_dir / "spec.yaml"
 
     @property
     def manifest_file(self) -> Path:
-        return self.path / "manifest.json"
+        return self.run_dir / "manifest.json"
 
     @property
-    def journal_file(self) -> Path:
-        return self.path / "journal.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+    def checkpoints(self) -> CheckpointStore:
+        return CheckpointStore(self.run_dir / "checkpoints")
 
     @property
     def tokenizer(self) -> Path:
-        return self.path / "tokenizer"
+        """The image tokenizer."""
+        return self.run_dir / "tokenizer"
 
-    def rank_error(self, number: int | str) -> Path:
-        """Why a process other than the first failed."""
-        return self.path / f"error-rank{number}.txt"
+    @property
+    def evaluation(self) -> Path:
+        return self.run_dir / "evaluation"
 
-    def rank_stopped(self, number: int | str) -> Path:
-        """What ended a process other than the first, if no error of its own did."""
-        return self.path / f"stopped-rank{number}.txt"
+    @property
+    def action_errors(self) -> Path:
+        """L1 error by split, epoch, route, chunk step and action dimension."""
+        return self.evaluation / "action_errors.csv"
 
     @property
     def report(self) -> Path:
-        return self.path / "report"
+        return self.run_dir / "report"
 
     @property
     def code_cache(self) -> Path:
         """Shared by all runs below the same folder."""
         return self.runs / ".cache" / "codes"
 
-    def spec(self) -> ExperimentSpec:
-        return load_spec(self.spec_file)
+    @property
+    def log_files(self) -> dict[str, Path]:
+        """The documented log file of each split."""
+        return {split: self.run_dir / name for split, (name, _) in LOG_FILES.items()}
 
-    def log_file(self, split: str) -> Path:
-        return self.path / LOG_FILES[split][0]
+    @property
+    def has_epochs(self) -> bool:
+        """Whether an epoch has been logged."""
+        return self.log_files[TRAIN].exists()
 
-    def checkpoint(self, which: str) -> Path:
-        """``last``, ``best``, or the name of a checkpoint folder.
+    def rank_error(self, rank: int | str) -> Path:
+        """Why a process other than the main one failed."""
+        return self.run_dir / f"error-rank{rank}.txt"
 
-        Raises:
-            CheckpointError: there is none of that name.
-        """
-        present = {path.name: path for path in list_checkpoints(self.checkpoints)}
-        if not present:
-            raise CheckpointError(f"{self.checkpoints}: no complete checkpoint yet")
-        if which == "last":
-            return present[max(present)]
-        if which == "best":
-            which = self._best() or max(present)
-        if which not in present:
-            raise CheckpointError(f"{self.path}: no checkpoint {which!r}; there are: {', '.join(present)}, last, best")
-        return present[which]
+    def rank_stopped(self, rank: int | str) -> Path:
+        """What ended a process other than the main one, if no error of its own did."""
+        return self.run_dir / f"stopped-rank{rank}.txt"
 
-    def _best(self) -> str | None:
-        last = self.checkpoint("last")
-        step = json.loads((last / "state.json").read_text())["counters"]["best_step"]
-        return None if step is None else f"step-{step:08d}"
+    def spec(self, overrides: Iterable[str] = ()) -> ExperimentSpec:
+        return load_spec(self.spec_file, tuple(overrides), stored=True)
 
+    def settings_at_start(self) -> Mapping[str, Scalar]:
+        """The flat settings that the run's newest part began with, as its journal has them."""
+        start = last_start(self.journal)
+        return {} if start is None else start.data["params"]
 
-def append_epoch(file: Path, record: dict[str, Any]) -> None:
-    """Add one epoch's line to a log file."""
-    with file.open("a") as stream:
-        stream.write(json.dumps(record) + "\n")
+    def tags_at_start(self) -> Mapping[str, str]:
+        """The tags of the run's newest part."""
+        start = last_start(self.journal)
+        return {} if start is None else start.data["tags"]
 
-
-def drop_epochs_from(file: Path, epoch: int) -> None:
-    """Cut off the lines of ``epoch`` and later ones: a resumed run writes them again.
-
-    A last line without its end was torn by the death of the run that wrote it; it goes too.
-    """
-    if not file.exists():
-        return
-    whole = (line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n"))
-    unfinished = file.with_suffix(f".{os.getpid()}")
-    unfinished.write_text("".join(line for line in whole if json.loads(line)["epoch"] < epoch))
-    unfinished.replace(file)
+    def replace_spec(self, spec: ExperimentSpec) -> None:
+        """Write the spec that the run goes on with."""
+        unfinished = self.spec_file.with_suffix(".partial")
+        unfinished.write_text(dump_spec(spec))
+        unfinished.replace(self.spec_file)

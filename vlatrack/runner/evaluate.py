@@ -1,22 +1,32 @@
-"""Evaluate a checkpoint of a run on its validation splits."""
+"""Evaluate a policy on the validation splits: while it trains, or a checkpoint of a run at any later time."""
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
-import torch
+from accelerate import Accelerator
 
 from vlatrack import builders
+from vlatrack.builders import Experiment, StoredPolicy
 from vlatrack.data.cache import CodeCache
+from vlatrack.data.loading import even_subset, load_batches
 from vlatrack.data.samples import SampleSet
-from vlatrack.metrics.schema import TRAIN
+from vlatrack.evaluation.open_loop import evaluate_open_loop
+from vlatrack.metrics.schema import EVALUATE, VAL_IND, VAL_OOD
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.runner.directory import RunDirectory
-from vlatrack.runner.display import Display, SilentDisplay
-from vlatrack.runner.observer import evaluate_split
+from vlatrack.spec.identity import flatten
 from vlatrack.spec.models import OpenLoopSpec
-from vlatrack.training.checkpoint.files import load_policy, read_state
-from vlatrack.training.ranks import Ranks
+from vlatrack.tracking.backends.base import Status
+from vlatrack.tracking.journal.history import run_status
+from vlatrack.tracking.run import TrackedRun
+from vlatrack.training.callback import Callback, EpochResults, SplitResult
+from vlatrack.training.checkpoint.store import step_of
+from vlatrack.training.loop import EvaluationStopped, Training
+from vlatrack.training.process_group import ProcessGroup
+from vlatrack.training.state import TrainState
 
 
 @dataclass(frozen=True)
@@ -24,54 +34,127 @@ class Evaluation:
     """Means of one checkpoint."""
 
     checkpoint: Path
-    metrics: dict[str, float]  # by schema name with the split's prefix
+    policy_sha256: str
+    metrics: dict[str, float]  # by full metric name
     file: Path  # where they were written, as JSON
 
 
+@dataclass(frozen=True)
+class OpenLoopEvaluation:
+    """The evaluation after an epoch of a training (a ``vlatrack.training.loop.Evaluate``)."""
+
+    settings: OpenLoopSpec | None
+    training: Training
+    samples: Mapping[str, SampleSet]
+
+    def __call__(self, state: TrainState) -> EpochResults:
+        settings, training = self.settings, self.training
+        if settings is None or (state.epoch % settings.every_epochs and not training.is_complete(state)):
+            return {}
+        return {
+            split: evaluate_split(
+                training.policy,
+                self.samples[split],
+                settings,
+                training.accelerator,
+                training.group,
+                before_batch=self._heed_signals,
+            )
+            for split in (VAL_IND, VAL_OOD)
+            if split in self.samples
+        }
+
+    def _heed_signals(self) -> None:
+        """Of several processes each would have to stop at the same batch; they finish the evaluation."""
+        if self.training.interruption.stop_wanted and self.training.group.world_size == 1:
+            raise EvaluationStopped
+
+
 def evaluate_run(
-    path: Path, *, checkpoint: str = "best", display: Display | None = None, ranks: Ranks | None = None
+    path: Path,
+    *,
+    checkpoint: str = "best",
+    callbacks: Sequence[Callback] = (),
+    group: ProcessGroup | None = None,
 ) -> Evaluation:
     """Open-loop evaluation of a checkpoint (``best``, ``last`` or a folder's name) of the run at ``path``.
 
-    Several ranks share the samples; the first one writes the file.
+    Needs the checkpoint and the validation data, nothing else. What it measures goes into the run's journal, as
+    ``evaluate/val_ind_closs`` at the checkpoint's step, tied to the policy's digest, and from there to the trackers.
+    Several ranks share the samples; the main process writes.
 
     Raises:
-        VlatrackError: no such run or checkpoint, it is damaged, or the data has changed since.
+        VlatrackError: no such run or checkpoint, it is damaged, or the validation data is missing.
     """
-    display, ranks = display or SilentDisplay(), ranks or Ranks()
-    with ranks.first_before_others():
+    group = group or ProcessGroup()
+    with group.main_process_first():
         directory = RunDirectory.open(path)
-        chosen = directory.checkpoint(checkpoint)
-        spec = directory.spec()
+        chosen = directory.checkpoints.find(checkpoint)
+        if group.is_main_process:
+            directory.checkpoints.check(chosen)
+        stored = StoredPolicy.open(chosen, directory.settings_at_start())
+        spec = stored.spec
         accelerator = builders.build_accelerator(spec)
-        policy, samples = _load(directory, chosen, accelerator.device, display)
+        experiment = Experiment.of(stored, spec, (VAL_IND, VAL_OOD))
+        policy = experiment.policy(accelerator.device)
+        encoding = experiment.encoding(policy.layout, stored.image_tokenizer, accelerator.device)
+
+        def on_encode(split: str, done: int, total: int) -> None:
+            for callback in callbacks:
+                callback.on_encode(split, done, total)
+
+        samples = experiment.samples(encoding, CodeCache(directory.code_cache), on_encode)
     settings = spec.evaluate.open_loop or OpenLoopSpec()
-    metrics: dict[str, float] = {}
+    results: dict[str, SplitResult] = {}
     for split, split_samples in samples.items():
-        display.stage(f"evaluating {chosen.name} on {split}: {len(split_samples)} samples")
-        values = evaluate_split(policy, split_samples, settings, accelerator, ranks)
-        metrics |= {f"{split}_{name}": value for name, value in values.items()}
-    file = directory.report / f"evaluation-{chosen.name}.json"
-    if ranks.is_first:
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps({"checkpoint": chosen.name, **metrics}, indent=1) + "\n")
-    return Evaluation(chosen, metrics, file)
+        for callback in callbacks:
+            callback.on_stage(f"evaluating {chosen.name} on {split}: {len(split_samples)} samples")
+        results[split] = evaluate_split(policy, split_samples, settings, accelerator, group)
+    metrics = {f"{split}_{name}": v for split, result in results.items() for name, v in result.metrics.items()}
+    evaluation = Evaluation(chosen, stored.policy_sha256, metrics, directory.evaluation / f"{chosen.name}.json")
+    if group.is_main_process:
+        _record(directory, experiment, evaluation)
+    return evaluation
 
 
-def _load(
-    directory: RunDirectory, checkpoint: Path, device: torch.device, display: Display
-) -> tuple[VlaPolicy, dict[str, SampleSet]]:
-    """The policy on ``device``, and the samples of each validation split."""
+def evaluate_split(
+    policy: VlaPolicy,
+    samples: SampleSet,
+    settings: OpenLoopSpec,
+    accelerator: Accelerator,
+    group: ProcessGroup,
+    before_batch: Callable[[], None] = lambda: None,
+) -> SplitResult:
+    """Open-loop means of one split over all ranks."""
+    order = even_subset(len(samples), batch_size=settings.batch_size, limit=settings.max_samples)
+    mine = [rows for rows in map(group.shard, order) if rows]
+    batches = load_batches(samples, mine, policy.layout)
+    states = group.sum_states(evaluate_open_loop(policy, batches, accelerator, before_batch=before_batch))
+    return SplitResult(policy.metric_values(states), states)
+
+
+def _record(directory: RunDirectory, experiment: Experiment, evaluation: Evaluation) -> None:
+    """Write the file, and tell the journal and the trackers of a run that is over."""
+    name, step = evaluation.checkpoint.name, step_of(evaluation.checkpoint)
+    content = {"checkpoint": name, "policy_sha256": evaluation.policy_sha256, **evaluation.metrics}
+    evaluation.file.parent.mkdir(exist_ok=True)
+    evaluation.file.write_text(json.dumps(content, indent=1) + "\n")
+    before = run_status(directory.path)
+    if before.status == "RUNNING":
+        return  # its own process holds the journal; the file has the numbers
     spec = directory.spec()
-    _, stored = read_state(checkpoint)
-    splits = builders.open_splits(spec)
-    ranges = builders.value_ranges(spec, splits[TRAIN])
-    stored.check_equal(builders.build_identity(spec, ranges), checkpoint)
-    backbone = builders.new_backbone(spec)
-    policy = builders.build_policy(spec, backbone)
-    encoding = builders.build_encoding(spec, splits, ranges, backbone, policy.layout, directory.tokenizer, device)
-    held_out = {name: split for name, split in splits.items() if name != TRAIN}
-    samples = builders.build_samples(spec, held_out, encoding, CodeCache(directory.code_cache), display.encoding)
-    load_policy(checkpoint, policy)
-    policy.to(device)
-    return policy, samples
+    tracked = TrackedRun.start(
+        directory.path,
+        uid=directory.uid,
+        name=directory.run_id,
+        experiment=spec.name,
+        backends=builders.build_backends(spec.tracking.backends),
+        params=flatten(spec),
+        tags=directory.tags_at_start(),
+        group=spec.tracking.group,
+        resume=True,
+    )
+    tracked.event("evaluation", {"checkpoint": name, "step": step, "policy_sha256": evaluation.policy_sha256})
+    tracked.log({f"{EVALUATE}{metric}": value for metric, value in evaluation.metrics.items()}, step=step)
+    tracked.log_artifact(evaluation.file, name=f"evaluation/{evaluation.file.name}")
+    tracked.finish(cast(Status, before.status), reason=before.reason)

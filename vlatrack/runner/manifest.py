@@ -7,7 +7,6 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,39 +15,37 @@ import psutil
 import torch
 
 from vlatrack import __version__
-from vlatrack.builders import Ranges, Split
-from vlatrack.spec.identity import canonical_hash
-from vlatrack.spec.models import ExperimentSpec
+from vlatrack.builders import Experiment
 from vlatrack.tracking.privacy import redact
 
 _PACKAGES = ("torch", "transformers", "accelerate", "numpy", "pyarrow", "av", "mlflow", "wandb", "pydantic")
 _MAX_DIFF = 1 << 20
 
 
-def describe_run(
-    spec: ExperimentSpec, splits: Mapping[str, Split], ranges: Ranges, command: Sequence[str], processes: int
-) -> dict[str, Any]:
+def describe_run(experiment: Experiment, command: Sequence[str], processes: int) -> dict[str, Any]:
     """The manifest as JSON values."""
     return {
         "vlatrack": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": list(command),
         "processes": processes,
-        "spec_hash": canonical_hash(spec),
-        "seed": spec.seed,
+        "spec_hash": experiment.hash,
+        "seed": experiment.spec.seed,
         "git": _git(Path(__file__).parent),
         "packages": _packages(),
         "hardware": _hardware(),
         "data": {
             name: {
                 "source": split.source.name,
-                "sha256": split.source.fingerprint(),
+                "sha256": experiment.fingerprints[f"data.{name}"],
                 "episodes": [episode.index for episode in split.episodes],
                 "steps": sum(episode.length for episode in split.episodes),
             }
-            for name, split in splits.items()
+            for name, split in experiment.splits.items()
         },
-        "statistics": {name: value and asdict(value) for name, value in vars(ranges).items()},
+        "statistics": experiment.norm_stats.to_json(),
+        "fingerprints": dict(experiment.fingerprints),
+        "lineage": [dict(parent) for parent in experiment.lineage],
     }
 
 

@@ -4,29 +4,29 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vlatrack.training.ranks import RankLostError, Ranks
+from vlatrack.training.process_group import ProcessGroup, RankLostError
 
 
 @contextmanager
-def joined_ranks() -> Iterator[Ranks]:
+def joined_process_group() -> Iterator[ProcessGroup]:
     """This process among those that the environment names; a process alone makes no group and imports no torch.
 
     A rank that only ends because another one did says nothing: the other has, or the first one tells.
     """
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Ranks()
+        yield ProcessGroup()
         return
-    from vlatrack.training.process_group import GroupRanks
+    from vlatrack.training.torch_process_group import TorchProcessGroup
 
-    ranks = GroupRanks.join()
+    group = TorchProcessGroup.join()
     try:
-        yield ranks
+        yield group
     except BaseException as error:
         lost = isinstance(error, RankLostError)
         if lost:  # the one that failed should end first: torchrun takes the first exit status for the reason
-            ranks.gone()
-        ranks.leave(failed=True)
+            group.lost_ranks()
+        group.leave(failed=True)
         if lost:
             raise SystemExit(1) from None
         raise
-    ranks.leave()
+    group.leave()

@@ -5,8 +5,10 @@ forward passes of one step. An experiment's file gets an error that says what to
 directory, which nobody should have to edit, is translated.
 """
 
+from collections.abc import Mapping
 from typing import cast
 
+from vlatrack.spec.identity import Scalar
 from vlatrack.spec.yaml_tree import Value
 
 
@@ -29,6 +31,14 @@ def migrate(root: Value) -> Value:
     train = {key: value for key, value in cast(dict[str, Value], tree["train"]).items() if key != "accumulate"}
     micro_batch = batch if accumulate > 1 else None
     return {**tree, "train": {**train, "batch_size": batch * accumulate, "micro_batch": micro_batch}}
+
+
+def migrate_flat(settings: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """The same for the flat settings in a journal (see ``vlatrack.spec.identity.flatten``)."""
+    train = {key.removeprefix("train."): value for key, value in settings.items() if key.startswith("train.")}
+    migrated = cast(dict[str, dict[str, Scalar]], migrate({"train": cast(Value, train)}))["train"]
+    others = {key: value for key, value in settings.items() if not key.startswith("train.")}
+    return others | {f"train.{key}": value for key, value in migrated.items()}
 
 
 def _old_batch(root: Value) -> tuple[int, int]:

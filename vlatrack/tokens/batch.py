@@ -38,6 +38,7 @@ class Batch:
     actions: Tensor | None  # float32 [R, H, A] in [-1, 1], before binning
     longest_prompt: int  # max of prompt_lengths, 0 without action rows
     weighted_targets: int  # targets among the ids that image_token_weight weighs
+    tokens: int  # positions that are no padding
 
     @property
     def rows(self) -> int:
@@ -70,17 +71,24 @@ def collate(sequences: Sequence[TokenSequence], layout: TokenLayout) -> Batch:
         input_ids[row, : len(sequence.input_ids)] = sequence.input_ids
         labels[row, : len(sequence.labels)] = sequence.labels
     chunks = [sequence.actions for sequence in sequences if sequence.actions is not None]
-    return index_rows(input_ids, labels, layout, actions=np.stack(chunks) if chunks else None)
+    tokens = sum(len(sequence.input_ids) for sequence in sequences)
+    return index_rows(input_ids, labels, layout, actions=np.stack(chunks) if chunks else None, tokens=tokens)
 
 
 def index_rows(
-    input_ids: Ids, labels: Ids, layout: TokenLayout, *, actions: NDArray[np.float32] | None = None
+    input_ids: Ids,
+    labels: Ids,
+    layout: TokenLayout,
+    *,
+    actions: NDArray[np.float32] | None = None,
+    tokens: int | None = None,
 ) -> Batch:
     """Index the supervision of padded rows.
 
     Args:
         input_ids: [B, S]; labels: [B, S] with -100 where nothing is asked.
         actions: the chunks of the rows with action labels before binning, [R, H, A], if known.
+        tokens: how many positions are no padding; None: all are.
 
     All action rows must have the same number of steps and dimensions.
     """
@@ -115,6 +123,7 @@ def index_rows(
         actions=None if actions is None else torch.from_numpy(actions),
         longest_prompt=int(prompt_lengths.max(initial=0)),
         weighted_targets=int(weighted.sum()),
+        tokens=input_ids.size if tokens is None else tokens,
     )
 
 

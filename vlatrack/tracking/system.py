@@ -13,7 +13,7 @@ from vlatrack.metrics.schema import MOST_GPUS, SYSTEM
 from vlatrack.tracking.run import TrackedRun
 
 _QUERY = "--query-gpu=utilization.gpu,memory.used,power.draw"
-_GPU_METRICS = ("percent", "memory_mb", "power_w")
+_GPU_METRICS = ("percent", "memory_mib", "power_w")
 _ASKING_S = 10.0
 _MIB = 1 << 20
 _log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Machine:
         return {
             f"{SYSTEM}cpu_percent": psutil.cpu_percent(),
             f"{SYSTEM}memory_percent": psutil.virtual_memory().percent,
-            f"{SYSTEM}process_memory_mb": self._process.memory_info().rss / _MIB,
+            f"{SYSTEM}process_memory_mib": self._process.memory_info().rss / _MIB,
             **self._gpus(),
         }
 

@@ -1,7 +1,7 @@
-"""AdamW, its learning-rate schedule, and one optimiser step over a window of batches."""
+"""AdamW, its learning-rate schedule, and one optimiser step over its micro batches."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vlatrack.metrics.states import MetricStates
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.tokens.batch import Batch
-from vlatrack.training.ranks import Ranks
+from vlatrack.training.process_group import ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -42,35 +42,57 @@ def adamw(
     return torch.optim.AdamW(policy.parameters(), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
 
 
-def optimise(
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimiser step yields; the tensors are still on the device."""
+
+    states: MetricStates  # of this process's samples; nothing for a step that was not taken
+    loss: Tensor  # [] this process's share of the loss
+    grad_norm: Tensor  # [] over all processes, before clipping
+    finite: Tensor  # bool []; false: the step was not taken
+
+
+def train_step(
     policy: VlaPolicy,
     optimizer: torch.optim.Optimizer,
-    window: Sequence[Batch],
+    micro_batches: Sequence[Batch],
+    counts: Mapping[str, float],
     *,
     accelerator: Accelerator,
-    ranks: Ranks,
+    group: ProcessGroup,
     lr: float,
     clip_grad: float | None,
-) -> tuple[MetricStates, Tensor]:
-    """One optimiser step; its gradient is that of the window's rows of all ranks in a single batch.
+) -> StepResult:
+    """One optimiser step; its gradient is that of the samples of all processes in a single batch.
 
-    Returns:
-        the metric states of this rank's window, and the gradient norm before clipping, a scalar still on the device.
+    Where the loss of any process or the gradient norm is not finite, weights and optimiser stay as they are. That is
+    decided on the device: nothing waits for it.
+
+    Args:
+        counts: what each loss term's total is divided by: over the whole step and all processes.
     """
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    by_batch = [policy.loss_counts(batch) for batch in window]
-    names = [term.name for term in policy.losses]
-    totals = ranks.total([sum(counts[name] for counts in by_batch) for name in names])
-    counts = dict(zip(names, totals, strict=True))
-    states = MetricStates()
-    for batch in window:
+    for parameters in optimizer.param_groups:
+        parameters["lr"] = lr
+    states, total = MetricStates(), torch.zeros((), device=accelerator.device)
+    for batch in micro_batches:
         with accelerator.autocast():
             output = policy(batch.to(accelerator.device))
-        accelerator.backward(policy.loss(output, counts))
-        states = states + output.states
-    ranks.sum_gradients(policy.parameters())
+        loss = policy.loss(output, counts)
+        accelerator.backward(loss)
+        states, total = states + output.states, total + loss.detach()
+    _mark_non_finite(policy.parameters(), total)
+    group.all_reduce_gradients(policy.parameters())
     norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), clip_grad if clip_grad is not None else math.inf)
+    finite = norm.isfinite()
+    # The fused AdamW reads this on the device and leaves weights and moments alone where it is 1 (as for GradScaler).
+    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return states, norm
+    return StepResult(states.where(finite), total, norm, finite)
+
+
+def _mark_non_finite(parameters: Iterable[nn.Parameter], loss: Tensor) -> None:
+    """Let a loss that is not finite reach the gradient norm of all processes, whatever its own gradient is."""
+    gradient = next((parameter.grad for parameter in parameters if parameter.grad is not None), None)
+    if gradient is not None:
+        gradient[(0,) * gradient.ndim] += (loss * 0).to(gradient.dtype)

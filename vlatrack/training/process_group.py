@@ -1,150 +1,101 @@
-"""Ranks that exchange through torch.distributed, as torchrun and accelerate start them."""
+"""The processes that train one policy together, as the training sees them.
 
-import os
-import re
-import socket
-from collections.abc import Iterable, Iterator, Sequence
+`ProcessGroup` itself is a process alone, for which every exchange is the identity; `TorchProcessGroup` is one of
+several. Each method but `shard` is an exchange: all ranks call it, in the same order. Imports no torch, so that the
+command line may ask how many there are.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
-import psutil
-import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from vlatrack.errors import VlatrackError
 
-from vlatrack.metrics.states import MetricStates
-from vlatrack.training.ranks import RankLostError, Ranks
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vlatrack.metrics.states import MetricStates
+
+Rule = Literal["sum", "mean", "max"]
+"""How values of one name become one value over the ranks that have it."""
 
 T = TypeVar("T")
 
-_LONGEST_WAIT = timedelta(days=1)
-"""The others wait that long while the first rank encodes a large dataset. One that is gone is noticed at once."""
 
-_ENDING_S = 2.0
-"""So long after its connections a process may still be seen."""
-
-_CODE_PLACE = re.compile(r"^\[\S+\] ")
-"""Where in its own code a library failed, which it says first."""
-
-_BUCKET = 1 << 26
-"""Gradients are exchanged in pieces of about so many numbers, which bounds the memory of the copies."""
+class RankLostError(VlatrackError):
+    """An exchange failed because another process is gone: killed, crashed, or ended by an error of its own."""
 
 
-class GroupRanks(Ranks):
-    """One of several ranks. Gradients and weights travel by the device's group, all else by one between the hosts."""
+class ProcessGroup:
+    """This process among those that train together; of this class, it is alone."""
 
-    def __init__(self) -> None:
-        """Use `GroupRanks.join`."""
-        self.number, self.count = dist.get_rank(), dist.get_world_size()
-        # The device's backend neither notices a dead process nor leaves the device unwaited-for; gloo does.
-        self._hosts = dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)
-        addresses = self.gather((socket.gethostname(), os.getpid()))
-        self.count_here = sum(host == socket.gethostname() for host, _ in addresses)
-        self._processes = _on_this_machine(addresses)
+    rank = 0
+    world_size = 1
+    local_world_size = 1  # on this machine
 
-    @classmethod
-    def join(cls) -> Self:
-        """Meet the others, which the environment names."""
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-        return cls()
+    @property
+    def is_main_process(self) -> bool:
+        """Rank 0 writes: run directory, journal, log files, checkpoints, terminal."""
+        return self.rank == 0
 
-    def leave(self, *, failed: bool = False) -> None:
-        """Without this, gloo's threads may abort the process at its exit. After a failure NCCL is left to the exit.
+    def shard(self, rows: Sequence[T]) -> Sequence[T]:
+        """The rows of a batch that this rank processes; none if a batch has fewer rows than there are ranks."""
+        return rows[self.rank :: self.world_size]
 
-        It would wait for a collective that the others never join.
-        """
-        if not failed or not torch.cuda.is_available():
-            dist.destroy_process_group()
+    def all_gather(self, value: T) -> list[T]:
+        """The value of each rank, in the order of the ranks."""
+        return [value]
 
-    def gather(self, value: T) -> list[T]:
-        values: list[T | None] = [None] * self.count
-        with _noticing_the_lost():
-            dist.all_gather_object(values, value, group=self._hosts)
-        return values  # type: ignore[return-value]  # each has been replaced
-
-    def from_first(self, value: T) -> T:
-        values = [value]
-        with _noticing_the_lost():
-            dist.broadcast_object_list(values, src=0, group=self._hosts)
-        return values[0]
+    def broadcast(self, value: T) -> T:
+        """The value of rank 0."""
+        return value
 
     @contextmanager
-    def first_before_others(self) -> Iterator[None]:
-        if not self.is_first:
-            self._meet()
+    def main_process_first(self) -> Iterator[None]:
+        """Rank 0 goes through the block before the others begin, and all leave it together.
+
+        If rank 0 fails there, the others do not begin.
+        """
         yield
-        if self.is_first:
-            self._meet()
-        self._meet()
 
-    def _meet(self) -> None:
-        self.total([0.0])
+    def sum(self, numbers: Sequence[float]) -> Sequence[float]:
+        """Each number, summed over the ranks."""
+        return numbers
 
-    def total(self, numbers: Sequence[float]) -> Sequence[float]:
-        values = torch.tensor(numbers, dtype=torch.float64)
-        self._reduce_on_hosts(values)
-        return values.tolist()
+    def sum_states(self, states: "MetricStates") -> "MetricStates":
+        """Summed over the ranks, on the host; the ranks may have states of different names."""
+        first, *others = self.all_gather(states.cpu())
+        return sum(others, first)
 
-    def total_sums(self, sums: MetricStates) -> MetricStates:
-        return sum(self.gather(sums), MetricStates())
+    def all_reduce_gradients(self, parameters: Iterable["nn.Parameter"]) -> None:
+        """Give every rank the sum of all gradients; a parameter that no rank has a gradient for stays without."""
 
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Which parameters have gradients is agreed on between the hosts, without waiting for the devices."""
-        candidates = list(parameters)
-        having = torch.tensor([parameter.grad is not None for parameter in candidates], dtype=torch.int32)
-        self._reduce_on_hosts(having)
-        gradients = []
-        for parameter, ranks_having in zip(candidates, having.tolist(), strict=True):
-            if ranks_having:
-                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                gradients.append(parameter.grad)
-        for bucket in _buckets(gradients):
-            flat = torch.cat([gradient.flatten() for gradient in bucket])
-            with _noticing_the_lost():
-                dist.all_reduce(flat)
-            pieces = torch.split(flat, [gradient.numel() for gradient in bucket])
-            for gradient, piece in zip(bucket, pieces, strict=True):
-                gradient.copy_(piece.view_as(gradient))
+    def broadcast_weights(self, module: "nn.Module") -> None:
+        """Give every rank the weights of rank 0."""
 
-    def copy_weights(self, module: nn.Module) -> None:
-        with _noticing_the_lost():
-            for value in module.state_dict().values():
-                dist.broadcast(value, src=0)
+    def combine(self, values: Mapping[str, float], rules: Mapping[str, Rule]) -> dict[str, float]:
+        """What all ranks measured, by name; the ranks may have different names, in any order."""
+        return combine_by_name(self.all_gather(dict(values)), rules)
 
-    def gone(self) -> list[int]:
-        ended, _ = psutil.wait_procs(list(self._processes.values()), timeout=_ENDING_S)
-        return [number for number, process in self._processes.items() if process in ended]
-
-    def _reduce_on_hosts(self, values: Tensor) -> None:
-        with _noticing_the_lost():
-            dist.all_reduce(values, group=self._hosts)
+    def lost_ranks(self) -> list[int]:
+        """The ranks whose process has ended, as far as this machine can see. No exchange."""
+        return []
 
 
-@contextmanager
-def _noticing_the_lost() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        detail = _CODE_PLACE.sub("", str(error)).partition(". ")[0]
-        raise RankLostError(f"contact with another process of the training was lost ({detail})") from error
+def combine_by_name(measured: Iterable[Mapping[str, float]], rules: Mapping[str, Rule]) -> dict[str, float]:
+    """One value for each name, by the name's rule, from the mappings that have it; KeyError for a name without one."""
+    collected: dict[str, list[float]] = {}
+    for values in measured:
+        for name, value in values.items():
+            collected.setdefault(name, []).append(value)
+    return {name: _combined(values, rules[name]) for name, values in collected.items()}
 
 
-def _on_this_machine(addresses: Sequence[tuple[str, int]]) -> dict[int, psutil.Process]:
-    """The other ranks' processes, by rank."""
-    found = {}
-    for number, (host, pid) in enumerate(addresses):
-        if host == socket.gethostname() and pid != os.getpid() and psutil.pid_exists(pid):
-            found[number] = psutil.Process(pid)
-    return found
-
-
-def _buckets(gradients: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    bucket: list[Tensor] = []
-    for gradient in gradients:
-        bucket.append(gradient)
-        if sum(part.numel() for part in bucket) >= _BUCKET:
-            yield bucket
-            bucket = []
-    if bucket:
-        yield bucket
+def _combined(values: Sequence[float], rule: Rule) -> float:
+    match rule:
+        case "sum":
+            return sum(values)
+        case "mean":
+            return sum(values) / len(values)
+        case "max":
+            return max(values)

@@ -1,69 +1,68 @@
 """Where a training stands: all that a checkpoint must hold besides weights and optimiser."""
 
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vlatrack.metrics.states import MetricStates, states_from_v1
+from vlatrack.metrics.states import MetricStates
+
+_STATES = ("epoch_states", "window_states")
 
 
 @dataclass
 class TrainState:
-    """Counters and running sums. A step is an optimiser step. The sums are those of this rank alone."""
+    """Counters and metric states. A step is an optimiser step. The metric states are those of this process alone."""
 
-    epoch_sums: MetricStates  # since the epoch began
-    window_sums: MetricStates  # since the last record
+    epoch_states: MetricStates = field(default_factory=MetricStates)  # since the epoch began
+    window_states: MetricStates = field(default_factory=MetricStates)  # since the last record
     step: int = 0
     epoch: int = 0  # epochs completed
     step_in_epoch: int = 0
-    best_value: float | None = None  # lowest value so far of the metric that decides
+    best_metric: str | None = None  # the metric that the next two are about
+    best_value: float | None = None  # its best value so far
     best_step: int | None = None
+    skipped_steps: int = 0  # not taken, because a loss or gradient was not finite
+    rollbacks: int = 0  # returns to a checkpoint for that reason
+    excluded_steps: tuple[int, ...] = ()  # the steps (from 1) whose batches a rollback leaves out
 
-    @classmethod
-    def fresh(cls) -> Self:
-        return cls(epoch_sums=MetricStates(), window_sums=MetricStates())
-
-    def add(self, sums: MetricStates) -> None:
+    def add(self, states: MetricStates) -> None:
         """Count one optimiser step."""
-        self.epoch_sums, self.window_sums = self.epoch_sums + sums, self.window_sums + sums
+        self.epoch_states, self.window_states = self.epoch_states + states, self.window_states + states
+        self.pass_step()
+
+    def pass_step(self) -> None:
+        """Count one optimiser step that was left out."""
         self.step += 1
         self.step_in_epoch += 1
 
     def take_window(self) -> MetricStates:
-        """The sums since the last record; the next window starts empty."""
-        sums, self.window_sums = self.window_sums, MetricStates()
-        return sums
+        """The states since the last record; the next window starts empty."""
+        states, self.window_states = self.window_states, MetricStates()
+        return states
 
     def finish_epoch(self) -> MetricStates:
-        """The epoch's sums; the next epoch starts."""
-        sums, self.epoch_sums = self.epoch_sums, MetricStates()
+        """The epoch's states; the next epoch starts."""
+        states, self.epoch_states = self.epoch_states, MetricStates()
         self.epoch += 1
         self.step_in_epoch = 0
-        return sums
-
-    def without_sums(self) -> Self:
-        """The same place in the training, with nothing summed up."""
-        return replace(self, epoch_sums=MetricStates(), window_sums=MetricStates())
+        return states
 
     # --- for checkpoints --------------------------------------------------------------------------
 
     def counters(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self) if not f.name.endswith("_sums")}
-
-    def sums(self) -> dict[str, dict[str, Tensor]]:
-        return {"epoch_sums": self.epoch_sums.state_dict(), "window_sums": self.window_sums.state_dict()}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _STATES}
 
     @classmethod
-    def restored(cls, counters: dict[str, Any], sums: dict[str, dict[str, Tensor]], device: torch.device | str) -> Self:
-        """The inverse of ``counters`` and ``sums``."""
-        epoch, window = (
-            (states_from_v1 if "cross_entropy" in sums[name] else MetricStates.from_state_dict)(sums[name]).to(device)
-            for name in ("epoch_sums", "window_sums")
-        )
-        return cls(epoch, window, **counters)
+    def restored(cls, counters: Mapping[str, Any], epoch: MetricStates, window: MetricStates) -> Self:
+        """The inverse of ``counters``, also as an earlier version wrote them; a counter that it lacks is as new."""
+        known = {f.name: counters[f.name] for f in fields(cls) if f.name in counters}
+        if "excluded_steps" in known:
+            known["excluded_steps"] = tuple(known["excluded_steps"])
+        return cls(epoch, window, **known)
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,6 @@ class RandomState:
 
 
 def seed_rank(seed: int, rank: int, step: int) -> None:
-    """Start this rank's generators, which dropout draws from, at what depends on these numbers alone."""
+    """Start this process's generators, which dropout draws from, at what depends on these numbers alone."""
     (mixed,) = np.random.SeedSequence([seed, rank, step]).generate_state(1)
     torch.manual_seed(int(mixed))

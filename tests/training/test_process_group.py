@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from launching import end_family, torchrun
 
-from vlatrack.training.ranks import Ranks, combine_by_name
+from vlatrack.training.process_group import ProcessGroup, combine_by_name
 
 HERE = Path(__file__).parent
 
@@ -59,7 +59,7 @@ def test_every_rank_has_the_weights_of_the_first(results) -> None:
 def test_sums_are_those_of_all_ranks(results) -> None:
     for result in results:
         assert result["total"] == [2.0, 1.0]
-        assert result["total_sums"] == {"both": [[[0.0], [5.0]], 2.0], "second": [2.0, 3.0]}
+        assert result["states"] == {"closs": [5.0, 4.0], "head": [[[1.0], [1.0]], 3.0]}
 
 
 def test_rows_are_dealt_out_and_a_rank_may_get_none(results) -> None:
@@ -69,7 +69,7 @@ def test_rows_are_dealt_out_and_a_rank_may_get_none(results) -> None:
 
 def test_the_first_rank_goes_ahead_and_its_word_counts(results) -> None:
     assert results[1]["second_found_first"] == [True]
-    assert [result["from_first"] for result in results] == ["of 0", "of 0"]
+    assert [result["broadcast"] for result in results] == ["of 0", "of 0"]
     assert results[0]["gathered"] == [0, 1]
 
 
@@ -79,8 +79,8 @@ def test_a_rank_whose_partner_is_gone_notices_at_its_next_exchange(exchanged: Pa
 
 
 def test_a_process_alone_exchanges_nothing() -> None:
-    ranks = Ranks()
-    assert ranks.is_first
-    assert ranks.share([1, 2]) == [1, 2]
-    assert ranks.combine({"speed": 2.0}, {"speed": "sum"}) == {"speed": 2.0}
-    assert ranks.gather(3) == [3]
+    group = ProcessGroup()
+    assert group.is_main_process
+    assert group.shard([1, 2]) == [1, 2]
+    assert group.combine({"speed": 2.0}, {"speed": "sum"}) == {"speed": 2.0}
+    assert group.all_gather(3) == [3]

@@ -1,0 +1,133 @@
+"""A loss or gradient that is not finite: it never reaches the weights, whatever the run does about it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from program import TOY, finish_of
+from safetensors.torch import load_file
+
+from vlatrack.errors import NonFiniteError
+from vlatrack.models.policy import VlaPolicy
+from vlatrack.runner.run import resume_run, run_experiment
+from vlatrack.spec.load import load_spec
+from vlatrack.training import loop
+
+SHORT = ("train.epochs=2", "tracking.log_every=1", "tracking.system_every_s=null", "evaluate.open_loop=null")
+EVERY_STEP = ("train.checkpoint.every_steps=1", "train.checkpoint.keep_last=99")
+
+
+@pytest.fixture
+def _nan_in_step_4(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient of the fourth step that is computed in this process is NaN in one number."""
+    calls, whole = iter(range(1, 1000)), VlaPolicy.loss
+
+    def loss(self: VlaPolicy, *arguments: object) -> torch.Tensor:
+        value = whole(self, *arguments)
+        return value * float("nan") if next(calls) == 4 else value
+
+    monkeypatch.setattr(VlaPolicy, "loss", loss)
+
+
+def _run(tmp_path: Path, *overrides: str) -> Path:
+    runs = tmp_path / "runs"
+    try:
+        run_experiment(load_spec(TOY, [*SHORT, "train.micro_batch=null", *overrides]), runs=runs)
+    finally:
+        (run,) = (runs / "toy").iterdir()
+    return run
+
+
+def _records(run: Path, kind: str) -> list[dict]:
+    records = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
+    return [record for record in records if record["kind"] == kind]
+
+
+def _events(run: Path, name: str) -> list[dict]:
+    return [record["data"]["data"] for record in _records(run, "event") if record["data"]["name"] == name]
+
+
+def _is_finite(checkpoint: Path) -> bool:
+    return all(value.isfinite().all() for value in load_file(checkpoint / "policy.safetensors").values())
+
+
+def test_a_learning_rate_that_destroys_the_policy_halts_the_run_as_failed(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match=r"^step \d+: loss or gradient is not finite .* lower optim\.lr") as caught:
+        _run(tmp_path, "optim.lr=1e30", "optim.schedule=constant", *EVERY_STEP)
+    assert len(str(caught.value).splitlines()) == 1
+    (run,) = (tmp_path / "runs" / "toy").iterdir()
+    assert finish_of(run)["status"] == "FAILED"
+    assert "is not finite" in finish_of(run)["reason"]
+    checkpoints = sorted((run / "checkpoints").glob("step-*"))
+    assert checkpoints
+    assert checkpoints[-1].name in str(caught.value)
+    assert all(map(_is_finite, checkpoints))
+
+
+@pytest.mark.usefixtures("_nan_in_step_4")
+def test_halting_keeps_and_names_the_last_good_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(
+        NonFiniteError, match=r"step 4: .*\(loss nan\); the last checkpoint, step-00000003, is as it was"
+    ):
+        _run(tmp_path, *EVERY_STEP)
+    (run,) = (tmp_path / "runs" / "toy").iterdir()
+    assert [path.name for path in sorted((run / "checkpoints").glob("step-*"))][-1] == "step-00000003"
+    assert _events(run, "non_finite")[0]["step"] == 4
+
+
+@pytest.mark.usefixtures("_nan_in_step_4")
+def test_skipping_leaves_the_step_out_counts_it_and_says_so(tmp_path: Path) -> None:
+    run = _run(tmp_path, "train.non_finite=skip", *EVERY_STEP)
+    assert finish_of(run)["status"] == "FINISHED"
+    weights = [load_file(run / "checkpoints" / f"step-{step:08d}" / "policy.safetensors") for step in (3, 4, 5)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert any(not torch.equal(weights[1][name], weights[2][name]) for name in weights[0])
+    (event,) = _events(run, "non_finite")
+    assert event["reason"] == "step 4: loss or gradient is not finite (loss nan)"
+    counted = {r["step"]: r["data"].get("train_skipped_steps", 0) for r in _records(run, "metrics")}
+    assert (counted[3], counted[4], counted[5]) == (0, 1, 1)
+    train = [json.loads(line) for line in (run / "log_train.txt").read_text().splitlines()]
+    assert all(line["train_loss"] == line["train_loss"] for line in train)  # no NaN: the step is not among the samples
+
+
+@pytest.mark.usefixtures("_nan_in_step_4")
+def test_rolling_back_returns_to_the_checkpoint_and_leaves_the_batch_out(tmp_path: Path) -> None:
+    run = _run(tmp_path, "train.non_finite=rollback", "train.checkpoint.every_steps=2", "train.checkpoint.keep_last=99")
+    assert finish_of(run)["status"] == "FINISHED"
+    (event,) = _events(run, "rollback")
+    assert event == {"step": 2, "from_step": 4}
+    state = json.loads((max((run / "checkpoints").glob("step-*")) / "state.json").read_text())["counters"]
+    assert (state["rollbacks"], state["excluded_steps"], state["step"]) == (1, [4], 30)
+    assert _is_finite(max((run / "checkpoints").glob("step-*")))
+
+
+def test_rollbacks_end_the_run_when_they_do_not_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = VlaPolicy.loss
+    monkeypatch.setattr(VlaPolicy, "loss", lambda self, *arguments: whole(self, *arguments) * float("nan"))
+    with pytest.raises(NonFiniteError, match=r"step 3: .* after 2 rollbacks; the last checkpoint, step-00000000"):
+        _run(tmp_path, "train.non_finite=rollback", "train.max_rollbacks=2")
+
+
+def test_a_run_that_halted_may_go_on_by_skipping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, whole = iter(range(1, 1000)), VlaPolicy.loss
+    monkeypatch.setattr(
+        VlaPolicy, "loss", lambda self, *a: whole(self, *a) * (float("nan") if next(calls) in (4, 5) else 1.0)
+    )
+    with pytest.raises(NonFiniteError):
+        _run(tmp_path, *EVERY_STEP)
+    (run,) = (tmp_path / "runs" / "toy").iterdir()
+    resume_run(run, overrides=["train.non_finite=skip"])
+    assert finish_of(run)["status"] == "FINISHED"
+    (resumed,) = _events(run, "resume")
+    assert resumed["changes"] == "train.non_finite: halt -> skip"
+
+
+def test_a_gpu_is_not_waited_for_between_two_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the device is no CPU, the guard reads it only when it is asked to check."""
+    read = []
+    guard = loop.NonFiniteGuard(torch.device("meta"), "halt", ())
+    monkeypatch.setattr(guard, "check", lambda state: read.append(state.step))
+    finite = torch.zeros((), dtype=torch.bool, device="meta")
+    guard.note(loop.TrainState(step=4), loop.StepResult(loop.MetricStates(), finite.float(), finite.float(), finite))
+    assert read == []

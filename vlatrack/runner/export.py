@@ -1,0 +1,38 @@
+"""A policy as a folder of its own: a checkpoint without what only its training needs."""
+
+import shutil
+from pathlib import Path
+
+from vlatrack.errors import CheckpointError
+from vlatrack.runner.directory import RunDirectory
+from vlatrack.training.checkpoint.contents import OF_TRAINING, clear_write_errors, inside, write_manifest
+
+
+def export_policy(run: Path, output: Path, *, checkpoint: str = "best") -> str:
+    """Copy a checkpoint's policy to ``output`` and return its digest, which is that of the checkpoint.
+
+    Raises:
+        VlatrackError: no such run or checkpoint, it is damaged or of vlatrack 0.1.0, or ``output`` is there already or
+            cannot be written.
+    """
+    store = RunDirectory.open(run).checkpoints
+    chosen = store.find(checkpoint)
+    manifest = store.check(chosen)
+    if manifest.format == 1:
+        raise CheckpointError(
+            f"{chosen}: made by vlatrack 0.1.0, it is no policy by itself; resume the run for one more epoch first"
+        )
+    if output.exists():
+        raise CheckpointError(f"{output}: is there already; choose another --output")
+    unfinished = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    with clear_write_errors(unfinished):
+        for name in manifest.sha256:
+            if name not in OF_TRAINING:
+                target = unfinished / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(inside(chosen, name), target)
+        digest = write_manifest(unfinished).policy_sha256
+        unfinished.rename(output)
+    assert digest == manifest.policy_sha256, "the same policy has the same digest"
+    return digest

@@ -1,0 +1,62 @@
+"""What a run writes while it trains: journal, log files and the table of action errors."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from vlatrack.metrics.schema import TRAIN, MetricSchema
+from vlatrack.reports.epoch_log import LOG_FILES, append_epoch, drop_epochs_from
+from vlatrack.runner.directory import RunDirectory
+from vlatrack.tracking.backends.base import Scalar
+from vlatrack.tracking.journal.history import REWOUND
+from vlatrack.tracking.run import TrackedRun
+from vlatrack.training.callback import Callback, EpochResults
+from vlatrack.training.state import TrainState
+
+
+class RunRecorder(Callback):
+    """Writes what a run tells into its directory, from where the trackers get it."""
+
+    def __init__(
+        self, directory: RunDirectory, tracked: TrackedRun, schema: MetricSchema, *, keep_last: int, processes: int
+    ) -> None:
+        self._directory, self._tracked, self._schema = directory, tracked, schema
+        self._keep_last, self._processes = keep_last, processes
+
+    def on_resume(self, state: TrainState, checkpoint: Path, changes: tuple[str, ...]) -> None:
+        """What was made beyond the checkpoint gives way to what comes now."""
+        self._go_back(state)
+        event: dict[str, Scalar] = {"step": state.step, "checkpoint": checkpoint.name, "processes": self._processes}
+        if changes:
+            event["changes"] = "; ".join(changes)
+        self._tracked.event("resume", event)
+
+    def on_log(self, state: TrainState, metrics: Mapping[str, float]) -> None:
+        self._schema.check(metrics)
+        self._tracked.log(metrics, step=state.step)
+
+    def on_epoch(self, state: TrainState, results: EpochResults) -> None:
+        number = state.epoch - 1  # the log files count epochs from 0, as the reference does
+        for split, result in results.items():
+            _, prefix = LOG_FILES[split]
+            line = {f"{prefix}{name}": value for name, value in result.metrics.items()}
+            append_epoch(self._directory.log_files[split], {**line, "epoch": number})
+            if split != TRAIN:  # of the training, windows of steps are logged
+                named = {f"{split}_{name}": value for name, value in result.metrics.items()}
+                self.on_log(state, named | {"epoch": float(state.epoch)})
+
+    def on_checkpoint(self, state: TrainState, path: Path, policy_sha256: str) -> None:
+        named = {"name": path.name, "policy_sha256": policy_sha256}
+        self._tracked.event("checkpoint", {"step": state.step, "epoch": state.epoch, **named})
+
+    def on_non_finite(self, step: int, reason: str) -> None:
+        self._tracked.event("non_finite", {"step": step, "reason": reason}, alert=True)
+
+    def on_rollback(self, state: TrainState, from_step: int) -> None:
+        self._go_back(state)
+        self._tracked.event(REWOUND, {"number": state.rollbacks, "from_step": state.step + 1, "to_step": from_step})
+        self._tracked.event("rollback", {"step": state.step, "from_step": from_step}, alert=True)
+
+    def _go_back(self, state: TrainState) -> None:
+        self._directory.checkpoints.set_aside_later(state.step, keep_last=self._keep_last)
+        for file in self._directory.log_files.values():
+            drop_epochs_from(file, state.epoch)

@@ -1,0 +1,240 @@
+"""What lies in one checkpoint folder, how it is written, and how it is told apart from a damaged one.
+
+A checkpoint is a folder ``step-<number>``:
+
+    policy.json            what the policy is: backbone and its geometry, bins, normalisation, data it comes from
+    policy.safetensors     its weights
+    spec.yaml  text_tokenizer/  image_tokenizer/
+    optimizer.pt           optimiser, metric states over all ranks, generators of each rank; only tensors and numbers
+    state.json             counters of the training
+    files.json             format version, sha256 and size of all others
+
+optimizer.pt and state.json are for the training to go on; an exported policy has neither. Format 1 (vlatrack 0.1.0) had
+only the weights, optimizer.pt, state.json with bins and ranges, and files.json.
+"""
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from vlatrack.errors import CheckpointError
+from vlatrack.metrics.states import MetricStates, states_from_v1
+from vlatrack.training.process_group import ProcessGroup
+from vlatrack.training.state import RandomState, TrainState
+
+FORMAT = 2
+WEIGHTS, OPTIMIZER, STATE, FILES, POLICY = (
+    "policy.safetensors",
+    "optimizer.pt",
+    "state.json",
+    "files.json",
+    "policy.json",
+)
+OF_TRAINING = (OPTIMIZER, STATE)
+_TORCH_SAVE = ("PytorchStreamWriter", "inline_container")
+"""What a RuntimeError of torch.save names when a file cannot be written."""
+
+_NOT_THE_POLICY = (*OF_TRAINING, "spec.yaml")
+"""spec.yaml also holds paths and trackers, which the same policy may have others of."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """files.json: the files of a checkpoint and their digests."""
+
+    format: int
+    sha256: Mapping[str, str]  # by path inside the checkpoint
+    size: Mapping[str, int]  # bytes; empty in format 1
+
+    @property
+    def policy_sha256(self) -> str:
+        """The name of the policy, wherever it is: a digest of all that decides how it acts."""
+        listing = "".join(f"{digest}  {name}\n" for name, digest in sorted(self.policy_files().items()))
+        return hashlib.sha256(listing.encode()).hexdigest()
+
+    def policy_files(self) -> dict[str, str]:
+        return {name: digest for name, digest in self.sha256.items() if name not in _NOT_THE_POLICY}
+
+
+def read_manifest(checkpoint: Path) -> Manifest:
+    """files.json of a checkpoint.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or a later vlatrack wrote it.
+    """
+    try:
+        stored = json.loads((checkpoint / FILES).read_text())
+        if "format" not in stored:
+            return Manifest(1, dict(stored), {})
+        if stored["format"] > FORMAT:
+            raise CheckpointError(
+                f"{checkpoint}: has format {stored['format']}, this vlatrack reads up to {FORMAT}; update vlatrack"
+            )
+        files = stored["files"]
+        digests = {name: str(entry["sha256"]) for name, entry in files.items()}
+        return Manifest(stored["format"], digests, {name: int(entry["bytes"]) for name, entry in files.items()})
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{error.filename}: no such file; not a complete checkpoint") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{checkpoint / FILES}: not readable ({error})") from error
+
+
+def check_files(checkpoint: Path, manifest: Manifest) -> None:
+    """Read every file once and compare it with the manifest.
+
+    Raises:
+        CheckpointError: a file is missing, truncated or altered.
+    """
+    for name, expected in manifest.sha256.items():
+        file = inside(checkpoint, name)
+        try:
+            with file.open("rb") as stream:
+                actual = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise CheckpointError(f"{file}: {error.strerror}; not a complete checkpoint") from error
+        if actual != expected:
+            raise CheckpointError(f"{file}: truncated or altered (its sha256 differs from {FILES})")
+
+
+def inside(checkpoint: Path, name: str) -> Path:
+    """The file of that name, which must not lead out of the checkpoint."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise CheckpointError(f"{checkpoint / FILES}: names {name!r}, which lies outside the checkpoint")
+    return checkpoint / name
+
+
+@dataclass(frozen=True)
+class TrainingParts:
+    """What a checkpoint holds of a running training."""
+
+    policy: nn.Module
+    optimizer: torch.optim.Optimizer
+    group: ProcessGroup
+    write_policy_files: Callable[[Path], None]  # policy.json, spec.yaml, tokenizers; into a folder
+
+    def gather(self, state: TrainState) -> dict[str, Any]:
+        """What optimizer.pt holds, on the main process. All ranks call this."""
+        states = {"epoch": state.epoch_states, "window": state.window_states}
+        summed = {name: self.group.sum_states(own).state_dict() for name, own in states.items()}
+        random = self.group.all_gather(asdict(RandomState.capture()))
+        return {"optimizer": self.optimizer.state_dict(), "states": summed, "random": random}
+
+    def write(self, folder: Path, state: TrainState, tensors: Mapping[str, Any]) -> Manifest:
+        """Write a whole checkpoint into an empty folder, and reach the disk.
+
+        Raises:
+            CheckpointError: the disk is full, or the folder cannot be written.
+        """
+        weights = {name: value.contiguous() for name, value in self.policy.state_dict().items()}
+        with clear_write_errors(folder):
+            self.write_policy_files(folder)
+            save_file(weights, folder / WEIGHTS)
+            torch.save(dict(tensors), folder / OPTIMIZER)
+            (folder / STATE).write_text(json.dumps({"counters": state.counters()}) + "\n")
+            return write_manifest(folder)
+
+    def restore(self, checkpoint: Path) -> TrainState:
+        """Bring weights, optimiser and this rank's generators to what a checkpoint holds, which was checked before.
+
+        The stored metric states are those of all ranks: rank 0 goes on with them, the others from nothing. A rank that
+        there was none of when the checkpoint was made keeps the generators that it has.
+        """
+        load_weights(checkpoint, self.policy)
+        stored = torch.load(checkpoint / OPTIMIZER, map_location="cpu", weights_only=True)
+        self.optimizer.load_state_dict(stored["optimizer"])
+        random = stored["random"]
+        by_rank = random if isinstance(random, list) else [random]
+        rank = self.group.rank
+        if rank < len(by_rank):
+            RandomState(**by_rank[rank]).restore()
+        epoch, window = _metric_states(stored) if rank == 0 else (MetricStates(), MetricStates())
+        device = next(self.policy.parameters()).device
+        return TrainState.restored(read_counters(checkpoint), epoch.to(device), window.to(device))
+
+
+def _metric_states(stored: Mapping[str, Any]) -> tuple[MetricStates, MetricStates]:
+    """The states of epoch and window; in format 1 they were the fields of one class."""
+    if "sums" in stored:
+        return states_from_v1(stored["sums"]["epoch_sums"]), states_from_v1(stored["sums"]["window_sums"])
+    states = stored["states"]
+    return MetricStates.from_state_dict(states["epoch"]), MetricStates.from_state_dict(states["window"])
+
+
+def write_manifest(folder: Path) -> Manifest:
+    """Digest every file below ``folder`` into files.json, and flush all of them to the disk."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != FILES)
+    digests, sizes = {}, {}
+    for file in files:
+        name = file.relative_to(folder).as_posix()
+        with file.open("rb") as stream:
+            digests[name] = hashlib.file_digest(stream, "sha256").hexdigest()
+        sizes[name] = file.stat().st_size
+    manifest = Manifest(FORMAT, digests, sizes)
+    listing = {name: {"sha256": digests[name], "bytes": sizes[name]} for name in digests}
+    content = {"format": FORMAT, "policy_sha256": manifest.policy_sha256, "files": listing}
+    (folder / FILES).write_text(json.dumps(content, indent=1) + "\n")
+    for path in [*folder.rglob("*"), folder]:  # before the rename: a power cut must not leave a complete-looking shell
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    return manifest
+
+
+def read_counters(checkpoint: Path) -> dict[str, Any]:
+    """The counters of state.json.
+
+    Raises:
+        CheckpointError: it is an exported policy, or damaged.
+    """
+    try:
+        counters: dict[str, Any] = json.loads((checkpoint / STATE).read_text())["counters"]
+    except FileNotFoundError:
+        raise CheckpointError(f"{checkpoint}: an exported policy; a training resumes from its run only") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{checkpoint / STATE}: not readable ({error})") from error
+    return counters
+
+
+def load_weights(checkpoint: Path, policy: nn.Module) -> None:
+    """Copy a checkpoint's weights into ``policy``.
+
+    Raises:
+        CheckpointError: the file is damaged or of another geometry.
+    """
+    try:
+        policy.load_state_dict(load_file(checkpoint / WEIGHTS))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{checkpoint / WEIGHTS}: unreadable or truncated ({error})") from error
+    except RuntimeError as error:
+        problem = str(error).splitlines()[-1].strip()
+        raise CheckpointError(f"{checkpoint}: of another geometry than this experiment ({problem})") from error
+
+
+@contextmanager
+def clear_write_errors(folder: Path) -> Iterator[None]:
+    """What the libraries raise where a file cannot be written, as one line with the remedy."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if (
+            type(error) is RuntimeError
+            and "PytorchStreamWriter" not in str(error)
+            and "inline_container" not in str(error)
+        ):
+            raise  # nothing that torch.save says of a file
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            reason, remedy = error.strerror or str(error), "check its permissions"
+        else:
+            reason, remedy = str(error).splitlines()[0], "free some disk space"
+        raise CheckpointError(f"{folder.parent}: a checkpoint cannot be written ({reason}); {remedy}") from error

@@ -1,0 +1,85 @@
+"""How fast a training is between two records, and how much of the time it waits for data."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import psutil
+import torch
+
+from vlatrack.tokens.batch import Batch
+from vlatrack.training.process_group import Rule
+
+SPEEDS: Mapping[str, Rule] = {
+    "samples_per_s": "sum",
+    "tokens_per_s": "sum",
+    "step_time_s": "max",
+    "data_wait_s": "max",
+    "memory_mib": "max",
+}
+"""What `Throughput` measures, and how it is combined over processes: of times and memory, the worst one counts."""
+
+_MIB = 2**20
+
+
+class Throughput:
+    """Counts what is processed in a window of steps, and the time that the steps take.
+
+    Evaluations and checkpoints are no part of a step: what happens inside `paused` is left out.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._process = device, psutil.Process()
+        self.restart()
+
+    def restart(self) -> None:
+        """A new window begins now."""
+        self._started = time.perf_counter()
+        self._waited, self._steps, self._samples, self._tokens = 0.0, 0, 0, 0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the block out of the window."""
+        self._await_device()
+        begin = time.perf_counter()
+        yield
+        self._started += time.perf_counter() - begin
+
+    def waiting_for(self, steps: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
+        """The same steps; the time until the batches of each are there counts as data wait."""
+        while True:
+            asked = time.perf_counter()
+            batches = next(steps, None)
+            self._waited += time.perf_counter() - asked
+            if batches is None:
+                return
+            yield batches
+
+    def count(self, batches: Sequence[Batch]) -> None:
+        """Count one step of these micro batches; padding is no token."""
+        self._steps += 1
+        self._samples += sum(batch.rows for batch in batches)
+        self._tokens += sum(batch.tokens for batch in batches)
+
+    def take(self) -> dict[str, float]:
+        """The window's speeds, once the device has finished its steps; the next window begins."""
+        self._await_device()
+        elapsed = max(time.perf_counter() - self._started, 1e-9)
+        speeds = {
+            "samples_per_s": self._samples / elapsed,
+            "tokens_per_s": self._tokens / elapsed,
+            "step_time_s": elapsed / max(self._steps, 1),
+            "data_wait_s": self._waited / max(self._steps, 1),
+            "memory_mib": self._memory_bytes() / _MIB,
+        }
+        self.restart()
+        return speeds
+
+    def _await_device(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def _memory_bytes(self) -> int:
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        return self._process.memory_info().rss
