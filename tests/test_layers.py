@@ -31,7 +31,7 @@ LIBRARY = {
 }
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
-    "spec": {"errors"},
+    "spec": {"metrics", "errors"},
     "metrics": {"errors"},
     "tokens": {"errors"},
     "data": {"tokens", "errors"},

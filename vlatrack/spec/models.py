@@ -16,6 +16,8 @@ from pydantic import (
     model_validator,
 )
 
+from vlatrack.metrics.schema import MetricSchema
+
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[
     str,
@@ -231,7 +233,10 @@ class CheckpointSpec(Model):
     every_epochs: PositiveInt = Field(1, description="after every so many epochs")
     every_steps: PositiveInt | None = Field(None, description="also after every so many optimiser steps")
     keep_last: PositiveInt = Field(2, description="older ones are deleted; the best one always stays")
-    best_metric: str = Field("val_ind_loss_ct", description="lowest value decides which checkpoint is best")
+    best_metric: str = Field(
+        "val_ind_loss_ct",
+        description="decides which checkpoint is best: the lowest loss or error, the highest accuracy",
+    )
 
 
 class TrainSpec(Model):
@@ -370,4 +375,15 @@ class ExperimentSpec(Model):
             raise ValueError(f"tokenizer.bins = {self.tokenizer.bins}: with data.use_state the layout has room for 498")
         if self.optim.min_lr > self.optim.lr:
             raise ValueError(f"optim.min_lr = {self.optim.min_lr:g} is above optim.lr = {self.optim.lr:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _best_metric_can_decide(self) -> Self:
+        schema = MetricSchema.for_experiment(
+            horizon=self.action_head.time_horizon, action_dim=self.action_head.action_dim
+        )
+        metric = self.train.checkpoint.best_metric
+        # A name that is not known here may be that of a loss term of the user's, which only a run loads.
+        if (problem := schema.why_not_best(metric)) and (metric in schema or not self.loss.terms):
+            raise ValueError(f"train.checkpoint.best_metric: {problem}")
         return self
