@@ -33,7 +33,7 @@ LIBRARY = {
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "plugins": {"errors"},
-    "spec": {"errors"},
+    "spec": {"metrics", "errors"},
     "metrics": {"errors"},
     "tokens": {"errors"},
     "data": {"tokens", "errors"},

@@ -117,7 +117,7 @@ def test_better_follows_the_direction_and_is_never_what_is_not_finite(
 
 
 def test_no_value_is_better_of_a_metric_without_direction(schema: MetricSchema) -> None:
-    with pytest.raises(ValueError, match="train_lr: neither lower nor higher is better"):
+    with pytest.raises(ValueError, match="neither lower nor higher is better of train_lr"):
         schema.is_better("train_lr", 1.0, 2.0)
     with pytest.raises(KeyError, match="did you mean val_ind_loss_ct"):
         schema.is_better("val_ind_los_ct", 1.0, 2.0)

@@ -170,6 +170,37 @@ BAD_FILES = {
         "lr: 1e-4\n  min_lr: 1",
         "15  optim.min_lr = 1 is above optim.lr = 0.0001",
     ),
+    "best metric that there is none of": (
+        "epochs: 3",
+        "epochs: 3\n  checkpoint: {best_metric: val_ind_los_ct}",
+        "17  train.checkpoint.best_metric: no metric is called val_ind_los_ct (did you mean val_ind_loss_ct?)",
+    ),
+    "best metric of a step beyond the chunk": (
+        "epochs: 3",
+        "epochs: 3\n  checkpoint: {best_metric: val_ind_l1_loss_action_4}",
+        "17  train.checkpoint.best_metric: no metric is called val_ind_l1_loss_action_4 "
+        "(did you mean val_ind_l1_loss_action_9?)",
+    ),
+    "best metric without direction": (
+        "epochs: 3",
+        "epochs: 3\n  checkpoint: {best_metric: train_lr}",
+        "17  train.checkpoint.best_metric: neither lower nor higher is better of train_lr",
+    ),
+    "best metric that no epoch has": (
+        "epochs: 3",
+        "epochs: 3\n  checkpoint: {best_metric: train_samples_per_s}",
+        "17  train.checkpoint.best_metric: train_samples_per_s is not a mean over an epoch",
+    ),
+    "own loss term without weight": (
+        "optim:",
+        'loss:\n  terms:\n    - {kind: custom, target: "my.terms:Mine"}\noptim:',
+        "15  loss.terms.0.weight: this key is required",
+    ),
+    "own loss term that is no class": (
+        "optim:",
+        "loss:\n  terms:\n    - {kind: custom, target: mine, weight: 1}\noptim:",
+        "15  loss.terms.0.target: expected a class as package.module:Class, got 'mine'",
+    ),
     "key given twice": ("lr: 1e-4", "lr: 1e-4\n  lr: 2e-4", "15  optim.lr: this key is given twice"),
     "key that is a list": ("lr: 1e-4", "[a, b]: 1", "14  optim: a key must be a plain word"),
     "python tag": (

@@ -52,6 +52,18 @@ def _head(horizon: int, action_dim: int) -> Iterator[Metric]:
         yield Metric(name, meaning, ACTION_UNIT, lower, group, value=_chunk_mean(LOSS_CT.name, dim=dim))
 
 
+def action_error_grids(states: MetricStates) -> dict[str, list[list[float]]]:
+    """The mean L1 error of each chunk step and action dimension, [H][A], by the route that the actions came.
+
+    `token`: decoded from the most probable tokens; `head`: the continuous head. Empty without action rows.
+    Reads the device once.
+    """
+    on_host = states.cpu()
+    routes = {"token": "l1_loss_action", "head": LOSS_CT.name}
+    found = {route: on_host[name] for route, name in routes.items() if name in on_host and on_host[name].count}
+    return {route: state.mean().tolist() for route, state in found.items()}
+
+
 def _images(image_slots: int) -> Iterator[Metric]:
     for slot in range(image_slots):
         name = f"acc_image_{slot}"

@@ -132,7 +132,7 @@ class MetricSchema:
         """
         direction = self[name].direction
         if direction is Direction.NONE:
-            raise ValueError(f"{name}: neither lower nor higher is better, so no value of it is the best")
+            raise ValueError(f"neither lower nor higher is better of {name}")
         if not math.isfinite(value):
             return False
         if than is None or not math.isfinite(than):
@@ -143,6 +143,8 @@ class MetricSchema:
         """Why `name` cannot decide which checkpoint is best; None if it can."""
         if name not in self._metrics:
             return f"no metric is called {self.suggest(name)}"
+        if self._metrics[name].direction is Direction.NONE:
+            return f"neither lower nor higher is better of {name}"
         if self._metrics[name].value is None:
             return f"{name} is not a mean over an epoch"
         return None

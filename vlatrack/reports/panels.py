@@ -82,7 +82,7 @@ def save_panels(panels: Sequence[Panel], path: Path, *, title: str, shared_scale
         _label_steps(axes, with_values=position + columns >= len(panels))
     figure.suptitle(title, fontsize=12, x=0.01, ha="left")
     _add_legend(figure)
-    _write(figure, path)
+    write_png(figure, path)
 
 
 def _columns(count: int) -> int:
@@ -181,7 +181,7 @@ def _add_legend(figure: Figure) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=10, frameon=False)
 
 
-def _write(figure: Figure, path: Path) -> None:
+def write_png(figure: Figure, path: Path) -> None:
     """Save and swap into place, so that who reads the figure of a live run never sees half of it."""
     unfinished = path.with_name(f".{path.name}.part")
     figure.savefig(unfinished, format="png", metadata={"Software": "vlatrack"})

@@ -18,6 +18,8 @@ from pydantic import (
     model_validator,
 )
 
+from vlatrack.metrics.schema import MetricSchema
+
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[
     str,
@@ -308,7 +310,7 @@ class CheckpointSpec(Model):
     keep_last: PositiveInt = Field(2, description="older ones are deleted; the best one always stays")
     best_metric: str = Field(
         "val_ind_loss_ct",
-        description="decides which checkpoint is best, in the direction that it declares",
+        description="decides which checkpoint is best: the lowest loss or error, the highest accuracy",
     )
 
 
@@ -474,4 +476,15 @@ class ExperimentSpec(Model):
                 f"train.micro_batch = {self.train.micro_batch} is above train.batch_size = {self.train.batch_size}, "
                 "the samples of a whole optimiser step"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _best_metric_can_decide(self) -> Self:
+        schema = MetricSchema.for_experiment(
+            horizon=self.action_head.time_horizon, action_dim=self.action_head.action_dim
+        )
+        metric = self.train.checkpoint.best_metric
+        # A name that is not known here may be that of a loss term of the user's, which only a run loads.
+        if (problem := schema.why_not_best(metric)) and (metric in schema or not self.loss.terms):
+            raise ValueError(f"train.checkpoint.best_metric: {problem}")
         return self

@@ -1,0 +1,87 @@
+"""CONTRIBUTING's "Adding a loss term", followed to the letter: one file and some lines of YAML."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from program import TOY, Program
+
+from vlatrack.models.losses.base import LossTerm
+from vlatrack.tokens.batch import collate
+from vlatrack.tokens.layout import TokenLayout
+
+CONTRIBUTING = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def _blocks(language: str) -> list[str]:
+    (section,) = re.findall(r"^## Adding a loss term\n(.*?)^## ", CONTRIBUTING, re.MULTILINE | re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)
+
+
+@pytest.fixture
+def smoothness() -> LossTerm:
+    (source,) = _blocks("python")
+    names: dict = {}
+    exec(compile(source, "my_package/smoothness.py", "exec"), names)
+    term: LossTerm = names["ChunkSmoothness"](weight=0.1)
+    return term
+
+
+def test_the_example_is_the_mean_squared_second_difference(make_policy, rows, smoothness) -> None:
+    policy, batch = make_policy(own=[smoothness]), collate(rows, TokenLayout())
+    output = policy(batch)
+    actions = output.actions
+    expected = (actions[:, 2:] - 2 * actions[:, 1:-1] + actions[:, :-2]).square().mean().item()
+    values = policy.metric_values(output.states)
+    assert values["smoothness"] == pytest.approx(expected)
+    assert values["weighted_smoothness"] == pytest.approx(0.1 * expected)
+    policy.loss(output, policy.loss_counts(batch)).backward()
+    assert policy.action_head.queries.grad is not None
+
+
+def test_training_on_the_example_makes_chunks_smoother(make_policy, rows, smoothness) -> None:
+    smoothness.weight = 10.0
+    policy, batch = make_policy(own=[smoothness], loss_ct_weights=0.0), collate(rows, TokenLayout())
+    optimizer = torch.optim.SGD(policy.parameters(), lr=3e-3)
+    measured = []
+    for _ in range(10):
+        output = policy(batch)
+        policy.loss(output, policy.loss_counts(batch)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        measured.append(policy.metric_values(output.states)["smoothness"])
+    assert measured == sorted(measured, reverse=True)
+    assert measured[-1] < 0.5 * measured[0]
+
+
+def test_a_run_with_the_example_logs_it_raw_and_weighted_on_every_split(program: Program, journal_of) -> None:
+    (source,), (lines,) = _blocks("python"), _blocks("yaml")
+    package = program.folder / "my_package"
+    package.mkdir()
+    (package / "smoothness.py").write_text(source)
+    experiment = yaml.safe_load(TOY.read_text()) | yaml.safe_load(lines)
+    (program.folder / "experiment.yaml").write_text(yaml.safe_dump(experiment))
+    done = program.run("run", "experiment.yaml", "train.epochs=1", "train.max_steps=8")
+    assert done.returncode == 0, done.stderr
+    records = [record["data"] for record in journal_of(program.only_run()) if record["kind"] == "metrics"]
+    for split in ("train", "val_ind", "val_ood"):
+        (*_, last) = [data for data in records if f"{split}_smoothness" in data]
+        assert last[f"{split}_smoothness"] > 0
+        assert last[f"{split}_weighted_smoothness"] == pytest.approx(0.1 * last[f"{split}_smoothness"])
+        parts = [last[f"{split}_{name}"] for name in ("closs", "weighted_loss_ct", "weighted_z_loss")]
+        assert last[f"{split}_loss"] == pytest.approx(sum(parts) + last[f"{split}_weighted_smoothness"])
+    logged = json.loads((program.only_run() / "log_train.txt").read_text())
+    assert "train_weighted_smoothness" in logged
+
+
+def test_a_run_whose_own_term_is_no_scalar_ends_with_one_line(program: Program) -> None:
+    (source,) = _blocks("python")
+    (program.folder / "wrong.py").write_text(source.replace(".square().sum()", ".square()"))
+    terms = '[{kind: custom, target: "wrong:ChunkSmoothness", weight: 1}]'
+    done = program.run("run", TOY, f"loss.terms={terms}")
+    assert done.returncode == 2
+    assert "loss term smoothness: total() returned a tensor of shape" in done.stderr
+    assert "Traceback" not in done.stderr
