@@ -17,9 +17,9 @@ from vlatrack.data.cache import CodeCache
 from vlatrack.data.episodes import Episode, EpisodeSource, select_episodes
 from vlatrack.data.samples import Encoding, SampleKind, SampleSet, check_fit, check_lengths, encode_episodes
 from vlatrack.data.statistics import value_range
-from vlatrack.errors import DataError, SpecError
+from vlatrack.errors import CheckpointError, DataError, SpecError
 from vlatrack.metrics.schema import TRAIN, VAL_IND, VAL_OOD
-from vlatrack.models.backbones.base import BackboneFactory, BackboneSource, Geometry
+from vlatrack.models.backbones.base import Backbone, BackboneFactory, BackboneSource, Geometry
 from vlatrack.models.backbones.causal_lm.backbone import CausalLMFactory
 from vlatrack.models.backbones.chameleon.backbone import ChameleonFactory
 from vlatrack.models.backbones.custom import custom_factory
@@ -252,6 +252,7 @@ def build_policy(spec: ExperimentSpec, source: BackboneSource) -> VlaPolicy:
     """
     torch.manual_seed(spec.seed)
     head, backbone = spec.action_head, source.build()
+    _check_vocabulary(backbone, build_text_tokenizer(source, backbone.layout))
     width = max(head.heads, round(backbone.width * head.reduced_ratio / head.heads) * head.heads)
     policy = VlaPolicy(
         backbone,
@@ -275,6 +276,15 @@ def build_policy(spec: ExperimentSpec, source: BackboneSource) -> VlaPolicy:
     if spec.train.gradient_checkpointing:
         backbone.enable_gradient_checkpointing()
     return policy
+
+
+def _check_vocabulary(backbone: Backbone, text: TextTokenizer) -> None:
+    rows, needed = len(backbone.output_layer), max(backbone.layout.state_end + 1, text.vocabulary_size)
+    if needed > rows:
+        raise CheckpointError(
+            f"backbone: its vocabulary has {rows} ids, but image, action, state and text ids go up to {needed - 1}; "
+            "it needs a larger one, or another tokenizer"
+        )
 
 
 # --- the whole -------------------------------------------------------------------------------------
