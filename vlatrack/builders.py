@@ -166,6 +166,7 @@ def build_image_tokenizer(
         tokenizer = ImageTokenizer.from_chameleon(
             pretrained.config,
             pretrained.tensors(CHAMELEON_PREFIX),
+            place=pretrained.path,
             image_size=settings.image_size,
             layout=layout,
         )

@@ -94,6 +94,11 @@ def test_the_checkpoints_image_tokenizer_maps_codes_by_their_names(chameleon) ->
     assert tokenizer.encode(frames).reshape(8, -1).tolist() == expected.tolist()
 
 
+def test_a_checkpoint_without_an_image_tokenizer_is_refused(qwen) -> None:
+    with pytest.raises(VlatrackError, match=rf"{qwen}: no image tokenizer in it"):
+        _image_tokenizer(qwen, TokenLayout())
+
+
 def test_another_backbone_has_the_same_codes_under_its_own_ids(chameleon) -> None:
     frames = torch.randint(0, 255, (8, 32, 32, 3), dtype=torch.uint8).numpy()
     layout = TokenLayout.after(100, pad=0, bos=1)
@@ -103,7 +108,8 @@ def test_another_backbone_has_the_same_codes_under_its_own_ids(chameleon) -> Non
 
 def _image_tokenizer(folder: Path, layout: TokenLayout) -> ImageTokenizer:
     opened = open_pretrained(str(folder))
-    return ImageTokenizer.from_chameleon(opened.config, opened.tensors(CHAMELEON_PREFIX), image_size=32, layout=layout)
+    tensors = opened.tensors(CHAMELEON_PREFIX)
+    return ImageTokenizer.from_chameleon(opened.config, tensors, place=folder, image_size=32, layout=layout)
 
 
 def test_a_run_starts_from_the_references_state_dict_with_its_head(tmp_path, chameleon) -> None:
