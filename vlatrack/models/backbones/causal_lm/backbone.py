@@ -20,6 +20,8 @@ from transformers import (
     Qwen3Config,
     Qwen3Model,
 )
+from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from vlatrack.errors import CheckpointError, SpecError
 from vlatrack.models.backbones.base import (
@@ -186,9 +188,13 @@ def _pretrained_geometry(folder: PretrainedFolder, family: Family | None, max_se
 def _config_of(geometry: Geometry) -> PreTrainedConfig:
     layout, family = TokenLayout(**geometry["layout"]), geometry["family"]
     try:
-        return _FAMILIES[family][0](**geometry["config"], vocab_size=layout.vocabulary_size)
+        config = _FAMILIES[family][0](**geometry["config"], vocab_size=layout.vocabulary_size)
     except StrictDataclassError as error:
         raise SpecError(f"backbone: no {family} has this geometry ({' '.join(str(error).split())})") from error
+    rope_type = config.rope_parameters["rope_type"]
+    if config.hidden_act not in ACT2FN or rope_type not in ("default", *ROPE_INIT_FUNCTIONS):
+        raise SpecError(f"backbone: hidden_act {config.hidden_act} or rope_type {rope_type} is unknown to transformers")
+    return config
 
 
 def _text_tokenizer(folder: PretrainedFolder) -> PretrainedTextTokenizer:
