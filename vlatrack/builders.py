@@ -24,7 +24,7 @@ from vlatrack.data.statistics import NormStats, value_range
 from vlatrack.errors import CheckpointError, DataError, SpecError
 from vlatrack.metrics.losses import LossMetric
 from vlatrack.metrics.schema import TRAIN, VAL_IND, VAL_OOD, MetricSchema
-from vlatrack.models.backbones.base import BackboneFactory, BackboneSource
+from vlatrack.models.backbones.base import Backbone, BackboneFactory, BackboneSource
 from vlatrack.models.backbones.causal_lm.backbone import CausalLMFactory
 from vlatrack.models.backbones.chameleon.backbone import ChameleonFactory
 from vlatrack.models.backbones.custom import custom_factory
@@ -56,7 +56,7 @@ from vlatrack.spec.models import (
 from vlatrack.tokens.bins import Bins, ValueRange
 from vlatrack.tokens.images import CHAMELEON_PREFIX, ImageTokenizer
 from vlatrack.tokens.layout import TokenLayout
-from vlatrack.tokens.text import ByteTokenizer, load_text_tokenizer
+from vlatrack.tokens.text import ByteTokenizer, TextTokenizer, load_text_tokenizer
 from vlatrack.tracking.backends.base import BackendConfig
 from vlatrack.training.callback import Callback
 from vlatrack.training.checkpoint.contents import FORMAT, POLICY, TrainingParts, load_weights, read_manifest
@@ -403,6 +403,7 @@ class Experiment:
         spec, head = self.spec, self.spec.action_head
         torch.manual_seed(spec.seed)
         backbone = self.source.build()
+        _check_vocabulary(backbone, self.source.text or ByteTokenizer(backbone.layout))
         width = max(head.heads, round(backbone.width * head.reduced_ratio / head.heads) * head.heads)
         policy = VlaPolicy(
             backbone,
@@ -458,6 +459,7 @@ class Experiment:
             tokenizer = ImageTokenizer.from_chameleon(
                 pretrained.config,
                 pretrained.tensors(CHAMELEON_PREFIX),
+                place=pretrained.path,
                 image_size=settings.image_size,
                 layout=layout,
             )
@@ -655,6 +657,15 @@ def build_backends(backends: Sequence[Backend]) -> list[BackendConfig]:
                 assert_never(backend)
         configs.append(BackendConfig(kind=backend.kind, naming=backend.naming, options=options, target=target))
     return configs
+
+
+def _check_vocabulary(backbone: Backbone, text: TextTokenizer) -> None:
+    rows, needed = len(backbone.output_layer), max(backbone.layout.state_end + 1, text.vocabulary_size)
+    if needed > rows:
+        raise CheckpointError(
+            f"backbone: its vocabulary has {rows} ids, but image, action, state and text ids go up to {needed - 1}; "
+            "it needs a larger one, or another tokenizer"
+        )
 
 
 def _link_files(source: Path, target: Path) -> None:

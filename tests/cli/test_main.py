@@ -103,6 +103,21 @@ def test_validate_shows_what_the_experiment_comes_to(
     }
 
 
+@pytest.mark.parametrize(
+    ("backbone", "shown"),
+    [
+        ("{kind: causal_lm, preset: small}", "causal_lm, scratch: small"),
+        ("{kind: causal_lm, init: pretrained, checkpoint: some/qwen}", "causal_lm, pretrained: some/qwen"),
+        ("{kind: custom, target: 'my_package:MyBackbone'}", "custom, my_package:MyBackbone"),
+    ],
+)
+def test_validate_shows_which_backbone_it_is(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], backbone: str, shown: str
+) -> None:
+    assert run_main(monkeypatch, "validate", str(file), f"backbone={backbone}") == 0
+    assert re.search(rf"^backbone +{re.escape(shown)}\s*$", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_several_mistakes_are_one_line_each(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -272,6 +272,24 @@ def test_a_folder_that_cannot_be_read_is_one_clear_line(tmp_path, changes, messa
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"num_hidden_layers": 1, "rms_norm_eps": "small"},
+            "no llama has this geometry .*'rms_norm_eps' expected float",
+        ),
+        ({"hidden_act": "sine"}, "hidden_act sine or rope_type default is unknown"),
+    ],
+)
+def test_a_config_that_makes_no_model_is_one_clear_line(tmp_path, changes, message) -> None:
+    folder = pretrained(tmp_path, "llama")
+    edit_config(folder, **changes)
+    with pytest.raises(SpecError, match=message) as caught:
+        from_folder(folder).open()
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_weights_of_another_size_than_the_config_says_are_refused_by_name(tmp_path) -> None:
     folder = pretrained(tmp_path, "llama")
     edit_config(folder, intermediate_size=96)

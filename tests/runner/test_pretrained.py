@@ -94,6 +94,11 @@ def test_the_checkpoints_image_tokenizer_maps_codes_by_their_names(chameleon) ->
     assert tokenizer.encode(frames).reshape(8, -1).tolist() == expected.tolist()
 
 
+def test_a_checkpoint_without_an_image_tokenizer_is_refused(qwen) -> None:
+    with pytest.raises(VlatrackError, match=rf"{qwen}: no image tokenizer in it"):
+        _image_tokenizer(qwen, TokenLayout())
+
+
 def test_another_backbone_has_the_same_codes_under_its_own_ids(chameleon) -> None:
     frames = torch.randint(0, 255, (8, 32, 32, 3), dtype=torch.uint8).numpy()
     layout = TokenLayout.after(100, pad=0, bos=1)
@@ -103,7 +108,8 @@ def test_another_backbone_has_the_same_codes_under_its_own_ids(chameleon) -> Non
 
 def _image_tokenizer(folder: Path, layout: TokenLayout) -> ImageTokenizer:
     opened = open_pretrained(str(folder))
-    return ImageTokenizer.from_chameleon(opened.config, opened.tensors(CHAMELEON_PREFIX), image_size=32, layout=layout)
+    tensors = opened.tensors(CHAMELEON_PREFIX)
+    return ImageTokenizer.from_chameleon(opened.config, tensors, place=folder, image_size=32, layout=layout)
 
 
 def test_a_run_starts_from_the_references_state_dict_with_its_head(tmp_path, chameleon) -> None:
@@ -147,13 +153,40 @@ def test_a_checkpoint_without_its_tokenizer_is_refused(tmp_path, chameleon) -> N
         run_experiment(_spec(folder), runs=tmp_path / "runs")
 
 
-def test_a_model_that_is_no_chameleon_is_refused(tmp_path, chameleon) -> None:
-    folder = tmp_path / "llama"
-    folder.mkdir()
-    config = json.loads((chameleon / "config.json").read_text()) | {"model_type": "llama"}
+def _with_config(chameleon: Path, folder: Path, **changes) -> Path:
+    shutil.copytree(chameleon, folder)
+    config = json.loads((chameleon / "config.json").read_text()) | changes
     (folder / "config.json").write_text(json.dumps(config))
-    for name in ("model.safetensors", "tokenizer.json"):
-        (folder / name).write_bytes((chameleon / name).read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": "wide"}, "not a Chameleon's geometry: .*'hidden_size' expected int"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings is true, but a Chameleon has an output layer of its own"),
+        ({"vocab_size": 16000}, "its vocabulary has 16000 ids, but image, action, state and text ids go up to 16501"),
+    ],
+)
+def test_a_config_that_makes_no_policy_is_one_clear_line(tmp_path, chameleon, changes, message) -> None:
+    spec = _spec(_with_config(chameleon, tmp_path / "folder", **changes))
+    with pytest.raises(VlatrackError, match=message) as caught:
+        builders.build_policy(spec, builders.new_backbone(spec))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_chameleon_from_scratch_has_room_for_the_words_of_its_tokenizer(tmp_path, chameleon) -> None:
+    folder = _with_config(chameleon, tmp_path / "folder")
+    _save_tokenizer(folder, {"[UNK]": 3, "square": 20_000})
+    spec = load_spec(TOY, [f"tokenizer.checkpoint={folder}"])
+    source = builders.new_backbone(spec)
+    policy = builders.build_policy(spec, source)
+    assert source.text.encode("square") == [20_000]
+    assert len(policy.backbone.output_layer) == 20_001
+
+
+def test_a_model_that_is_no_chameleon_is_refused(tmp_path, chameleon) -> None:
+    folder = _with_config(chameleon, tmp_path / "llama", model_type="llama")
     with pytest.raises(VlatrackError, match="a llama model, not a Chameleon"):
         run_experiment(_spec(folder), runs=tmp_path / "runs")
 

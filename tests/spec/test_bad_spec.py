@@ -143,6 +143,26 @@ BAD_FILES = {
         "kind: lerobott",
         "11  data.train.kind: expected 'lerobot', 'libero_hdf5' or 'custom', got 'lerobott' (did you mean 'lerobot'?)",
     ),
+    "backbone with a slip": (
+        "{init: scratch",
+        "{kind: causal_llm, init: scratch",
+        "2  backbone.kind: expected 'chameleon', 'causal_lm' or 'custom', got 'causal_llm' (did you mean 'causal_lm'?)",
+    ),
+    "key of another backbone": (
+        "{init: scratch",
+        "{family: qwen3, init: scratch",
+        "2  backbone.family: this key goes with kind: causal_lm, and no kind is given",
+    ),
+    "sizes of a pretrained model": (
+        "{init: scratch, preset: tiny}",
+        "{kind: causal_lm, init: pretrained, checkpoint: here, sizes: {hidden_size: 64}}",
+        "2  backbone: init: pretrained needs a checkpoint (folder or hub id), no preset and no sizes",
+    ),
+    "scratch without a preset": (
+        "{init: scratch, preset: tiny}",
+        "{kind: causal_lm}",
+        "2  backbone: init: scratch needs a preset (tiny or small) and no checkpoint",
+    ),
     "no kind": (
         "kind: lerobot",
         "part: all",

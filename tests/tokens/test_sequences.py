@@ -131,10 +131,10 @@ def test_a_damaged_image_tokenizer_is_one_clear_error(tmp_path, tokenizer) -> No
         ImageTokenizer.load(tmp_path)
 
 
-def test_foreign_settings_of_an_image_tokenizer_are_one_clear_error(tmp_path, tokenizer) -> None:
+def test_settings_of_an_image_tokenizer_that_lack_a_key_are_one_clear_error(tmp_path, tokenizer) -> None:
     tokenizer.save(tmp_path)
     (tmp_path / "image_tokenizer.json").write_text('{"image_size": 32}\n')
-    with pytest.raises(CheckpointError, match=r"image_tokenizer\.json: not the settings .*vq_config") as caught:
+    with pytest.raises(CheckpointError, match=r"image_tokenizer\.json: not the settings .*code_ids") as caught:
         ImageTokenizer.load(tmp_path)
     assert len(str(caught.value).splitlines()) == 1
 

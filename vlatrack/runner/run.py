@@ -16,7 +16,7 @@ from vlatrack.errors import CheckpointError, SpecError
 from vlatrack.metrics.schema import TRAIN
 from vlatrack.reports.figures import write_figures
 from vlatrack.runner.directory import RunDirectory
-from vlatrack.runner.endings import Ending, forget_reasons, leave_reason, why_it_ended
+from vlatrack.runner.endings import Ending, forget_reasons, keep_traceback, leave_reason, why_it_ended
 from vlatrack.runner.evaluate import OpenLoopEvaluation
 from vlatrack.runner.manifest import describe_run, write_manifest
 from vlatrack.runner.recorder import RunRecorder

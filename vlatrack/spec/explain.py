@@ -127,7 +127,10 @@ def _unknown_key(path: Path, tree: Tree) -> str:
     if path == ("train", "accumulate"):
         return retired_accumulate(tree.root)
     key = str(path[-1])
-    here = {name: None for block in blocks_at(tree.root, path[:-1]) for name in block.model_fields}
+    blocks = blocks_at(tree.root, path[:-1])
+    if owners := [kind for block in blocks if key in block.model_fields for kind in kinds_of(block)]:
+        return f"this key goes with kind: {_either(owners)}, and no kind is given"
+    here = {name: None for block in blocks for name in block.model_fields}
     close = get_close_matches(key, here, n=1) or [other for other in known_paths() if other.endswith(f".{key}")]
     return f"unknown key (did you mean '{close[0]}'?)" if close else f"unknown key (known here: {', '.join(here)})"
 

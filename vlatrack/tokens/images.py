@@ -95,13 +95,20 @@ class ImageTokenizer:
 
     @classmethod
     def from_chameleon(
-        cls, config: Mapping[str, Any], tensors: Iterable[tuple[str, Tensor]], *, image_size: int, layout: TokenLayout
+        cls,
+        config: Mapping[str, Any],
+        tensors: Iterable[tuple[str, Tensor]],
+        *,
+        place: Path,
+        image_size: int,
+        layout: TokenLayout,
     ) -> Self:
         """The tokenizer inside a Chameleon checkpoint.
 
         Args:
             config: the checkpoint's config.json.
             tensors: those of its weights whose names begin with ``CHAMELEON_PREFIX``.
+            place: the checkpoint's folder, for messages.
             layout: where the backbone that reads the ids has its image codes.
 
         Raises:
@@ -110,9 +117,10 @@ class ImageTokenizer:
         weights = {name.removeprefix(CHAMELEON_PREFIX): value for name, value in tensors}
         mapping = ChameleonImageVocabularyMapping(config.get("vocabulary_map") or {})
         if not weights or not mapping.image_tokens:
-            raise CheckpointError(f"the checkpoint has no image tokenizer ({CHAMELEON_PREFIX}* and vocabulary_map)")
-        vq = _vq_of(_known_vq_fields(config.get("vq_config") or {}))
-        _load_strictly(vq, weights)
+            raise CheckpointError(
+                f"{place}: no image tokenizer in it ({CHAMELEON_PREFIX}*, vocabulary_map); name one that has it"
+            )
+        vq = _stored_vq(_known_vq_fields(config.get("vq_config") or {}), weights, place)
         ids = np.asarray([mapping.img2bpe[code] for code in range(len(mapping.img2bpe))], np.int64)
         return cls(vq, image_size=image_size, code_ids=ids - TokenLayout.first_image_code + layout.first_image_code)
 
@@ -159,13 +167,12 @@ class ImageTokenizer:
         except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(f"{folder}: the image tokenizer cannot be read ({error})") from error
         try:
-            vq, ids = _vq_of(settings["vq_config"]), np.asarray(settings["code_ids"], np.int64)
-            image_size = int(settings["image_size"])
+            ids, image_size = np.asarray(settings["code_ids"], np.int64), int(settings["image_size"])
+            vq = _stored_vq(settings["vq_config"], weights, folder)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{folder / _SETTINGS}: not the settings of an image tokenizer ({type(error).__name__}: {error})"
             ) from error
-        _load_strictly(vq, weights)
         return cls(vq, image_size=image_size, code_ids=ids)
 
 
@@ -230,17 +237,11 @@ def _known_vq_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: config[name] for name in names if name in config}
 
 
-def _vq_of(config: Mapping[str, Any]) -> ChameleonVQVAE:
+def _stored_vq(config: Mapping[str, Any], weights: Mapping[str, Tensor], place: Path) -> ChameleonVQVAE:
     try:
-        return ChameleonVQVAE(ChameleonVQVAEConfig(**config))
-    except StrictDataclassError as error:
-        raise CheckpointError(f"the image tokenizer's vq_config: {' '.join(str(error).split())}") from error
-
-
-def _load_strictly(vq: ChameleonVQVAE, weights: Mapping[str, Tensor]) -> None:
-    try:
+        vq = ChameleonVQVAE(ChameleonVQVAEConfig(**config))
         vq.load_state_dict(dict(weights))
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"the image tokenizer has another geometry: {str(error).splitlines()[-1].strip()}"
-        ) from error
+    except (StrictDataclassError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[-200:]
+        raise CheckpointError(f"{place}: the image tokenizer has another geometry ({reason})") from error
+    return vq

@@ -74,7 +74,9 @@ class PretrainedTextTokenizer:
         try:
             return cls(file.read_bytes(), file)
         except FileNotFoundError:
-            raise CheckpointError(f"{file}: no such file; the checkpoint folder needs its tokenizer.json") from None
+            raise CheckpointError(
+                f"{file}: no such file; the checkpoint folder needs one (transformers' AutoTokenizer writes it)"
+            ) from None
         except OSError as error:
             raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
 

@@ -14,7 +14,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vlatrack.errors import CheckpointError
-from vlatrack.tokens.text import PretrainedTextTokenizer
 
 _HEAD_PREFIX = "action_head."
 _WRAPPERS = re.compile(r"^(?:module\.|_fsdp_wrapped_module\.|_orig_mod\.)+")
@@ -38,20 +37,6 @@ class PretrainedFolder:
         """
         for file in self.files:
             yield from read_tensors(file, prefix)
-
-    def text_tokenizer(self, vocabulary_size: int) -> PretrainedTextTokenizer:
-        """The folder's ``tokenizer.json``.
-
-        Raises:
-            CheckpointError: there is none, or it has ids beyond the model's vocabulary.
-        """
-        tokenizer = PretrainedTextTokenizer.read(self.path)
-        if tokenizer.vocabulary_size > vocabulary_size:
-            raise CheckpointError(
-                f"{self.path}/tokenizer.json: has ids up to {tokenizer.vocabulary_size - 1}, but config.json says "
-                f"vocab_size {vocabulary_size}; it belongs to another model"
-            )
-        return tokenizer
 
 
 def open_pretrained(place: str) -> PretrainedFolder:

@@ -20,6 +20,8 @@ from transformers import (
     Qwen3Config,
     Qwen3Model,
 )
+from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from vlatrack.errors import CheckpointError, SpecError
 from vlatrack.models.backbones.base import (
@@ -31,6 +33,7 @@ from vlatrack.models.backbones.base import (
 )
 from vlatrack.models.backbones.pretrained import PretrainedFolder, PretrainedWeights, WeightMap, open_pretrained
 from vlatrack.tokens.layout import TokenLayout
+from vlatrack.tokens.text import PretrainedTextTokenizer
 
 Family = Literal["llama", "qwen2", "qwen3"]
 Preset = Literal["tiny", "small"]
@@ -73,19 +76,12 @@ class CausalLMBackbone(Backbone):
         """
         Args:
             geometry: ``family``, ``layout`` (the ids) and ``config`` (transformers' names of the sizes).
-
-        Raises:
-            SpecError: the sizes do not make a model.
         """
         super().__init__()
         self.family: Family = geometry["family"]
         self.layout = TokenLayout(**geometry["layout"])
-        config_class, model_class = _FAMILIES[self.family]
-        try:
-            config = config_class(**geometry["config"], vocab_size=self.layout.vocabulary_size)
-        except StrictDataclassError as error:
-            raise SpecError(f"backbone: no {self.family} has this geometry ({' '.join(str(error).split())})") from error
-        self.decoder = model_class._from_config(config, attn_implementation="sdpa")
+        config = _config_of(geometry)
+        self.decoder = _FAMILIES[self.family][1]._from_config(config, attn_implementation="sdpa")
         self.lm_head: nn.Linear | None = None
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -143,7 +139,7 @@ class CausalLMFactory(BackboneFactory):
         vocabulary = folder.config["vocab_size"]
         return BackboneSource(
             build=partial(self.from_geometry, geometry),
-            text=folder.text_tokenizer(vocabulary),
+            text=_text_tokenizer(folder),
             weights=PretrainedWeights(folder, _weight_map(vocabulary)),
         )
 
@@ -159,8 +155,9 @@ def _scratch_geometry(family: Family, sizes: Mapping[str, int | bool]) -> dict[s
         raise SpecError(
             f"backbone.sizes: num_attention_heads {heads} is not a multiple of num_key_value_heads ({groups})"
         )
-    config = {**sizes, "head_dim": width // heads}
-    return {"family": family, "layout": asdict(_SCRATCH_LAYOUT), "config": config}
+    geometry = {"family": family, "layout": asdict(_SCRATCH_LAYOUT), "config": {**sizes, "head_dim": width // heads}}
+    _config_of(geometry)
+    return geometry
 
 
 def _pretrained_geometry(folder: PretrainedFolder, family: Family | None, max_seq_len: int) -> dict[str, Any]:
@@ -183,7 +180,31 @@ def _pretrained_geometry(folder: PretrainedFolder, family: Family | None, max_se
     sizes = {name: config[name] for name in names if config.get(name) is not None}
     sizes.setdefault("num_key_value_heads", config["num_attention_heads"])
     sizes["max_position_embeddings"] = max(config.get("max_position_embeddings") or 0, max_seq_len)
-    return {"family": found, "layout": asdict(layout), "config": sizes}
+    geometry = {"family": found, "layout": asdict(layout), "config": sizes}
+    _config_of(geometry)  # what makes no model shows before anything slow begins
+    return geometry
+
+
+def _config_of(geometry: Geometry) -> PreTrainedConfig:
+    layout, family = TokenLayout(**geometry["layout"]), geometry["family"]
+    try:
+        config = _FAMILIES[family][0](**geometry["config"], vocab_size=layout.vocabulary_size)
+    except StrictDataclassError as error:
+        raise SpecError(f"backbone: no {family} has this geometry ({' '.join(str(error).split())})") from error
+    rope_type = config.rope_parameters["rope_type"]
+    if config.hidden_act not in ACT2FN or rope_type not in ("default", *ROPE_INIT_FUNCTIONS):
+        raise SpecError(f"backbone: hidden_act {config.hidden_act} or rope_type {rope_type} is unknown to transformers")
+    return config
+
+
+def _text_tokenizer(folder: PretrainedFolder) -> PretrainedTextTokenizer:
+    tokenizer, vocabulary = PretrainedTextTokenizer.read(folder.path), folder.config["vocab_size"]
+    if tokenizer.vocabulary_size > vocabulary:  # a word would be taken for an image
+        raise CheckpointError(
+            f"{folder.path}/tokenizer.json: has ids up to {tokenizer.vocabulary_size - 1}, but config.json says "
+            f"vocab_size {vocabulary}; it belongs to another model"
+        )
+    return tokenizer
 
 
 def _special_id(folder: PretrainedFolder, name: str, instead: object) -> int:

@@ -112,7 +112,7 @@ class ChameleonFactory(BackboneFactory):
         images = images or folder
         return BackboneSource(
             build=partial(self.from_geometry, geometry),
-            text=images.text_tokenizer(geometry["vocab_size"]),
+            text=PretrainedTextTokenizer.read(images.path),
             images=images,
             weights=PretrainedWeights(folder, CHAMELEON_WEIGHTS),
         )
@@ -139,4 +139,6 @@ def _pretrained_geometry(folder: PretrainedFolder, max_seq_len: int) -> dict[str
         raise CheckpointError(f"{file}: lacks {', '.join(missing)}")
     if config.get("tie_word_embeddings"):
         raise CheckpointError(f"{file}: tie_word_embeddings is true, but a Chameleon has an output layer of its own")
-    return {**config, "max_position_embeddings": max(config.get("max_position_embeddings") or 0, max_seq_len)}
+    geometry = {**config, "max_position_embeddings": max(config.get("max_position_embeddings") or 0, max_seq_len)}
+    backbone_config(geometry)  # what makes no model shows before anything slow begins
+    return geometry
