@@ -237,7 +237,7 @@ def test_an_empty_dataset_is_an_error_and_leaves_nothing(tmp_path: Path) -> None
         ({"frames": {"top": moving_square(5)}}, r"observation.images.top has shape \(5, 32, 32, 3\)"),
         ({"frames": {}}, "observation.images.top has shape None"),
         ({"frames": {"top": np.zeros((4, 32, 32, 3))}}, "observation.images.top is float64"),
-        ({"actions": np.zeros((0, 2), np.float32)}, "it has no step"),
+        ({"actions": np.zeros((0, 2), np.float32)}, "it has no steps"),
     ],
 )
 def test_an_episode_that_does_not_fit_is_one_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -39,12 +39,12 @@ def record(
         int | None,
         typer.Option(min=32, max=1024, help="Height and width of an image.", show_default="for metaworld: 128"),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Decides the layouts and the noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Determines layouts and noise.")] = 0,
     action_noise: Annotated[
         float, typer.Option(min=0, max=1, help="Standard deviation of the noise on executed actions.")
     ] = 0.2,
     storage: Annotated[Literal["video", "png"], typer.Option(help="mp4 files, or png inside the tables.")] = "video",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the dataset that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset.")] = False,
 ) -> None:
     """Record demonstrations of a simulator's scripted expert as a LeRobot v3.0 dataset.
 
@@ -66,7 +66,7 @@ def record(
     options |= {"resolution": resolution} if resolution is not None else {}
     with closing(make_environment(env, options)) as environment:
         if not isinstance(environment, ScriptedExpert):
-            raise DataError(f"{env}: has no scripted expert (expert_action), so nothing can be recorded")
+            raise DataError(f"{env}: has no scripted expert to record; give the class a method expert_action")
         with _progress_bars(wanted) as progress:
             recorded = record_demonstrations(
                 environment,

@@ -22,10 +22,10 @@ Points = Sequence[tuple[int, float]]
 WIDTH_INCHES = 10.0
 DPI = 120
 LOG_SCALE_FROM = 30.0
-"""A panel whose largest value is so many times its smallest gets a logarithmic axis."""
+"""A panel whose largest value is this many times its smallest gets a logarithmic axis."""
 MARKERS_UP_TO = 60
 LARGEST = 1e100
-"""What is beyond it is not drawn: the arithmetic of axes overflows long before that of floats."""
+"""Larger values are not drawn: matplotlib's arithmetic on axes would overflow."""
 NOT_DRAWN = "#B00020"
 """Color of the note about values that cannot be drawn, and of the crosses at their steps."""
 
@@ -52,16 +52,16 @@ STYLES = {
 
 @dataclass(frozen=True)
 class Panel:
-    """One metric: its lines by split, and what is written on its axes."""
+    """One metric: its lines by split, and the labels of its axes."""
 
     title: str
     unit: str
     direction: Direction
     lines: dict[str, Points]
     floor: float | None = None
-    """A value that cannot be undercut, drawn as a dotted line; None: there is none."""
+    """A lower bound of the values, drawn as a dotted line; None: there is none."""
     from_zero: bool = False
-    """Whether the y axis begins at 0, so that the noise of a speed does not look like a change."""
+    """Whether the y axis starts at 0, so that noise in a speed does not look like a change."""
 
 
 def save_panels(panels: Sequence[Panel], path: Path, *, title: str, shared_scale: bool = False) -> None:
@@ -195,7 +195,7 @@ def _add_legend(figure: Figure) -> None:
 
 
 def _write(figure: Figure, path: Path) -> None:
-    """Save and swap into place, so that who reads the figure of a live run never sees half of it."""
+    """Save and rename, so that a reader of a live run's figure never sees half of it."""
     unfinished = path.with_name(f".{path.name}.part")
     figure.savefig(unfinished, format="png", metadata={"Software": "vlatrack"})
     unfinished.replace(path)
