@@ -111,7 +111,7 @@ def test_what_cannot_be_imported_is_one_line_with_its_place(
     assert done.stderr.strip() == f"error: {old}/log_eval_ood.txt:4: not a JSON object of numbers; remove the line"
     assert not (program.folder / "runs").exists()
     (old / "log_eval_ood.txt").write_text('{"val_closs": 1.0, "epoch": NaN}\n')
-    with pytest.raises(DataError, match=r"log_eval_ood.txt:1: epoch nan is no number"):
+    with pytest.raises(DataError, match=r"log_eval_ood.txt:1: epoch nan is not the number of an epoch"):
         read_rows(find_sources([old]))
     (old / "log_eval_ood.txt").unlink()
 
