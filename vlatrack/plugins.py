@@ -1,43 +1,43 @@
-"""Classes that others wrote: `package.module:Class`, or the name of an entry point of an installed package."""
+"""Third-party classes: `package.module:Class`, or the name of an entry point of an installed package."""
 
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 
 from vlatrack.errors import SpecError
 
 
 def make_plugin(target: str, *, group: str, options: Mapping[str, object]) -> object:
-    """Call the class that `target` names with `options` as keyword arguments.
+    """Call the class, or function, that `target` names.
 
     Args:
         target: `package.module:Class`, or the name of an entry point of `group`.
-        group: such as `vlatrack.environments`; it also stands in the messages.
+        group: entry point group, such as `vlatrack.environments`.
         options: keyword arguments.
 
     Raises:
-        SpecError: there is no such class, or it does not take these options. What the class itself raises passes.
+        SpecError: there is no such class, or it does not take these options. Exceptions of the class itself pass.
     """
     found = _load(target, group)
     try:
         inspect.signature(found).bind(**options)
     except TypeError as error:
-        raise SpecError(f"{target}: options: {error}; correct them") from error
+        raise SpecError(f"{target}: options: {error}; correct the options") from error
     return found(**options)
 
 
-def _load(target: str, group: str) -> type:
+def _load(target: str, group: str) -> Callable[..., object]:
     try:
         found = _find(target, group)
     except SpecError:
         raise
-    except Exception as error:  # importing runs code of others, which may fail in any way
+    except Exception as error:  # importing runs third-party code, which may fail in any way
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise SpecError(
             f"{target}: cannot be loaded ({reason}); is its package installed, or its folder on PYTHONPATH?"
         ) from error
-    if not isinstance(found, type):
+    if not callable(found):
         raise SpecError(f"{target}: is not a class; name one as package.module:Class")
     return found
 

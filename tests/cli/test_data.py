@@ -6,7 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from vlatrack.cli.data import app
-from vlatrack.errors import DataError
+from vlatrack.cli.main import app as program
+from vlatrack.errors import DataError, SpecError
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "tests" / "data" / "fixtures"
@@ -48,15 +49,17 @@ def test_info_of_something_else_is_a_data_error(tmp_path: Path) -> None:
         output_of("info", tmp_path)
     with pytest.raises(DataError, match="no such folder"):
         output_of("info", tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"cannot be read .File name too long.; give the folder of a dataset"):
+        output_of("info", tmp_path / ("a" * 300))
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (("window-opn-v3",), "did you mean 'window-open-v3'"),
-        (("window-open-v3:many",), "'window-open-v3:many': after the colon comes a number"),
-        (("window-open-v3:0",), "after the colon comes a number of episodes, such as window-open-v3:5"),
-        (("window-open-v3", "window-open-v3:5"), "is given twice"),
+        (("window-open-v3:many",), "'window-open-v3:many': expected a number of episodes after the colon"),
+        (("window-open-v3:0",), "expected a number of episodes after the colon, such as window-open-v3:5"),
+        (("window-open-v3", "window-open-v3:5"), "is listed twice"),
     ],
 )
 def test_a_wrong_task_is_told_and_nothing_is_written(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
@@ -65,17 +68,26 @@ def test_a_wrong_task_is_told_and_nothing_is_written(tmp_path: Path, words: tupl
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_has_examples_and_every_option() -> None:
+@pytest.mark.parametrize("option", ["goals", "=3", "a-b=3", "goals=[1"])
+def test_a_wrong_option_of_an_environment_is_told(tmp_path: Path, option: str) -> None:
+    with pytest.raises(SpecError, match="--env-option"):
+        output_of("record", "reach", "--env-option", option, "--output", tmp_path / "demos")
+
+
+def test_an_output_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for output, told in (("file", "is not a LeRobot dataset"), ("file/demos", "cannot be written .Not a directory.")):
+        with pytest.raises(DataError, match=told):
+            output_of("record", "reach-v3", "--output", tmp_path / output)
+
+
+@pytest.mark.parametrize("command", ["data record", "data info", "import", "validate", "schema"])
+def test_help_has_an_example(command: str) -> None:
+    told = CliRunner().invoke(program, [*command.split(), "--help"], env={"COLUMNS": "120"}).output
+    assert f"Example: vlatrack {command} " in told
+
+
+def test_help_of_record_has_every_option() -> None:
     told = output_of("record", "--help")
-    for word in (
-        "Example",
-        "--episodes",
-        "--camera",
-        "--resolution",
-        "--seed",
-        "--action-noise",
-        "--output",
-        "--overwrite",
-    ):
-        assert word in told
-    assert "Example" in output_of("info", "--help")
+    names = ("episodes", "env", "env-option", "camera", "resolution", "seed", "action-noise", "output", "overwrite")
+    assert [name for name in names if f"--{name}" not in told] == []

@@ -207,7 +207,7 @@ def test_damaged_files_are_named(copy: Path, name: str, damage: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_damaged_frame_is_reported_and_not_painted_over(copy: Path) -> None:
+def test_a_damaged_frame_is_reported_and_not_concealed(copy: Path) -> None:
     content = bytearray((copy / VIDEO).read_bytes())
     middle = len(content) // 2
     content[middle : middle + 4000] = bytes(4000)

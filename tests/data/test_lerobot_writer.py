@@ -1,6 +1,7 @@
 """Writing LeRobot v3.0 datasets that are, table by table, what LeRobot itself writes."""
 
 import json
+import resource
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -187,16 +188,38 @@ def test_an_interrupted_recording_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_a_dataset_is_replaced_only_when_asked_and_other_folders_never(tmp_path: Path) -> None:
     with small_writer(tmp_path / "demos") as writer:
         add_small(writer, steps=5)
-    with pytest.raises(DataError, match=r"there is a dataset already.*--overwrite"):
+    with pytest.raises(DataError, match=r"is a dataset already.*--overwrite"):
         small_writer(tmp_path / "demos")
     with small_writer(tmp_path / "demos", overwrite=True) as writer:
         add_small(writer, steps=7)
     assert LeRobotDataset(tmp_path / "demos").episodes()[0].length == 7
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("dear reader")
-    with pytest.raises(DataError, match="something else than a LeRobot dataset"):
+    with pytest.raises(DataError, match="exists and is not a LeRobot dataset"):
         small_writer(tmp_path / "thesis", overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demos", "thesis"]
+
+
+@pytest.mark.parametrize("storage", ["video", "png"])
+@pytest.mark.parametrize("limit", [50, 2000, 5000])
+def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(
+    tmp_path: Path, storage: Literal["video", "png"], limit: int
+) -> None:
+    """A limit on the size of files stands in for the disk: some write fails, in an episode or at the end."""
+
+    def record() -> None:
+        with small_writer(tmp_path / "demos", storage=storage) as writer:
+            add_small(writer, steps=40)
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(DataError, match=r"demos: cannot be written \(File too large\); free space") as told:
+            record()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(told.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_empty_dataset_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
@@ -214,7 +237,7 @@ def test_an_empty_dataset_is_an_error_and_leaves_nothing(tmp_path: Path) -> None
         ({"frames": {"top": moving_square(5)}}, r"observation.images.top has shape \(5, 32, 32, 3\)"),
         ({"frames": {}}, "observation.images.top has shape None"),
         ({"frames": {"top": np.zeros((4, 32, 32, 3))}}, "observation.images.top is float64"),
-        ({"actions": np.zeros((0, 2), np.float32)}, "it has no step"),
+        ({"actions": np.zeros((0, 2), np.float32)}, "it has no steps"),
     ],
 )
 def test_an_episode_that_does_not_fit_is_one_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -157,5 +157,5 @@ def test_data_that_lies_in_another_file_is_refused(copy: Path, tmp_path: Path) -
         del file["data/demo_1/actions"]
         (tmp_path / "raw.bin").write_bytes(np.ones((6, 7)).tobytes())
         file["data/demo_1"].create_dataset("actions", (6, 7), "f8", external=str(tmp_path / "raw.bin"))
-    with pytest.raises(DataError, match="kept in another file"):
+    with pytest.raises(DataError, match="stored in another file"):
         LiberoDataset(copy).episodes()

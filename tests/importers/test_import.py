@@ -15,7 +15,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from vlatrack.errors import DataError, MissingPackageError
-from vlatrack.importers.sources import find_sources, read_rows
+from vlatrack.importers.rynnvla import find_sources, read_rows
 from vlatrack.tracking.journal.history import metric_history
 
 MTIME = 1_700_000_000
@@ -56,7 +56,7 @@ def stored_runs(runs: Path) -> list[Run]:
 def test_an_output_folder_becomes_one_finished_run_however_often_it_is_imported(program, old: Path) -> None:
     done = program.run("import", old, "--name", "libero")
     assert done.returncode == 0, done.stderr
-    assert "does not declare them: train_acc_odd, val_ind_acc_odd, val_ood_acc_odd" in done.stdout
+    assert "not declared in the metric schema: train_acc_odd, val_ind_acc_odd, val_ood_acc_odd" in done.stdout
     (run,) = (program.folder / "runs" / "libero").iterdir()
     (stored,) = stored_runs(program.folder / "runs")
     assert (stored.info.status, stored.info.run_name) == ("FINISHED", run.name)
@@ -70,7 +70,7 @@ def test_an_output_folder_becomes_one_finished_run_however_often_it_is_imported(
 
     again = program.run("import", *sorted(old.iterdir()), "--name", "libero")
     assert again.returncode == 0, again.stderr
-    assert "imported and delivered already" in again.stdout
+    assert "already imported and delivered" in again.stdout
     assert (run / "journal.jsonl").read_bytes() == before
     assert len(stored_runs(program.folder / "runs")) == 1
 
@@ -95,8 +95,8 @@ def test_event_files_give_steps_and_times_and_the_log_files_what_they_lack(old: 
     epochs = [(row.step, row.t_ms) for row in found.rows if "val_ind_closs" in row.values]
     assert epochs == [(9, 1_009_000), (19, 1_019_000), (29, 2_000_000)]
     assert {"train_grad_norm", "closs", "val_closs"} <= {name for row in found.rows for name in row.values}
-    assert "epochs stand 10 steps apart, as the event files' last step says" in found.notices
-    assert "from the event files, not as means of epochs: train_closs" in found.notices
+    assert "one epoch is 10 steps, derived from the last step of the event files" in found.notices
+    assert "values of single steps from the event files, instead of means of epochs: train_closs" in found.notices
     placed = read_rows(find_sources([old]), steps_per_epoch=7).rows
     assert [row.step for row in placed if "val_ood_closs" in row.values] == [6, 13, 20]
 
@@ -111,7 +111,7 @@ def test_what_cannot_be_imported_is_one_line_with_its_place(
     assert done.stderr.strip() == f"error: {old}/log_eval_ood.txt:4: not a JSON object of numbers; remove the line"
     assert not (program.folder / "runs").exists()
     (old / "log_eval_ood.txt").write_text('{"val_closs": 1.0, "epoch": NaN}\n')
-    with pytest.raises(DataError, match=r"log_eval_ood.txt:1: epoch nan is no number"):
+    with pytest.raises(DataError, match=r"log_eval_ood.txt:1: epoch nan is not the number of an epoch"):
         read_rows(find_sources([old]))
     (old / "log_eval_ood.txt").unlink()
 
@@ -119,10 +119,11 @@ def test_what_cannot_be_imported_is_one_line_with_its_place(
     (tmp_path / "copy").mkdir()
     (tmp_path / "copy" / "log_train.txt").write_text("")
     for paths, told in (
-        ([tmp_path / "gone"], "no such file or folder"),
+        ([tmp_path / "gone"], "gone: cannot be read .No such file or directory.; give another path"),
+        ([tmp_path / ("a" * 300)], "cannot be read .File name too long."),
         ([tmp_path / "empty"], "holds none of log_train.txt"),
         ([old, tmp_path / "copy"], "a second log_train.txt"),
-        ([Path(__file__)], "its name does not tell what it is"),
+        ([Path(__file__)], "neither a log file nor an event file by its name"),
     ):
         with pytest.raises(DataError, match=told):
             find_sources(paths)
@@ -141,6 +142,7 @@ def test_a_mistake_in_the_options_of_an_import_is_one_line(program, old: Path) -
         (("--name", "a/b"), "--name 'a/b': use at most 100 letters"),
         (("--name", "x", "--backends", "[{kind: mlflw}]"), "backends.0"),
         (("--name", "x", "--backends", "[{kind: mlflow, uri: x}]"), "backends.0.mlflow.uri"),
+        (("--name", "x", "--runs", old / "log_train.txt"), "log_train.txt: runs cannot be written there (File exists)"),
     ):
         done = program.run("import", old, *options)
         assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1)

@@ -1,6 +1,7 @@
 """Figures show every metric that was logged, for any horizon, and never half of one."""
 
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -85,12 +86,45 @@ def test_a_run_that_logged_nothing_has_no_figures(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("values", [[math.nan, math.inf], [1.0, math.nan, 2.0], [0.0, 0.0], [-1.0, 1e6], [1e-9, 1e9]])
-def test_values_that_are_not_finite_zero_negative_or_far_apart_are_drawn(values: list[float], tmp_path: Path) -> None:
-    history = {f"{split}_closs": list(enumerate(values)) for split in SPLITS}
+FLOAT_MAX = sys.float_info.max
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [math.nan, math.inf],
+        [1.0, math.nan, 2.0],
+        [0.0, 0.0],
+        [-1.0, 1e6],
+        [1e-9, 1e9],
+        [5e-324, 3e38],
+        [FLOAT_MAX, 1.0, -FLOAT_MAX],
+        [FLOAT_MAX],
+    ],
+)
+@pytest.mark.parametrize("name", ["closs", "l1_loss_action_5", "samples_per_s"])
+def test_values_that_are_not_finite_zero_negative_or_far_apart_are_drawn(
+    name: str, values: list[float], tmp_path: Path
+) -> None:
+    history = {f"{split}_{name}": list(enumerate(values)) for split in SPLITS}
+    history |= {"train_quantisation_floor": [(0, values[-1])]}
     (written,) = draw_figures(history, output=tmp_path, run_name="run")
     red = has_color(written, (0xB0, 0, 0x20))
-    assert red == any(not math.isfinite(value) for value in values)
+    assert red == any(abs(value) > 1e100 or math.isnan(value) for value in values)
+
+
+def test_a_cross_stands_at_the_step_of_a_value_that_is_not_finite(tmp_path: Path) -> None:
+    """At the bottom, left for an early step and right for a late one."""
+    places = []
+    for broken in (1, 8):
+        points = [(step, math.nan if step == broken else 1.0 + step) for step in range(10)]
+        (written,) = draw_figures({"val_ind_closs": points}, output=tmp_path / str(broken), run_name="run")
+        red = np.abs(pixels(written) - (0xB0, 0, 0x20)).sum(axis=2) < 40
+        rows, columns = np.nonzero(red)
+        cross = columns[rows > 0.6 * len(red)]
+        places.append(cross.mean() / red.shape[1])
+        assert len(cross) > 10
+    assert 0.1 < places[0] < 0.3 < 0.7 < places[1] < 0.95
 
 
 def test_a_figure_replaces_the_one_before_and_is_the_same_for_the_same_numbers(tmp_path: Path) -> None:

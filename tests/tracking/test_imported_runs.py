@@ -9,7 +9,7 @@ import pytest
 from test_delivery import MLFLOW, WANDB, journal_rows, mlflow_rows, mlflow_run, wandb_rows
 from wandb_double import WandbDouble
 
-from vlatrack.importers.run_import import Imported, import_run
+from vlatrack.importers.run import Imported, import_run
 from vlatrack.tracking.backends.base import BackendConfig
 
 pytestmark = pytest.mark.slow

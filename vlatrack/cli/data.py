@@ -20,7 +20,7 @@ app = typer.Typer(help="Record demonstrations, and look at a dataset.", no_args_
 def record(
     tasks: Annotated[
         list[str],
-        typer.Argument(metavar="TASK[:EPISODES]...", help="The simulator's tasks: window-open-v3.", show_default=False),
+        typer.Argument(metavar="TASK[:EPISODES]", help="The simulator's tasks: window-open-v3.", show_default=False),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new dataset.", show_default=False)],
     episodes: Annotated[int, typer.Option(min=1, help="Episodes of each task without a number of its own.")] = 20,
@@ -33,20 +33,18 @@ def record(
     ] = None,
     camera: Annotated[
         list[str] | None,
-        typer.Option(help="Camera to record; repeatable.", show_default="the simulator's, corner4 for metaworld"),
+        typer.Option(help="Camera to record; repeatable.", show_default="for metaworld: corner4"),
     ] = None,
     resolution: Annotated[
         int | None,
-        typer.Option(
-            min=32, max=1024, help="Height and width of an image.", show_default="the simulator's, 128 for metaworld"
-        ),
+        typer.Option(min=32, max=1024, help="Height and width of an image.", show_default="for metaworld: 128"),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Decides the layouts and the noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Determines layouts and noise.")] = 0,
     action_noise: Annotated[
         float, typer.Option(min=0, max=1, help="Standard deviation of the noise on executed actions.")
     ] = 0.2,
     storage: Annotated[Literal["video", "png"], typer.Option(help="mp4 files, or png inside the tables.")] = "video",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the dataset that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset.")] = False,
 ) -> None:
     """Record demonstrations of a simulator's scripted expert as a LeRobot v3.0 dataset.
 
@@ -68,7 +66,7 @@ def record(
     options |= {"resolution": resolution} if resolution is not None else {}
     with closing(make_environment(env, options)) as environment:
         if not isinstance(environment, ScriptedExpert):
-            raise DataError(f"{env}: has no scripted expert (expert_action), so nothing can be recorded")
+            raise DataError(f"{env}: has no scripted expert to record; give the class a method expert_action")
         with _progress_bars(wanted) as progress:
             recorded = record_demonstrations(
                 environment,
@@ -97,31 +95,37 @@ def info(
         str, typer.Option(help="Feature with the state, if there is one (LeRobot).")
     ] = "observation.state",
 ) -> None:
-    """Show the tasks, cameras, dimensions and ranges of a dataset.
+    """Show the tasks, cameras, dimensions and ranges of a dataset, and its fingerprint.
 
     Example: [bold]vlatrack data info experiments/data/metaworld-mini[/bold]
     """
     from rich.console import Console
 
-    source = _open_dataset(path, action, state)
-    found = source.episodes()
+    from vlatrack.errors import DataError
+
+    try:
+        source = _open_dataset(path, action, state)
+        episodes = source.episodes()
+        tables = [_overview(source, episodes, path), _task_table(episodes), *_range_tables(episodes)]
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give the folder of a dataset") from None
     console = Console(highlight=False)
-    for table in (_overview(source, found, path), _task_table(found), *_range_tables(found)):
+    for table in tables:
         console.print(table)
         console.print()
 
 
 def _episodes_of_tasks(tasks: Sequence[str], episodes: int) -> dict[str, int]:
-    """`window-open-v3:5` → 5 episodes; without a number, the number of all."""
+    """`window-open-v3:5` → 5 episodes; without a number, `episodes` of them."""
     from vlatrack.errors import DataError
 
     wanted: dict[str, int] = {}
     for word in tasks:
         task, colon, number = word.partition(":")
         if colon and (not number.isdecimal() or int(number) == 0):
-            raise DataError(f"{word!r}: after the colon comes a number of episodes, such as {task}:5")
+            raise DataError(f"{word!r}: expected a number of episodes after the colon, such as {task}:5")
         if task in wanted:
-            raise DataError(f"task {task!r} is given twice; give it once, with a number of episodes: {task}:40")
+            raise DataError(f"task {task!r} is listed twice; list it once, with a number of episodes: {task}:40")
         wanted[task] = int(number) if colon else episodes
     return wanted
 

@@ -1,4 +1,4 @@
-"""`vlatrack import`: a training of RynnVLA-002 or WorldVLA as a run beside the new ones."""
+"""`vlatrack import`: a training of RynnVLA-002 or WorldVLA as a run among the others."""
 
 from pathlib import Path
 from typing import Annotated
@@ -22,20 +22,20 @@ def import_logs(
     ] = "[{kind: mlflow}]",
     steps_per_epoch: Annotated[
         int | None,
-        typer.Option(min=1, help="Steps between two epochs on the axis of the event files.", show_default=False),
+        typer.Option(min=1, help="Steps of one epoch in the event files.", show_default=False),
     ] = None,
 ) -> None:
-    """Bring the logs of a RynnVLA-002 or WorldVLA training into a run, and from there to the trackers.
+    """Import the logs of a RynnVLA-002 or WorldVLA training as a run, and deliver it to the trackers.
 
-    The step is the epoch, or what TensorBoard event files give. The same files are always the same run: importing them
-    again delivers what is left.
+    The step is the epoch, or that of the TensorBoard event files. The same files are always the same run: importing
+    them again delivers what is left.
 
     Example: [bold]vlatrack import output/libero_goal --name libero-goal[/bold]
     """
     from vlatrack.cli.progress import TerminalDisplay, prepare_process
 
     prepare_process()
-    from vlatrack.importers.run_import import import_run
+    from vlatrack.importers.run import import_run
     from vlatrack.runner.backends import backends_of_yaml
     from vlatrack.training.callback import RunEnd
 
@@ -45,7 +45,7 @@ def import_logs(
         for notice in done.notices:
             display.on_warning(notice)
         if done.delivery is None:
-            display.on_warning(f"{done.directory}: imported and delivered already")
+            display.on_warning(f"{done.directory}: already imported and delivered")
         else:
             end = RunEnd(done.directory, "FINISHED", horizon=done.horizon, backends=done.delivery.backends)
             display.on_run_end(end)

@@ -1,4 +1,4 @@
-"""`vlatrack validate` and `vlatrack schema`: is this experiment well written?"""
+"""`vlatrack validate` and `vlatrack schema`: check an experiment, and describe every setting."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,9 +16,9 @@ Overrides = Annotated[
 
 
 def validate(file: ExperimentFile, overrides: Overrides = None) -> None:
-    """Check an experiment and show what it comes to.
+    """Check an experiment and show a summary of it.
 
-    Each mistake is one line with its place; the exit code is then 2. Missing data is only noted,
+    Each mistake is one line with its place, and the exit code is 2. Missing data is only noted,
     so an experiment can be checked before its data is there.
 
     Example: [bold]vlatrack validate experiments/quickstart.yaml train.epochs=2[/bold]
@@ -41,7 +41,7 @@ def validate(file: ExperimentFile, overrides: Overrides = None) -> None:
 
 def schema(
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write to this file, not to the terminal.")
+        Path | None, typer.Option("--output", "-o", help="Write to this file instead of the terminal.")
     ] = None,
 ) -> None:
     """Print the JSON Schema of an experiment, for completion and checks in editors.

@@ -1,1 +1,1 @@
-"""Episodes from datasets and simulators, training samples, the token cache, and batches."""
+"""Episodes of datasets, normalisation statistics, training samples, the cache of image codes, and batches."""

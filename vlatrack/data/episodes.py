@@ -1,4 +1,4 @@
-"""What a demonstration is, what a dataset of them offers, and which of them are used.
+"""Demonstrations (episodes), the protocol of a dataset of them, and the selection of episodes.
 
 Legend: T = time steps of an episode, A = numbers in an action, N = numbers in a state.
 """
@@ -20,9 +20,9 @@ Part = Literal["all", "all_but_last_tenth", "last_tenth"]
 
 @dataclass(frozen=True)
 class Episode:
-    """One demonstration without its images: what was asked, what was done, where the robot was.
+    """One demonstration without its images: instruction, actions and states.
 
-    The state and the images of step t are those *before* action t is carried out.
+    The state and the images of step t are those *before* action t is executed.
     """
 
     index: int  # position in its dataset
@@ -43,11 +43,11 @@ class Episode:
 
 
 class EpisodeSource(Protocol):
-    """A dataset of demonstrations, in whatever format it is stored."""
+    """A dataset of demonstrations, in any format."""
 
     @property
     def name(self) -> str:
-        """Where the data comes from, for messages."""
+        """The dataset's path or name, for messages."""
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -82,13 +82,13 @@ def select_episodes(
     exclude_tasks: Collection[str] = (),
     part: Part = "all",
 ) -> list[Episode]:
-    """The episodes of some tasks, or all but those, and a part of each task's episodes.
+    """Select episodes by task, and a part of each task's episodes.
 
     The last tenth of a task's n episodes are its last max(1, n // 10); a task with a single
     episode keeps it for training and has no last tenth.
 
     Raises:
-        DataError: a task that the dataset does not have, or nothing is left.
+        DataError: the dataset does not have a task, or no episode is left.
     """
     of_task: dict[str, list[Episode]] = {}
     for episode in source.episodes():
@@ -103,7 +103,7 @@ def select_episodes(
         for episode in _part_of(episodes, part)
     ]
     if not chosen:
-        raise DataError(f"{source.name}: no episode is left after the choice of tasks and part; {_list_tasks(of_task)}")
+        raise DataError(f"{source.name}: no episode is left after selecting tasks and part; {_list_tasks(of_task)}")
     return sorted(chosen, key=lambda episode: episode.index)
 
 
@@ -127,8 +127,8 @@ def content_fingerprint(root: Path, files: Iterable[Path]) -> str:
 def episodes_digest(episodes: Sequence[Episode]) -> str:
     """SHA-256 (hex) over index, task, actions and states of each episode, in their order.
 
-    Any change of a number, a text, the choice or the order of the episodes changes it; images are not looked at, they
-    are in the fingerprint of their `EpisodeSource`.
+    Any change of a value, an instruction, the selection or the order changes it. Images are not included: the
+    fingerprint of their `EpisodeSource` covers them.
     """
     total = hashlib.sha256()
     for episode in episodes:

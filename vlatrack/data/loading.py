@@ -1,4 +1,4 @@
-"""Batches in an order that depends on nothing but the seed and the epoch, from any position on."""
+"""Batches in an order that depends only on the seed and the epoch, so a run can resume at any position."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -13,13 +13,13 @@ from vlatrack.tokens.layout import TokenLayout
 
 
 def epoch_order(samples: int, *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Sample numbers of each batch of an epoch: shuffled, the last batch may be smaller."""
+    """Sample indices of each batch of an epoch: shuffled; the last batch may be smaller."""
     order = np.random.default_rng([seed, epoch]).permutation(samples)
     return [chunk.tolist() for chunk in np.array_split(order, range(batch_size, samples, batch_size))]
 
 
 def even_subset(samples: int, *, batch_size: int, limit: int | None) -> list[list[int]]:
-    """Sample numbers in batches for evaluation: in order, evenly thinned to ``limit`` samples."""
+    """Sample indices of each batch of an evaluation: in order, evenly thinned to ``limit`` samples."""
     count = samples if limit is None else min(samples, limit)
     chosen = np.linspace(0, samples - 1, count).round().astype(int)
     return [chunk.tolist() for chunk in np.array_split(chosen, range(batch_size, count, batch_size))]
@@ -28,7 +28,7 @@ def even_subset(samples: int, *, batch_size: int, limit: int | None) -> list[lis
 def load_batches(
     samples: SampleSet, order: Sequence[Sequence[int]], layout: TokenLayout, *, workers: int = 0, pin: bool = False
 ) -> Iterator[Batch]:
-    """The batches of ``order``; assembled in ``workers`` processes, or in this one if 0."""
+    """The batches of ``order``, assembled in ``workers`` processes, or in this one if 0."""
     loader: DataLoader[Batch] = DataLoader(
         samples,  # type: ignore[arg-type]  # a map-style dataset by its methods
         batch_sampler=order,  # type: ignore[arg-type]  # any sequence of index lists will do
@@ -36,7 +36,7 @@ def load_batches(
         num_workers=workers,
         pin_memory=pin,
         # A generator of its own: the default would draw from the one that dropout uses, and a resumed run,
-        # which makes its iterator anew, would drop out other units than the uninterrupted one.
+        # which creates a new iterator, would get other dropout masks than the uninterrupted one.
         generator=torch.Generator(),
     )
     return iter(loader)

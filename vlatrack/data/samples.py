@@ -1,4 +1,4 @@
-"""Episodes as samples: every complete action chunk, and every step of the world model.
+"""Training samples from episodes: one for every complete action chunk, and every world-model step.
 
 Legend: T steps of an episode, H steps of a chunk, A / N numbers of an action / a state,
 R x C image codes.
@@ -61,7 +61,7 @@ class EncodedEpisode:
 
 
 class SampleSet:
-    """Samples by number, built on demand from encoded episodes (a map-style torch dataset)."""
+    """A map-style torch dataset: samples by index, built on demand from encoded episodes."""
 
     def __init__(
         self, episodes: Sequence[EncodedEpisode], encoding: Encoding, kinds: Sequence[SampleKind], *, every: int = 1
@@ -83,7 +83,7 @@ class SampleSet:
         return len(self._index)
 
     def __getitem__(self, number: int) -> TokenSequence:
-        """Sample ``number`` as ids and labels; TokenError if it is longer than the backbone takes."""
+        """Sample ``number`` as ids and labels; TokenError if it is longer than the backbone accepts."""
         kind, episode, step = self._index[number]
         if kind == "vla":
             return self._vla(self._episodes[episode], step)
@@ -116,7 +116,7 @@ class SampleSet:
         )
 
     def _moments(self, step: int) -> list[int]:
-        """The steps of the history, oldest first; before the start, the first step stands in."""
+        """The steps of the history, oldest first; steps before the start are replaced by the first one."""
         return [max(0, moment) for moment in range(step - self._encoding.history + 1, step + 1)]
 
     def _images(self, episode: EncodedEpisode, moment: int) -> list[Codes]:
@@ -130,7 +130,7 @@ def encode_episodes(
     cache: CodeCache,
     progress: Progress | None = None,
 ) -> list[EncodedEpisode]:
-    """Tokens of ``episodes``, which ``check_fit`` has passed; image codes come from the cache."""
+    """Encode episodes that passed ``check_fit``; image codes come from the cache."""
     codes = [cache.codes(source, episodes, camera, encoding.images, progress) for camera in encoding.cameras]
     return [
         _encode(episode, encoding, tuple(camera_codes)) for episode, *camera_codes in zip(episodes, *codes, strict=True)
@@ -146,7 +146,7 @@ def check_fit(
     state_dim: int | None,
     horizon: int,
 ) -> None:
-    """Raise DataError, one line with the remedy, where the data cannot serve an experiment."""
+    """Raise DataError, one line with the remedy, if the data does not fit the experiment."""
     for camera in cameras:
         if camera not in source.cameras:
             known = ", ".join(source.cameras) or "none"
@@ -168,9 +168,9 @@ def check_fit(
 
 
 def check_lengths(episodes: Sequence[Episode], encoding: Encoding, kinds: Sequence[SampleKind]) -> None:
-    """Raise TokenError if a task's samples are longer than the backbone takes.
+    """Raise TokenError if a task's samples are longer than the backbone accepts.
 
-    The length does not depend on what an image shows, so blank ones do, before any is encoded.
+    The length does not depend on the content of the images, so this uses blank ones and encodes nothing.
     """
     side = encoding.images.codes_per_side
     of_task = {episode.task: episode for episode in episodes if episode.length >= max(encoding.horizon, 2)}

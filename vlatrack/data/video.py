@@ -1,4 +1,4 @@
-"""Video files of many episodes end to end: written with x264, read back by time."""
+"""Video files with many episodes end to end: written with x264, read by time."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +42,7 @@ class VideoWriter:
             self.frames += 1
 
     def close(self) -> None:
-        """Flush the encoder and complete the file."""
+        """Flush the encoder and finish the file."""
         self._mux(None)
         self._container.close()
 
@@ -87,7 +87,7 @@ def _consecutive(
 
 
 class _Decoder:
-    """An open video whose decoder reports damage instead of painting over it."""
+    """An open video whose decoder reports damage instead of concealing it."""
 
     def __init__(self, path: Path) -> None:
         self._container = av.open(str(path))

@@ -1,4 +1,4 @@
-"""What a simulator offers: tasks, episodes that a seed decides, images and states, and perhaps a scripted expert.
+"""The protocol of a simulator: tasks, episodes determined by a seed, observations, and optionally a scripted expert.
 
 Legend: A = numbers in an action, N = numbers in a state.
 """
@@ -19,7 +19,7 @@ GROUP = "vlatrack.environments"
 
 @dataclass(frozen=True)
 class EnvironmentInfo:
-    """What stays the same over all episodes of an environment."""
+    """What is the same for all episodes of an environment."""
 
     robot: str
     fps: int  # env steps in a second
@@ -40,7 +40,7 @@ class EnvironmentInfo:
 
 @dataclass(frozen=True)
 class Observation:
-    """What there is to see before an action."""
+    """What a policy sees before an action."""
 
     images: Mapping[str, NDArray[np.uint8]]  # camera → [height, width, 3], RGB, upright
     state: NDArray[np.float32]  # [N], raw units
@@ -49,7 +49,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What an action led to."""
+    """The result of one env step."""
 
     observation: Observation
     success: bool  # the task is achieved now
@@ -57,7 +57,7 @@ class StepResult:
 
 
 class Environment(Protocol):
-    """A simulator with some tasks. It holds one episode at a time and is not shared between threads."""
+    """A simulator with one or more tasks. It runs one episode at a time and is not shared between threads."""
 
     @property
     def info(self) -> EnvironmentInfo:
@@ -68,21 +68,21 @@ class Environment(Protocol):
         """Names that `reset` takes, e.g. `window-open-v3`."""
 
     def reset(self, task: str, *, seed: int) -> Observation:
-        """Begin an episode of a task; the same seed, 0 or above, begins the same episode, whatever came before."""
+        """Start an episode of a task; the same seed, at least 0, starts the same episode, whatever came before."""
 
     def step(self, action: NDArray[np.float32]) -> StepResult:
-        """Carry out one action, [A], each number in [-1, 1]."""
+        """Execute one action, [A], each number in [-1, 1]."""
 
     def close(self) -> None:
-        """Free what the simulator holds; it is not used after that."""
+        """Free the simulator's resources; nothing else is called after this."""
 
 
 @runtime_checkable
 class ScriptedExpert(Protocol):
-    """Knows the simulator from inside, and so what to do; a part of the environment that it acts in."""
+    """A scripted policy that knows the simulator's full state; part of the environment that it acts in."""
 
     def expert_action(self) -> NDArray[np.float32]:
-        """What the expert would do now, [A], in [-1, 1]."""
+        """The expert's action for the current state, [A], in [-1, 1]."""
 
 
 class ExpertEnvironment(Environment, ScriptedExpert, Protocol):
@@ -90,7 +90,7 @@ class ExpertEnvironment(Environment, ScriptedExpert, Protocol):
 
 
 def make_environment(name: str, options: Mapping[str, object]) -> Environment:
-    """An environment of `BUILT_IN`, or a class of yours.
+    """An environment of `BUILT_IN`, or of a third party.
 
     Args:
         name: `metaworld`, `package.module:Class`, or the name of an entry point of `GROUP`.

@@ -1,6 +1,6 @@
 """Meta-World v3: its 50 tasks for the Sawyer arm, its cameras, and its scripted experts.
 
-The packages of `vlatrack[metaworld]` are imported when an episode begins, not with this module.
+The packages of `vlatrack[metaworld]` are imported when the first episode starts, not with this module.
 """
 
 import warnings
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     import mujoco
 
 SEEDS_PER_DRAW = 100_000
-"""Seeds with the same quotient by it share MT1's draws, 50 layouts each, which take a second."""
+"""Seeds with the same quotient by it share the draws of MT1, which takes a second to draw 50 layouts."""
 _LAYOUTS_PER_DRAW = 50
-_HUNG_UPSIDE_DOWN = ("corner", "corner2", "corner3", "corner4")
+_UPSIDE_DOWN = ("corner", "corner2", "corner3", "corner4")
 
 INSTRUCTIONS = {
     "assembly-v3": "pick up the ring and put it on the peg",
@@ -107,7 +107,7 @@ class MetaWorld:
         self._renderer: mujoco.Renderer | None = None
 
     def reset(self, task: str, *, seed: int) -> Observation:
-        """Begin an episode in the layout of objects that the seed draws.
+        """Start an episode with the layout of objects that the seed draws.
 
         Raises:
             DataError: an unknown camera.
@@ -120,20 +120,20 @@ class MetaWorld:
         return self._observation()
 
     def step(self, action: NDArray[np.float32]) -> StepResult:
-        """Carry out one action."""
+        """Execute one action; success is Meta-World's own criterion."""
         self._numbers, _, terminated, truncated, info = self._env.step(action)
         return StepResult(self._observation(), success=bool(info["success"]), done=bool(terminated or truncated))
 
     def expert_action(self) -> NDArray[np.float32]:
-        """What Meta-World's policy for this task would do, clipped to [-1, 1]."""
+        """The action of Meta-World's scripted policy for this task, clipped to [-1, 1]."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # it warns that it needs the clipping, every step
+            warnings.simplefilter("ignore", UserWarning)  # at every step it warns that it clips
             action = self._expert.get_action(self._numbers)
         clipped: NDArray[np.float32] = np.clip(action, -1, 1).astype(np.float32)
         return clipped
 
     def close(self) -> None:
-        """Free the simulator and its OpenGL context, which complains if the interpreter has to do it."""
+        """Free the simulator and its OpenGL context, which prints errors if the interpreter has to do it at exit."""
         if self._renderer is not None:
             self._renderer.close()
         if self._task:
@@ -142,7 +142,7 @@ class MetaWorld:
     def _open(self, task: str) -> None:
         """Make the simulator of another task."""
         if self.info.cameras and not self._task:
-            choose_opengl()  # before mujoco is imported, which then decides for itself
+            choose_opengl()  # before mujoco is imported, which reads the choice then
         try:
             from metaworld import ALL_V3_ENVIRONMENTS
             from metaworld.policies import ENV_POLICY_MAP
@@ -180,11 +180,11 @@ class MetaWorld:
         assert self._renderer is not None, "there are cameras, so there is a renderer"
         self._renderer.update_scene(self._env.data, camera=camera)
         image: NDArray[np.uint8] = self._renderer.render()
-        return image[::-1, ::-1] if camera in _HUNG_UPSIDE_DOWN else image
+        return image[::-1, ::-1] if camera in _UPSIDE_DOWN else image
 
 
 def _fast_renderer(model: "mujoco.MjModel", resolution: int) -> "mujoco.Renderer":
-    """Without multisampling, shadows and reflections: ten times as fast in software, and enough to see."""
+    """Without multisampling, shadows and reflections: ten times as fast in software rendering."""
     import mujoco
 
     model.vis.quality.offsamples = 0

@@ -1,4 +1,4 @@
-"""Finds an OpenGL that can draw without a screen, before MuJoCo is imported and decides for itself."""
+"""Finds an OpenGL backend that renders off-screen, before MuJoCo is imported and chooses one itself."""
 
 import os
 import subprocess
@@ -18,11 +18,11 @@ with mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 16, 16) as ren
 
 
 def choose_opengl() -> None:
-    """Set MUJOCO_GL to the first of egl and osmesa that works; a choice of the user's is only checked.
+    """Set MUJOCO_GL to the first of egl and osmesa that works; a value set by the user is only checked.
 
     MuJoCo reads the variable when it is imported, so this is called before that. Each candidate is
-    tried in a process of its own: a failed one would spoil this process. Elsewhere than on Linux
-    MuJoCo's default needs no screen, and nothing is done.
+    tried in a process of its own, since a failed attempt would break this one. On systems other than
+    Linux, MuJoCo's default works off-screen, and nothing is done.
 
     Raises:
         MissingPackageError: MuJoCo is not installed, or no OpenGL works; the message says what to install.

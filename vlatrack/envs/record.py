@@ -1,7 +1,7 @@
 """Records demonstrations of a simulator's scripted expert as a LeRobot dataset.
 
-The expert's clean action is the label; what is carried out has noise on it, so the data also shows
-how to come back to the path. Only successful episodes are kept. Everything follows from the seed.
+The expert's clean action is the label; the executed action has noise on it, so the data also shows
+how to recover. Only successful episodes are kept. Everything is determined by the seed.
 """
 
 import zlib
@@ -37,7 +37,7 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class TaskProgress:
-    """How far the recording of one task is."""
+    """The progress of recording one task."""
 
     task: str
     wanted: int  # episodes
@@ -76,7 +76,7 @@ def record(
         environment: the simulator; the caller closes it.
         tasks: name (`window-open-v3`) → number of successful episodes.
         output: the folder of the new dataset.
-        seed: decides layouts and noise; the episodes of a task do not depend on the other tasks.
+        seed: determines layouts and noise; the episodes of a task do not depend on the other tasks.
         action_noise: standard deviation of the noise on the executed action, in its units (-1..1).
         storage: mp4, or PNG embedded in the parquet files.
         overwrite: replace the dataset that is there.
@@ -86,7 +86,7 @@ def record(
         What was recorded of each task, in the order of `tasks`.
 
     Raises:
-        DataError: an unknown task, a task that succeeds too seldom, a folder that is taken or cannot be written.
+        DataError: an unknown task, a task that succeeds too rarely, or a folder that is in use or cannot be written.
     """
     check_tasks(environment, tasks)
     info = environment.info
@@ -136,7 +136,7 @@ def demonstrate(
     longest: int = LONGEST_EPISODE,
     progress: ProgressCallback | None = None,
 ) -> TaskProgress:
-    """Let the expert try until `episodes` of its attempts succeeded; `keep` gets each of these.
+    """Run the expert until `episodes` of its attempts succeeded, and pass each of these to `keep`.
 
     Raises:
         DataError: three attempts for each episode, and five more, were not enough.
@@ -146,7 +146,7 @@ def demonstrate(
         if so_far.attempts == ATTEMPTS_PER_EPISODE * episodes + EXTRA_ATTEMPTS:
             raise DataError(
                 f"{task}: {so_far.episodes} of {episodes} episodes after {so_far.attempts} attempts; "
-                f"lower the action noise ({action_noise:g}) or leave the task out"
+                f"lower the action noise ({action_noise:g}) or omit the task"
             )
         found = _attempt(
             environment,
@@ -173,7 +173,7 @@ def _attempt(
     action_noise: float,
     longest: int,
 ) -> Demonstration | None:
-    """One episode until a few steps after its success; None without success."""
+    """One episode until a few steps after success; None if it did not succeed."""
     observation = environment.reset(task, seed=seed)
     observations, actions = [], []
     remaining = longest

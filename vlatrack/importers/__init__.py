@@ -1,1 +1,1 @@
-"""Trainings of other systems as runs."""
+"""Imports what other systems logged, as runs."""

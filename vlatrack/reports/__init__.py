@@ -1,1 +1,1 @@
-"""What a run comes to: figures for the eye, tables for the terminal."""
+"""The results of a run: log files, figures, and the table at the end."""

@@ -1,8 +1,13 @@
-"""The documented log files of a run: one JSON line an epoch."""
+"""The documented log files of a run, one JSON line an epoch: read, appended to, and cut by a resume.
+
+As in the reference's files, a value that is not finite is written NaN, Infinity or -Infinity: Python's json module
+reads that, stricter parsers do not.
+"""
 
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +25,7 @@ LOG_FILES = {
 
 @dataclass(frozen=True)
 class EpochLog:
-    """What one split logged: epochs ascending, and for each the values by name without prefix (``closs``)."""
+    """What one split logged: epochs ascending, and for each the values by their name without prefix (``closs``)."""
 
     split: str
     epochs: tuple[int, ...]
@@ -28,38 +33,79 @@ class EpochLog:
 
 
 def read_epoch_logs(run_dir: Path) -> list[EpochLog]:
-    """Return the log of each split that `run_dir` has one of; of an epoch logged twice the later line counts.
+    """The logs that `run_dir` has, in the order of `LOG_FILES`; of an epoch logged twice the later line counts.
 
     Raises:
-        DataError: for a line that is not a JSON object of numbers.
+        DataError: a file cannot be read, or a line is not a JSON object of numbers.
     """
     found = [(split, run_dir / file) for split, (file, _) in LOG_FILES.items()]
     return [read_epoch_log(split, path) for split, path in found if path.exists()]
 
 
 def read_epoch_log(split: str, path: Path) -> EpochLog:
-    """Return the log of one split from the file at `path`; of an epoch logged twice the later line counts.
+    """The log of one split from the file at `path`; of an epoch logged twice the later line counts.
 
     Raises:
-        DataError: for a file that cannot be read, or a line that is not a JSON object of numbers.
+        DataError: the file cannot be read, or a line is not a JSON object of numbers.
     """
     prefix = LOG_FILES[split][1]
     by_epoch: dict[int, dict[str, float]] = {}
-    for number, line in enumerate(_lines(path), start=1):
-        fields = _parse(line, place=f"{path}:{number}")
-        epoch = int(fields.get("epoch", number - 1))
-        by_epoch[epoch] = {name.removeprefix(prefix): value for name, value in fields.items() if name != "epoch"}
+    for number, line in enumerate(_lines(path)):
+        fields = _parse(line, place=f"{path}:{number + 1}")
+        by_epoch[_epoch_of(fields, number)] = {
+            name.removeprefix(prefix): value for name, value in fields.items() if name != "epoch"
+        }
     epochs = tuple(sorted(by_epoch))
     return EpochLog(split, epochs, tuple(by_epoch[epoch] for epoch in epochs))
 
 
-def _lines(path: Path) -> list[str]:
+def append_epoch(file: Path, record: Mapping[str, float]) -> None:
+    """Add one epoch's line, its names with their prefix and `epoch` among them.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        with file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(dict(record)) + "\n")
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        raise DataError(f"{file}: cannot be written ({error.strerror}); free space or make it writable") from None
+
+
+def drop_epochs_from(file: Path, epoch: int) -> None:
+    """Cut off the lines of `epoch` and later ones, which a resumed run writes again; nothing if there is no file.
+
+    A last line without its end was torn by the death of the run that wrote it; it goes too.
+
+    Raises:
+        DataError: the file cannot be read or written, or a line is not a JSON object of numbers.
+    """
+    if not file.exists():
+        return
+    whole = [line for line in _lines(file, keepends=True) if line.endswith("\n")]
+    numbered = [(_epoch_of(_parse(line, place=f"{file}:{i + 1}"), i), line) for i, line in enumerate(whole)]
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        unfinished.write_text("".join(line for number, line in numbered if number < epoch), encoding="utf-8")
+        unfinished.replace(file)
+    except OSError as error:
+        raise DataError(f"{file}: cannot be written ({error.strerror}); free space or make it writable") from None
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _lines(path: Path, *, keepends: bool = False) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines(keepends)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); restore the file") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 text") from error
+        raise DataError(f"{path}: is not UTF-8 text; restore the file") from error
+
+
+def _epoch_of(fields: dict[str, float], number: int) -> int:
+    """The epoch of line `number`, both counted from 0; a line that does not say is of the epoch of its number."""
+    return int(fields.get("epoch", number))
 
 
 def _parse(line: str, *, place: str) -> dict[str, float]:
@@ -70,24 +116,5 @@ def _parse(line: str, *, place: str) -> dict[str, float]:
     if not isinstance(fields, dict) or not all(isinstance(value, int | float) for value in fields.values()):
         raise DataError(f"{place}: not a JSON object of numbers; remove the line")
     if not math.isfinite(fields.get("epoch", 0)):
-        raise DataError(f"{place}: epoch {fields['epoch']} is no number of an epoch; remove the line")
+        raise DataError(f"{place}: epoch {fields['epoch']} is not the number of an epoch; remove the line")
     return fields
-
-
-def append_epoch(file: Path, record: dict[str, Any]) -> None:
-    """Add one epoch's line to a log file."""
-    with file.open("a") as stream:
-        stream.write(json.dumps(record) + "\n")
-
-
-def drop_epochs_from(file: Path, epoch: int) -> None:
-    """Cut off the lines of ``epoch`` and later ones: a resumed run writes them again.
-
-    A last line without its end was torn by the death of the run that wrote it; it goes too.
-    """
-    if not file.exists():
-        return
-    whole = (line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n"))
-    unfinished = file.with_suffix(f".{os.getpid()}")
-    unfinished.write_text("".join(line for line in whole if json.loads(line)["epoch"] < epoch))
-    unfinished.replace(file)

@@ -22,8 +22,12 @@ Points = Sequence[tuple[int, float]]
 WIDTH_INCHES = 10.0
 DPI = 120
 LOG_SCALE_FROM = 30.0
-"""A panel whose largest value is so many times its smallest gets a logarithmic axis."""
+"""A panel whose largest value is this many times its smallest gets a logarithmic axis."""
 MARKERS_UP_TO = 60
+LARGEST = 1e100
+"""Larger values are not drawn: matplotlib's arithmetic on axes would overflow."""
+NOT_DRAWN = "#B00020"
+"""Color of the note about values that cannot be drawn, and of the crosses at their steps."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +52,16 @@ STYLES = {
 
 @dataclass(frozen=True)
 class Panel:
-    """One metric: its lines by split, and what is written on its axes."""
+    """One metric: its lines by split, and the labels of its axes."""
 
     title: str
     unit: str
     direction: Direction
     lines: dict[str, Points]
     floor: float | None = None
-    """A value that cannot be undercut, drawn as a dotted line; None: there is none."""
+    """A lower bound of the values, drawn as a dotted line; None: there is none."""
     from_zero: bool = False
-    """Whether the y axis begins at 0, so that the noise of a speed does not look like a change."""
+    """Whether the y axis starts at 0, so that noise in a speed does not look like a change."""
 
 
 def save_panels(panels: Sequence[Panel], path: Path, *, title: str, shared_scale: bool = False) -> None:
@@ -98,7 +102,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
     for split, points in panel.lines.items():
         style = STYLES[split]
         steps = [step for step, _ in points]
-        values = [value if math.isfinite(value) else math.nan for _, value in points]
+        values = [value if _can_draw(value) else math.nan for _, value in points]
         axes.plot(
             steps,
             values,
@@ -110,17 +114,26 @@ def _draw(axes: Axes, panel: Panel) -> None:
             markersize=style.marker_size,
             zorder=style.z_order,
         )
-    if panel.floor is not None:
+    if panel.floor is not None and _can_draw(panel.floor):
         axes.axhline(panel.floor, color="black", linewidth=1.1, linestyle=":", label="floor set by the bins")
-    broken = sum(not math.isfinite(value) for points in panel.lines.values() for _, value in points)
-    if broken:
-        note = f"{broken} not finite"
-        axes.text(0.5, 0.96, note, transform=axes.transAxes, ha="center", va="top", fontsize=9, color="#B00020")
+    missing = [point for points in panel.lines.values() for point in points if not _can_draw(point[1])]
+    if missing:
+        note = f"{len(missing)} values not finite"
+        if any(math.isfinite(value) for _, value in missing):
+            note += f" or beyond {LARGEST:g}"
+        axes.text(0.5, 0.96, note, transform=axes.transAxes, ha="center", va="top", fontsize=9, color=NOT_DRAWN)
+        steps = [step for step, _ in missing]
+        crosses = axes.plot(steps, [0.0] * len(steps), "x", transform=axes.get_xaxis_transform(), clip_on=False)
+        crosses[0].set(color=NOT_DRAWN, markersize=7, markeredgewidth=2)
+
+
+def _can_draw(value: float) -> bool:
+    return math.isfinite(value) and abs(value) <= LARGEST
 
 
 def _value_range(lines: Iterable[Points]) -> tuple[float, float] | None:
-    """Return the smallest and the largest finite value, None if there is no finite one."""
-    values = [value for points in lines for _, value in points if math.isfinite(value)]
+    """Return the smallest and the largest value that can be drawn, None if there is none."""
+    values = [value for points in lines for _, value in points if _can_draw(value)]
     return (min(values), max(values)) if values else None
 
 
@@ -182,7 +195,7 @@ def _add_legend(figure: Figure) -> None:
 
 
 def write_png(figure: Figure, path: Path) -> None:
-    """Save and swap into place, so that who reads the figure of a live run never sees half of it."""
+    """Save and rename, so that a reader of a live run's figure never sees half of it."""
     unfinished = path.with_name(f".{path.name}.part")
     figure.savefig(unfinished, format="png", metadata={"Software": "vlatrack"})
     unfinished.replace(path)

@@ -1,4 +1,4 @@
-"""The table at the end of a run: what each documented loss was after the first and the last epoch."""
+"""The table at the end of a run: each documented loss after the first and the last epoch."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class SummaryRow:
     metric: str
     """documented name without prefix: ``closs``, ``l1_loss_action_5``"""
     step: int | None
-    """0-based step of the action chunk, None for a loss of the whole"""
+    """0-based step of the action chunk; None for a loss of the whole chunk"""
     split: str
     first_epoch: int
     last_epoch: int
@@ -29,7 +29,7 @@ class SummaryRow:
 
     @property
     def change_percent(self) -> float | None:
-        """Change from first to last in percent of the first; None where that is no number."""
+        """Change from first to last in percent of the first; None if that is not a number."""
         if self.first == 0 or not (math.isfinite(self.first) and math.isfinite(self.last)):
             return None
         return 100 * (self.last - self.first) / abs(self.first)
@@ -48,7 +48,7 @@ def first_last_table(logs: Sequence[EpochLog], *, horizon: int) -> list[SummaryR
 def render_summary(rows: Sequence[SummaryRow]) -> Table:
     """Return a terminal table, 80 characters wide for usual values: a line for each metric, a column for each split.
 
-    The plain step of the chunk stands behind the documented index where the two differ.
+    The plain step of the chunk follows the documented index where the two differ.
     """
     if not rows:
         return Table("nothing was logged yet", box=None)

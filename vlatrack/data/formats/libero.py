@@ -1,4 +1,4 @@
-"""Reads LIBERO's demonstrations: a folder of HDF5 files, one a task."""
+"""Reads LIBERO's demonstrations: a folder of HDF5 files, one per task."""
 
 import hashlib
 import json
@@ -37,8 +37,8 @@ class LiberoDataset:
     """A folder of LIBERO *.hdf5 files, as an EpisodeSource; episodes by file name, then by number.
 
     The images, which LIBERO stores upside down, are turned upright. The state is the position and
-    axis-angle orientation of the hand and the two finger positions, 8 numbers. The instruction is the
-    one in the file, else the one that the file's name spells.
+    axis-angle orientation of the hand and the two finger positions, 8 numbers. The instruction comes
+    from the file, else from the file's name.
 
     Args:
         path: the folder.
@@ -107,7 +107,7 @@ class LiberoDataset:
             raise DataError(f"{path}: {group}: states and actions differ in number; restore the file")
         steps = moving_steps(actions) if self._skip_no_ops else np.arange(len(actions))
         if len(steps) == 0:
-            raise DataError(f"{path}: {group}: the robot never moves; remove the demonstration or keep no-ops")
+            raise DataError(f"{path}: {group}: the robot never moves; remove it, or set skip_no_ops: false")
         states = np.concatenate(parts, axis=1)[steps].astype(np.float32)
         episode = Episode(index, task, actions[steps].astype(np.float32), states)
         return episode, _Recording(path, group, steps)
@@ -135,12 +135,12 @@ def _open(path: Path) -> h5py.File:
 
 
 def _array(file: h5py.File, name: str) -> NDArray[np.generic]:
-    """A data set of the file itself: none that is kept in other files."""
+    """The content of an HDF5 dataset; one that is stored in another file is refused."""
     found = file.get(name)
     if not isinstance(found, h5py.Dataset) or found.file.filename != file.filename:
         raise DataError(f"{file.filename}: no {name} in it; this is not a file of LIBERO demonstrations")
     if found.is_virtual or found.external:
-        raise DataError(f"{file.filename}: {name} is kept in another file; the file is not to be trusted")
+        raise DataError(f"{file.filename}: {name} is stored in another file; do not trust this file")
     try:
         array: NDArray[np.generic] = found[:]
     except OSError as error:

@@ -1,7 +1,10 @@
-"""The growing files of a LeRobot dataset: a new one is begun once the last one is large enough."""
+"""The files of a LeRobot dataset as they grow: a new one is begun once the last one is large enough."""
 
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +43,7 @@ class FrameFiles:
         self._writer: pq.ParquetWriter | None = None
 
     def add(self, episode: pa.Table) -> Location:
-        """Append the frames of one episode; where they are."""
+        """Append the rows of one episode; returns where they are."""
         if self._writer is not None and self._path.stat().st_size >= self._limit:
             self.close()
         if self._writer is None:
@@ -71,7 +74,7 @@ class VideoFiles:
         self._writer: VideoWriter | None = None
 
     def add(self, frames: NDArray[np.uint8]) -> tuple[Location, int]:
-        """Append the frames of one episode; the file and the number of the first frame in it."""
+        """Append the frames of one episode; returns the file and the number of the first frame in it."""
         if self._writer is not None and self._writer.bytes >= self._limit:
             self.close()
         if self._writer is None:
@@ -96,6 +99,16 @@ class VideoFiles:
         return path
 
 
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Turn what the operating system has against writing into one line: a full disk, a quota, permissions."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error).splitlines()[0]
+        raise DataError(f"{target}: cannot be written ({reason}); free space, or choose another folder") from None
+
+
 def write_table(path: Path, table: pa.Table) -> None:
     """A parquet file, with the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,9 +126,9 @@ def check_target(target: Path, *, overwrite: bool) -> None:
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not (target / layout.INFO).is_file():
-        raise DataError(f"{target}: there is something else than a LeRobot dataset; choose another folder")
+        raise DataError(f"{target}: exists and is not a LeRobot dataset; choose another folder")
     if not overwrite:
-        raise DataError(f"{target}: there is a dataset already; choose another folder, or overwrite it (--overwrite)")
+        raise DataError(f"{target}: is a dataset already; choose another folder, or replace it with --overwrite")
 
 
 def put_in_place(finished: Path, target: Path) -> None:

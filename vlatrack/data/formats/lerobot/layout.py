@@ -45,7 +45,7 @@ class Feature(BaseModel):
 
 
 class DatasetInfo(BaseModel):
-    """What meta/info.json says; keys that vlatrack has no use for are ignored."""
+    """The keys of meta/info.json that vlatrack uses; others are ignored."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -58,7 +58,7 @@ class DatasetInfo(BaseModel):
 
 
 def read_info(root: Path) -> DatasetInfo:
-    """The checked meta/info.json of the dataset in `root`; raises DataError, one line."""
+    """Read and validate meta/info.json of the dataset in `root`; raises DataError, one line."""
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give the folder of a LeRobot dataset (it holds meta/info.json)")
     path = root / INFO
@@ -98,7 +98,7 @@ def expand(template: str, *, chunk_index: int, file_index: int, video_key: str =
     path = template.format_map(values)
     pure = PurePosixPath(path)
     if pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path or "\0" in path:
-        raise DataError(f"{path!r}: this path of the dataset leaves its folder; the dataset is not to be trusted")
+        raise DataError(f"{path!r}: this path of the dataset leaves its folder; do not trust this dataset")
     return path
 
 
@@ -135,14 +135,14 @@ class DatasetFormat:
     def check_episode(
         self, place: str, vectors: Mapping[str, NDArray[np.float32]], frames: Mapping[str, NDArray[np.uint8]]
     ) -> None:
-        """Raise DataError, beginning with `place`, where an episode does not fit."""
+        """Raise DataError, starting with `place`, if an episode does not fit."""
         length = len(vectors["action"])
         expected: dict[str, tuple[int, ...]] = {key: (length, len(names)) for key, names in self.vectors.items()}
         expected |= {key: (length, *size, 3) for key, size in self.cameras.items()}
         given: dict[str, tuple[int, ...]] = {key: value.shape for key, value in vectors.items()}
         given |= {key: value.shape for key, value in frames.items()}
         if length == 0:
-            raise DataError(f"{place}: it has no step; leave it out")
+            raise DataError(f"{place}: it has no steps; leave it out")
         for key in sorted(expected.keys() | given.keys()):
             if expected.get(key) != given.get(key):
                 raise DataError(f"{place}: {key} has shape {given.get(key)}, the dataset expects {expected.get(key)}")

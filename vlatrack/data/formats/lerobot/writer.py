@@ -20,6 +20,7 @@ from vlatrack.data.formats.lerobot.files import (
     put_in_place,
     write_json,
     write_table,
+    writing,
 )
 from vlatrack.data.formats.lerobot.layout import DatasetFormat
 from vlatrack.data.formats.lerobot.tables import (
@@ -56,7 +57,7 @@ class LeRobotWriter:
         video_file_megabytes: the same for the videos.
 
     Raises:
-        DataError: there is something else at `path`, or a dataset and no `overwrite`.
+        DataError: something else is at `path`, or a dataset without `overwrite`, or the folder cannot be made.
     """
 
     def __init__(
@@ -83,8 +84,10 @@ class LeRobotWriter:
         )
         self._target = Path(path).absolute()
         self._megabytes = (data_file_megabytes, video_file_megabytes)
-        check_target(self._target, overwrite=overwrite)
-        self._folder = _hidden_folder_beside(self._target)
+        with writing(self._target):
+            check_target(self._target, overwrite=overwrite)
+            self._folder = self._target.with_name(f".{self._target.name}.{secrets.token_hex(4)}")
+            self._folder.mkdir(parents=True)
         self._schema = data_schema(
             image_keys=list(self._format.cameras) if storage == "png" else [],
             vectors={key: len(names) for key, names in self._format.vectors.items()},
@@ -119,15 +122,16 @@ class LeRobotWriter:
             states: [T, N], raw units; None exactly when the dataset has no state.
 
         Raises:
-            DataError: a shape does not fit the dataset, or a number is not finite.
+            DataError: a shape does not fit the dataset, a number is not finite, or the files cannot be written.
         """
         vectors = {"action": actions} if states is None else {"observation.state": states, "action": actions}
         images = {_camera_key(name): value for name, value in frames.items()}
         self._format.check_episode(f"{self._target}: episode {len(self._rows)}", vectors, images)
         numbers = {key: np.ascontiguousarray(value, dtype=np.float32) for key, value in vectors.items()}
         columns: dict[str, Values] = {**numbers, **self._index_columns(task, len(actions))}
-        place = self._frame_files.add(self._frame_table(columns, images))
-        videos = {key: files.add(images[key]) for key, files in self._video_files.items()}
+        with writing(self._target):
+            place = self._frame_files.add(self._frame_table(columns, images))
+            videos = {key: files.add(images[key]) for key, files in self._video_files.items()}
         histograms = {key: PixelHistogram.of(value) for key, value in images.items()}
         statistics = {key: histogram.statistics() for key, histogram in histograms.items()}
         statistics |= {key: describe_values(values) for key, values in columns.items()}
@@ -136,15 +140,20 @@ class LeRobotWriter:
         self._frames += len(actions)
 
     def finish(self) -> None:
-        """Write the tables and make the dataset appear under its name; raises DataError if it is empty."""
+        """Write the tables and make the dataset appear under its name.
+
+        Raises:
+            DataError: the dataset is empty, or cannot be written; nothing is left of it then.
+        """
         assert self._open, "the dataset is already finished or discarded"
         if not self._rows:
             self.discard()
-            raise DataError(f"{self._target}: no episode was added; nothing is written")
+            raise DataError(f"{self._target}: no episode was added, so there is nothing to write")
         try:
-            self._close_files()
-            self._write_tables()
-            put_in_place(self._folder, self._target)
+            with writing(self._target):
+                self._close_files()
+                self._write_tables()
+                put_in_place(self._folder, self._target)
         except BaseException:
             self.discard()
             raise
@@ -154,8 +163,11 @@ class LeRobotWriter:
         """Remove everything that was written; the dataset does not appear."""
         if self._open:
             self._open = False
-            self._close_files()
-            shutil.rmtree(self._folder)
+            try:
+                with writing(self._target):  # closing a file writes its end
+                    self._close_files()
+            finally:
+                shutil.rmtree(self._folder)
 
     def __enter__(self) -> Self:
         return self
@@ -242,12 +254,3 @@ class LeRobotWriter:
 
 def _camera_key(name: str) -> str:
     return f"observation.images.{name}"
-
-
-def _hidden_folder_beside(target: Path) -> Path:
-    folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise DataError(f"{target}: cannot be written ({error.strerror}); choose another folder") from None
-    return folder

@@ -1,8 +1,9 @@
-"""An old training as a run of vlatrack: its own directory, journal, log files and figures, and every tracker."""
+"""A training of another system as a run of vlatrack, with a directory, a journal, log files, figures and trackers."""
 
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from vlatrack import __version__
 from vlatrack.errors import SpecError
-from vlatrack.importers.sources import Row, Sources, find_sources, read_rows
+from vlatrack.importers.rynnvla import Rows, Sources, find_sources, read_rows
 from vlatrack.metrics.schema import chunk_horizon
 from vlatrack.reports.epoch_log import LOG_FILES
 from vlatrack.reports.figures import write_figures
@@ -26,7 +27,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True)
 class Imported:
-    """What became of an import; `delivery` is None if the run was there and delivered already."""
+    """What an import led to; `delivery` is None if the run had been imported and delivered before."""
 
     directory: Path
     delivery: DeliveryReport | None
@@ -43,12 +44,13 @@ def import_run(
     steps_per_epoch: int | None = None,
     timeout_s: float = 600,
 ) -> Imported:
-    """Import the log and event files at `paths` as a run of experiment `name` below `runs`; see `read_rows`.
+    """Import the log and event files at `paths` as a run of the experiment `name` below `runs`; see `read_rows`.
 
-    The run's id comes from what the files hold, so that a second import finds the first one and delivers what is left.
+    The run's id is derived from the content of the files, so a second import finds the first one and delivers what is
+    left.
 
     Raises:
-        VlatrackError: a file cannot be read or a tracker not be used; nothing is created then.
+        VlatrackError: a file cannot be read, `runs` cannot be written, or a tracker cannot be used; no run is created.
     """
     if not _NAME.fullmatch(name):
         raise SpecError(f"--name {name!r}: use at most 100 letters, digits, '.', '_' and '-', a letter or digit first")
@@ -60,7 +62,8 @@ def import_run(
     ended = _has_ended(files)
     if ended and _is_delivered(files, backends):
         return Imported(files.run_dir, None, found.notices, horizon)
-    first, last = (min(row.t_ms for row in found.rows), max(row.t_ms for row in found.rows))
+    _check_writable(runs)
+    first, last = min(row.t_ms for row in found.rows), max(row.t_ms for row in found.rows)
     tracked = TrackedRun.start(
         files.run_dir,
         uid=f"{name[:40]}-{run_id}",
@@ -78,7 +81,7 @@ def import_run(
     )
     try:
         if not ended:
-            _log_rows(tracked, files, found.rows)
+            _log_rows(tracked, files, found)
             _keep_files(tracked, files, sources)
     except BaseException as error:
         tracked.finish("FAILED", reason=f"importing: {type(error).__name__}: {error}")
@@ -87,7 +90,7 @@ def import_run(
 
 
 def _has_ended(files: RunFiles) -> bool:
-    """Whether an earlier import wrote everything into the journal."""
+    """Whether an earlier import wrote the whole journal."""
     end = finish_record(files.journal) if files.journal.exists() else None
     return end is not None and end.data["status"] == "FINISHED"
 
@@ -100,15 +103,24 @@ def _is_delivered(files: RunFiles, backends: Sequence[BackendConfig]) -> bool:
     return same and all(CursorFile(files.delivery, label).read().seq == last.seq for label in labels)
 
 
-def _log_rows(tracked: TrackedRun, files: RunFiles, rows: Sequence[Row]) -> None:
-    """Log what an import that was interrupted has not logged yet; rows always come in the same order."""
+def _check_writable(runs: Path) -> None:
+    try:
+        runs.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryFile(dir=runs):
+            pass
+    except OSError as error:
+        raise SpecError(f"{runs}: runs cannot be written there ({error.strerror}); choose another --runs") from None
+
+
+def _log_rows(tracked: TrackedRun, files: RunFiles, found: Rows) -> None:
+    """Log what an interrupted import has not logged yet; rows always come in the same order."""
     logged = sum(record.kind == Kind.METRICS for record in read_records(files.journal))
-    for row in rows[logged:]:
+    for row in found.rows[logged:]:
         tracked.log(row.values, step=row.step, t_ms=row.t_ms)
 
 
 def _keep_files(tracked: TrackedRun, files: RunFiles, sources: Sources) -> None:
-    """Copy the log files as they are, write down where everything is from, draw the figures."""
+    """Copy the log files, write the manifest with the origin of every file, and draw the figures."""
     for split, path in sources.logs.items():
         copy = files.run_dir / LOG_FILES[split][0]
         shutil.copy2(path, copy)

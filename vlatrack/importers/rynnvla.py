@@ -1,14 +1,17 @@
-"""What a training of RynnVLA-002 or WorldVLA left behind, as rows of named values: its log files and event files."""
+"""Reads what a training of RynnVLA-002 or WorldVLA left behind, its log files and event files, as rows of values."""
 
 import hashlib
+import os
+import stat
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import NoReturn
 
 from vlatrack.errors import DataError
-from vlatrack.importers.event_files import EVENT_FILES, ScalarRow, read_scalars
+from vlatrack.importers.tensorboard import EVENT_FILES, Row, read_scalars
 from vlatrack.metrics.schema import TRAIN, MetricSchema, documented
 from vlatrack.reports.epoch_log import LOG_FILES, EpochLog, read_epoch_log
 
@@ -27,24 +30,15 @@ class Sources:
         return (*self.logs.values(), *self.events)
 
     def digest(self) -> str:
-        """Hexadecimal SHA-256 of what the files hold, wherever they lie."""
+        """SHA-256 (hex) of what the files hold, wherever they are; DataError if one cannot be read."""
         parts = [f"{split} {_sha256(path)}" for split, path in self.logs.items()]
         parts += [f"events {_sha256(path)}" for path in self.events]
         return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
-class Row:
-    """Values of one step by metric name; `t_ms` is Unix time in milliseconds."""
-
-    step: int
-    t_ms: int
-    values: dict[str, float]
-
-
-@dataclass(frozen=True)
 class Rows:
-    """All values of a training, ascending in step, and what a person should know of how they came about."""
+    """All values of a training, ascending in step, and what the user should know about how they were read."""
 
     rows: tuple[Row, ...]
     notices: tuple[str, ...]
@@ -54,7 +48,7 @@ def find_sources(paths: Sequence[Path]) -> Sources:
     """The log and event files among `paths`; of a folder, the logs in it and the event files anywhere below it.
 
     Raises:
-        DataError: a path does not exist or is of neither kind, two are logs of the same split, or there is nothing.
+        DataError: a path cannot be read or is of neither kind, two are logs of the same split, or there is nothing.
     """
     logs: dict[str, Path] = {}
     events: set[Path] = set()
@@ -64,67 +58,77 @@ def find_sources(paths: Sequence[Path]) -> Sources:
                 events.add(file)
             elif file.name not in _SPLIT_OF_FILE:
                 known = ", ".join([*_SPLIT_OF_FILE, EVENT_FILES])
-                raise DataError(f"{file}: its name does not tell what it is; files are called {known}")
+                raise DataError(f"{file}: neither a log file nor an event file by its name; they are called {known}")
             elif logs.setdefault(_SPLIT_OF_FILE[file.name], file) != file:
                 raise DataError(f"{file}: a second {file.name}, beside {logs[_SPLIT_OF_FILE[file.name]]}; give one run")
     if not logs and not events:
-        raise DataError(f"{', '.join(map(str, paths))}: holds none of {', '.join(_SPLIT_OF_FILE)}, {EVENT_FILES}")
+        raise DataError(
+            f"{', '.join(map(str, paths))}: holds none of {', '.join(_SPLIT_OF_FILE)}, {EVENT_FILES}; "
+            "give the output folder of a training"
+        )
     return Sources({split: logs[split] for split in LOG_FILES if split in logs}, tuple(sorted(events)))
 
 
 def read_rows(sources: Sources, *, steps_per_epoch: int | None = None) -> Rows:
-    """Read everything; names that the schema does not declare are kept and told once.
+    """Read everything; a name that the schema does not declare is kept, and reported in a notice.
 
     Without event files the step is the epoch, and the time that of the file's last change. Event files have steps and
-    times of their own; an epoch then stands at its last step, every `steps_per_epoch` (None: as many as their last
-    step says). A name that stands in both has the event files' finer values; the log file keeps the others.
+    times of their own; an epoch is then placed at its last step, every `steps_per_epoch` (None: derived from their last
+    step). A name that is in both has the event files' values, which are finer; the others come from the log file.
 
     Raises:
         DataError: with file and line for a line that is wrong, or if there is no value at all.
         MissingPackageError: there are event files, and no `tensorboard` package.
     """
-    logs = [(read_epoch_log(split, path), _modified_ms(path)) for split, path in sources.logs.items()]
-    events = _named_rows(read_scalars(sources.events)) if sources.events else []
+    logs = [(read_epoch_log(split, path), path.stat().st_mtime_ns // 1_000_000) for split, path in sources.logs.items()]
+    events = _with_names(read_scalars(sources.events)) if sources.events else []
     notices: list[str] = []
     if events and logs and steps_per_epoch is None:
         steps_per_epoch = _guess_steps_per_epoch(events, [log for log, _ in logs])
-        notices.append(f"epochs stand {steps_per_epoch} steps apart, as the event files' last step says")
+        notices.append(f"one epoch is {steps_per_epoch} steps, derived from the last step of the event files")
     finer = {name for row in events for name in row.values}
     rows = [*events, *(row for log, ms in logs for row in _log_rows(log, ms, finer, events, steps_per_epoch or 1))]
     if not any(row.values for row in rows):
-        raise DataError(f"{sources.files[0]}: no values to import")
+        raise DataError(f"{sources.files[0]}: no values to import; give the output folder of a training")
     in_logs = {f"{log.split}_{name}" for log, _ in logs for values in log.values for name in values}
     if both := sorted(finer & in_logs):
-        notices.append(f"from the event files, not as means of epochs: {', '.join(both)}")
+        notices.append(f"values of single steps from the event files, instead of means of epochs: {', '.join(both)}")
     names = finer | in_logs
     if unknown := sorted(name for name in names if name not in MetricSchema.covering(names)):
-        notices.append(f"kept, though the metric schema does not declare them: {', '.join(unknown)}")
+        notices.append(f"imported as they are, though not declared in the metric schema: {', '.join(unknown)}")
     return Rows(tuple(sorted(rows, key=lambda row: (row.step, row.t_ms))), tuple(notices))
 
 
 def _files_at(path: Path) -> list[Path]:
-    if path.is_dir():
-        return sorted([path / name for name in _SPLIT_OF_FILE if (path / name).is_file()] + [*path.rglob(EVENT_FILES)])
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder")
-    return [path]
+    def fail(error: OSError) -> NoReturn:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror}); give another path") from error
+
+    try:
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+    except OSError as error:
+        fail(error)
+    if not is_folder:
+        return [path]
+    below = [Path(folder) / name for folder, _, names in os.walk(path, onerror=fail) for name in names]
+    logs = [file for file in below if file.parent == path and file.name in _SPLIT_OF_FILE]
+    return sorted(logs + [file for file in below if fnmatch(file.name, EVENT_FILES)])
 
 
-def _named_rows(scalars: Iterable[ScalarRow]) -> list[Row]:
-    rows = list(scalars)
-    schema = MetricSchema.covering(_spelled(tag) for row in rows for tag in row.values)
-    names = _names_of({tag for row in rows for tag in row.values}, schema)
+def _with_names(rows: Sequence[Row]) -> list[Row]:
+    """Rows of tags as rows of metrics."""
+    tags = {tag for row in rows for tag in row.values}
+    names = _names_of(tags, MetricSchema.covering(map(_spelled, tags)))
     return [Row(row.step, row.t_ms, {names[tag]: value for tag, value in row.values.items()}) for row in rows]
 
 
 def _spelled(tag: str) -> str:
-    """`train/closs` as `train_closs`, and what names no split as the training's."""
+    """`train/closs` as `train_closs`; a name without a split is the training's."""
     name = documented(tag)
     return name if name.startswith(("train_", "val_")) else f"{TRAIN}_{name}"
 
 
 def _names_of(tags: set[str], schema: MetricSchema) -> dict[str, str]:
-    """For each tag the documented name that it means, or itself if none is declared or another tag has that name."""
+    """For each tag the declared name that it stands for; the tag itself if there is none, or another tag has it."""
     names = {tag: tag for tag in tags if tag in schema}
     for tag in sorted(tags - names.keys()):
         free = _spelled(tag) in schema and _spelled(tag) not in names.values()
@@ -150,10 +154,9 @@ def _log_rows(
         yield Row(step, times[steps[before - 1]] if before else modified_ms, {**kept, "epoch": float(epoch + 1)})
 
 
-def _modified_ms(path: Path) -> int:
-    return path.stat().st_mtime_ns // 1_000_000
-
-
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); make it readable or leave it out") from None

@@ -1,4 +1,4 @@
-"""Scalars from TensorBoard event files, read with the `tensorboard` package; torch is not needed."""
+"""Scalars of TensorBoard event files, read with the `tensorboard` package; torch is not needed."""
 
 import importlib.util
 from collections.abc import Iterable, Iterator
@@ -19,31 +19,34 @@ _SCALARS = "scalars"
 
 
 @dataclass(frozen=True)
-class ScalarRow:
-    """Values by tag that were written at one step; `t_ms` is Unix time in milliseconds."""
+class Row:
+    """Values of one step by their tag, or the name of their metric; `t_ms` is Unix time in milliseconds."""
 
     step: int
     t_ms: int
     values: dict[str, float]
 
 
-def read_scalars(paths: Iterable[Path]) -> list[ScalarRow]:
+def read_scalars(paths: Iterable[Path]) -> list[Row]:
     """The scalars of all event files, ascending in step, then in time; a torn end of a file is left out.
 
-    A tag that was written twice at a step, as a resumed training does, stands in two rows. Raises DataError for what
-    is no event file, MissingPackageError without the `tensorboard` package.
+    A tag that was written twice at a step, as a resumed training does, is in two rows.
+
+    Raises:
+        DataError: a file cannot be read, or is no event file.
+        MissingPackageError: the `tensorboard` package is not installed.
     """
     if importlib.util.find_spec("tensorboard") is None:
         raise MissingPackageError(
             "reading TensorBoard event files needs a package: pip install 'vlatrack[tensorboard]'"
         )
     found = sorted((entry for path in paths for entry in _entries(path)), key=lambda entry: entry[:2])
-    rows: list[ScalarRow] = []
-    open_rows: dict[int, ScalarRow] = {}
+    rows: list[Row] = []
+    open_rows: dict[int, Row] = {}
     for t_ms, step, tag, value in found:
         row = open_rows.get(step)
         if row is None or tag in row.values:
-            row = open_rows[step] = ScalarRow(step, t_ms, {})
+            row = open_rows[step] = Row(step, t_ms, {})
             rows.append(row)
         row.values[tag] = value
     return sorted(rows, key=lambda row: (row.step, row.t_ms))
@@ -64,12 +67,17 @@ def _entries(path: Path) -> Iterator[tuple[int, int, str, float]]:
 def _events(path: Path) -> Iterator["Event"]:
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
+    try:
+        size = path.stat().st_size
+        path.open("rb").close()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); make it readable or leave it out") from None
     empty = True
     for event in EventFileLoader(str(path)).Load():
         empty = False
         yield event
-    if empty and path.stat().st_size > 0:
-        raise DataError(f"{path}: not a TensorBoard event file, or damaged from its beginning")
+    if empty and size > 0:
+        raise DataError(f"{path}: not a TensorBoard event file, or damaged from its beginning; leave it out")
 
 
 def _number(value: "Summary.Value", is_scalar: bool) -> float | None:
