@@ -92,7 +92,8 @@ def test_sigterm_ends_a_run_as_killed(program, journal_of) -> None:
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 143
     assert "continue it: vlatrack run --resume" in out
-    assert journal_of(program.only_run())[-1]["data"]["status"] == "KILLED"
+    (end,) = [record for record in journal_of(program.only_run()) if record["kind"] == "finish"]
+    assert end["data"]["status"] == "KILLED"
 
 
 @pytest.fixture
@@ -117,8 +118,8 @@ def test_ctrl_c_ends_a_run_as_killed_with_everything_delivered(program, journal_
     assert "continue it: vlatrack run --resume" in out
     run = program.only_run()
     records = journal_of(run)
-    assert records[-1]["data"]["status"] == "KILLED"
-    assert records[-1]["data"]["reason"] == "interrupted from the keyboard"
+    (end,) = [record for record in records if record["kind"] == "finish"]
+    assert (end["data"]["status"], end["data"]["reason"]) == ("KILLED", "interrupted from the keyboard")
     metrics = [record for record in records if record["kind"] == "metrics"]
     with closing(sqlite3.connect(program.folder / "runs" / "mlflow.db")) as store:
         assert store.execute("select status from runs").fetchall() == [("KILLED",)]

@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from vlatrack.errors import TrackerError
+from vlatrack.tracking.run_files import resolved_path
 
 _ENDING_S = 5.0
 _TRAINING_PAGE = "#/experiments?workflowType=machine_learning"
@@ -24,7 +25,7 @@ def ui(
     port: Annotated[int, typer.Option(help="port to listen on; another one if it is taken")] = 5000,
 ) -> None:
     """Open the MLflow user interface on the runs in a folder; Ctrl-C ends it."""
-    store = runs.absolute() / "mlflow.db"
+    store = resolved_path(runs) / "mlflow.db"
     if not store.is_file():
         raise TrackerError(
             f"{store}: no such store; a run with `tracking: {{backends: [{{kind: mlflow}}]}}` creates it"

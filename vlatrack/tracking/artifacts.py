@@ -41,7 +41,7 @@ def read_artifact(name: str, place: str, run_dir: Path, *, known: KnownDigests |
 
     Raises TrackerError if it is gone, empty, or holds a symbolic link to a file outside the run directory.
     """
-    root = run_dir.absolute() / place
+    root = run_dir.resolve() / place
     known = known or KnownDigests()
     paths = [path for path in sorted(root.rglob("*")) if path.is_file()] if root.is_dir() else [root]
     for path in paths:
