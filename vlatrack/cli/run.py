@@ -60,8 +60,10 @@ def run(
             resume_run(resume, checkpoint=checkpoint, command=sys.argv, display=display, ranks=ranks)
         else:
             from vlatrack.spec.load import load_spec
+            from vlatrack.tracking.run_files import checked_runs_folder
 
             assert file is not None
+            checked_runs_folder(runs)
             with ranks.first_before_others():
                 spec = load_spec(file, overrides or ())
             from vlatrack.runner.run import run_experiment

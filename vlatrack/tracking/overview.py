@@ -1,5 +1,6 @@
 """All runs of a folder at a glance: how they stand and what their trackers still lack; reads only the ends of files."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from vlatrack.tracking.delivery.report import BackendDelivery, delivery_report, 
 from vlatrack.tracking.journal.history import RunStatus, run_status
 from vlatrack.tracking.journal.journal import finish_record, last_record
 from vlatrack.tracking.lock import Holder, lease_holder, lock_holder
-from vlatrack.tracking.run_files import RunFiles
+from vlatrack.tracking.run_files import RunFiles, resolved_path
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,13 @@ class Unreadable:
 
 
 def run_overviews(runs: Path) -> list[RunOverview | Unreadable]:
-    """Every run `<runs>/<experiment>/<run-id>` by name; TrackerError if there is no such folder."""
+    """Every run `<runs>/<experiment>/<run-id>` by name; TrackerError if the folder is missing or cannot be read."""
+    resolved_path(runs)
     if not runs.is_dir():
-        raise TrackerError(f"{runs}: no such folder; give the folder that holds the runs with --runs")
+        what = "not a folder" if runs.exists() else "no such folder"
+        raise TrackerError(f"{runs}: {what}; give the folder that holds the runs with --runs")
+    if not os.access(runs, os.R_OK | os.X_OK):
+        raise TrackerError(f"{runs}: cannot be read; give the folder that holds the runs with --runs")
     return [_overview(journal.parent) for journal in sorted(runs.glob("*/*/journal.jsonl"))]
 
 

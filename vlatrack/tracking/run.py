@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Self, SupportsFloat
+from typing import Any, Self, SupportsFloat
 
 from vlatrack.errors import TrackerError
 from vlatrack.tracking.artifacts import checked_artifact_name, place_in_run, read_artifact
@@ -93,8 +93,13 @@ class TrackedRun:
         for config in backends:
             check_backend(config)
         files = RunFiles(run_dir)
-        private_directory(files.delivery)
-        journal = Journal.open(files.journal, run=uid, writer="trainer")
+        try:
+            private_directory(files.delivery)
+            journal = Journal.open(files.journal, run=uid, writer="trainer")
+        except OSError as error:
+            raise TrackerError(
+                f"{error.filename or files.run_dir}: {error.strerror}; no run can be written there"
+            ) from error
         try:
             _check_continues(files, uid, resume)
             end_delivery(files)
@@ -107,10 +112,7 @@ class TrackedRun:
                 "datasets": [asdict(dataset) | {"source": redact(dataset.source)} for dataset in datasets],
                 "group": group,
             }
-            # First: a run that dies once its journal has begun is known to its trackers by the next sync.
-            write_private(files.backends, backends_text(backends))
-            if journal.append(Kind.START, data, t_ms=t_ms) is None:
-                raise TrackerError(f"{files.journal}: cannot be written; free some disk space")
+            _begin(files, journal, backends, data, t_ms)
         except BaseException:
             journal.close()
             raise
@@ -239,6 +241,19 @@ class TrackedRun:
         if what not in self._told:
             self._told.add(what)
             _log.warning(what if error is None else f"{what} ({error})")
+
+
+def _begin(
+    files: RunFiles, journal: Journal, backends: Sequence[BackendConfig], data: Mapping[str, Any], t_ms: int | None
+) -> None:
+    """Write the start record; first what trackers there are, so that a run that dies just then is known to the next
+    sync. TrackerError if the disk does not take it."""
+    try:
+        write_private(files.backends, backends_text(backends))
+    except OSError as error:
+        raise TrackerError(f"{files.backends}: {error.strerror}; free some disk space") from error
+    if journal.append(Kind.START, data, t_ms=t_ms) is None:
+        raise TrackerError(f"{files.journal}: cannot be written; free some disk space")
 
 
 def _check_continues(files: RunFiles, uid: str, resume: bool) -> None:
