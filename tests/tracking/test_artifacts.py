@@ -16,14 +16,16 @@ from mlflow.tracking import MlflowClient
 from mlflow_server import MlflowServer
 from wandb_double import WandbDouble
 
+from vlatrack.errors import TrackerError
 from vlatrack.tracking.artifacts import KnownDigests, read_artifact
 from vlatrack.tracking.backends.base import Backend, BackendConfig, RunStart
 from vlatrack.tracking.backends.mlflow import artifacts as mlflow_artifacts
 from vlatrack.tracking.backends.mlflow.runs import runs_with_uid
 from vlatrack.tracking.backends.registry import connect
 from vlatrack.tracking.delivery.cursor import CursorFile
-from vlatrack.tracking.journal.journal import Journal, Kind
+from vlatrack.tracking.journal.journal import Journal, Kind, read_records
 from vlatrack.tracking.privacy import private_directory
+from vlatrack.tracking.run import TrackedRun
 from vlatrack.tracking.run_files import RunFiles
 
 MB = 1_000_000
@@ -185,6 +187,17 @@ def test_files_that_have_not_changed_since_they_were_logged_are_not_read_again(f
     os.utime(weights, ns=(0, known.at_ms * 1_000_000))
     (changed, _) = read_artifact("c", "checkpoints/step-1", filled_run_dir, known=known).files
     assert changed.sha256 == digest(weights)
+
+
+def test_digests_that_the_caller_knows_are_not_computed_again(filled_run_dir: Path) -> None:
+    folder = filled_run_dir / "checkpoints/step-1"
+    run = TrackedRun.start(filled_run_dir, uid="u", name="n", experiment="e", backends=[], params={}, tags={})
+    run.log_artifact(folder, name="checkpoints/step-1", sha256={"a.bin": "ab" * 32})
+    with pytest.raises(TrackerError, match=r"artifact c: a.bin: its sha256 is not 64 hexadecimal digits"):
+        run.log_artifact(folder, name="c", sha256={"a.bin": "ab"})
+    run.finish("FINISHED")
+    (logged,) = [r for r in read_records(RunFiles(filled_run_dir).journal) if r.kind == Kind.ARTIFACT]
+    assert logged.data["files"] == {"a.bin": "ab" * 32, "b/c.bin": digest(folder / "b/c.bin")}
 
 
 @pytest.fixture

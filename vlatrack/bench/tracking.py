@@ -119,7 +119,7 @@ def measure_journal(folder: Path, records: int) -> JournalSpeed:
 
 def local_mlflow(runs: Path) -> BackendConfig:
     """MLflow on SQLite in the folder of the runs, also where the environment names a server."""
-    return BackendConfig("mlflow", options={"tracking_uri": f"sqlite:///{runs.absolute() / 'mlflow.db'}"})
+    return BackendConfig("mlflow", options={"tracking_uri": f"sqlite:///{runs.resolve() / 'mlflow.db'}"})
 
 
 def _start(folder: Path, backends: Sequence[BackendConfig]) -> TrackedRun:

@@ -99,7 +99,11 @@ def reap(runs: Runs = Path("runs"), patience: Patience = 60.0) -> None:
     from vlatrack.tracking.overview import RunOverview, run_overviews
 
     console = _console()
-    stale = [entry.run_dir for entry in run_overviews(runs) if isinstance(entry, RunOverview) and entry.stale]
+    entries = [entry for entry in run_overviews(runs) if isinstance(entry, RunOverview)]
+    for entry in entries:
+        if entry.writer is not None and not entry.writer.is_here:
+            _say(console, f"{entry.run_dir}: {'written' if not entry.stale else 'was written'} by {entry.writer}")
+    stale = [entry.run_dir for entry in entries if entry.stale]
     if not stale:
         _say(console, f"no stale runs in {runs}")
     told = [_sync_one(console, run, None, patience, audit=False, tolerant=True) for run in stale]
@@ -166,7 +170,8 @@ def _delivery_line(share: "BackendDelivery") -> str:
 
 
 def _status_word(entry: "RunOverview") -> str:
-    return "RUNNING (stale)" if entry.stale else entry.status.status
+    where = "" if entry.writer is None or entry.writer.is_here else f" on {entry.writer.host}"
+    return f"RUNNING{where} (stale)" if entry.stale else f"{entry.status.status}{where}"
 
 
 def _undelivered(backends: "tuple[BackendDelivery, ...]") -> str:

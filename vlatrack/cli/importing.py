@@ -37,8 +37,10 @@ def import_logs(
     prepare_process()
     from vlatrack.importers.run import import_run
     from vlatrack.runner.backends import backends_of_yaml
+    from vlatrack.tracking.run_files import checked_runs_folder
     from vlatrack.training.callback import RunEnd
 
+    checked_runs_folder(runs)
     configs = backends_of_yaml(backends)
     with TerminalDisplay() as display:
         done = import_run(paths, name=name, runs=runs, backends=configs, steps_per_epoch=steps_per_epoch)

@@ -1,7 +1,8 @@
 """The program `vlatrack`: its commands, and how errors leave it."""
 
+import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -54,8 +55,16 @@ def main() -> None:
     try:
         app()
     except VlatrackError as error:
-        for line in str(error).splitlines():
-            typer.echo(f"{typer.style('error:', fg='red', bold=True)} {line}", err=True)
-        sys.exit(USER_ERROR)
+        _exit_with(str(error).splitlines())
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except OSError as error:
+        if error.filename is None or error.strerror is None:
+            raise  # it tells nothing of a file that a user could mend
+        _exit_with([f"{os.fsdecode(error.filename)}: {error.strerror}"])
+
+
+def _exit_with(lines: list[str]) -> NoReturn:
+    for line in lines:
+        typer.echo(f"{typer.style('error:', fg='red', bold=True)} {line}", err=True)
+    sys.exit(USER_ERROR)

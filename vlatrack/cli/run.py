@@ -77,8 +77,10 @@ def run(
             resume_run(path, checkpoint=checkpoint, overrides=words, command=sys.argv, callbacks=callbacks, group=group)
         else:
             from vlatrack.spec.load import load_spec
+            from vlatrack.tracking.run_files import checked_runs_folder
 
             file, *overrides = words
+            checked_runs_folder(runs)
             with group.main_process_first():
                 spec = load_spec(Path(file), overrides)
             from vlatrack.runner.run import run_experiment

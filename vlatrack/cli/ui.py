@@ -1,8 +1,10 @@
 """`vlatrack ui`: the MLflow user interface on the store that the runs share."""
 
+import contextlib
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,9 @@ from typing import Annotated, NoReturn
 import typer
 
 from vlatrack.errors import TrackerError
+from vlatrack.tracking.run_files import resolved_path
 
+LAST_PORT = 65535
 _ENDING_S = 5.0
 _TRAINING_PAGE = "#/experiments?workflowType=machine_learning"
 """MLflow would otherwise open on its pages for language model applications."""
@@ -24,11 +28,12 @@ def ui(
     port: Annotated[int, typer.Option(help="port to listen on; another one if it is taken")] = 5000,
 ) -> None:
     """Open the MLflow user interface on the runs in a folder; Ctrl-C ends it."""
-    store = runs.absolute() / "mlflow.db"
+    store = resolved_path(runs) / "mlflow.db"
     if not store.is_file():
         raise TrackerError(
             f"{store}: no such store; a run with `tracking: {{backends: [{{kind: mlflow}}]}}` creates it"
         )
+    _check_store(store)
     port = _free_port(host, port)
     typer.echo(f"MLflow on {store}: http://{host}:{port}/{_TRAINING_PAGE}  (Ctrl-C ends it)")
     raise typer.Exit(_serve(_server_command(store, host, port)))
@@ -40,12 +45,24 @@ def _server_command(store: Path, host: str, port: int) -> list[str]:
     return [sys.executable, "-m", "mlflow", "server", *place, "--host", host, "--port", str(port), "--workers", "1"]
 
 
+def _check_store(store: Path) -> None:
+    try:
+        with contextlib.closing(sqlite3.connect(f"{store.as_uri()}?mode=ro", uri=True)) as database:
+            database.execute("SELECT COUNT(*) FROM sqlite_master")
+    except sqlite3.Error as error:
+        raise TrackerError(f"{store}: cannot be read ({error}); is it the MLflow store of your runs?") from error
+
+
 def _free_port(host: str, wanted: int) -> int:
+    if not 0 <= wanted <= LAST_PORT:
+        raise TrackerError(f"--port {wanted}: no such port; choose one from 1024 to {LAST_PORT}, or 0 for any free one")
     for port in (wanted, 0):
         with socket.socket() as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 listener.bind((host, port))
+            except PermissionError as error:
+                raise TrackerError(f"--port {port}: {error.strerror}; choose one above 1023") from error
             except OSError as error:
                 reason = error
                 continue

@@ -4,8 +4,13 @@ import re
 
 from vlatrack.spec.yaml_tree import Problem, Tree
 
-SECRET_KEY = re.compile(r"(?i)(api_?key|token|secret|password|passwd|passphrase|credentials?)$")
-SECRET_ASSIGNED = re.compile(r"(?i)(api_?key|token|secret|password|passwd|passphrase|credentials?)['\"]?\s*[:=]")
+VOCABULARY = "bos eos pad unk sep cls mask special image img frame text action state start end stop begin per"
+"""What stands before the word token where it is one of a language model: `eos_token` is no secret, `hf_token` is."""
+
+_TOKEN = "".join(f"(?<!^{word}[_-])(?<![^a-z0-9]{word}[_-])" for word in VOCABULARY.split()) + "token"
+_SECRET = f"(?i)(api_?key|{_TOKEN}|secret|password|passwd|passphrase|credentials?)"
+SECRET_KEY = re.compile(rf"{_SECRET}$")
+SECRET_ASSIGNED = re.compile(rf"{_SECRET}['\"]?\s*[:=]")
 URL_WITH_PASSWORD = re.compile(r"://[^/\s@]*:[^/\s]+@|https?://[^/\s@]+@")
 
 

@@ -30,10 +30,11 @@ def place_in_run(path: Path, run_dir: Path) -> str:
 
 @dataclass(frozen=True)
 class KnownDigests:
-    """The SHA-256 of files by their place in an artifact, as they were at a time (Unix milliseconds)."""
+    """The SHA-256 of files by their path in an artifact, as they were at a time (Unix milliseconds; None: as they are
+    now)."""
 
     sha256: Mapping[str, str] = field(default_factory=dict)
-    at_ms: int = 0
+    at_ms: int | None = 0
 
 
 def read_artifact(name: str, place: str, run_dir: Path, *, known: KnownDigests | None = None) -> Artifact:
@@ -41,7 +42,7 @@ def read_artifact(name: str, place: str, run_dir: Path, *, known: KnownDigests |
 
     Raises TrackerError if it is gone, empty, or holds a symbolic link to a file outside the run directory.
     """
-    root = run_dir.absolute() / place
+    root = run_dir.resolve() / place
     known = known or KnownDigests()
     paths = [path for path in sorted(root.rglob("*")) if path.is_file()] if root.is_dir() else [root]
     for path in paths:
@@ -63,7 +64,7 @@ def _place(path: Path, root: Path) -> str:
 def _read_file(path: Path, place: str, known: KnownDigests) -> ArtifactFile:
     """Weights of many gigabytes are read once, when they are logged, and not for each tracker again."""
     stat = path.stat()
-    if place in known.sha256 and stat.st_mtime_ns < known.at_ms * 1_000_000:
+    if place in known.sha256 and (known.at_ms is None or stat.st_mtime_ns < known.at_ms * 1_000_000):
         return ArtifactFile(path, place, known.sha256[place], stat.st_size)
     with path.open("rb") as file:
         return ArtifactFile(path, place, hashlib.file_digest(file, "sha256").hexdigest(), stat.st_size)

@@ -7,7 +7,10 @@ from pathlib import Path
 HIDDEN = "***"
 
 _SECRET_VARIABLE = re.compile(r"(KEY|TOKEN|PASSWORD|PASSWD|SECRET)$", re.IGNORECASE)
-_SECRET_PARAM = re.compile(r"(^|[._-])(api_?key|token|password|passwd|secret)$", re.IGNORECASE)
+_SECRET_PARAM = re.compile(r"(^|[._-])(api_?key|token|password|passwd|passphrase|secret|credentials?)$", re.IGNORECASE)
+_VOCABULARY = "bos|eos|pad|unk|sep|cls|mask|special|image|img|frame|text|action|state|start|end|stop|begin|per"
+_VOCABULARY_TOKEN = re.compile(rf"(^|[._-])({_VOCABULARY})[_-]token$", re.IGNORECASE)
+"""A token of a language model's vocabulary: `eos_token` is no secret, `hf_token` is."""
 _URI_PASSWORD = re.compile(r"(?<=://)[^/\s@]*:[^/\s@]+(?=@)")
 _SHORTEST_SECRET = 8
 """Shorter values (`1`, `true`) occur everywhere and are no secrets."""
@@ -31,7 +34,8 @@ def _secrets() -> dict[str, str]:
 
 def redact_param(name: str, value: str) -> str:
     """`redact`, and nothing at all of a value whose name says that it is a secret."""
-    return HIDDEN if value and _SECRET_PARAM.search(name) else redact(value)
+    is_secret = _SECRET_PARAM.search(name) is not None and _VOCABULARY_TOKEN.search(name) is None
+    return HIDDEN if value and is_secret else redact(value)
 
 
 def has_password(uri: str) -> bool:

@@ -2,25 +2,27 @@
 
 import logging
 import re
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self, SupportsFloat
+from typing import Any, Self, SupportsFloat
 
 from vlatrack.errors import TrackerError
-from vlatrack.tracking.artifacts import checked_artifact_name, place_in_run, read_artifact
+from vlatrack.tracking.artifacts import KnownDigests, checked_artifact_name, place_in_run, read_artifact
 from vlatrack.tracking.backends.base import BackendConfig, DatasetInput, Scalar, Status
-from vlatrack.tracking.backends.registry import backend_label, backends_text, check_backend, notice_of
+from vlatrack.tracking.backends.registry import backend_config, backend_label, backends_text, check_backend, notice_of
 from vlatrack.tracking.delivery.report import BackendDelivery, DeliveryReport, delivery_report
 from vlatrack.tracking.delivery.supervisor import DeliveryProcess, end_delivery
 from vlatrack.tracking.delivery.worker import PATIENCE_WITHOUT_TRAINER_S
 from vlatrack.tracking.journal.history import REWOUND, RunStatus, metric_history, run_status
 from vlatrack.tracking.journal.journal import Journal, Kind, last_record
-from vlatrack.tracking.journal.rewind import Rewinds
+from vlatrack.tracking.journal.rewind import Rewinds, last_start
 from vlatrack.tracking.privacy import private_directory, redact, redact_param, write_private
-from vlatrack.tracking.run_files import RunFiles
+from vlatrack.tracking.run_files import RunFiles, checked_runs_folder
 
 __all__ = [
     "BackendConfig",
@@ -31,11 +33,64 @@ __all__ = [
     "TrackedRun",
     "metric_history",
     "run_status",
+    "start_run",
 ]
 
 FULL_DISK_TIMEOUT_S = 60.0
 _UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_EXPERIMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_OPEN_RUNS: "dict[Path, TrackedRun]" = {}
+"""The runs that this process writes, by directory."""
 _log = logging.getLogger(__name__)
+
+
+def start_run(
+    experiment: str,
+    *,
+    name: str | None = None,
+    runs: Path | str = Path("runs"),
+    backends: Sequence[BackendConfig | Mapping[str, Any] | str] | None = None,
+    params: Mapping[str, Scalar] | None = None,
+    tags: Mapping[str, str] | None = None,
+    group: str | None = None,
+    resume: Path | str | None = None,
+) -> "TrackedRun":
+    """Begin a new run of an experiment, in a directory of its own, `<runs>/<experiment>/<run-id>`; for notebooks and
+    scripts. Use it in a `with` block, or call `finish`.
+
+    `backends` are trackers: names (`"mlflow"`), what the YAML's `tracking.backends` lists
+    (`{"kind": "wandb", "project": "vla"}`), or `BackendConfig`; None: MLflow on SQLite in `runs`. `name` is what the
+    trackers show, the run's id if None. `resume` continues a run instead, by its id or its directory.
+
+    Raises TrackerError or MissingPackageError for a name, a run or a backend that cannot be used.
+    """
+    configs = [BackendConfig("mlflow")] if backends is None else [backend_config(backend) for backend in backends]
+    if not _EXPERIMENT.fullmatch(experiment):
+        raise TrackerError(
+            f"experiment {experiment!r}: use at most 100 letters, digits and ._-, a letter or digit first"
+        )
+    folder = checked_runs_folder(Path(runs)) / experiment
+    if resume is None:
+        run_dir = folder / f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        uid = f"{experiment[:40]}-{run_dir.name}"
+    else:
+        run_dir = RunFiles(folder / resume if Path(resume).name == str(resume) else Path(resume)).run_dir
+        start = last_start(RunFiles(run_dir).journal) if RunFiles(run_dir).journal.exists() else None
+        if start is None:
+            raise TrackerError(f"{run_dir}: no run to resume; give its id or its directory")
+        uid, name = start.run, name or start.data["name"]
+    return TrackedRun.start(
+        run_dir,
+        uid=uid,
+        name=name or run_dir.name,
+        experiment=experiment,
+        backends=configs,
+        params=params or {},
+        tags=tags or {},
+        group=group,
+        resume=resume is not None,
+    )
 
 
 class TrackedRun:
@@ -85,6 +140,9 @@ class TrackedRun:
         event and by a tag. Trackers show the runs of one `group` together. `t_ms` is when the run began in Unix
         milliseconds, now if None.
 
+        A run that this process has left open in that directory, as an interrupted cell of a notebook does, is KILLED
+        first, and begins again: from `resume_step`, or else from the very start.
+
         Raises TrackerError or MissingPackageError for a backend that cannot be used, a run that is being written, or
         one that exists and is not to be resumed.
         """
@@ -93,8 +151,18 @@ class TrackedRun:
         for config in backends:
             check_backend(config)
         files = RunFiles(run_dir)
-        private_directory(files.delivery)
-        journal = Journal.open(files.journal, run=uid, writer="trainer")
+        if (left_open := _OPEN_RUNS.get(files.run_dir)) is not None:
+            _log.warning("%s: this process has it open; that run is KILLED, and begins again", files.run_dir)
+            left_open.finish("KILLED", reason="started again by the same process", timeout_s=0)
+            if not resume:
+                resume, resume_step = True, -1
+        try:
+            private_directory(files.delivery)
+            journal = Journal.open(files.journal, run=uid, writer="trainer")
+        except OSError as error:
+            raise TrackerError(
+                f"{error.filename or files.run_dir}: {error.strerror}; no run can be written there"
+            ) from error
         try:
             _check_continues(files, uid, resume)
             end_delivery(files)
@@ -107,19 +175,17 @@ class TrackedRun:
                 "datasets": [asdict(dataset) | {"source": redact(dataset.source)} for dataset in datasets],
                 "group": group,
             }
-            # First: a run that dies once its journal has begun is known to its trackers by the next sync.
-            write_private(files.backends, backends_text(backends))
-            if journal.append(Kind.START, data, t_ms=t_ms) is None:
-                raise TrackerError(f"{files.journal}: cannot be written; free some disk space")
+            _begin(files, journal, backends, data, t_ms)
         except BaseException:
             journal.close()
             raise
         run = cls(files, journal, backends)
-        run.last_step = resume_step or 0
+        run.last_step = max(resume_step or 0, 0)
         if rewinds.new is not None:
             run.event(REWOUND, rewinds.new)
         if run._delivery is not None:
             run._delivery.start()
+        _OPEN_RUNS[files.run_dir] = run
         return run
 
     def __enter__(self) -> Self:
@@ -149,14 +215,21 @@ class TrackedRun:
         self.last_step = step
         self._journal.append(Kind.METRICS, metrics, step=step, t_ms=t_ms)
 
-    def log_artifact(self, path: Path, *, name: str, aliases: Sequence[str] = ()) -> None:
+    def log_artifact(
+        self, path: Path, *, name: str, aliases: Sequence[str] = (), sha256: Mapping[str, str] | None = None
+    ) -> None:
         """Hand a file or folder of the run directory, now complete, to the trackers as `name` (`checkpoints/epoch-3`).
 
-        `aliases` are further names of this version, such as `best`, for trackers that have such. Reads it once for its
-        SHA-256. Raises TrackerError if it is missing, empty, or outside the run directory.
+        `aliases` are further names of this version, such as `best`, for trackers that have such. Each file is read once
+        for its SHA-256, except those whose hexadecimal digest `sha256` gives, by path inside the artifact.
+
+        Raises TrackerError if it is missing, empty, or outside the run directory, or if a given digest is none.
         """
         place = place_in_run(path, self._files.run_dir)
-        artifact = read_artifact(checked_artifact_name(name), place, self._files.run_dir)
+        known = KnownDigests(sha256 or {}, at_ms=None)
+        if wrong := [file for file, digest in known.sha256.items() if not _SHA256.fullmatch(digest)]:
+            raise TrackerError(f"artifact {name}: {wrong[0]}: its sha256 is not 64 hexadecimal digits")
+        artifact = read_artifact(checked_artifact_name(name), place, self._files.run_dir, known=known)
         files = {file.place: file.sha256 for file in artifact.files}
         data = {"name": name, "place": place, "sha256": artifact.sha256, "files": files, "aliases": list(aliases)}
         self._journal.append(Kind.ARTIFACT, data)
@@ -199,6 +272,7 @@ class TrackedRun:
         if self._report is None:
             self.end("KILLED", reason="closed without an end", disk_timeout_s=timeout_s)
             self._journal.close()
+            _OPEN_RUNS.pop(self._files.run_dir, None)
             if self._delivery is not None:
                 self._delivery.await_end(timeout_s)
             self._report = delivery_report(self._files.run_dir, self._labels, lost=self._journal.lost)
@@ -239,6 +313,19 @@ class TrackedRun:
         if what not in self._told:
             self._told.add(what)
             _log.warning(what if error is None else f"{what} ({error})")
+
+
+def _begin(
+    files: RunFiles, journal: Journal, backends: Sequence[BackendConfig], data: Mapping[str, Any], t_ms: int | None
+) -> None:
+    """Write the start record; first what trackers there are, so that a run that dies just then is known to the next
+    sync. TrackerError if the disk does not take it."""
+    try:
+        write_private(files.backends, backends_text(backends))
+    except OSError as error:
+        raise TrackerError(f"{files.backends}: {error.strerror}; free some disk space") from error
+    if journal.append(Kind.START, data, t_ms=t_ms) is None:
+        raise TrackerError(f"{files.journal}: cannot be written; free some disk space")
 
 
 def _check_continues(files: RunFiles, uid: str, resume: bool) -> None:

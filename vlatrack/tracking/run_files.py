@@ -1,14 +1,25 @@
 """Where the tracking of a run lies on the disk."""
 
+import os
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
+
+from vlatrack.errors import TrackerError
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """The files below a run directory `<runs>/<experiment>/<run-id>` that tracking owns."""
+    """The files below a run directory `<runs>/<experiment>/<run-id>` that tracking owns.
+
+    The directory is resolved once, here: called as `.` or through a symbolic link, a run has the same store. Raises
+    TrackerError for a path that no line can show.
+    """
 
     run_dir: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "run_dir", resolved_path(self.run_dir))
 
     @property
     def journal(self) -> Path:
@@ -36,4 +47,31 @@ class RunFiles:
     @property
     def runs(self) -> Path:
         """The folder that all runs share, with the MLflow store."""
-        return self.run_dir.absolute().parent.parent
+        return self.run_dir.parent.parent
+
+
+def resolved_path(path: Path) -> Path:
+    """The absolute path without symbolic links.
+
+    Raises TrackerError for one with control characters or bytes that are not UTF-8, and for a loop of links.
+    """
+    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in str(path)):
+        raise TrackerError(f"{str(path)!r}: a path with a newline or another control character; choose another")
+    try:
+        return path.resolve()
+    except RuntimeError as error:
+        raise TrackerError(f"{path}: a loop of symbolic links; choose another path") from error
+
+
+def checked_runs_folder(runs: Path) -> Path:
+    """The resolved folder that is to hold all runs, which may be missing yet.
+
+    Raises TrackerError, before anything is created, if it is no folder or cannot be written.
+    """
+    folder = resolved_path(runs)
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        raise TrackerError(f"{existing}: not a folder; choose another folder for the runs with --runs")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise TrackerError(f"{existing}: cannot be written; choose another folder for the runs with --runs")
+    return folder

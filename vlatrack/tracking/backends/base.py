@@ -9,6 +9,7 @@ from vlatrack.metrics.schema import sectioned
 from vlatrack.tracking.journal.journal import Record
 
 Scalar = str | int | float | bool | None
+NAMINGS = ("documented", "sections")
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
@@ -219,7 +220,7 @@ class Buffers(Protocol):
 
 def metric_name(name: str, naming: str) -> str:
     """A documented name in the naming of a backend: `documented` or `sections`."""
-    assert naming in ("documented", "sections"), naming
+    assert naming in NAMINGS, naming
     return sectioned(name) if naming == "sections" else name
 
 

@@ -3,12 +3,12 @@
 import importlib.util
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vlatrack.errors import MissingPackageError, TrackerError
-from vlatrack.tracking.backends.base import ONLY_ONE, Backend, BackendConfig, Destination
+from vlatrack.tracking.backends.base import NAMINGS, ONLY_ONE, Backend, BackendConfig, Destination
 from vlatrack.tracking.backends.custom import check_options, load_backend_class
 from vlatrack.tracking.backends.wandb.account import NO_KEY, resolve_mode
 from vlatrack.tracking.privacy import has_password, redact
@@ -18,6 +18,13 @@ _INSTALL = {
     "wandb": "pip install 'vlatrack[wandb]'",
     "tensorboard": "pip install 'vlatrack[tensorboard]'",
 }
+
+_OPTIONS = {
+    "mlflow": ("tracking_uri", "experiment", "copy_checkpoints", "copy_up_to_mb"),
+    "wandb": ("project", "entity", "mode", "copy_checkpoints", "copy_up_to_mb"),
+    "tensorboard": (),
+}
+"""The options of each built-in backend; its class, whose package would have to be imported, takes the same ones."""
 
 
 def check_backend(config: BackendConfig) -> None:
@@ -86,6 +93,27 @@ def destination_of(config: BackendConfig) -> Destination:
             return Destination(redact(os.environ.get("WANDB_BASE_URL", "W&B")))
         case _:
             return ONLY_ONE
+
+
+def backend_config(backend: BackendConfig | Mapping[str, Any] | str) -> BackendConfig:
+    """A tracker as a notebook names it: `"mlflow"`, or a mapping such as the YAML's `{kind: wandb, project: vla}`.
+
+    Raises TrackerError for what is neither, or for an option that the tracker does not have.
+    """
+    if isinstance(backend, BackendConfig):
+        return backend
+    fields: dict[str, Any] = {"kind": backend} if isinstance(backend, str) else dict(backend)
+    kind, target = fields.pop("kind", None), fields.pop("target", None)
+    naming = fields.pop("naming", "documented")
+    if not isinstance(kind, str):
+        raise TrackerError(f"tracking: {backend!r}: a backend needs a kind: {', '.join(_INSTALL)} or custom")
+    if naming not in NAMINGS:
+        raise TrackerError(f"tracking: {kind}: naming {naming!r}: choose one of {', '.join(NAMINGS)}")
+    options: Mapping[str, Any] = fields.pop("options", {}) if kind == "custom" else fields
+    allowed = {} if kind == "custom" else _OPTIONS.get(kind, fields)
+    if unknown := [name for name in fields if name not in allowed]:
+        raise TrackerError(f"tracking: {kind}: no option {unknown[0]!r}; it has {', '.join(allowed) or 'none'}")
+    return BackendConfig(kind, naming, options, target)
 
 
 def backend_label(config: BackendConfig, index: int) -> str:

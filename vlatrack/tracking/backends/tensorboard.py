@@ -6,7 +6,6 @@ the two disagree, the file is written anew from the journal.
 """
 
 import dataclasses
-import fcntl
 import json
 import logging
 import os
@@ -67,7 +66,7 @@ class TensorboardBackend:
     def __init__(self, run_dir: Path, *, naming: str) -> None:
         files = RunFiles(run_dir)
         self.url: str | None = f"tensorboard --logdir {files.runs}"
-        self._folder = files.run_dir.absolute() / "tensorboard"
+        self._folder = files.run_dir / "tensorboard"
         self._naming = naming
         self._file: BinaryIO | None = None
         self._written = Written()
@@ -77,7 +76,6 @@ class TensorboardBackend:
         private_directory(self._folder)
         fd = os.open(self._folder / EVENT_FILE, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         self._file = os.fdopen(fd, "ab")
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         known = _read_note(self._folder)
         if known is None or os.fstat(fd).st_size < known.size:
             known = Written()

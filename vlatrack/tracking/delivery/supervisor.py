@@ -1,7 +1,6 @@
 """The delivery process of a run as the training process sees it: started, watched, and waited for at the end."""
 
 import contextlib
-import fcntl
 import logging
 import os
 import signal
@@ -9,10 +8,12 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 from vlatrack.errors import TrackerError
 from vlatrack.tracking.backends.custom import environment_for_targets
 from vlatrack.tracking.delivery.worker import COMPLETE
+from vlatrack.tracking.lock import Holder, lock_holder, process_here
 from vlatrack.tracking.run_files import RunFiles
 
 GRACE_S = 5.0
@@ -85,7 +86,7 @@ def start_worker(files: RunFiles, *arguments: str, serves_custom: bool) -> "subp
     log = os.open(files.delivery_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         return subprocess.Popen(
-            [sys.executable, "-m", "vlatrack.tracking.delivery.worker", str(files.run_dir.absolute()), *arguments],
+            [sys.executable, "-m", "vlatrack.tracking.delivery.worker", str(files.run_dir), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -108,29 +109,30 @@ def stop_worker(process: "subprocess.Popen[bytes]") -> None:
 
 
 def end_delivery(files: RunFiles) -> None:
-    """End the delivery process of an earlier part of this run; its cursors stay. TrackerError if it does not end."""
-    lock = os.open(files.delivery_lock, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        for ending in (signal.SIGTERM, signal.SIGKILL):
-            if _locked_within(lock, 0.2):
-                return
-            # Only a living process holds the lock, so the id in the file is its own; it may end just now.
+    """End the delivery process of an earlier part of this run; its cursors stay.
+
+    Raises TrackerError if it does not end, or runs where it cannot be ended from here.
+    """
+    holder = _holder_after(files.delivery_lock, 0.2)
+    if holder is None:
+        return
+    if not holder.host:  # it has no lease, so it is of an earlier vlatrack, which wrote its pid alone
+        text = files.delivery_lock.read_text()
+        holder = (process_here(int(text)) if text.isdigit() else None) or holder
+    if not holder.is_here:
+        raise TrackerError(f"{files.run_dir}: {holder} still delivers this run; wait for it or stop it there")
+    for ending in (signal.SIGTERM, signal.SIGKILL):
+        if holder.is_alive:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(int(os.pread(lock, 20, 0)), ending)
-            if _locked_within(lock, GRACE_S):
-                return
-        raise TrackerError(f"{files.run_dir}: its delivery process does not end; stop it and try again")
-    finally:
-        os.close(lock)
+                os.kill(holder.pid, ending)
+        if _holder_after(files.delivery_lock, GRACE_S) is None:
+            return
+    raise TrackerError(f"{files.run_dir}: its delivery process does not end; stop it and try again")
 
 
-def _locked_within(lock: int, seconds: float) -> bool:
-    give_up = time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() >= give_up:
-                return False
-            time.sleep(0.02)
+def _holder_after(path: Path, timeout_s: float) -> Holder | None:
+    """Who still holds the lock after so long; None as soon as nobody does."""
+    give_up = time.monotonic() + timeout_s
+    while (holder := lock_holder(path)) is not None and time.monotonic() < give_up:
+        time.sleep(0.02)
+    return holder

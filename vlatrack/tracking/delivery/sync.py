@@ -8,7 +8,7 @@ from vlatrack.errors import TrackerError
 from vlatrack.tracking.delivery.report import DeliveryReport, delivery_report, labels_of
 from vlatrack.tracking.delivery.supervisor import start_worker, stop_worker
 from vlatrack.tracking.delivery.worker import BUSY, close_as_killed
-from vlatrack.tracking.journal.journal import is_being_written
+from vlatrack.tracking.lock import Holder, lock_holder
 from vlatrack.tracking.run_files import RunFiles
 
 PATIENCE_S = 60.0
@@ -48,13 +48,17 @@ def sync_run(
     TrackerError if the run is still being written or another process delivers it.
     """
     labels = chosen_backends(run_dir, backend)
-    if is_being_written(RunFiles(run_dir).journal):
-        raise TrackerError(f"{run_dir}: still running; its own delivery process serves the trackers")
+    files = RunFiles(run_dir)
+    if (writer := lock_holder(files.journal)) is not None:
+        raise TrackerError(
+            f"{run_dir}: still running, {writer} writes it; its own delivery process serves the trackers"
+        )
     if not labels:
-        close_as_killed(RunFiles(run_dir).journal)
+        close_as_killed(files.journal)
         return delivery_report(run_dir, labels)
     if _run_delivery(run_dir, labels, patience_s, on_progress) == BUSY:
-        raise TrackerError(f"{run_dir}: another process delivers this run (a sync, or the run's own); wait for its end")
+        holder = lock_holder(files.delivery_lock) or Holder()
+        raise TrackerError(f"{run_dir}: {holder} delivers this run, a sync or the run's own; wait for its end")
     return delivery_report(run_dir, labels)
 
 

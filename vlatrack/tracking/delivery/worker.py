@@ -7,7 +7,6 @@ delivered, or when its time is over: after `--patience` seconds without progress
 
 import argparse
 import contextlib
-import fcntl
 import gc
 import logging
 import os
@@ -23,6 +22,7 @@ from vlatrack.errors import TrackerError
 from vlatrack.tracking.backends.registry import backend_label, backends_of, connect, destination_of
 from vlatrack.tracking.delivery.tail import Tail
 from vlatrack.tracking.journal.journal import Journal, Kind, finish_record, is_being_written, last_record
+from vlatrack.tracking.lock import FileLock, LockHeldError
 from vlatrack.tracking.privacy import redact
 from vlatrack.tracking.run_files import RunFiles
 
@@ -46,27 +46,29 @@ def main(run_dir: Path, *, patience_s: float | None = None, only: Collection[str
     """Deliver to every backend, or to those in `only`; returns the exit code."""
     files = RunFiles(run_dir)
     _log_to_standard_error()
-    lock = os.open(files.delivery_lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        _log.warning("another process delivers this run")
+        lock = FileLock.acquire(files.delivery_lock)
+    except LockHeldError as error:
+        _log.warning("%s delivers this run", error.holder)
         return BUSY
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, str(os.getpid()).encode(), 0)
+    files.delivery_lock.write_text(str(os.getpid()))
     os.umask(0o077)
     _let_training_go_first()
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
-    if _serve(files, stopping, patience_s, only):
+    complete = _serve(files, lock, stopping, patience_s, only)
+    lock.release()
+    if complete:
         return COMPLETE
     # A thread may hang in a tracker's client; the cursors on the disk say what is left.
     logging.shutdown()
     os._exit(LEFT)
 
 
-def _serve(files: RunFiles, stopping: threading.Event, patience_s: float | None, only: Collection[str]) -> bool:
+def _serve(
+    files: RunFiles, lock: FileLock, stopping: threading.Event, patience_s: float | None, only: Collection[str]
+) -> bool:
     if patience_s is not None and not is_being_written(files.journal):
         close_as_killed(files.journal)
     threads, tails = [], []
@@ -80,6 +82,7 @@ def _serve(files: RunFiles, stopping: threading.Event, patience_s: float | None,
         thread.start()
     patience = _Patience(files.journal, tails) if patience_s is None else _PatienceWithProgress(tails, patience_s)
     while any(thread.is_alive() for thread in threads) and not stopping.wait(WATCH_S):
+        lock.beat()
         if patience.is_over():
             _log.warning("time is over")
             return False

@@ -5,7 +5,6 @@ JSON knows no NaN and no infinities: they stand in `data` as the strings "NaN", 
 records of kind `metrics`, whose values are numbers only, they are read back as floats.
 """
 
-import fcntl
 import json
 import logging
 import math
@@ -21,12 +20,14 @@ from pathlib import Path
 from typing import Any, SupportsFloat
 
 from vlatrack.errors import TrackerError
+from vlatrack.tracking.lock import FileLock, LockHeldError, lock_holder
 
 VERSION = 1
 SYNC_INTERVAL_S = 1.0
 
 _BLOCK = 1 << 16
-_LOCK_PATIENCE_S = 1.0
+_LOCK_TIMEOUT_S = 1.0
+"""Those who only ask whether a journal is being written hold its lock for an instant."""
 _FULL_DISK_PAUSE_S = 0.2
 _encode_strictly = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 _log = logging.getLogger(__name__)
@@ -156,13 +157,8 @@ def _decoded(line: bytes, path: Path, offset: int) -> Record:
 
 
 def is_being_written(path: Path) -> bool:
-    """Whether a living process has this journal open for writing."""
-    with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    """Whether a living process, of this host or another, has this journal open for writing."""
+    return lock_holder(path) is not None
 
 
 class Journal:
@@ -173,9 +169,10 @@ class Journal:
     has ended, and only artifacts and events of it may follow.
     """
 
-    def __init__(self, path: Path, fd: int, *, run: str, writer: str) -> None:
+    def __init__(self, path: Path, fd: int, file_lock: FileLock, *, run: str, writer: str) -> None:
         """Use `Journal.open`."""
         self.path = path
+        self._file_lock = file_lock
         self.lost = 0
         """Records that could not be written (a full disk); their sequence numbers are given to later records."""
         self._warned: set[str] = set()
@@ -196,14 +193,18 @@ class Journal:
     def open(cls, path: Path, *, run: str, writer: str) -> "Journal":
         """Create the file (mode 0600) or continue it, with a torn last line cut off.
 
-        Raises TrackerError if another process is writing it.
+        Raises TrackerError if another process is writing it, OSError if the disk refuses.
         """
-        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            _lock(fd, path)
-            return cls(path, fd, run=run, writer=writer)
+            file_lock = FileLock.acquire(path, timeout_s=_LOCK_TIMEOUT_S)
+        except LockHeldError as error:
+            raise TrackerError(f"{path}: {error.holder} is writing this run; wait for it or stop it") from error
+        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+        try:
+            return cls(path, fd, file_lock, run=run, writer=writer)
         except BaseException:
             os.close(fd)
+            file_lock.release()
             raise
 
     def append(
@@ -259,6 +260,7 @@ class Journal:
         self.sync_or_warn()
         os.close(self._fd)
         self._fd = -1
+        self._file_lock.release()
 
     def _append_line(self, rest: str) -> int | None:
         seq = self._next_seq
@@ -288,6 +290,7 @@ class Journal:
 
     def _sync_each_second(self) -> None:
         while not self._closing.wait(SYNC_INTERVAL_S):
+            self._file_lock.beat()
             if self._next_seq != self._synced_seq:
                 self.sync_or_warn()
 
@@ -303,6 +306,7 @@ class Journal:
             self._closing.set()
             os.close(self._fd)
             self._fd = -1
+            self._file_lock.forget()
 
 
 _OPEN_JOURNALS: "weakref.WeakSet[Journal]" = weakref.WeakSet()
@@ -315,18 +319,6 @@ def _leave_journals_to_the_parent() -> None:
 
 
 os.register_at_fork(after_in_child=_leave_journals_to_the_parent)
-
-
-def _lock(fd: int, path: Path) -> None:
-    # Those who only look whether the journal is being written hold the lock for an instant: wait for them.
-    give_up = time.monotonic() + _LOCK_PATIENCE_S
-    while True:
-        try:
-            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if time.monotonic() > give_up:
-                raise TrackerError(f"{path}: another process is writing this run; wait for it or stop it") from error
-        time.sleep(0.01)
 
 
 def _jsonable(value: Any) -> Any:

@@ -1,7 +1,6 @@
 """MLflow, 3.17 and later: a SQLite store beside the runs by default, or any tracking server."""
 
 import contextlib
-import fcntl
 import json
 import math
 import os
@@ -44,10 +43,13 @@ from vlatrack.tracking.backends.mlflow.runs import (
     verdicts,
 )
 from vlatrack.tracking.journal.journal import Record
+from vlatrack.tracking.lock import FileLock
 from vlatrack.tracking.privacy import redact
 from vlatrack.tracking.run_files import RunFiles
 
 STORE, UNFINISHED = "mlflow.db", ".unfinished"
+STORE_TIMEOUT_S = 90.0
+"""Longer than a process on another host that is gone is taken for alive."""
 LONGEST_PARAM = 6000
 LONGEST_DATASET_NAME, LONGEST_DIGEST = 500, 36
 
@@ -69,8 +71,8 @@ class MlflowBackend:
         copy_up_to_mb: float = 100,
     ) -> None:
         self.url: str | None = None
-        self._run_dir = run_dir.absolute()
-        self._runs = RunFiles(run_dir).runs
+        files = RunFiles(run_dir)
+        self._run_dir, self._runs = files.run_dir, files.runs
         self._naming = naming
         self._uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
         self._experiment = experiment
@@ -221,9 +223,8 @@ def _create_store(path: Path) -> None:
 @contextlib.contextmanager
 def _one_at_a_time(path: Path) -> Iterator[None]:
     """Runs that start together must not both create the database, or the same experiment."""
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    lock = FileLock.acquire(path, timeout_s=STORE_TIMEOUT_S)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(lock)
+        lock.release()

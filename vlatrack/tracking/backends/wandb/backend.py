@@ -60,7 +60,7 @@ class WandbBackend:
         copy_up_to_mb: float = 100,
     ) -> None:
         self.url: str | None = None
-        self._folder = RunFiles(run_dir).run_dir.absolute()
+        self._folder = RunFiles(run_dir).run_dir
         self._naming = naming
         self._project = project or "vlatrack"
         self._entity = entity

@@ -1,0 +1,148 @@
+"""Runs of a notebook or a script: `start_run`, again and again in the same process."""
+
+import inspect
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from vlatrack.errors import MissingPackageError, TrackerError
+from vlatrack.tracking.backends.mlflow.backend import MlflowBackend
+from vlatrack.tracking.backends.registry import _OPTIONS, backend_config, backends_of
+from vlatrack.tracking.backends.tensorboard import TensorboardBackend
+from vlatrack.tracking.backends.wandb.backend import WandbBackend
+from vlatrack.tracking.journal.journal import is_being_written, read_records
+from vlatrack.tracking.run import BackendConfig, TrackedRun, metric_history, run_status, start_run
+from vlatrack.tracking.run_files import RunFiles
+
+CSV = BackendConfig("custom", target="vlatrack.testing.csv_backend:CsvBackend")
+
+
+def run_dirs(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "runs" / "exp").iterdir())
+
+
+def test_each_call_is_a_new_run_with_its_own_id(tmp_path: Path) -> None:
+    for lr in (1e-3, 1e-4):
+        with start_run("exp", runs=tmp_path / "runs", backends=[], params={"lr": lr}, tags={"by": "me"}) as run:
+            run.log({"train_closs": lr}, step=1)
+    one, two = run_dirs(tmp_path)
+    assert re.fullmatch(r"\d{8}-\d{6}-[0-9a-f]{4}", one.name)
+    starts = [next(read_records(path / "journal.jsonl")) for path in (one, two)]
+    assert {start.data["params"]["lr"] for start in starts} == {1e-3, 1e-4}
+    assert [start.run for start in starts] == [f"exp-{one.name}", f"exp-{two.name}"]
+    assert starts[0].data["name"] == one.name
+    assert run_status(one).status == run_status(two).status == "FINISHED"
+
+
+def test_a_cell_that_was_interrupted_can_be_run_again(tmp_path: Path) -> None:
+    left_open = start_run("exp", runs=tmp_path / "runs", backends=[CSV])  # no with, no finish
+    left_open.log({"train_closs": 1.0}, step=1)
+    with start_run("exp", runs=tmp_path / "runs", backends=[CSV]) as run:
+        run.log({"train_closs": 2.0}, step=1)
+    assert len(run_dirs(tmp_path)) == 2
+    left_open.finish("KILLED")
+
+
+def test_a_run_that_the_same_process_left_open_in_the_directory_is_killed_and_begins_again(
+    run_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def start() -> TrackedRun:
+        return TrackedRun.start(run_dir, uid="u", name="n", experiment="e", backends=[CSV], params={}, tags={})
+
+    interrupted = start()
+    for step in range(5):
+        interrupted.log({"train_closs": 1.0}, step=step)
+    again = start()
+    for step in range(3):
+        again.log({"train_closs": 2.0}, step=step)
+    interrupted.log({"train_closs": 3.0}, step=9)  # whoever still has it
+    assert again.finish("FINISHED").complete
+    ends = [record.data["status"] for record in read_records(run_dir / "journal.jsonl") if record.kind == "finish"]
+    assert ends == ["KILLED", "FINISHED"]
+    assert metric_history(run_dir / "journal.jsonl") == {"train_closs": [(0, 2.0), (1, 2.0), (2, 2.0)]}
+    assert "this process has it open" in caplog.messages[0]
+    with pytest.raises(TrackerError, match="holds a run already; resume it"):
+        start()
+    assert not is_being_written(run_dir / "journal.jsonl")
+
+
+@pytest.mark.parametrize("by", ["id", "directory"])
+def test_a_run_is_resumed_by_its_id_or_its_directory(tmp_path: Path, by: str) -> None:
+    start_run("exp", name="first", runs=tmp_path / "runs", backends=[]).finish("FAILED")
+    (path,) = run_dirs(tmp_path)
+    with start_run("exp", runs=tmp_path / "runs", backends=[], resume=path.name if by == "id" else path) as run:
+        run.log({"train_closs": 1.0}, step=1)
+    first, again = (record for record in read_records(path / "journal.jsonl") if record.kind == "start")
+    assert (first.run, first.data["name"]) == (again.run, again.data["name"])
+    assert run_dirs(tmp_path) == [path]
+
+
+def test_trackers_are_named_as_in_a_yaml_or_shorter(tmp_path: Path) -> None:
+    custom = {"kind": "custom", "target": CSV.target, "options": {"folder": "table"}}
+    start_run("exp", runs=tmp_path / "runs", backends=["tensorboard", custom, CSV]).finish("FINISHED", timeout_s=0)
+    stored = backends_of(RunFiles(run_dirs(tmp_path)[0]).backends.read_text())
+    assert stored == [
+        BackendConfig("tensorboard"),
+        BackendConfig("custom", target=CSV.target, options={"folder": "table"}),
+        CSV,
+    ]
+    wandb = backend_config({"kind": "wandb", "project": "vla", "naming": "sections"})
+    assert wandb == BackendConfig("wandb", "sections", {"project": "vla"})
+
+
+@pytest.mark.parametrize(
+    ("backend", "told"),
+    [
+        ({"project": "vla"}, "a backend needs a kind: mlflow, wandb, tensorboard or custom"),
+        ({"kind": "wandb", "projct": "vla"}, "wandb: no option 'projct'; it has project, entity, mode"),
+        ({"kind": "tensorboard", "folder": "x"}, "tensorboard: no option 'folder'; it has none"),
+        ({"kind": "mlflow", "naming": "short"}, "naming 'short': choose one of documented, sections"),
+        ("comet", "unknown backend 'comet'"),
+        ({"kind": "custom", "target": "json:loads"}, "json:loads lacks open"),
+        ({"kind": "mlflow", "tracking_uri": "http://me:pw@host"}, "holds a password"),
+    ],
+)
+def test_a_tracker_that_cannot_be_used_is_one_line_and_nothing_is_made(
+    tmp_path: Path, backend: Mapping[str, str] | str, told: str
+) -> None:
+    with pytest.raises((TrackerError, MissingPackageError), match=told):
+        start_run("exp", runs=tmp_path / "runs", backends=[backend])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("experiment", "resume", "told"),
+    [("a/b", None, "experiment 'a/b'"), ("", None, "experiment ''"), ("exp", "none", "none: no run to resume")],
+)
+def test_an_experiment_or_a_run_that_is_none_is_one_line(
+    tmp_path: Path, experiment: str, resume: str | None, told: str
+) -> None:
+    with pytest.raises(TrackerError, match=told):
+        start_run(experiment, runs=tmp_path / "runs", resume=resume)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "backend"), [("mlflow", MlflowBackend), ("wandb", WandbBackend), ("tensorboard", TensorboardBackend)]
+)
+def test_the_options_that_are_checked_are_those_of_the_class(kind: str, backend: type) -> None:
+    assert list(_OPTIONS[kind]) == [
+        name for name in inspect.signature(backend).parameters if name not in ("run_dir", "naming")
+    ]
+
+
+def test_the_readme_shows_a_cell_that_can_be_run_again(stored_run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(import vlatrack\n.*?)```", readme, re.DOTALL)
+    assert len(code.splitlines()) <= 10
+    code = code.replace("import vlatrack\n", "from vlatrack.tracking import run as vlatrack\n")
+    folder = stored_run_dir.parents[2]
+    stored_run_dir.rmdir()
+    monkeypatch.chdir(folder)
+    cells: dict[str, object] = {}
+    for _ in range(2):
+        exec(code, cells)
+    statuses = [run_status(path.parent).status for path in (folder / "runs").glob("*/*/journal.jsonl")]
+    assert statuses == ["FINISHED", "FINISHED"]

@@ -1,0 +1,241 @@
+"""Locks that also hold where flock does not: on file systems without it, and between hosts that do not share theirs.
+
+Whoever holds a lock leaves a lease beside the locked file: who it is, and a heartbeat (the time of the lease's last
+change). The lease alone judges where flock is missing, or where the holder is on another host or in another PID
+namespace, whose locks may not show here. A lock without a lease, of an earlier vlatrack, counts as flock says.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlatrack.errors import TrackerError
+from vlatrack.tracking.privacy import write_private
+
+HEARTBEAT_INTERVAL_S = 5.0
+ALIVE_S = 60.0
+"""A holder on another host is taken for alive for so long after its last heartbeat."""
+POLL_S = 0.01
+
+_FLOCK_IS_MISSING = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+_log = logging.getLogger(__name__)
+
+
+class LockHeldError(TrackerError):
+    """Another process holds the lock."""
+
+    def __init__(self, path: Path, holder: "Holder") -> None:
+        super().__init__(f"{path}: {holder} has locked it; wait for it or stop it")
+        self.holder = holder
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that holds a lock; `started` is its start in clock ticks since the boot, by which a recycled pid is
+    told from it. Without a lease, all that is known is that there is one."""
+
+    host: str = ""
+    pid: int = 0
+    started: int = -1
+    boot_id: str = ""
+    pid_namespace: str = ""
+
+    def __str__(self) -> str:
+        return f"another process ({self.pid} on {self.host})" if self.host else "another process"
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its pid means that process here: same host, same boot, same PID namespace."""
+        return (self.host, self.boot_id, self.pid_namespace) == _this_place()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process, which is here, has not ended; another one with its pid does not count."""
+        return self.is_here and _start_of(self.pid) == self.started
+
+
+class FileLock:
+    """An exclusive lock on a file, held by this process until `release`; a forked child does not have it."""
+
+    def __init__(self, path: Path, fd: int) -> None:
+        """Use `FileLock.acquire`."""
+        self._path = path
+        self._fd = fd
+        self._next_beat = 0.0
+        self._warned = False
+
+    @classmethod
+    def acquire(cls, path: Path, *, timeout_s: float = 0.0) -> "FileLock":
+        """Lock the file, which is created (mode 0600) if it is missing.
+
+        Raises LockHeldError if somebody else has it for `timeout_s` seconds on, OSError if the disk refuses.
+        """
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            give_up = time.monotonic() + timeout_s
+            while (holder := _try_lock(fd, path)) is not None:
+                if time.monotonic() >= give_up:
+                    raise LockHeldError(path, holder)
+                time.sleep(POLL_S)
+            return cls(path, fd)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def beat(self) -> None:
+        """Say that the holder is alive, if the last time was some seconds ago; called often by a background thread."""
+        now = time.monotonic()
+        if now < self._next_beat:
+            return
+        self._next_beat = now + HEARTBEAT_INTERVAL_S
+        try:
+            try:
+                os.utime(_lease_of(self._path))
+            except FileNotFoundError:  # somebody has removed it
+                _write_lease(self._path)
+        except OSError as error:
+            if not self._warned:
+                _log.warning("%s: cannot be renewed (%s); other hosts may think that this process is gone", self, error)
+            self._warned = True
+
+    def release(self) -> None:
+        """Unlock the file; another process that thought this one was gone keeps its own lease."""
+        if lease_holder(self._path) == _this_process():
+            _lease_of(self._path).unlink(missing_ok=True)
+        self.forget()
+
+    def __str__(self) -> str:
+        return str(_lease_of(self._path))
+
+    def forget(self) -> None:
+        """Close the file without releasing the lock, which the parent of this forked process has."""
+        os.close(self._fd)
+
+
+def lock_holder(path: Path) -> Holder | None:
+    """Who holds the lock of a file; None if nobody does, or there is no such file."""
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        locked = _flock(fd, fcntl.LOCK_SH)
+    finally:
+        os.close(fd)
+    if locked is False:
+        return lease_holder(path) or Holder()
+    return _holder_by_lease(path, flock_works=locked is not None)
+
+
+def lease_holder(path: Path) -> Holder | None:
+    """Who left a lease beside this file, alive or not; None if there is none."""
+    try:
+        return Holder(**json.loads(_lease_of(path).read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        _log.warning("%s: damaged (%s); it is ignored", _lease_of(path), error)
+        return None
+
+
+def _try_lock(fd: int, path: Path) -> Holder | None:
+    """Lock, or say who has it."""
+    locked = _flock(fd, fcntl.LOCK_EX)
+    if locked is False:
+        return lease_holder(path) or Holder()
+    holder = _holder_by_lease(path, flock_works=locked is not None)
+    if holder is not None and locked:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    if holder is None and locked:
+        _write_lease(path)
+    if holder is None and not locked:
+        _lease_of(path).unlink(missing_ok=True)  # of a holder that is gone
+        if not _create_lease(path):
+            return lease_holder(path) or Holder()
+    return holder
+
+
+def _write_lease(path: Path) -> None:
+    write_private(_lease_of(path), json.dumps(dataclasses.asdict(_this_process())))
+
+
+def _create_lease(path: Path) -> bool:
+    """Where there is no flock, whoever creates the lease has the lock; False if another process just did."""
+    try:
+        fd = os.open(_lease_of(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return False
+    with os.fdopen(fd, "w") as file:
+        json.dump(dataclasses.asdict(_this_process()), file)
+    return True
+
+
+def _holder_by_lease(path: Path, *, flock_works: bool) -> Holder | None:
+    """Who holds a file that is not locked as far as this host can tell."""
+    holder = lease_holder(path)
+    if holder is None:
+        return None
+    if holder.is_here:
+        return holder if not flock_works and holder.is_alive else None
+    try:
+        age_s = time.time() - _lease_of(path).stat().st_mtime
+    except FileNotFoundError:
+        return None
+    return holder if age_s < ALIVE_S else None
+
+
+def _flock(fd: int, kind: int) -> bool | None:
+    """Whether the lock could be had; None if the file system has no locks."""
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in _FLOCK_IS_MISSING:
+            return None
+        raise
+    return True
+
+
+def _lease_of(path: Path) -> Path:
+    return path.with_suffix(".lease")
+
+
+def _this_process() -> Holder:
+    holder = process_here(os.getpid())
+    assert holder is not None, "this process lives"
+    return holder
+
+
+def process_here(pid: int) -> Holder | None:
+    """The process that has this pid here and now; None if there is none."""
+    started = _start_of(pid)
+    host, boot_id, pid_namespace = _this_place()
+    return None if started is None else Holder(host, pid, started, boot_id, pid_namespace)
+
+
+def _this_place() -> tuple[str, str, str]:
+    """Host, boot and PID namespace; empty where the system does not tell."""
+    boot_id = namespace = ""
+    with contextlib.suppress(OSError):
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    with contextlib.suppress(OSError):
+        namespace = str(Path("/proc/self/ns/pid").readlink())
+    return socket.gethostname(), boot_id, namespace
+
+
+def _start_of(pid: int) -> int | None:
+    """When a process of this PID namespace started, in clock ticks since the boot; None if it has ended."""
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if state in "ZX" else int(rest[18])
