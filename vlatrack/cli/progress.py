@@ -63,7 +63,7 @@ class TerminalDisplay(Callback):
     # --- what a run tells ---------------------------------------------------------------------------
 
     def on_run_start(self, directory: Path) -> None:
-        self._say(f"run {directory}")
+        self._say(f"run {_shown(directory)}")
 
     def on_warning(self, text: str) -> None:
         self._say(text)
@@ -105,9 +105,10 @@ class TerminalDisplay(Callback):
             self._show_results(end)
             return
         self._name_the_undelivered(end)
-        remedy = f" · continue it: vlatrack run --resume {end.directory}" if end.resumable else ""
+        where = _shown(end.directory)
+        remedy = f" · continue it: vlatrack run --resume {where}" if end.resumable else ""
         why = f" · {end.reason}" if end.reason is not None else ""
-        self._say(f"{end.status} {end.directory}{why}{remedy}")
+        self._say(f"{end.status} {where}{why}{remedy}")
 
     def _show_results(self, end: RunEnd) -> None:
         from vlatrack.reports.epoch_log import read_epoch_logs
@@ -115,26 +116,24 @@ class TerminalDisplay(Callback):
 
         if logs := read_epoch_logs(end.directory):
             self._console.print(render_summary(first_last_table(logs, horizon=end.horizon)))
-        self._say(f"figures     {end.directory / 'report'}")
+        self._say(f"figures     {_shown(end.directory / 'report')}")
         for backend in end.backends:
             state = "INCOMPLETE" if backend.undelivered or backend.dead_letters else "complete"
             self._say(f"{backend.label:<11} {state}, {backend.delivered} records; {backend.look or ''}")
             if backend.error:
                 self._say(f"            {backend.error}")
-        where = str(end.directory / "report")
+        where = _shown(end.directory / "report")
         if any(backend.label.startswith("mlflow") for backend in end.backends):
-            folder = end.directory.parent.parent
-            where = "vlatrack ui" if folder == Path("runs").absolute() else f"vlatrack ui --runs {folder}"
-        self._say(f"FINISHED {end.directory} · look at it: {where}")
+            folder = _shown(end.directory.parent.parent)
+            where = "vlatrack ui" if folder == "runs" else f"vlatrack ui --runs {folder}"
+        self._say(f"FINISHED {_shown(end.directory)} · look at it: {where}")
         self._name_the_undelivered(end)
 
     def _name_the_undelivered(self, end: RunEnd) -> None:
         left = {backend.label: backend.undelivered for backend in end.backends if backend.undelivered}
         if left:
-            where = ", ".join(left)
-            self._say(
-                f"{max(left.values())} records not delivered to {where}; `vlatrack sync {end.directory}` delivers them"
-            )
+            what, remedy = f"{max(left.values())} records", f"`vlatrack sync {_shown(end.directory)}` delivers them"
+            self._say(f"{what} not delivered to {', '.join(left)}; {remedy}")
 
     def _say(self, text: str) -> None:
         """One line, however narrow the terminal: paths stay whole for copying."""
@@ -155,7 +154,7 @@ class TerminalDisplay(Callback):
             values = (evaluation.metrics.get(f"{split}_{name}") for split in splits)
             table.add_row(name, *("-" if value is None else f"{value:.4g}" for value in values))
         self._console.print(table)
-        self._console.print(f"written to {evaluation.file}")
+        self._say(f"written to {_shown(evaluation.file)}")
 
     def _advance(self, name: str, done: int, total: int) -> None:
         if name not in self._tasks:
@@ -166,3 +165,9 @@ class TerminalDisplay(Callback):
 def _line(metrics: Mapping[str, float]) -> str:
     shown = ((name, metrics.get(name)) for name in _ON_BAR)
     return "  ".join(f"{name} {value:.4f}" for name, value in shown if value is not None)
+
+
+def _shown(path: Path) -> str:
+    """As short as it can be typed from here."""
+    path, here = path.resolve(), Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

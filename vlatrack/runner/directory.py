@@ -32,6 +32,7 @@ class RunDirectory(RunFiles):
         try:
             path.mkdir(parents=True, mode=0o700)  # for the user alone: a diff or a path may be nobody else's business
             directory = cls(path)
+            directory.evaluation.mkdir()
             directory.spec_file.write_text(dump_spec(spec))
         except OSError as error:
             raise SpecError(f"{path}: cannot be made ({error.strerror}); choose another folder with --runs") from error

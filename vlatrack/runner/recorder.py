@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from vlatrack.metrics.declarations import action_error_grids
 from vlatrack.metrics.schema import TRAIN, MetricSchema
+from vlatrack.reports.action_errors import append_action_errors, drop_action_errors_from
 from vlatrack.reports.epoch_log import LOG_FILES, append_epoch, drop_epochs_from
 from vlatrack.runner.directory import RunDirectory
 from vlatrack.tracking.backends.base import Scalar
@@ -40,6 +42,7 @@ class RunRecorder(Callback):
             _, prefix = LOG_FILES[split]
             line = {f"{prefix}{name}": value for name, value in result.metrics.items()}
             append_epoch(self._directory.log_files[split], {**line, "epoch": number})
+            append_action_errors(self._directory.action_errors, split, number, action_error_grids(result.states))
             if split != TRAIN:  # of the training, windows of steps are logged
                 named = {f"{split}_{name}": value for name, value in result.metrics.items()}
                 self.on_log(state, named | {"epoch": float(state.epoch)})
@@ -60,3 +63,4 @@ class RunRecorder(Callback):
         self._directory.checkpoints.set_aside_later(state.step, keep_last=self._keep_last)
         for file in self._directory.log_files.values():
             drop_epochs_from(file, state.epoch)
+        drop_action_errors_from(self._directory.action_errors, state.epoch)

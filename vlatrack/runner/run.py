@@ -1,7 +1,7 @@
 """Train, evaluate and track one experiment, from the start or from where it was stopped."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from vlatrack.builders import Experiment, StoredPolicy
 from vlatrack.data.cache import CodeCache
 from vlatrack.errors import CheckpointError, SpecError
 from vlatrack.metrics.schema import TRAIN
+from vlatrack.reports.action_errors import draw_action_errors
 from vlatrack.reports.figures import write_figures
 from vlatrack.runner.directory import RunDirectory
 from vlatrack.runner.endings import Ending, forget_reasons, keep_traceback, leave_reason, why_it_ended
@@ -105,30 +106,36 @@ def resume_run(
             store.check(chosen)
         spec = directory.spec(overrides)
         stored = StoredPolicy.open(chosen, directory.settings_at_start())
+        check_same_experiment(directory, stored, spec)
         if nothing_left := _nothing_left(directory, chosen, spec):
             for callback in callbacks:
                 callback.on_warning(nothing_left)
             return directory
         accelerator = _check(spec, group)
         experiment = Experiment.of(stored, spec)
-        changes = check_same_experiment(directory, stored, experiment)
+        changes = check_same_experiment(directory, stored, spec, experiment.fingerprints)
         manifest = describe_run(experiment, command, group.world_size)
         job = Job(experiment, accelerator, manifest, chosen, changes)
     _execute(job, directory, callbacks, group)
     return directory
 
 
-def check_same_experiment(directory: RunDirectory, stored: StoredPolicy, experiment: Experiment) -> tuple[str, ...]:
+def check_same_experiment(
+    directory: RunDirectory, stored: StoredPolicy, spec: ExperimentSpec, fingerprints: Mapping[str, str] | None = None
+) -> tuple[str, ...]:
     """What has changed since a checkpoint, as far as the run may go on with it.
+
+    Args:
+        fingerprints: of the data as it is now; None: only the settings are compared.
 
     Raises:
         SpecError: something has changed that makes another experiment of it; all of it is named.
     """
-    forbidden, allowed = split_by_resume(differences(stored.settings, flatten(experiment.spec)))
+    forbidden, allowed = split_by_resume(differences(stored.settings, flatten(spec)))
     known = stored.fingerprints
     changed_data = [
         f"{what} is not what it was"
-        for what, digest in experiment.fingerprints.items()
+        for what, digest in (fingerprints or {}).items()
         if what in known and known[what] != digest
     ]
     if forbidden or changed_data:
@@ -348,12 +355,19 @@ def _upload_results(directory: RunDirectory, tracked: TrackedRun) -> None:
     The run has ended by now: what goes wrong here is told, and changes nothing of how it ended.
     """
     try:
-        for file in directory.log_files.values():
+        for file in [*directory.log_files.values(), directory.action_errors]:
             if file.exists():
                 tracked.log_artifact(file, name=file.relative_to(directory.path).as_posix())
         if not directory.has_epochs:
             return
-        for figure in write_figures(directory.path, output=directory.report):
+        figures = write_figures(directory.path, output=directory.report)
+        heat_map = directory.report / "action_errors.png"
+        run_name = f"{directory.path.parent.name} / {directory.run_id}"
+        if directory.action_errors.exists() and draw_action_errors(
+            directory.action_errors, heat_map, run_name=run_name
+        ):
+            figures.append(heat_map)
+        for figure in figures:
             tracked.log_artifact(figure, name=f"figures/{figure.name}")
         tracked.log_artifact(directory.tokenizer, name="tokenizer")
         if directory.checkpoints.all():
