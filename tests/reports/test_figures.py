@@ -57,6 +57,15 @@ def test_every_step_of_a_chunk_has_a_panel_with_x_and_plain_step(
     assert "memory_mib" in drawn["optimisation"]
 
 
+def test_loss_terms_of_ones_own_and_gradient_shares_have_a_panel(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    own = ("smoothness", "weighted_smoothness", "gradient_share_smoothness")
+    drawn = titles_of(monkeypatch, history_of(5) | {f"train_{name}": [(1, 0.5)] for name in own}, tmp_path)
+    assert drawn["losses"] == ["closs", "loss_ct", "z_loss", "smoothness", "loss"]
+    assert "gradient_share_smoothness" in drawn["optimisation"]
+
+
 def test_figures_of_a_journal_are_images_with_a_line_for_each_split(tmp_path: Path) -> None:
     run_dir = tmp_path / "demo" / "run-1"
     run_dir.mkdir(parents=True)

@@ -73,11 +73,12 @@ class MetricSchema:
 
         `losses` are all loss terms with their weights, the documented ones included.
         """
-        per_split = split_metrics(horizon=horizon, action_dim=action_dim, image_slots=image_slots, losses=losses)
-        declared = list(per_split)
-        metrics = [_prefixed(split, metric) for split in SPLITS for metric in declared]
+        of_a_split = tuple(
+            split_metrics(horizon=horizon, action_dim=action_dim, image_slots=image_slots, losses=losses)
+        )
+        metrics = [_prefixed(split, metric) for split in SPLITS for metric in of_a_split]
         metrics += [_prefixed(TRAIN, metric) for metric in training_metrics(losses)]
-        metrics += [_prefixed(f"{EVALUATE}{split}", metric) for split in (VAL_IND, VAL_OOD) for metric in declared]
+        metrics += [_prefixed(f"{EVALUATE}{split}", metric) for split in (VAL_IND, VAL_OOD) for metric in of_a_split]
         return cls([*metrics, *run_metrics()])
 
     @classmethod

@@ -43,7 +43,9 @@ class _PanelBook:
 
     def figures(self) -> Iterator[tuple[str, str, list[Panel], bool]]:
         """Yield (file stem, caption, panels, whether they share a scale)."""
-        yield "losses", "losses", self.panels(["closs", "loss_ct", "z_loss", "loss"]), False
+        losses = [metric.name for metric in self.schema if metric.group == "loss"]
+        terms = [name.removeprefix(f"{TRAIN}_") for name in losses if name.startswith(f"{TRAIN}_")]
+        yield "losses", "losses", self.panels(name for name in terms if not name.startswith("weighted_")), False
         floor = self._quantisation_floor()
         tokens = self.panels(self._with_mean("l1_loss_action"), floor=floor)
         yield "action_l1", "L1 error of the actions decoded from tokens", tokens, True

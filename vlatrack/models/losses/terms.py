@@ -42,7 +42,7 @@ def check_names(own: Sequence[LossTerm]) -> None:
     Raises:
         LossError: a name is no identifier, or one that a metric or another term has.
     """
-    taken = set(MetricSchema.for_experiment(horizon=1, action_dim=1).names(TRAIN))
+    taken = {f"{TRAIN}_acc_image", *MetricSchema.for_experiment(horizon=1, action_dim=1).names(TRAIN)}
     for term in own:
         if not _NAME.fullmatch(term.name):
             raise LossError(f"loss term {term.name!r}: expected a name of a-z, 0-9 and _, a letter first")
