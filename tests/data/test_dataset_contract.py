@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import pytest
 from toy_source import ToySource
 
 from vlatrack.data.episodes import EpisodeSource
 from vlatrack.data.formats.lerobot.dataset import LeRobotDataset
+from vlatrack.data.formats.lerobot.writer import LeRobotWriter
 from vlatrack.data.formats.libero import LiberoDataset
 from vlatrack.testing.dataset_contract import DatasetContract
 
@@ -15,6 +17,33 @@ FIXTURES = Path(__file__).parent / "fixtures"
 class TestLeRobotVideo(DatasetContract):
     def open(self) -> EpisodeSource:
         return LeRobotDataset(FIXTURES / "lerobot-v3-video")
+
+
+class TestLeRobotPng(DatasetContract):
+    @pytest.fixture(autouse=True)
+    def _datasets(self, tmp_path: Path) -> None:
+        self.folder = tmp_path
+        names = ("x", "y")
+        for name, shift in (("demos", 0.0), ("changed", 0.1)):
+            source = ToySource(episodes=3, shift=shift)
+            with LeRobotWriter(
+                tmp_path / name,
+                fps=10,
+                robot_type="square",
+                cameras={"front": (32, 32)},
+                action_names=names,
+                state_names=names,
+                storage="png",
+            ) as writer:
+                for episode in source.episodes():
+                    frames = {"front": source.frames(episode, "front")}
+                    writer.add_episode(task=episode.task, actions=episode.actions, states=episode.states, frames=frames)
+
+    def open(self) -> EpisodeSource:
+        return LeRobotDataset(self.folder / "demos")
+
+    def open_changed(self) -> EpisodeSource:
+        return LeRobotDataset(self.folder / "changed")
 
 
 class TestLibero(DatasetContract):

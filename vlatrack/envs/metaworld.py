@@ -82,8 +82,8 @@ class MetaWorld:
     """All tasks of Meta-World as an `ExpertEnvironment`.
 
     An action is the displacement of the hand's target (1 is 1 cm) and the gripper, 4 numbers. The state is the
-    position of the hand in metres and the opening of the gripper (0 to 1), 4 numbers: where the objects are is for the
-    cameras to tell. An episode is over after 500 steps.
+    position of the hand in metres and the opening of the gripper (0 to 1), 4 numbers; the positions of the objects are
+    only in the images. An episode is over after 500 steps.
 
     Args:
         cameras: names of Meta-World's cameras; corner4 is the closest third-person view. Without any, no OpenGL is
@@ -138,6 +138,7 @@ class MetaWorld:
             self._renderer.close()
         if self._task:
             self._env.close()
+        self._renderer, self._task = None, ""
 
     def _open(self, task: str) -> None:
         """Make the simulator of another task."""

@@ -88,7 +88,7 @@ def record(
     Raises:
         DataError: an unknown task, a task that succeeds too rarely, or a folder that is in use or cannot be written.
     """
-    check_tasks(environment, tasks)
+    _check_tasks(environment, tasks)
     info = environment.info
     with LeRobotWriter(
         output,
@@ -113,7 +113,7 @@ def record(
         ]
 
 
-def check_tasks(environment: ExpertEnvironment, tasks: Mapping[str, int]) -> None:
+def _check_tasks(environment: ExpertEnvironment, tasks: Mapping[str, int]) -> None:
     """Raise DataError for a task that the environment does not have, or a number of episodes out of bounds."""
     most = (SEEDS_PER_RECORDING - EXTRA_ATTEMPTS) // ATTEMPTS_PER_EPISODE
     for task, episodes in tasks.items():
