@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from vlatrack import errors
-    from vlatrack.builders import Experiment
+    from vlatrack.builders.experiment import Experiment
     from vlatrack.errors import VlatrackError
     from vlatrack.metrics.schema import MetricSchema
     from vlatrack.models.backbones.base import Backbone
@@ -47,7 +47,7 @@ __all__ = [
 _PLACES = {
     "Backbone": "vlatrack.models.backbones.base:Backbone",
     "Callback": "vlatrack.training.callback:Callback",
-    "Experiment": "vlatrack.builders:Experiment",
+    "Experiment": "vlatrack.builders.experiment:Experiment",
     "ExperimentSpec": "vlatrack.spec.models:ExperimentSpec",
     "LossTerm": "vlatrack.models.losses.base:LossTerm",
     "MetricSchema": "vlatrack.metrics.schema:MetricSchema",

@@ -19,7 +19,7 @@ def make_plugin(target: str, *, group: str, options: Mapping[str, object]) -> ob
     Raises:
         SpecError: there is no such class, or it does not take these options. Exceptions of the class itself pass.
     """
-    found = _load(target, group)
+    found = load_plugin(target, group)
     try:
         inspect.signature(found).bind(**options)
     except TypeError as error:
@@ -27,7 +27,12 @@ def make_plugin(target: str, *, group: str, options: Mapping[str, object]) -> ob
     return found(**options)
 
 
-def _load(target: str, group: str) -> Callable[..., object]:
+def load_plugin(target: str, group: str) -> Callable[..., object]:
+    """The class, or function, that `target` names; see `make_plugin`, which also calls it.
+
+    Raises:
+        SpecError: there is no such class.
+    """
     try:
         found = _find(target, group)
     except SpecError:

@@ -8,7 +8,7 @@ from program import TOY
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vlatrack.builders import backbone_factory, build_policy, new_backbone
+from vlatrack.builders.policy import backbone_factory, build_policy
 from vlatrack.errors import SpecError
 from vlatrack.models.backbones.base import Backbone, BackboneFactory, BackboneSource, Geometry
 from vlatrack.runner.run import run_experiment
@@ -70,13 +70,13 @@ def toy(target: str = "TorchBackbone", options: str = "{layers: 2, dropout: 0.1}
 def test_a_backbone_of_another_package_trains_and_is_built_again_from_what_is_stored(tmp_path) -> None:
     spec = toy()
     run = run_experiment(spec, runs=tmp_path)
-    trained = load_file(run.checkpoint("last") / "policy.safetensors")
-    initial = build_policy(spec, new_backbone(spec)).state_dict()
+    trained = load_file(run.checkpoints.find("last") / "policy.safetensors")
+    initial = build_policy(spec, backbone_factory(spec).open()).state_dict()
     assert trained.keys() == initial.keys()
     unchanged = [name for name, value in initial.items() if torch.equal(value, trained[name])]
     assert unchanged == []
 
-    geometry = json.loads(json.dumps(new_backbone(spec).build().geometry()))
+    geometry = json.loads(json.dumps(backbone_factory(spec).open().build().geometry()))
     changed = toy(options="{layers: 5, dropout: 0.3}")
     backbone = backbone_factory(changed).from_geometry(geometry)
     backbone.load_state_dict({n.removeprefix("backbone."): v for n, v in trained.items() if n.startswith("backbone.")})
@@ -100,7 +100,7 @@ class WordFactory(BackboneFactory):
 
 
 def test_a_factory_of_another_package_brings_its_own_tokenizer() -> None:
-    source = new_backbone(toy("WordFactory", options="{}"))
+    source = backbone_factory(toy("WordFactory", options="{}")).open()
     assert source.text.encode("a") == [9 + ord("a")]
     assert isinstance(source.build(), TorchBackbone)
 
@@ -119,5 +119,5 @@ def test_a_factory_of_another_package_brings_its_own_tokenizer() -> None:
 )
 def test_a_target_that_is_no_backbone_is_refused_in_one_line(target, options, message) -> None:
     with pytest.raises(SpecError, match=message) as caught:
-        new_backbone(toy(target, options))
+        backbone_factory(toy(target, options)).open()
     assert len(str(caught.value).splitlines()) == 1

@@ -18,13 +18,13 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
-from vlatrack.models.losses.sums import LossWeights, documented_losses
 
 from vlatrack.errors import CheckpointError, SpecError
 from vlatrack.models.attention import attention_mask
 from vlatrack.models.backbones.base import BackboneSource
 from vlatrack.models.backbones.causal_lm.backbone import CausalLMFactory
 from vlatrack.models.heads.action_head import ActionHead
+from vlatrack.models.losses.terms import documented_terms
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.tokens.batch import collate
 from vlatrack.tokens.bins import Bins, decode_ids
@@ -64,8 +64,8 @@ def policy_of(source: BackboneSource) -> VlaPolicy:
     torch.manual_seed(0)
     backbone = source.build()
     head = ActionHead(backbone_width=backbone.width, time_horizon=HORIZON, action_dim=DIMS, reduced_width=16, heads=2)
-    weights = LossWeights(loss_ct_weights=10.0, z_loss_weight=1e-3)
-    return VlaPolicy(backbone, head, layout=backbone.layout, bins=BINS, weights=weights).eval()
+    losses = documented_terms(backbone.layout, (HORIZON, DIMS), loss_ct_weights=10.0, z_loss_weight=1e-3)
+    return VlaPolicy(backbone, head, layout=backbone.layout, bins=BINS, losses=losses).eval()
 
 
 def rows_for(layout: TokenLayout) -> list[TokenSequence]:
@@ -118,10 +118,10 @@ def test_losses_equal_a_naive_computation(family: str, tied: bool) -> None:
     policy = policy_of(factory(family=family, sizes={"tie_word_embeddings": tied}).open())
     rows = rows_for(policy.layout)
     with torch.inference_mode():
-        ours = documented_losses(policy(collate(rows, policy.layout)).sums, policy.weights)
+        ours = policy.metric_values(policy(collate(rows, policy.layout)).states)
         naive = naive_losses(policy, full_model(policy), rows)
     for name in ("closs", "z_loss", "loss_ct", "loss"):
-        assert getattr(ours, name).item() == pytest.approx(naive[name], rel=1e-6), name
+        assert ours[name] == pytest.approx(naive[name], rel=1e-6), name
 
 
 def full_model(policy: VlaPolicy) -> torch.nn.Module:

@@ -1,13 +1,13 @@
 import pytest
 import torch
 from accelerate import Accelerator
-from vlatrack.training.ranks import Ranks
 
 from vlatrack.metrics.schema import MetricSchema
 from vlatrack.tokens.batch import collate
 from vlatrack.tokens.layout import TokenLayout
 from vlatrack.training.gradient_share import gradient_shares
-from vlatrack.training.optimisation import adamw, optimise
+from vlatrack.training.optimisation import adamw, train_step
+from vlatrack.training.process_group import ProcessGroup
 
 LAYOUT = TokenLayout()
 
@@ -48,7 +48,10 @@ def test_the_training_goes_on_bitwise_as_without_the_measurement(make_policy, ro
         for _ in range(2):
             if measures:
                 gradient_shares(policy, batch, policy.loss_counts(batch), accelerator)
-            optimise(policy, optimizer, [batch], accelerator=accelerator, ranks=Ranks(), lr=1e-3, clip_grad=None)
+            counts, group = policy.loss_counts(batch), ProcessGroup()
+            train_step(
+                policy, optimizer, [batch], counts, accelerator=accelerator, group=group, lr=1e-3, clip_grad=None
+            )
         weights.append(policy.state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 

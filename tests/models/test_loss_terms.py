@@ -4,7 +4,7 @@ import pytest
 import torch
 from program import TOY
 
-from vlatrack import builders
+from vlatrack.builders.policy import build_losses, build_schema
 from vlatrack.errors import LossError, SpecError, VlatrackError
 from vlatrack.metrics.losses import LossMetric
 from vlatrack.models.losses.base import LossTerm
@@ -147,7 +147,7 @@ def test_two_terms_of_one_name_and_names_that_are_no_identifier_are_refused() ->
 
 
 def _build(*terms: str) -> tuple[LossTerm, ...]:
-    return builders.build_losses(load_spec(TOY, [f"loss.terms=[{', '.join(terms)}]"]))
+    return build_losses(load_spec(TOY, [f"loss.terms=[{', '.join(terms)}]"]), TokenLayout())
 
 
 def test_the_yaml_names_terms_with_weight_and_options() -> None:
@@ -180,7 +180,7 @@ def test_a_term_that_cannot_be_built_is_one_line(term, message) -> None:
 def test_the_schema_of_an_experiment_has_its_own_terms() -> None:
     term = '{kind: custom, target: "test_loss_terms:Smallness", weight: 0.5}'
     overrides = [f"loss.terms=[{term}]", "train.checkpoint.best_metric=val_ind_smallness"]
-    schema = builders.build_schema(load_spec(TOY, overrides))
+    schema = build_schema(load_spec(TOY, overrides))
     assert schema["val_ood_weighted_smallness"].group == "loss"
     with pytest.raises(SpecError, match=r"best_metric: no metric is called val_ind_smallnes \(did you mean"):
-        builders.build_schema(load_spec(TOY, [*overrides, "train.checkpoint.best_metric=val_ind_smallnes"]))
+        build_schema(load_spec(TOY, [*overrides, "train.checkpoint.best_metric=val_ind_smallnes"]))

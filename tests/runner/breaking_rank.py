@@ -10,7 +10,7 @@ from vlatrack.training import loop
 
 _RANK, _HOW = os.environ["BREAK"].split(":")
 _steps = iter(range(7))
-_optimise = loop.optimise
+_train_step = loop.train_step
 
 
 def _break_in_the_seventh(*arguments: object, **named: object) -> object:
@@ -22,10 +22,10 @@ def _break_in_the_seventh(*arguments: object, **named: object) -> object:
                 raise DataError("frame 7: unreadable; download it again")
             case "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-    return _optimise(*arguments, **named)
+    return _train_step(*arguments, **named)
 
 
 if os.environ.get("RANK") == _RANK:
-    loop.optimise = _break_in_the_seventh
+    loop.train_step = _break_in_the_seventh
 sys.argv[0] = "vlatrack"
 main()

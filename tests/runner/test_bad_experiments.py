@@ -6,10 +6,12 @@ import json
 import pytest
 from program import TOY
 
+from vlatrack.builders.policy import backbone_factory, build_policy
 from vlatrack.errors import VlatrackError
 from vlatrack.runner.manifest import write_manifest
 from vlatrack.runner.run import resume_run, run_experiment
 from vlatrack.spec.load import load_spec
+from vlatrack.training.checkpoint.contents import load_weights
 
 BAD = {
     "camera": (["data.cameras=[wrist]"], "toy: no camera 'wrist'; data.cameras can name: front"),
@@ -63,13 +65,13 @@ def test_keys_are_hidden_in_the_manifest_that_trackers_get(tmp_path, monkeypatch
 def test_more_processes_than_gpus_are_refused(monkeypatch) -> None:
     import torch
 
-    from vlatrack.builders import check_processes
+    from vlatrack.builders.experiment import check_processes
     from vlatrack.training.process_group import ProcessGroup
 
     group = ProcessGroup()
     group.world_size = group.local_world_size = 2
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(VlatrackError, match=r"train\.device: auto, but torch sees 1 GPUs for 2 processes here"):
+    with pytest.raises(VlatrackError, match=r"train\.device: auto, but torch sees 1 GPUs for 2 processes"):
         check_processes(load_spec(TOY, ["train.device=auto"]), group)
     check_processes(load_spec(TOY, ["train.device=cpu"]), group)
 
@@ -83,13 +85,10 @@ def test_a_checkpoint_of_another_geometry_is_refused(tmp_path) -> None:
     from safetensors.torch import load_file, save_file
 
     run = run_experiment(load_spec(TOY, ["train.max_steps=1"]), runs=tmp_path / "runs")
-    (weights,) = run.checkpoints.glob("step-*/policy.safetensors")
+    weights = run.checkpoints.find("last") / "policy.safetensors"
     state = load_file(weights)
     state["action_head.queries"] = state["action_head.queries"][:-1].clone()
     save_file(state, weights)
-    from vlatrack.training.checkpoint.files import load_policy
-
-    from vlatrack.builders import build_policy, new_backbone
-
+    policy = build_policy(run.spec(), backbone_factory(run.spec()).open())
     with pytest.raises(VlatrackError, match="another geometry than this experiment"):
-        load_policy(weights.parent, build_policy(run.spec(), new_backbone(run.spec())))
+        load_weights(weights.parent, policy)

@@ -7,18 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from program import TOY
-from safetensors.torch import load_file, save_file
+from program import TOY, finish_of
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration, Qwen3Config, Qwen3ForCausalLM
 
-from vlatrack import builders
+from vlatrack.builders.policy import backbone_factory, build_policy
+from vlatrack.data.statistics import NormStats
 from vlatrack.errors import VlatrackError
-from vlatrack.models.attention import attention_mask
 from vlatrack.models.backbones.pretrained import open_pretrained
-from vlatrack.runner.run import run_experiment
+from vlatrack.runner.evaluate import evaluate_run
+from vlatrack.runner.run import resume_run, run_experiment
 from vlatrack.spec.load import load_spec
 from vlatrack.tokens.images import CHAMELEON_PREFIX, ImageTokenizer
 from vlatrack.tokens.layout import TokenLayout
@@ -77,7 +78,7 @@ def _spec(checkpoint: Path, *overrides: str, kind: str = "chameleon"):
 def test_a_run_starts_from_a_hugging_face_chameleon(tmp_path, chameleon) -> None:
     """With a learning rate of next to nothing, the weights after one step are those of the checkpoint."""
     run = run_experiment(_spec(chameleon, "optim.lr=1e-12", "optim.weight_decay=0"), runs=tmp_path / "runs")
-    trained = load_file(run.checkpoint("last") / "policy.safetensors")
+    trained = load_file(run.checkpoints.find("last") / "policy.safetensors")
     original = load_file(chameleon / "model.safetensors")
     for name, value in original.items():
         if not name.startswith("model.vqmodel."):
@@ -115,7 +116,7 @@ def _image_tokenizer(folder: Path, layout: TokenLayout) -> ImageTokenizer:
 def test_a_run_starts_from_the_references_state_dict_with_its_head(tmp_path, chameleon) -> None:
     """The reference writes .pth, shares one q/k norm among the heads, and brings the ActionHead."""
     first = run_experiment(_spec(chameleon), runs=tmp_path / "runs")
-    ours = load_file(first.checkpoint("last") / "policy.safetensors")
+    ours = load_file(first.checkpoints.find("last") / "policy.safetensors")
     folder = tmp_path / "reference"
     folder.mkdir()
     for name in ("config.json", "tokenizer.json"):
@@ -128,7 +129,7 @@ def test_a_run_starts_from_the_references_state_dict_with_its_head(tmp_path, cha
     queries = torch.full((1, shape.numel()), 0.25)
     torch.save({"model": {**state, **_reference_head(ours), _QUERIES: queries}}, folder / "model.pth")
     run = run_experiment(_spec(folder, "optim.lr=1e-12", "optim.weight_decay=0"), runs=tmp_path / "runs")
-    trained = load_file(run.checkpoint("last") / "policy.safetensors")
+    trained = load_file(run.checkpoints.find("last") / "policy.safetensors")
     torch.testing.assert_close(trained["action_head.queries"], torch.full(shape, 0.25))
     torch.testing.assert_close(trained["action_head.readout.linear_out.bias"], ours[_OUT_BIAS], rtol=0, atol=1e-8)
 
@@ -171,7 +172,7 @@ def _with_config(chameleon: Path, folder: Path, **changes) -> Path:
 def test_a_config_that_makes_no_policy_is_one_clear_line(tmp_path, chameleon, changes, message) -> None:
     spec = _spec(_with_config(chameleon, tmp_path / "folder", **changes))
     with pytest.raises(VlatrackError, match=message) as caught:
-        builders.build_policy(spec, builders.new_backbone(spec))
+        build_policy(spec, backbone_factory(spec).open())
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -179,8 +180,8 @@ def test_a_chameleon_from_scratch_has_room_for_the_words_of_its_tokenizer(tmp_pa
     folder = _with_config(chameleon, tmp_path / "folder")
     _save_tokenizer(folder, {"[UNK]": 3, "square": 20_000})
     spec = load_spec(TOY, [f"tokenizer.checkpoint={folder}"])
-    source = builders.new_backbone(spec)
-    policy = builders.build_policy(spec, source)
+    source = backbone_factory(spec).open()
+    policy = build_policy(spec, source)
     assert source.text.encode("square") == [20_000]
     assert len(policy.backbone.output_layer) == 20_001
 
@@ -216,7 +217,7 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_starts_from_a_qwen_with_the_image_tokenizer_of_a_chameleon(tmp_path, qwen, chameleon) -> None:
     spec = _spec(qwen, "optim.lr=1e-12", "optim.weight_decay=0", f"tokenizer.checkpoint={chameleon}", kind="causal_lm")
     run = run_experiment(spec, runs=tmp_path / "runs")
-    trained = load_file(run.checkpoint("last") / "policy.safetensors")
+    trained = load_file(run.checkpoints.find("last") / "policy.safetensors")
     original = load_file(qwen / "model.safetensors")
     embedding = trained["backbone.decoder.embed_tokens.weight"]
     assert len(embedding) == TokenLayout.after(60, pad=1, bos=1).vocabulary_size
@@ -229,25 +230,25 @@ def test_a_run_starts_from_a_qwen_with_the_image_tokenizer_of_a_chameleon(tmp_pa
 
 
 @pytest.mark.parametrize("kind", ["chameleon", "causal_lm"])
-def test_a_policy_is_built_again_when_its_pretrained_folder_is_gone(tmp_path, request, kind) -> None:
+def test_a_run_resumes_and_evaluates_when_its_pretrained_folder_is_gone(tmp_path, request, monkeypatch, kind) -> None:
+    """The checkpoint has it all: no folder, no hub, not the run's own tokenizer, no statistics computed anew."""
     folder = tmp_path / "pretrained"
     shutil.copytree(request.getfixturevalue({"chameleon": "chameleon", "causal_lm": "qwen"}[kind]), folder)
-    spec = _spec(folder, kind=kind)
-    source = builders.new_backbone(spec)
-    policy = builders.build_policy(spec, source)
-    builders.build_text_tokenizer(source, policy.layout).save(tmp_path / "kept")
-    (tmp_path / "kept" / "geometry.json").write_text(json.dumps(policy.backbone.geometry()))
-    save_file(policy.state_dict(), tmp_path / "kept" / "policy.safetensors")
+    run = run_experiment(_spec(folder, "train.max_steps=2", kind=kind), runs=tmp_path / "runs")
+    logged = json.loads(run.log_files["val_ind"].read_text())
     shutil.rmtree(folder)
+    shutil.rmtree(run.tokenizer)
 
-    geometry = json.loads((tmp_path / "kept" / "geometry.json").read_text())
-    stored = builders.stored_backbone(spec, geometry, tmp_path / "kept")
-    again = builders.build_policy(spec, stored)
-    again.load_state_dict(load_file(tmp_path / "kept" / "policy.safetensors"))
-    words = torch.tensor([stored.text.encode("the square")])
-    mask = attention_mask(words, again.layout)
-    assert again.layout == policy.layout
-    assert torch.equal(again.backbone(words, mask), policy.backbone(words, mask))
+    def computed_anew(*_: object, **__: object) -> None:
+        raise AssertionError("the checkpoint has the statistics")
+
+    monkeypatch.setattr(NormStats, "from_episodes", computed_anew)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", computed_anew)
+    evaluation = evaluate_run(run.path, checkpoint="last")
+    assert evaluation.metrics["val_ind_closs"] == pytest.approx(logged["val_closs"], rel=1e-6)
+    resume_run(run.path, overrides=["train.max_steps=3"])
+    assert finish_of(run.path)["status"] == "FINISHED"
+    assert run.checkpoints.find("last").name == "step-00000003"
 
 
 _QUERIES = "action_head.action_token_embeddings.weight"

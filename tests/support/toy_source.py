@@ -1,6 +1,7 @@
 """A dataset made on the spot: a square moves to a goal, and the actions say how."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,7 +17,9 @@ class ToySource:
     state_dim = 2
     fps = 10.0
 
-    def __init__(self, *, episodes: int = 12, shift: float = 0.0, fail_in_episode: int | None = None) -> None:
+    def __init__(
+        self, *, episodes: int = 12, shift: float = 0.0, fail_in_episode: int | None = None, reverse: bool = False
+    ) -> None:
         generator = np.random.default_rng(0)
         self._fail_in_episode, self._episodes = fail_in_episode, []
         for index in range(episodes):
@@ -29,8 +32,12 @@ class ToySource:
             task = "push the square" if index < 10 else "pull the square"
             self._episodes.append(Episode(index, task, np.asarray(actions, np.float32), np.asarray(states, np.float32)))
 
+        self._reverse = reverse
+
     def episodes(self) -> list[Episode]:
-        return self._episodes
+        """With `reverse` the same files are read in another order."""
+        order = reversed(self._episodes) if self._reverse else self._episodes
+        return [replace(episode, index=index) for index, episode in enumerate(order)]
 
     def frames(self, episode: Episode, camera: str) -> np.ndarray:
         if episode.index == self._fail_in_episode:

@@ -18,10 +18,11 @@ from vlatrack.errors import TrackerError
 from vlatrack.testing.example_run import ExampleRun
 from vlatrack.tracking.backends.base import BackendConfig
 from vlatrack.tracking.backends.registry import backends_text
-from vlatrack.tracking.delivery.report import BackendDelivery, DeliveryReport
+from vlatrack.tracking.delivery.report import BackendDelivery
 from vlatrack.tracking.journal.history import run_status
 from vlatrack.tracking.journal.journal import Journal
 from vlatrack.tracking.run import TrackedRun
+from vlatrack.training.callback import RunEnd
 
 CSV = BackendConfig("custom", target="vlatrack.testing.csv_backend:CsvBackend")
 SWITCHED = """
@@ -223,8 +224,6 @@ def test_the_last_line_of_an_incomplete_run_names_the_command_that_completes_it(
         BackendDelivery("mlflow-0", 0, 312, 0, None, "ConnectionError"),
         BackendDelivery("csv-1", 312, 0, 0, "x", None),
     )
-    TerminalDisplay().stopped(
-        Path("runs/e/r"), "FAILED", can_resume=False, delivery=DeliveryReport(shares, 0), reason=None
-    )
+    TerminalDisplay().on_run_end(RunEnd(Path("runs/e/r"), "FAILED", backends=shares))
     told = capsys.readouterr().out
     assert "312 records not delivered to mlflow-0; `vlatrack sync runs/e/r` delivers them" in told

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import psutil
 
-from vlatrack import builders
 from vlatrack.bench.tracking import local_mlflow
-from vlatrack.builders import Experiment
+from vlatrack.builders.experiment import Experiment, build_accelerator
+from vlatrack.builders.policy import build_schema
 from vlatrack.data.cache import CodeCache
 from vlatrack.errors import MissingPackageError, TrackerError
 from vlatrack.metrics.schema import TRAIN, MetricSchema
@@ -106,7 +106,7 @@ def measure_step_time(experiment: Path, runs: Path, pairs: int) -> StepTime:
         tags={},
     ) as tracked:
         delivery = _Delivery(directory.path)
-        turns = _TakingTurns(tracked, delivery, builders.build_schema(spec), spec.tracking, steps)
+        turns = _TakingTurns(tracked, delivery, build_schema(spec), spec.tracking, steps)
         try:
             _build(spec, directory, turns).run(TrainState(), _NoCheckpoints(), lambda state: {})
         finally:
@@ -118,7 +118,7 @@ def measure_step_time(experiment: Path, runs: Path, pairs: int) -> StepTime:
 def _build(spec: ExperimentSpec, directory: RunDirectory, callback: Callback) -> Training:
     spec = spec.model_copy(update={"data": spec.data.model_copy(update={"val_ind": None, "val_ood": None})})
     experiment, group = Experiment.new(spec), ProcessGroup()
-    accelerator = builders.build_accelerator(spec)
+    accelerator = build_accelerator(spec)
     policy = experiment.policy(accelerator.device)
     encoding = experiment.encoding(policy.layout, directory.tokenizer, accelerator.device)
     samples = experiment.samples(encoding, CodeCache(directory.code_cache))

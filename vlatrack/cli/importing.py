@@ -35,8 +35,8 @@ def import_logs(
     from vlatrack.cli.progress import TerminalDisplay, prepare_process
 
     prepare_process()
+    from vlatrack.builders.trackers import backends_of_yaml
     from vlatrack.importers.run import import_run
-    from vlatrack.runner.backends import backends_of_yaml
     from vlatrack.tracking.run_files import checked_runs_folder
     from vlatrack.training.callback import RunEnd
 

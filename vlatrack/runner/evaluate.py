@@ -8,8 +8,9 @@ from typing import cast
 
 from accelerate import Accelerator
 
-from vlatrack import builders
-from vlatrack.builders import Experiment, StoredPolicy
+from vlatrack.builders.experiment import Experiment, build_accelerator
+from vlatrack.builders.policy import StoredPolicy
+from vlatrack.builders.trackers import build_backends
 from vlatrack.data.cache import CodeCache
 from vlatrack.data.loading import even_subset, load_batches
 from vlatrack.data.samples import SampleSet
@@ -94,10 +95,10 @@ def evaluate_run(
             directory.checkpoints.check(chosen)
         stored = StoredPolicy.open(chosen, directory.settings_at_start())
         spec = stored.spec
-        accelerator = builders.build_accelerator(spec)
+        accelerator = build_accelerator(spec)
         experiment = Experiment.of(stored, spec, (VAL_IND, VAL_OOD))
         policy = experiment.policy(accelerator.device)
-        encoding = experiment.encoding(policy.layout, stored.image_tokenizer, accelerator.device)
+        encoding = experiment.encoding(policy.layout, stored.record.image_tokenizer, accelerator.device)
 
         def on_encode(split: str, done: int, total: int) -> None:
             for callback in callbacks:
@@ -111,7 +112,7 @@ def evaluate_run(
             callback.on_stage(f"evaluating {chosen.name} on {split}: {len(split_samples)} samples")
         results[split] = evaluate_split(policy, split_samples, settings, accelerator, group)
     metrics = {f"{split}_{name}": v for split, result in results.items() for name, v in result.metrics.items()}
-    evaluation = Evaluation(chosen, stored.policy_sha256, metrics, directory.evaluation / f"{chosen.name}.json")
+    evaluation = Evaluation(chosen, stored.record.policy_sha256, metrics, directory.evaluation / f"{chosen.name}.json")
     if group.is_main_process:
         _record(directory, experiment, evaluation)
     return evaluation
@@ -148,7 +149,7 @@ def _record(directory: RunDirectory, experiment: Experiment, evaluation: Evaluat
         uid=directory.uid,
         name=directory.run_id,
         experiment=spec.name,
-        backends=builders.build_backends(spec.tracking.backends),
+        backends=build_backends(spec.tracking.backends),
         params=flatten(spec),
         tags=directory.tags_at_start(),
         group=spec.tracking.group,

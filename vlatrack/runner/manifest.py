@@ -15,7 +15,7 @@ import psutil
 import torch
 
 from vlatrack import __version__
-from vlatrack.builders import Experiment
+from vlatrack.builders.experiment import Experiment
 from vlatrack.tracking.privacy import redact
 
 _PACKAGES = ("torch", "transformers", "accelerate", "numpy", "pyarrow", "av", "mlflow", "wandb", "pydantic")

@@ -9,8 +9,9 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from vlatrack import builders
-from vlatrack.builders import Experiment, StoredPolicy
+from vlatrack.builders.experiment import Experiment, build_accelerator, check_processes
+from vlatrack.builders.policy import StoredPolicy, build_schema
+from vlatrack.builders.trackers import build_backends
 from vlatrack.data.cache import CodeCache
 from vlatrack.errors import CheckpointError, SpecError
 from vlatrack.metrics.schema import TRAIN
@@ -132,17 +133,18 @@ def check_same_experiment(
         SpecError: something has changed that makes another experiment of it; all of it is named.
     """
     forbidden, allowed = split_by_resume(differences(stored.settings, flatten(spec)))
-    known = stored.fingerprints
+    known = stored.record.fingerprints
     changed_data = [
         f"{what} is not what it was"
         for what, digest in (fingerprints or {}).items()
         if what in known and known[what] != digest
     ]
+    checkpoint = stored.record.checkpoint.name
     if forbidden or changed_data:
         changes = "; ".join([*map(str, forbidden), *changed_data])
         raise SpecError(
-            f"{directory.path}: would go on as another experiment than {stored.checkpoint.name} ({changes}): undo it, "
-            f"or start a new run with these weights: init_from={directory.path}@{stored.checkpoint.name}"
+            f"{directory.path}: would go on as another experiment than {checkpoint} ({changes}): undo it, or start "
+            f"a new run with these weights: init_from={directory.path}@{checkpoint}"
         )
     return tuple(map(str, allowed))
 
@@ -164,10 +166,10 @@ def _check(spec: ExperimentSpec, group: ProcessGroup) -> Accelerator:
     """The device of the run, once everything is checked that needs no data."""
     if variable := secret_within(dump_spec(spec)):
         raise SpecError(f"the experiment holds the value of {variable}, and it goes to the trackers: take it out")
-    builders.check_processes(spec, group)
-    builders.build_schema(spec)
-    accelerator = builders.build_accelerator(spec)
-    for backend in builders.build_backends(spec.tracking.backends):
+    check_processes(spec, group)
+    build_schema(spec)
+    accelerator = build_accelerator(spec)
+    for backend in build_backends(spec.tracking.backends):
         check_backend(backend)
     return accelerator
 
@@ -218,7 +220,7 @@ def _lead(
     recorder = RunRecorder(
         directory,
         tracked,
-        builders.build_schema(spec),
+        build_schema(spec),
         keep_last=spec.train.checkpoint.keep_last,
         processes=group.world_size,
     )
@@ -288,7 +290,7 @@ def _start_tracking(job: Job, directory: RunDirectory) -> TrackedRun:
         uid=directory.uid,
         name=directory.run_id,
         experiment=spec.name,
-        backends=builders.build_backends(spec.tracking.backends),
+        backends=build_backends(spec.tracking.backends),
         params=flatten(spec),
         tags=tags,
         datasets=[

@@ -30,7 +30,11 @@ Name = Annotated[
     ),
 ]
 CustomTarget = Annotated[
-    str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="a class as package.module:Class")
+    str,
+    Field(
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$|^[A-Za-z_][\w.-]*$",
+        description="a class as package.module:Class, or the name of an entry point of an installed package",
+    ),
 ]
 
 

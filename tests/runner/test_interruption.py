@@ -1,0 +1,154 @@
+"""Signals: a run that is stopped leaves a checkpoint, says how it ended, and can go on."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+from program import TOY, Program, finish_of
+
+from vlatrack.runner.run import resume_run, run_experiment
+from vlatrack.spec.load import load_spec
+from vlatrack.training import interruption
+from vlatrack.training.callback import Callback
+from vlatrack.training.checkpoint.store import CheckpointStore
+from vlatrack.training.interruption import Interruption, Terminated
+from vlatrack.training.process_group import ProcessGroup
+
+ONE_EPOCH = ("train.epochs=1", "tracking.log_every=1", "tracking.system_every_s=null")
+
+
+class SignalAt(Callback):
+    """Sends this process a signal when a step is done."""
+
+    def __init__(self, step: int, number: signal.Signals) -> None:
+        self._step, self._number = step, number
+
+    def on_step(self, state) -> None:
+        if state.step == self._step:
+            os.kill(os.getpid(), self._number)
+
+
+def _run(tmp_path: Path, *callbacks: Callback, overrides: tuple[str, ...] = ()) -> Path:
+    try:
+        run_experiment(load_spec(TOY, [*ONE_EPOCH, *overrides]), runs=tmp_path / "runs", callbacks=callbacks)
+    finally:
+        (run,) = (tmp_path / "runs" / "toy").iterdir()
+    return run
+
+
+def _names(run: Path) -> list[str]:
+    return [path.name for path in CheckpointStore(run / "checkpoints").all()]
+
+
+@pytest.mark.parametrize(
+    ("number", "raised", "reason"),
+    [
+        (signal.SIGTERM, SystemExit, "SIGTERM"),
+        (signal.SIGINT, KeyboardInterrupt, "interrupted from the keyboard"),
+    ],
+)
+def test_a_run_that_is_stopped_in_its_first_epoch_leaves_a_checkpoint_to_go_on_from(
+    tmp_path: Path, number: signal.Signals, raised: type[BaseException], reason: str
+) -> None:
+    whole = _run(tmp_path / "whole")
+    with pytest.raises(raised):
+        _run(tmp_path, SignalAt(3, number))
+    (run,) = (tmp_path / "runs" / "toy").iterdir()
+    (name,) = _names(run)
+    assert name in ("step-00000003", "step-00000004")
+    assert (finish_of(run)["status"], finish_of(run)["reason"]) == ("KILLED", reason)
+    resume_run(run)
+    assert (run / "log_train.txt").read_text() == (whole / "log_train.txt").read_text()
+
+
+def test_a_signal_to_save_leaves_a_checkpoint_and_the_run_goes_on(tmp_path: Path) -> None:
+    run = _run(tmp_path, SignalAt(3, signal.SIGUSR1), overrides=("train.checkpoint.keep_last=9",))
+    assert finish_of(run)["status"] == "FINISHED"
+    assert _names(run)[0] in ("step-00000003", "step-00000004")
+    assert _names(run)[-1] == "step-00000015"
+
+
+def test_a_stop_during_an_evaluation_leaves_a_checkpoint_that_closes_the_epoch_anew(
+    tmp_path: Path, monkeypatch
+) -> None:
+    whole = _run(tmp_path / "whole")
+    monkeypatch.setattr(Interruption, "stop_wanted", property(lambda self: True))
+    monkeypatch.setattr(Interruption, "raise_if_stopped", _raise(Terminated))
+    with pytest.raises(SystemExit):
+        _run(tmp_path)
+    monkeypatch.undo()
+    (run,) = (tmp_path / "runs" / "toy").iterdir()
+    assert _names(run) == ["step-00000015"]
+    assert not (run / "log_eval_ind.txt").exists()
+    resume_run(run)
+    for name in ("log_train.txt", "log_eval_ind.txt", "log_eval_ood.txt"):
+        assert (run / name).read_text() == (whole / name).read_text()
+
+
+def _raise(error: type[BaseException]) -> Callable[..., None]:
+    def raise_it(*_: object) -> None:
+        raise error
+
+    return raise_it
+
+
+def _under_deferred_signals(*actions: Callable[[], object]) -> None:
+    with Interruption(ProcessGroup()) as signals:
+        signals.deferred = True
+        for action in actions:
+            action()
+
+
+def test_the_grace_ends_a_step_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interruption, "GRACE_S", 0.05)
+    terminate = partial(os.kill, os.getpid(), signal.SIGTERM)
+    with pytest.raises(SystemExit):
+        _under_deferred_signals(terminate, signal.pause)  # until the timer rings
+
+
+def test_a_second_signal_does_not_wait() -> None:
+    interrupt, after = partial(os.kill, os.getpid(), signal.SIGINT), []
+    with pytest.raises(KeyboardInterrupt):
+        _under_deferred_signals(
+            interrupt, partial(after.append, "the first waits"), interrupt, partial(after.append, 2)
+        )
+    assert after == ["the first waits"]
+
+
+def test_a_failing_figure_changes_nothing_of_how_a_run_ended(tmp_path: Path, monkeypatch, caplog) -> None:
+    def no_space(*_: object, **__: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("vlatrack.runner.run.write_figures", no_space)
+    run = _run(tmp_path, overrides=("evaluate.open_loop=null",))
+    assert finish_of(run)["status"] == "FINISHED"
+    records = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
+    (failed,) = [r["data"]["data"] for r in records if r["kind"] == "event" and r["data"]["name"] == "report_failed"]
+    assert failed["reason"] == "OSError: no space left on device"
+    assert "figures or uploads are incomplete" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_while_it_draws_its_figures_is_finished(program: Program) -> None:
+    process = program.start("run", TOY, *ONE_EPOCH, "tracking.backends=[{kind: mlflow}]")
+    _read_until(process, "drawing figures")
+    process.kill()
+    process.wait()
+    run = program.only_run()
+    assert finish_of(run)["status"] == "FINISHED"
+    done = program.run("sync", run, "--audit")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "FINISHED" in done.stdout
+
+
+def _read_until(process: "subprocess.Popen[str]", text: str) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(text):
+            return
+    pytest.fail(f"the program never said {text!r}")

@@ -1,0 +1,197 @@
+"""From the spec to a policy: its backbone, its losses, its initial weights, or one that a checkpoint holds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import assert_never
+
+import torch
+
+from vlatrack.errors import CheckpointError, SpecError
+from vlatrack.metrics.losses import LossMetric
+from vlatrack.metrics.schema import MetricSchema
+from vlatrack.models.backbones.base import Backbone, BackboneFactory, BackboneSource
+from vlatrack.models.backbones.causal_lm.backbone import CausalLMFactory
+from vlatrack.models.backbones.chameleon.backbone import ChameleonFactory
+from vlatrack.models.backbones.custom import custom_factory
+from vlatrack.models.heads.action_head import ActionHead
+from vlatrack.models.losses.base import LossTerm
+from vlatrack.models.losses.terms import check_names, documented_terms
+from vlatrack.models.policy import VlaPolicy
+from vlatrack.plugins import load_plugin, make_plugin
+from vlatrack.spec.identity import Scalar, flatten
+from vlatrack.spec.load import load_spec
+from vlatrack.spec.migrate import migrate_flat
+from vlatrack.spec.models import (
+    CausalLMSpec,
+    ChameleonSpec,
+    CustomBackboneSpec,
+    CustomLoss,
+    ExperimentSpec,
+)
+from vlatrack.tokens.bins import Bins
+from vlatrack.tokens.layout import TokenLayout
+from vlatrack.tokens.text import ByteTokenizer, TextTokenizer, load_text_tokenizer
+from vlatrack.training.checkpoint.policy import (
+    PolicyRecord,
+    read_policy,
+)
+
+BACKBONES, LOSSES = "vlatrack.backbones", "vlatrack.losses"
+"""Entry point groups of backbones and loss terms of other packages."""
+
+
+def backbone_factory(spec: ExperimentSpec) -> BackboneFactory:
+    """The kind of backbone that the spec names."""
+    backbone = spec.backbone
+    match backbone:
+        case ChameleonSpec():
+            return ChameleonFactory(
+                preset=backbone.preset,
+                checkpoint=backbone.checkpoint,
+                tokenizer=spec.tokenizer.checkpoint,
+                residual_dropout=backbone.residual_dropout,
+                max_seq_len=backbone.max_seq_len,
+            )
+        case CausalLMSpec():
+            return CausalLMFactory(
+                family=backbone.family,
+                preset=backbone.preset,
+                sizes=backbone.sizes.model_dump(exclude_none=True),
+                checkpoint=backbone.checkpoint,
+                residual_dropout=backbone.residual_dropout,
+                max_seq_len=backbone.max_seq_len,
+            )
+        case CustomBackboneSpec():
+            return custom_factory(
+                load_plugin(backbone.target, BACKBONES), backbone.options, max_seq_len=backbone.max_seq_len
+            )
+        case _:
+            assert_never(backbone)
+
+
+def build_losses(spec: ExperimentSpec, layout: TokenLayout) -> tuple[LossTerm, ...]:
+    """The documented loss terms and those of the spec's own.
+
+    Raises:
+        VlatrackError: a term cannot be loaded, is no loss term, or has a name that is taken.
+    """
+    head, loss = spec.action_head, spec.loss
+    documented = documented_terms(
+        layout,
+        (head.time_horizon, head.action_dim),
+        loss_ct_weights=loss.loss_ct_weights,
+        z_loss_weight=loss.z_loss_weight,
+        image_token_weight=loss.image_token_weight,
+        ct_target=loss.ct_target,
+    )
+    own = [_custom_loss(term, f"loss.terms.{number}") for number, term in enumerate(loss.terms)]
+    check_names(own)
+    return (*documented, *own)
+
+
+def _custom_loss(spec: CustomLoss, place: str) -> LossTerm:
+    try:
+        term = make_plugin(spec.target, group=LOSSES, options={"weight": spec.weight, **spec.options})
+    except SpecError as error:
+        raise SpecError(f"{place}: {error}") from error
+    if not isinstance(term, LossTerm):
+        raise SpecError(f"{place}: {spec.target} is no vlatrack.models.losses.base.LossTerm; derive the class from it")
+    if not isinstance(getattr(term, "metric", None), LossMetric):
+        raise SpecError(f"{place}: {spec.target} lacks its name; give the class metric = LossMetric(name, meaning)")
+    return term
+
+
+def build_schema(spec: ExperimentSpec) -> MetricSchema:
+    """Every metric that a run of the spec may log.
+
+    Raises:
+        VlatrackError: a loss term cannot be used, or `train.checkpoint.best_metric` cannot decide what is best.
+    """
+    head = spec.action_head
+    schema = MetricSchema.for_experiment(
+        horizon=head.time_horizon,
+        action_dim=head.action_dim,
+        losses={term.metric: term.weight for term in build_losses(spec, TokenLayout())},
+    )
+    if problem := schema.why_not_best(spec.train.checkpoint.best_metric):
+        raise SpecError(f"train.checkpoint.best_metric: {problem}")
+    return schema
+
+
+@dataclass(frozen=True)
+class StoredPolicy:
+    """A policy in a checkpoint, with its spec as it was when the checkpoint was made."""
+
+    record: PolicyRecord
+    spec: ExperimentSpec
+    settings: Mapping[str, Scalar]  # the spec, flat, with the keys that there were then
+
+    @classmethod
+    def open(cls, checkpoint: Path, settings_at_start: Mapping[str, Scalar]) -> "StoredPolicy":
+        """The policy of a checkpoint that was checked.
+
+        Args:
+            settings_at_start: the flat settings that its run began with; a checkpoint of format 1 has none of its own.
+
+        Raises:
+            VlatrackError: what the checkpoint says of its policy is damaged or missing.
+        """
+        record = read_policy(checkpoint)
+        spec = load_spec(record.spec_file, stored=True)
+        settings = flatten(spec)
+        if record.geometry is None and settings_at_start:
+            settings = migrate_flat(settings_at_start) | {"tokenizer.bins": record.bins}
+        return cls(record, spec, settings)
+
+    def source(self, spec: ExperimentSpec) -> BackboneSource:
+        """The backbone, with the settings of a spec that has the same geometry; nothing pretrained is needed."""
+        if self.record.geometry is None:
+            fresh = backbone_factory(spec).open()
+            return BackboneSource(build=fresh.build, text=fresh.text)
+        assert self.record.text_tokenizer is not None, "both are of the same format"
+        build = partial(backbone_factory(spec).from_geometry, self.record.geometry)
+        return BackboneSource(build=build, text=load_text_tokenizer(self.record.text_tokenizer))
+
+
+def build_policy(spec: ExperimentSpec, source: BackboneSource) -> VlaPolicy:
+    """The policy with its initial weights: random from the seed, or the pretrained ones.
+
+    Raises:
+        CheckpointError: the pretrained weights are damaged, or of another geometry.
+    """
+    torch.manual_seed(spec.seed)
+    head, backbone = spec.action_head, source.build()
+    _check_vocabulary(backbone, source.text or ByteTokenizer(backbone.layout))
+    width = max(head.heads, round(backbone.width * head.reduced_ratio / head.heads) * head.heads)
+    policy = VlaPolicy(
+        backbone,
+        ActionHead(
+            backbone_width=backbone.width,
+            time_horizon=head.time_horizon,
+            action_dim=head.action_dim,
+            reduced_width=width,
+            encoder_layers=head.encoder_layers,
+            heads=head.heads,
+            dropout=head.dropout,
+            mask_padding=head.mask_padding,
+        ),
+        layout=backbone.layout,
+        bins=Bins(spec.tokenizer.bins),
+        losses=build_losses(spec, backbone.layout),
+    )
+    if source.weights is not None:
+        source.weights.copy_into(policy)
+    if spec.train.gradient_checkpointing:
+        backbone.enable_gradient_checkpointing()
+    return policy
+
+
+def _check_vocabulary(backbone: Backbone, text: TextTokenizer) -> None:
+    rows, needed = len(backbone.output_layer), max(backbone.layout.state_end + 1, text.vocabulary_size)
+    if needed > rows:
+        raise CheckpointError(
+            f"backbone: its vocabulary has {rows} ids, but image, action, state and text ids go up to {needed - 1}; "
+            "it needs a larger one, or another tokenizer"
+        )

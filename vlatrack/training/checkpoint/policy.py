@@ -1,0 +1,113 @@
+"""What a checkpoint says of its policy: policy.json, and what vlatrack 0.1.0 kept in the run's directory instead."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlatrack import __version__
+from vlatrack.data.statistics import NormStats
+from vlatrack.errors import CheckpointError, DataError, TokenError
+from vlatrack.tokens.bins import ValueRange
+from vlatrack.training.checkpoint.contents import FORMAT, POLICY, STATE, read_manifest
+
+SPEC, TEXT_TOKENIZER, IMAGE_TOKENIZER = "spec.yaml", "text_tokenizer", "image_tokenizer"
+
+
+@dataclass(frozen=True)
+class PolicyRecord:
+    """A policy in a checkpoint folder, as far as it is known before its weights are read."""
+
+    checkpoint: Path
+    spec_file: Path
+    bins: int
+    norm_stats: NormStats
+    geometry: Mapping[str, Any] | None  # of the backbone; None in format 1
+    fingerprints: Mapping[str, str]  # digests of the data and of pretrained weights, by what they are
+    lineage: tuple[Mapping[str, str], ...]  # the policies that the weights come from, the oldest first
+    text_tokenizer: Path | None  # folder; None in format 1
+    image_tokenizer: Path  # folder
+    policy_sha256: str
+
+    def write(self, folder: Path, *, experiment_hash: str, backbone_kind: str) -> None:
+        """Write policy.json into ``folder``."""
+        assert self.geometry is not None, "what is written now is of this version"
+        content = {
+            "format": FORMAT,
+            "vlatrack": __version__,
+            "hash": experiment_hash,
+            "backbone": {"kind": backbone_kind, "geometry": dict(self.geometry)},
+            "bins": self.bins,
+            "norm_stats": self.norm_stats.to_json(),
+            "fingerprints": dict(self.fingerprints),
+            "lineage": [dict(parent) for parent in self.lineage],
+        }
+        (folder / POLICY).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def read_policy(checkpoint: Path) -> PolicyRecord:
+    """The policy of a checkpoint that was checked, of this format or of format 1.
+
+    Raises:
+        CheckpointError: a file that says so is missing or damaged.
+    """
+    manifest = read_manifest(checkpoint)
+    read = _read_format_1 if manifest.format == 1 else _read
+    try:
+        return read(checkpoint, manifest.policy_sha256)
+    except (OSError, ValueError, KeyError, TypeError, DataError, TokenError) as error:
+        raise CheckpointError(f"{checkpoint}: what it says of its policy cannot be read ({error})") from error
+
+
+def _read(checkpoint: Path, policy_sha256: str) -> PolicyRecord:
+    stored = json.loads((checkpoint / POLICY).read_text())
+    return PolicyRecord(
+        checkpoint,
+        spec_file=checkpoint / SPEC,
+        bins=stored["bins"],
+        norm_stats=NormStats.from_json(stored["norm_stats"]),
+        geometry=stored["backbone"]["geometry"],
+        fingerprints=dict(stored["fingerprints"]),
+        lineage=tuple(stored["lineage"]),
+        text_tokenizer=checkpoint / TEXT_TOKENIZER,
+        image_tokenizer=checkpoint / IMAGE_TOKENIZER,
+        policy_sha256=policy_sha256,
+    )
+
+
+def _read_format_1(checkpoint: Path, policy_sha256: str) -> PolicyRecord:
+    run_dir = checkpoint.resolve().parent.parent
+    identity = json.loads((checkpoint / STATE).read_text())["identity"]
+    data = json.loads((run_dir / "manifest.json").read_text())["data"]
+    actions, states = (
+        None if identity[f"{what}_low"] is None else ValueRange(tuple(identity[f"{what}_low"]), tuple(identity[high]))
+        for what, high in (("action", "action_high"), ("state", "state_high"))
+    )
+    if actions is None:
+        raise ValueError("the range of the actions is missing")
+    fingerprints = {f"data.{name}": split["sha256"] for name, split in data.items()}
+    fingerprints |= {choice_of(name): choice_digest(split["episodes"]) for name, split in data.items()}
+    return PolicyRecord(
+        checkpoint,
+        spec_file=run_dir / SPEC,
+        bins=identity["bins"],
+        norm_stats=NormStats(actions, states),
+        geometry=None,
+        fingerprints=fingerprints,
+        lineage=(),
+        text_tokenizer=None,
+        image_tokenizer=run_dir / "tokenizer",
+        policy_sha256=policy_sha256,
+    )
+
+
+def choice_of(split: str) -> str:
+    """What the fingerprint of the choice of a split's episodes is called."""
+    return f"data.{split} (choice of episodes)"
+
+
+def choice_digest(indices: Sequence[int]) -> str:
+    """SHA-256 of the numbers of the chosen episodes."""
+    return hashlib.sha256(",".join(map(str, indices)).encode()).hexdigest()
