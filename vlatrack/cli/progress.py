@@ -90,7 +90,7 @@ class TerminalDisplay:
         self._say(f"figures     {directory / 'report'}")
         for backend in delivery.backends:
             state = "INCOMPLETE" if backend.undelivered or backend.dead_letters else "complete"
-            self._say(f"{backend.label:<11} {state}, {backend.delivered} records; {backend.look or ''}")
+            self._say(f"{backend.label:<11} {state}, {backend.delivered} records; {backend.url or ''}")
             if backend.error:
                 self._say(f"            {backend.error}")
         where = str(directory / "report")

@@ -5,19 +5,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from vlatrack.errors import VlatrackError
 from vlatrack.metrics.schema import sectioned
-from vlatrack.tracking.journal.journal import Record
+from vlatrack.tracking.journal.records import Record
 
 Scalar = str | int | float | bool | None
 NAMINGS = ("documented", "sections")
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
-class Rejected(Exception):  # noqa: N818 (a verdict of the backend, not an error of ours)
+class RejectedError(VlatrackError):
     """The backend will never take this; trying again is of no use. Any other exception means: later, perhaps."""
 
 
-class RemoteDeleted(Exception):  # noqa: N818 (what a person did there)
+class RemoteDeletedError(VlatrackError):
     """The remote run was deleted by a person, who may restore it; until then nothing can be delivered, nor is at
     fault. The text says what to do."""
 
@@ -101,11 +102,11 @@ class RunEvent:
 
 @dataclass(frozen=True)
 class ArtifactFile:
-    """One file of an artifact: where it lies, its place inside the artifact (`a/b.bin`), its hexadecimal digest, and
-    its size in bytes."""
+    """One file of an artifact: where it lies, its name, which is its path inside the artifact (`a/b.bin`), its
+    hexadecimal digest, and its size in bytes."""
 
     path: Path
-    place: str
+    name: str
     sha256: str
     size: int
 
@@ -114,7 +115,8 @@ class ArtifactFile:
 class Artifact:
     """A file or folder of the run directory under a name such as `checkpoints/epoch-3`.
 
-    `sha256` is the hexadecimal digest of its content, places included, as it is now; `folder` says whether it is one.
+    `sha256` is the hexadecimal digest of its content, file names included, as it is now; `folder` says whether it is
+    one.
     """
 
     name: str
@@ -171,7 +173,7 @@ class Audit:
 class Backend(Protocol):
     """A tracker. Every call may be repeated after a crash and must not store anything twice.
 
-    All methods raise `Rejected` for what can never be delivered, and anything else for what may work later.
+    All methods raise `RejectedError` for what can never be delivered, and anything else for what may work later.
     """
 
     url: str | None
@@ -240,5 +242,5 @@ def remote_path(artifact: Artifact, file: ArtifactFile) -> str:
 
     A single file keeps the artifact's name if that ends in its own, else it lies in a folder of that name.
     """
-    is_named_so = not artifact.folder and artifact.name.rpartition("/")[2] == file.place
-    return artifact.name if is_named_so else f"{artifact.name}/{file.place}"
+    is_named_so = not artifact.folder and artifact.name.rpartition("/")[2] == file.name
+    return artifact.name if is_named_so else f"{artifact.name}/{file.name}"

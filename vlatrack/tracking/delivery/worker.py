@@ -21,7 +21,8 @@ from pathlib import Path
 from vlatrack.errors import TrackerError
 from vlatrack.tracking.backends.registry import backend_label, backends_of, connect, destination_of
 from vlatrack.tracking.delivery.tail import Tail
-from vlatrack.tracking.journal.journal import Journal, Kind, finish_record, is_being_written, last_record
+from vlatrack.tracking.journal.journal import Journal, is_being_written
+from vlatrack.tracking.journal.records import Kind, finish_record, last_record
 from vlatrack.tracking.lock import FileLock, LockHeldError
 from vlatrack.tracking.privacy import redact
 from vlatrack.tracking.run_files import RunFiles
