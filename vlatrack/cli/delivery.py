@@ -44,7 +44,7 @@ def sync(
     [bold]vlatrack sync --audit --backend mlflow[/bold]
     """
     console = _console()
-    chosen = paths or _unfinished_business(runs, backend, audited=audit)
+    chosen = paths or _undelivered_runs(runs, backend, audited=audit)
     if not chosen:
         _say(console, f"nothing to deliver in {runs}")
     # Of runs that were named one by one, a mistake is an error; of all runs, some may be busy.
@@ -110,7 +110,7 @@ def reap(runs: Runs = Path("runs"), patience: Patience = 60.0) -> None:
         raise typer.Exit(INCOMPLETE)
 
 
-def _unfinished_business(runs: Path, backend: str | None, *, audited: bool) -> list[Path]:
+def _undelivered_runs(runs: Path, backend: str | None, *, audited: bool) -> list[Path]:
     """The runs that are over and lack something at a backend, or all that are over if they are to be audited."""
     from vlatrack.tracking.delivery.report import RunOverview, run_overviews
     from vlatrack.tracking.delivery.sync import has_backend

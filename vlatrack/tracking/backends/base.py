@@ -140,9 +140,9 @@ class Destination:
     """Which tracker a delivery is for, as its cursor remembers it: another one has nothing of the run yet."""
 
     name: str = ""
-    """Without secrets; empty: there is but one."""
+    """Without secrets; empty where there is only one."""
     is_temporary: bool = False
-    """Only until the tracker can be used: what the tracker itself has got need not be written here as well."""
+    """It stands in until the tracker can be used, and is not needed for a run that the tracker has."""
 
 
 ONLY_ONE = Destination()
@@ -177,7 +177,7 @@ class Backend(Protocol):
     """
 
     url: str | None
-    """Where a person looks at the run, once it is open."""
+    """Where a person finds the run, once it is open."""
 
     def open(self, start: RunStart, acknowledged: int) -> Position:
         """Find or create the remote run and mark it running; `acknowledged` is the last delivered seq, or -1."""
@@ -198,7 +198,7 @@ class Backend(Protocol):
         """What is stored by now. Needs no `open` and changes nothing; an absent run is an empty `Audit`."""
 
     def close(self) -> None:
-        """Let go of connections and processes; the remote run keeps its status."""
+        """Close connections and end processes; the remote run keeps its status."""
 
 
 @runtime_checkable
@@ -211,7 +211,7 @@ class TakesEvents(Protocol):
 
 @runtime_checkable
 class Buffers(Protocol):
-    """What a backend offers besides `Backend` if records are on their way for a while after `deliver` returned."""
+    """What a backend offers besides `Backend` if it stores records some time after `deliver` returned."""
 
     def stored(self) -> int | None:
         """The last record of metrics up to which the tracker holds everything; None: all that was delivered.

@@ -102,7 +102,7 @@ def last_start(journal: Path) -> Record | None:
             records = JournalReader(journal, offset=begin).read(1)
             if records and records[0].kind == Kind.START:
                 return records[0]
-            found = content.rfind(_START_MARK, 0, begin)  # a value of another record only looked like it
+            found = content.rfind(_START_MARK, 0, begin)  # it was a value of another record
     return None
 
 

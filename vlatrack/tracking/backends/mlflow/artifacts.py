@@ -21,7 +21,7 @@ from vlatrack.tracking.backends.base import Artifact, ArtifactFile, RejectedErro
 from vlatrack.tracking.backends.mlflow.runs import METRICS_PER_BATCH, batches, mlflow_key, verdicts
 
 REFERENCE = ".reference.json"
-"""Ends the name of what stands in the place of files that are not copied."""
+"""Ends the name of the file that is uploaded instead of files that are not copied."""
 
 LARGE = 100_000_000
 SLOWEST_STORE_PER_S = 20_000_000
@@ -104,7 +104,7 @@ def put_checkpoint(
 
 
 def _major_version(uri: str) -> int:
-    """Asked when an address was not found, which may as well be the fault of what stands before the server."""
+    """Asked when an address was not found, which a proxy in front of the server may have caused as well."""
     return int(http_request(get_default_host_creds(uri), "/version", "GET").text.partition(".")[0])
 
 

@@ -99,8 +99,8 @@ class MlflowBackend:
         self._put_params(run, start.params)
         self._put_tags({mlflow_key(name): value for name, value in start.tags.items()})
         local = uri.startswith("sqlite:")
-        place = f"{redact(uri).rstrip('/')}/#/experiments/{experiment}/runs/{self._run_id}"
-        self.url = f"vlatrack ui --runs {self._runs}" if local and self._uri is None else place
+        page = f"{redact(uri).rstrip('/')}/#/experiments/{experiment}/runs/{self._run_id}"
+        self.url = f"vlatrack ui --runs {self._runs}" if local and self._uri is None else page
         self._put_datasets(start.datasets)
         self._uid = start.uid
         return Position(0, 0) if is_new else Position(acknowledged + 1, acknowledged + 1)
@@ -156,7 +156,7 @@ class MlflowBackend:
         return Audit(runs[0].info.status, len(keys), values)
 
     def close(self) -> None:
-        """Nothing is held open between calls."""
+        """Nothing stays open between calls."""
 
     @property
     def _store(self) -> str:
@@ -210,7 +210,7 @@ class MlflowBackend:
 
 
 def _create_store(path: Path) -> None:
-    """Made under another name first: a database whose creation was cut, by a kill or a full disk, stays broken."""
+    """Create the database under a temporary name: after a kill or a full disk in between, it would stay broken."""
     if not path.exists():
         for left in path.parent.glob(f".{path.name}.*{UNFINISHED}*"):
             left.unlink()

@@ -139,7 +139,7 @@ def join_group(client: MlflowClient, run: Run, group: str) -> None:
     """Make the run a child of its group's run, which is created if it is not there.
 
     MLflow cannot create a run only if there is none. Of several, made at the same moment, all choose the earliest and
-    move the children of the others there; who has chosen one looks again whether it still is the one.
+    move the children of the others there; whoever has chosen one checks again that it still is the one.
     """
     experiment, uid = run.info.experiment_id, f"group:{run.info.experiment_id}:{mlflow_key(group)}"
     chosen = run.data.tags.get(MLFLOW_PARENT_RUN_ID)
@@ -150,11 +150,11 @@ def join_group(client: MlflowClient, run: Run, group: str) -> None:
         if parent is not None:
             chosen = parent
             client.set_tag(run.info.run_id, MLFLOW_PARENT_RUN_ID, chosen)
-    raise ConnectionError(f"the run of the group {group} changes all the time")
+    raise ConnectionError(f"the run of the group {group} keeps changing")
 
 
 def _only_parent(client: MlflowClient, experiment: str, uid: str, group: str) -> str | None:
-    """The id of the group's run, after clearing away what is superfluous; None: look again."""
+    """The id of the group's run, after removing superfluous ones; None: try again."""
     parents = runs_with_uid(client, experiment, uid)
     if not parents:
         tags = {UID_TAG: uid, **source_tags()}

@@ -36,7 +36,7 @@ from vlatrack.tracking.run_files import RunFiles
 
 X_AXIS = "train_step"
 BEST = "best/"
-"""Begins the summary's name of a metric's best value so far; the last value stands under the metric's own name."""
+"""Prefix of a metric's best value in the summary; the last value stands under the metric's own name."""
 
 EXIT_CODES = {"FINISHED": 0, "FAILED": 1, "KILLED": 255}
 LONGEST_TAG, ROWS_PER_PAGE, RETRIES = 64, 1000, 5
