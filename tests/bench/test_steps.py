@@ -8,7 +8,7 @@ from program import TOY
 
 from vlatrack.bench.steps import RECORDS_PER_BLOCK, StepTime, measure_step_time
 from vlatrack.tracking.delivery.report import delivery_report, labels_of
-from vlatrack.tracking.journal.journal import Kind, read_records
+from vlatrack.tracking.journal.records import Kind, read_records
 
 
 def test_the_ratio_compares_blocks_that_stand_side_by_side() -> None:

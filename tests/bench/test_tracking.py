@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from vlatrack.bench.tracking import measure_journal, measure_logging
-from vlatrack.tracking.journal.journal import read_records
+from vlatrack.tracking.journal.records import read_records
 from vlatrack.tracking.run_files import RunFiles
 
 pytestmark = pytest.mark.slow

@@ -19,7 +19,7 @@ from mlflow_server import MlflowServer, wait_until
 from wandb_double import WandbDouble
 
 from vlatrack.tracking.delivery.cursor import CursorFile
-from vlatrack.tracking.journal.journal import Kind, last_record, read_records
+from vlatrack.tracking.journal.records import Kind, last_record, read_records
 from vlatrack.tracking.run_files import RunFiles
 
 Row = tuple[str, int, int, float]

@@ -23,7 +23,8 @@ from vlatrack.tracking.backends.mlflow import artifacts as mlflow_artifacts
 from vlatrack.tracking.backends.mlflow.runs import runs_with_uid
 from vlatrack.tracking.backends.registry import connect
 from vlatrack.tracking.delivery.cursor import CursorFile
-from vlatrack.tracking.journal.journal import Journal, Kind, read_records
+from vlatrack.tracking.journal.journal import Journal
+from vlatrack.tracking.journal.records import Kind, read_records
 from vlatrack.tracking.privacy import private_directory
 from vlatrack.tracking.run import TrackedRun
 from vlatrack.tracking.run_files import RunFiles
@@ -175,7 +176,7 @@ def test_wandb_sends_only_the_file_again_whose_upload_was_cut(filled_run_dir: Pa
         wandb.teardown()
     stored = [hashlib.sha256(body).hexdigest() for body in wandb_server.uploads.values()]
     assert {file.sha256 for file in artifact.files} <= set(stored)
-    assert sorted(uploads) == sorted([*(file.place for file in artifact.files), uploads[2]])
+    assert sorted(uploads) == sorted([*(file.name for file in artifact.files), uploads[2]])
     assert [known["state"] for known in wandb_server.artifacts.values()] == ["COMMITTED"]
 
 
@@ -246,7 +247,7 @@ def test_an_artifact_that_was_cut_goes_on_with_the_file_that_was_cut(
     files, tags = at_server(mlflow_server, "cut")
     assert tags["vlatrack.artifact.report"] == artifact.sha256
     assert {name: digest(path) for name, path in files.items()} == {
-        f"report/{f.place}": f.sha256 for f in artifact.files
+        f"report/{f.name}": f.sha256 for f in artifact.files
     }
 
 

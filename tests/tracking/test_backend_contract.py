@@ -16,7 +16,7 @@ from wandb_double import WandbDouble
 
 from vlatrack.testing.backend_contract import BackendContract, Row, Stored
 from vlatrack.tracking.backends.base import Backend, BackendConfig
-from vlatrack.tracking.backends.mlflow.keys import name_of_mlflow_key
+from vlatrack.tracking.backends.mlflow.runs import name_of_mlflow_key
 from vlatrack.tracking.backends.registry import connect
 
 LARGEST_DOUBLE = 1.7976931348623157e308

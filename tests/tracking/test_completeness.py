@@ -10,9 +10,8 @@ from test_delivery import MLFLOW, WANDB, client, mlflow_rows, mlflow_run, wandb_
 from wandb_double import WandbDouble
 
 from vlatrack.metrics.schema import SYSTEM
-from vlatrack.tracking.journal.history import metric_history
-from vlatrack.tracking.journal.journal import read_records
-from vlatrack.tracking.journal.rewind import Rewinds
+from vlatrack.tracking.journal.history import Rewinds, metric_history
+from vlatrack.tracking.journal.records import read_records
 from vlatrack.tracking.run import DatasetInput, TrackedRun
 
 pytestmark = pytest.mark.slow

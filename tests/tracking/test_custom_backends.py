@@ -46,7 +46,7 @@ def deliver(run_dir: Path, target: str) -> None:
         run.log({"train_closs": step / 2}, step=step)
     report = run.finish("FINISHED")
     assert report.complete, report
-    assert report.backends[0].look == str(run_dir / "table")
+    assert report.backends[0].url == str(run_dir / "table")
     with (run_dir / "table" / "metrics.csv").open(newline="") as file:
         assert [(row[2], row[4]) for row in csv.reader(file)] == [("0", "0.0"), ("1", "0.5"), ("2", "1.0")]
 

@@ -21,7 +21,8 @@ from vlatrack.tracking.backends.registry import backends_text, connect
 from vlatrack.tracking.delivery import tail
 from vlatrack.tracking.delivery.cursor import Cursor, CursorFile
 from vlatrack.tracking.delivery.tail import Tail
-from vlatrack.tracking.journal.journal import Journal, Kind
+from vlatrack.tracking.journal.journal import Journal
+from vlatrack.tracking.journal.records import Kind
 from vlatrack.tracking.run_files import RunFiles
 
 Eventually = Callable[..., None]
@@ -75,7 +76,7 @@ def test_mlflow_gets_everything_after_a_deletion_in_the_middle_was_undone(
         run.log(300, first_step=50)
         eventually(lambda: "deleted" in str(cursor().error))
         named = f"run run-1 ({stored.info.run_id})" if what == "run" else "experiment contract"
-        told = f"RemoteDeleted: {named} was deleted in MLflow; restore it there and `vlatrack sync`"
+        told = f"RemoteDeletedError: {named} was deleted in MLflow; restore it there and `vlatrack sync`"
         assert (cursor().error, cursor().seq, cursor().dead_letters) == (told, 50, 0)
         assert calls == {"metrics": 1}
         if what == "run":

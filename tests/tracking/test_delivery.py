@@ -23,7 +23,7 @@ from vlatrack.tracking.delivery.audit import audit_run, journal_audit
 from vlatrack.tracking.delivery.cursor import CursorFile
 from vlatrack.tracking.delivery.sync import sync_run
 from vlatrack.tracking.journal.history import metric_history, run_status
-from vlatrack.tracking.journal.journal import read_records
+from vlatrack.tracking.journal.records import read_records
 from vlatrack.tracking.run import BackendConfig, TrackedRun
 
 Eventually = Callable[..., None]
@@ -287,7 +287,7 @@ def test_without_a_key_wandb_writes_offline_files_and_says_so(
     )
     (file,) = (run_dir / "wandb").glob("offline-run-*/run-u1.wandb")
     assert b"train/closs" in file.read_bytes()
-    assert report.backends[0].look == f"with a key: vlatrack sync {run_dir}"
+    assert report.backends[0].url == f"with a key: vlatrack sync {run_dir}"
     assert wandb_server.operations == Counter()
 
 

@@ -19,7 +19,8 @@ from vlatrack.tracking.backends.registry import connect
 from vlatrack.tracking.delivery import tail
 from vlatrack.tracking.delivery.cursor import CursorFile
 from vlatrack.tracking.delivery.tail import Tail
-from vlatrack.tracking.journal.journal import Journal, Kind, read_records
+from vlatrack.tracking.journal.journal import Journal
+from vlatrack.tracking.journal.records import Kind, read_records
 from vlatrack.tracking.privacy import private_directory
 from vlatrack.tracking.run import TrackedRun
 from vlatrack.tracking.run_files import RunFiles

@@ -12,7 +12,7 @@ from mlflow_server import MlflowServer
 from wandb_double import WandbDouble
 
 from vlatrack.tracking.backends.base import BackendConfig, RunStart
-from vlatrack.tracking.backends.mlflow import groups as mlflow_groups
+from vlatrack.tracking.backends.mlflow import runs as mlflow_runs
 from vlatrack.tracking.backends.mlflow.runs import runs_with_uid
 from vlatrack.tracking.backends.registry import connect
 from vlatrack.tracking.run import TrackedRun
@@ -68,14 +68,14 @@ def test_runs_that_start_at_once_on_a_server_make_one_group(
     uids = ["u1", "u2", "u3", "u4"]
     all_have_looked, looked = threading.Barrier(len(uids)), threading.local()
 
-    def look(client: MlflowClient, experiment: str, uid: str) -> Sequence[Run]:
-        found = runs_with_uid(client, experiment, uid)
-        if not hasattr(looked, "once"):
+    def look(client: MlflowClient, experiment: str, uid: str, **view: int) -> Sequence[Run]:
+        found = runs_with_uid(client, experiment, uid, **view)
+        if uid.startswith("group:") and not hasattr(looked, "once"):
             looked.once = True
             all_have_looked.wait(60)
         return found
 
-    monkeypatch.setattr(mlflow_groups, "runs_with_uid", look)
+    monkeypatch.setattr(mlflow_runs, "runs_with_uid", look)
     server = BackendConfig("mlflow", options={"tracking_uri": mlflow_server.url})
     backends = [connect(server, tmp_path / uid) for uid in uids]
     opens: list[Callable[[], object]] = [

@@ -14,15 +14,8 @@ import pytest
 import torch
 
 from vlatrack.errors import TrackerError
-from vlatrack.tracking.journal.journal import (
-    Journal,
-    JournalReader,
-    finish_record,
-    is_being_written,
-    last_record,
-    read_records,
-    records_backwards,
-)
+from vlatrack.tracking.journal.journal import Journal, is_being_written
+from vlatrack.tracking.journal.records import JournalReader, finish_record, last_record, read_records, records_backwards
 
 
 def _open(path: Path) -> Journal:

@@ -22,7 +22,8 @@ from vlatrack.tracking.delivery import supervisor
 from vlatrack.tracking.delivery.supervisor import end_delivery
 from vlatrack.tracking.delivery.sync import sync_run
 from vlatrack.tracking.journal.history import run_status
-from vlatrack.tracking.journal.journal import Journal, is_being_written, read_records
+from vlatrack.tracking.journal.journal import Journal, is_being_written
+from vlatrack.tracking.journal.records import read_records
 from vlatrack.tracking.lock import FileLock, Holder, LockHeldError, lock_holder, process_here
 from vlatrack.tracking.privacy import private_directory
 from vlatrack.tracking.run import TrackedRun

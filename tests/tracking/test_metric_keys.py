@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow.utils.validation import _validate_metric_name
 
-from vlatrack.tracking.backends.mlflow.keys import mlflow_key, name_of_mlflow_key
+from vlatrack.tracking.backends.mlflow.runs import mlflow_key, name_of_mlflow_key
 
 NAMES = st.text(min_size=1, max_size=30) | st.text(alphabet="ax:3/. é%", min_size=1, max_size=8)
 

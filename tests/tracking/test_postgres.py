@@ -10,9 +10,9 @@ from mlflow_server import MlflowServer
 from postgres_server import PostgresServer, find_programs
 
 from vlatrack.tracking.backends.base import BackendConfig
-from vlatrack.tracking.backends.mlflow.keys import name_of_mlflow_key
+from vlatrack.tracking.backends.mlflow.runs import name_of_mlflow_key
 from vlatrack.tracking.delivery.sync import sync_run
-from vlatrack.tracking.journal.journal import Kind, read_records
+from vlatrack.tracking.journal.records import Kind, read_records
 from vlatrack.tracking.run import TrackedRun
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from vlatrack.tracking.journal.journal import Journal, Kind
-from vlatrack.tracking.journal.rewind import Rewinds, last_start
+from vlatrack.tracking.journal.history import Rewinds, last_start
+from vlatrack.tracking.journal.journal import Journal
+from vlatrack.tracking.journal.records import Kind
 
 
 @pytest.fixture

@@ -9,10 +9,11 @@ import pytest
 
 from vlatrack.errors import MissingPackageError, TrackerError
 from vlatrack.tracking.backends.mlflow.backend import MlflowBackend
-from vlatrack.tracking.backends.registry import _OPTIONS, backend_config, backends_of
+from vlatrack.tracking.backends.registry import BUILT_IN, backend_config, backends_of
 from vlatrack.tracking.backends.tensorboard import TensorboardBackend
 from vlatrack.tracking.backends.wandb.backend import WandbBackend
-from vlatrack.tracking.journal.journal import is_being_written, read_records
+from vlatrack.tracking.journal.journal import is_being_written
+from vlatrack.tracking.journal.records import read_records
 from vlatrack.tracking.run import BackendConfig, TrackedRun, metric_history, run_status, start_run
 from vlatrack.tracking.run_files import RunFiles
 
@@ -128,7 +129,7 @@ def test_an_experiment_or_a_run_that_is_none_is_one_line(
     ("kind", "backend"), [("mlflow", MlflowBackend), ("wandb", WandbBackend), ("tensorboard", TensorboardBackend)]
 )
 def test_the_options_that_are_checked_are_those_of_the_class(kind: str, backend: type) -> None:
-    assert list(_OPTIONS[kind]) == [
+    assert list(BUILT_IN[kind].options) == [
         name for name in inspect.signature(backend).parameters if name not in ("run_dir", "naming")
     ]
 

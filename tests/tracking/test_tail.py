@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from vlatrack.tracking.backends.base import Artifact, Audit, Position, Rejected, Rejection, RunFinish, RunStart
+from vlatrack.tracking.backends.base import Artifact, Audit, Position, RejectedError, Rejection, RunFinish, RunStart
 from vlatrack.tracking.delivery import tail
 from vlatrack.tracking.delivery.cursor import Cursor, CursorFile
 from vlatrack.tracking.delivery.tail import Tail
-from vlatrack.tracking.journal.journal import Journal, Record, read_records
+from vlatrack.tracking.journal.journal import Journal
+from vlatrack.tracking.journal.records import Record, read_records
 from vlatrack.tracking.privacy import private_directory
 from vlatrack.tracking.run_files import RunFiles
 
@@ -40,7 +41,7 @@ class Memory:
     def deliver(self, records: Sequence[Record]) -> list[Rejection]:
         self.batches.append([record.seq for record in records])
         if any(record.seq in self.poison for record in records):
-            raise Rejected("poison")
+            raise RejectedError("poison")
         self.rows |= {record.seq: record for record in records}
         if self.failures:  # stored, but the answer is lost
             raise self.failures.pop()

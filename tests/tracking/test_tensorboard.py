@@ -14,7 +14,8 @@ from vlatrack.testing.example_run import ExampleRun
 from vlatrack.tracking.backends.base import BackendConfig, Position, RunFinish, RunStart
 from vlatrack.tracking.backends.tensorboard import EVENT_FILE, NOTE_FILE, TensorboardBackend
 from vlatrack.tracking.delivery.cursor import CursorFile
-from vlatrack.tracking.journal.journal import read_records
+from vlatrack.tracking.journal.records import read_records
+from vlatrack.tracking.lock import LockHeldError
 from vlatrack.tracking.run import TrackedRun
 
 
@@ -107,7 +108,7 @@ def test_a_run_that_went_back_shows_the_later_values(run: ExampleRun) -> None:
 def test_two_that_write_the_same_file_do_not_mix(run: ExampleRun) -> None:
     with contextlib.closing(backend_of(run)) as first, contextlib.closing(backend_of(run)) as second:
         first.open(run.start_value(), -1)
-        with pytest.raises(BlockingIOError):
+        with pytest.raises(LockHeldError):
             second.open(run.start_value(), -1)
 
 

@@ -18,7 +18,8 @@ from vlatrack.errors import MissingPackageError, TrackerError
 from vlatrack.tracking.backends.base import BackendConfig
 from vlatrack.tracking.backends.registry import backends_text, check_backend_available
 from vlatrack.tracking.journal.history import run_status
-from vlatrack.tracking.journal.journal import Journal, JournalReader, Kind, last_record
+from vlatrack.tracking.journal.journal import Journal
+from vlatrack.tracking.journal.records import JournalReader, Kind, last_record
 from vlatrack.tracking.privacy import private_directory, write_private
 from vlatrack.tracking.run import TrackedRun
 from vlatrack.tracking.run_files import RunFiles

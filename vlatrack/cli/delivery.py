@@ -9,8 +9,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from vlatrack.tracking.delivery.audit import BackendAudit
-    from vlatrack.tracking.delivery.report import BackendDelivery
-    from vlatrack.tracking.overview import RunOverview
+    from vlatrack.tracking.delivery.report import BackendDelivery, RunOverview
 
 INCOMPLETE = 1
 Runs = Annotated[Path, typer.Option(help="Folder that holds all runs.")]
@@ -45,7 +44,7 @@ def sync(
     [bold]vlatrack sync --audit --backend mlflow[/bold]
     """
     console = _console()
-    chosen = paths or _unfinished_business(runs, backend, audited=audit)
+    chosen = paths or _undelivered_runs(runs, backend, audited=audit)
     if not chosen:
         _say(console, f"nothing to deliver in {runs}")
     # Of runs that were named one by one, a mistake is an error; of all runs, some may be busy.
@@ -61,7 +60,7 @@ def status(runs: Runs = Path("runs")) -> None:
     """
     from rich.table import Table
 
-    from vlatrack.tracking.overview import RunOverview, run_overviews
+    from vlatrack.tracking.delivery.report import RunOverview, run_overviews
 
     console = _console()
     table = Table(box=None, pad_edge=False)
@@ -96,7 +95,7 @@ def reap(runs: Runs = Path("runs"), patience: Patience = 60.0) -> None:
 
     Example: [bold]vlatrack reap --runs runs[/bold]
     """
-    from vlatrack.tracking.overview import RunOverview, run_overviews
+    from vlatrack.tracking.delivery.report import RunOverview, run_overviews
 
     console = _console()
     entries = [entry for entry in run_overviews(runs) if isinstance(entry, RunOverview)]
@@ -111,10 +110,10 @@ def reap(runs: Runs = Path("runs"), patience: Patience = 60.0) -> None:
         raise typer.Exit(INCOMPLETE)
 
 
-def _unfinished_business(runs: Path, backend: str | None, *, audited: bool) -> list[Path]:
+def _undelivered_runs(runs: Path, backend: str | None, *, audited: bool) -> list[Path]:
     """The runs that are over and lack something at a backend, or all that are over if they are to be audited."""
+    from vlatrack.tracking.delivery.report import RunOverview, run_overviews
     from vlatrack.tracking.delivery.sync import has_backend
-    from vlatrack.tracking.overview import RunOverview, run_overviews
 
     over = [entry for entry in run_overviews(runs) if isinstance(entry, RunOverview) and entry.is_over]
     wanted = [entry.run_dir for entry in over if audited or entry.lacks_something]
@@ -166,7 +165,7 @@ def _delivery_line(share: "BackendDelivery") -> str:
     if share.undelivered:
         return f"{share.label}: {share.undelivered} of {total} records not delivered; {share.error or 'no answer'}"
     refused = f", {share.dead_letters} refused (delivery/{share.label}.dead.jsonl)" if share.dead_letters else ""
-    return f"{share.label}: complete, {total} records{refused}; {share.look or ''}"
+    return f"{share.label}: complete, {total} records{refused}; {share.url or ''}"
 
 
 def _status_word(entry: "RunOverview") -> str:

@@ -119,7 +119,7 @@ class TerminalDisplay(Callback):
         self._say(f"figures     {_shown(end.directory / 'report')}")
         for backend in end.backends:
             state = "INCOMPLETE" if backend.undelivered or backend.dead_letters else "complete"
-            self._say(f"{backend.label:<11} {state}, {backend.delivered} records; {backend.look or ''}")
+            self._say(f"{backend.label:<11} {state}, {backend.delivered} records; {backend.url or ''}")
             if backend.error:
                 self._say(f"            {backend.error}")
         where = _shown(end.directory / "report")

@@ -18,7 +18,7 @@ from vlatrack.reports.figures import write_figures
 from vlatrack.tracking.backends.base import BackendConfig
 from vlatrack.tracking.backends.registry import backend_label, backends_text
 from vlatrack.tracking.delivery.cursor import CursorFile
-from vlatrack.tracking.journal.journal import Kind, finish_record, last_record, read_records
+from vlatrack.tracking.journal.records import Kind, finish_record, last_record, read_records
 from vlatrack.tracking.run import DeliveryReport, TrackedRun
 from vlatrack.tracking.run_files import RunFiles
 

@@ -17,7 +17,7 @@ from vlatrack.testing.example_run import ExampleRun
 from vlatrack.tracking.artifacts import read_artifact
 from vlatrack.tracking.backends.base import Audit, Backend, Position, RunFinish, RunStart
 from vlatrack.tracking.delivery.audit import journal_audit
-from vlatrack.tracking.journal.journal import Kind, Record
+from vlatrack.tracking.journal.records import Kind, Record
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlatrack.tracking.backends.base import Artifact, Audit, Position, Rejection, RunFinish, RunStart, metric_name
-from vlatrack.tracking.journal.journal import Record
+from vlatrack.tracking.journal.records import Record
 from vlatrack.tracking.privacy import private_directory, write_private
 
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vlatrack.tracking.backends.base import RunStart, Scalar, Status
-from vlatrack.tracking.journal.journal import Journal, Kind, Record, read_records
+from vlatrack.tracking.journal.journal import Journal
+from vlatrack.tracking.journal.records import Kind, Record, read_records
 from vlatrack.tracking.privacy import private_directory
 from vlatrack.tracking.run_files import RunFiles
 

@@ -12,15 +12,15 @@ from types import TracebackType
 from typing import Any, Self, SupportsFloat
 
 from vlatrack.errors import TrackerError
-from vlatrack.tracking.artifacts import KnownDigests, checked_artifact_name, place_in_run, read_artifact
+from vlatrack.tracking.artifacts import KnownDigests, checked_artifact_name, path_in_run, read_artifact
 from vlatrack.tracking.backends.base import BackendConfig, DatasetInput, Scalar, Status
 from vlatrack.tracking.backends.registry import backend_config, backend_label, backends_text, check_backend, notice_of
 from vlatrack.tracking.delivery.report import BackendDelivery, DeliveryReport, delivery_report
 from vlatrack.tracking.delivery.supervisor import DeliveryProcess, end_delivery
 from vlatrack.tracking.delivery.worker import PATIENCE_WITHOUT_TRAINER_S
-from vlatrack.tracking.journal.history import REWOUND, RunStatus, metric_history, run_status
-from vlatrack.tracking.journal.journal import Journal, Kind, last_record
-from vlatrack.tracking.journal.rewind import Rewinds, last_start
+from vlatrack.tracking.journal.history import REWOUND, Rewinds, RunStatus, last_start, metric_history, run_status
+from vlatrack.tracking.journal.journal import Journal
+from vlatrack.tracking.journal.records import Kind, last_record
 from vlatrack.tracking.privacy import private_directory, redact, redact_param, write_private
 from vlatrack.tracking.run_files import RunFiles, checked_runs_folder
 
@@ -225,13 +225,13 @@ class TrackedRun:
 
         Raises TrackerError if it is missing, empty, or outside the run directory, or if a given digest is none.
         """
-        place = place_in_run(path, self._files.run_dir)
+        relative = path_in_run(path, self._files.run_dir)
         known = KnownDigests(sha256 or {}, at_ms=None)
         if wrong := [file for file, digest in known.sha256.items() if not _SHA256.fullmatch(digest)]:
             raise TrackerError(f"artifact {name}: {wrong[0]}: its sha256 is not 64 hexadecimal digits")
-        artifact = read_artifact(checked_artifact_name(name), place, self._files.run_dir, known=known)
-        files = {file.place: file.sha256 for file in artifact.files}
-        data = {"name": name, "place": place, "sha256": artifact.sha256, "files": files, "aliases": list(aliases)}
+        artifact = read_artifact(checked_artifact_name(name), relative, self._files.run_dir, known=known)
+        files = {file.name: file.sha256 for file in artifact.files}
+        data = {"name": name, "place": relative, "sha256": artifact.sha256, "files": files, "aliases": list(aliases)}
         self._journal.append(Kind.ARTIFACT, data)
 
     def event(self, name: str, data: Mapping[str, Scalar], *, alert: bool = False) -> None:

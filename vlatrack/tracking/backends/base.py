@@ -5,19 +5,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from vlatrack.errors import VlatrackError
 from vlatrack.metrics.schema import sectioned
-from vlatrack.tracking.journal.journal import Record
+from vlatrack.tracking.journal.records import Record
 
 Scalar = str | int | float | bool | None
 NAMINGS = ("documented", "sections")
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
-class Rejected(Exception):  # noqa: N818 (a verdict of the backend, not an error of ours)
+class RejectedError(VlatrackError):
     """The backend will never take this; trying again is of no use. Any other exception means: later, perhaps."""
 
 
-class RemoteDeleted(Exception):  # noqa: N818 (what a person did there)
+class RemoteDeletedError(VlatrackError):
     """The remote run was deleted by a person, who may restore it; until then nothing can be delivered, nor is at
     fault. The text says what to do."""
 
@@ -101,11 +102,11 @@ class RunEvent:
 
 @dataclass(frozen=True)
 class ArtifactFile:
-    """One file of an artifact: where it lies, its place inside the artifact (`a/b.bin`), its hexadecimal digest, and
-    its size in bytes."""
+    """One file of an artifact: where it lies, its name, which is its path inside the artifact (`a/b.bin`), its
+    hexadecimal digest, and its size in bytes."""
 
     path: Path
-    place: str
+    name: str
     sha256: str
     size: int
 
@@ -114,7 +115,8 @@ class ArtifactFile:
 class Artifact:
     """A file or folder of the run directory under a name such as `checkpoints/epoch-3`.
 
-    `sha256` is the hexadecimal digest of its content, places included, as it is now; `folder` says whether it is one.
+    `sha256` is the hexadecimal digest of its content, file names included, as it is now; `folder` says whether it is
+    one.
     """
 
     name: str
@@ -138,9 +140,9 @@ class Destination:
     """Which tracker a delivery is for, as its cursor remembers it: another one has nothing of the run yet."""
 
     name: str = ""
-    """Without secrets; empty: there is but one."""
+    """Without secrets; empty where there is only one."""
     is_temporary: bool = False
-    """Only until the tracker can be used: what the tracker itself has got need not be written here as well."""
+    """It stands in until the tracker can be used, and is not needed for a run that the tracker has."""
 
 
 ONLY_ONE = Destination()
@@ -171,11 +173,11 @@ class Audit:
 class Backend(Protocol):
     """A tracker. Every call may be repeated after a crash and must not store anything twice.
 
-    All methods raise `Rejected` for what can never be delivered, and anything else for what may work later.
+    All methods raise `RejectedError` for what can never be delivered, and anything else for what may work later.
     """
 
     url: str | None
-    """Where a person looks at the run, once it is open."""
+    """Where a person finds the run, once it is open."""
 
     def open(self, start: RunStart, acknowledged: int) -> Position:
         """Find or create the remote run and mark it running; `acknowledged` is the last delivered seq, or -1."""
@@ -196,7 +198,7 @@ class Backend(Protocol):
         """What is stored by now. Needs no `open` and changes nothing; an absent run is an empty `Audit`."""
 
     def close(self) -> None:
-        """Let go of connections and processes; the remote run keeps its status."""
+        """Close connections and end processes; the remote run keeps its status."""
 
 
 @runtime_checkable
@@ -209,7 +211,7 @@ class TakesEvents(Protocol):
 
 @runtime_checkable
 class Buffers(Protocol):
-    """What a backend offers besides `Backend` if records are on their way for a while after `deliver` returned."""
+    """What a backend offers besides `Backend` if it stores records some time after `deliver` returned."""
 
     def stored(self) -> int | None:
         """The last record of metrics up to which the tracker holds everything; None: all that was delivered.
@@ -240,5 +242,5 @@ def remote_path(artifact: Artifact, file: ArtifactFile) -> str:
 
     A single file keeps the artifact's name if that ends in its own, else it lies in a folder of that name.
     """
-    is_named_so = not artifact.folder and artifact.name.rpartition("/")[2] == file.place
-    return artifact.name if is_named_so else f"{artifact.name}/{file.place}"
+    is_named_so = not artifact.folder and artifact.name.rpartition("/")[2] == file.name
+    return artifact.name if is_named_so else f"{artifact.name}/{file.name}"

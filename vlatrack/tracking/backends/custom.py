@@ -1,4 +1,4 @@
-"""Backends that others wrote: classes by `package.module:Class`, or by an entry point of the group below."""
+"""Backend classes by `package.module:Class`, or by an entry point of the group below: those of third parties, too."""
 
 import importlib
 import inspect
@@ -23,7 +23,7 @@ class BackendClass(Protocol):
 
 
 def load_backend_class(target: str) -> BackendClass:
-    """The class of a custom backend; TrackerError, in one line, if it cannot be had or lacks a method."""
+    """The class that a target names; TrackerError, in one line, if it cannot be imported or lacks a method."""
     try:
         found = _import_target(target)
     except TrackerError:
@@ -31,12 +31,12 @@ def load_backend_class(target: str) -> BackendClass:
     except Exception as error:  # importing runs code of others, which may fail in any way
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise TrackerError(
-            f"tracking: custom backend {target} cannot be loaded ({reason}); "
+            f"tracking: backend {target} cannot be loaded ({reason}); "
             "is its package installed, or its folder on PYTHONPATH?"
         ) from error
     missing = [name for name in _METHODS if not callable(getattr(found, name, None))]
     if not callable(found) or missing:
-        raise TrackerError(f"tracking: custom backend {target} lacks {', '.join(missing)}; see Backend in backend.py")
+        raise TrackerError(f"tracking: backend {target} lacks {', '.join(missing)}; see Backend in base.py")
     return cast(BackendClass, found)
 
 

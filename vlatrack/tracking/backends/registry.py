@@ -1,9 +1,10 @@
-"""From a backend's configuration to the backend; a tracker's package is imported only here, when it is used."""
+"""From a backend's configuration to the backend, whose package is imported only when it is used."""
 
 import importlib.util
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,38 @@ from vlatrack.tracking.backends.custom import check_options, load_backend_class
 from vlatrack.tracking.backends.wandb.account import NO_KEY, resolve_mode
 from vlatrack.tracking.privacy import has_password, redact
 
-_INSTALL = {
-    "mlflow": "pip install mlflow",
-    "wandb": "pip install 'vlatrack[wandb]'",
-    "tensorboard": "pip install 'vlatrack[tensorboard]'",
-}
 
-_OPTIONS = {
-    "mlflow": ("tracking_uri", "experiment", "copy_checkpoints", "copy_up_to_mb"),
-    "wandb": ("project", "entity", "mode", "copy_checkpoints", "copy_up_to_mb"),
-    "tensorboard": (),
+@dataclass(frozen=True)
+class BuiltIn:
+    """A tracker that ships with vlatrack: its class, the pip line of the package that it needs, which has the tracker's
+    name, and the options that the class takes."""
+
+    target: str
+    install: str
+    options: tuple[str, ...] = ()
+
+
+BUILT_IN = {
+    "mlflow": BuiltIn(
+        "vlatrack.tracking.backends.mlflow.backend:MlflowBackend",
+        "pip install mlflow",
+        ("tracking_uri", "experiment", "copy_checkpoints", "copy_up_to_mb"),
+    ),
+    "wandb": BuiltIn(
+        "vlatrack.tracking.backends.wandb.backend:WandbBackend",
+        "pip install 'vlatrack[wandb]'",
+        ("project", "entity", "mode", "copy_checkpoints", "copy_up_to_mb"),
+    ),
+    "tensorboard": BuiltIn(
+        "vlatrack.tracking.backends.tensorboard:TensorboardBackend", "pip install 'vlatrack[tensorboard]'"
+    ),
 }
-"""The options of each built-in backend; its class, whose package would have to be imported, takes the same ones."""
 
 
 def check_backend(config: BackendConfig) -> None:
     """Raise, before any training, if the backend cannot be used: TrackerError or MissingPackageError.
 
-    Of a custom backend the module is imported, nothing of the others.
+    The module of a custom backend is imported for that, the packages of the built-in ones are not.
     """
     if config.kind == "custom":
         target = _target_of(config)
@@ -44,34 +59,18 @@ def check_backend(config: BackendConfig) -> None:
 
 def check_backend_available(kind: str) -> None:
     """Raise MissingPackageError, with the pip line, if the backend's package is not installed; imports nothing."""
-    if kind not in _INSTALL:
-        raise TrackerError(f"tracking: unknown backend {kind!r}; choose one of {', '.join(_INSTALL)}, custom")
+    if kind not in BUILT_IN:
+        raise TrackerError(f"tracking: unknown backend {kind!r}; choose one of {', '.join(BUILT_IN)}, custom")
     spec = importlib.util.find_spec(kind)
     if spec is None or spec.origin is None:  # a folder of that name, as offline W&B leaves one, is no package
-        raise MissingPackageError(f"tracking: the {kind} backend needs a package: {_INSTALL[kind]}")
+        raise MissingPackageError(f"tracking: the {kind} backend needs a package: {BUILT_IN[kind].install}")
 
 
 def connect(config: BackendConfig, run_dir: Path) -> Backend:
     """The backend of one run, not yet open; TypeError for an option that it does not know."""
-    tame_libraries()
-    options: dict[str, Any] = dict(config.options)
-    match config.kind:
-        case "mlflow":
-            from vlatrack.tracking.backends.mlflow.backend import MlflowBackend
-
-            return MlflowBackend(run_dir, naming=config.naming, **options)
-        case "wandb":
-            from vlatrack.tracking.backends.wandb.backend import WandbBackend
-
-            return WandbBackend(run_dir, naming=config.naming, **options)
-        case "tensorboard":
-            from vlatrack.tracking.backends.tensorboard import TensorboardBackend
-
-            return TensorboardBackend(run_dir, naming=config.naming, **options)
-        case "custom":
-            return load_backend_class(_target_of(config))(run_dir, naming=config.naming, **options)
-        case other:
-            raise TrackerError(f"tracking: unknown backend {other!r}")
+    configure_libraries()
+    target = BUILT_IN[config.kind].target if config.kind in BUILT_IN else _target_of(config)
+    return load_backend_class(target)(run_dir, naming=config.naming, **config.options)
 
 
 def notice_of(config: BackendConfig) -> str | None:
@@ -106,12 +105,12 @@ def backend_config(backend: BackendConfig | Mapping[str, Any] | str) -> BackendC
     kind, target = fields.pop("kind", None), fields.pop("target", None)
     naming = fields.pop("naming", "documented")
     if not isinstance(kind, str):
-        raise TrackerError(f"tracking: {backend!r}: a backend needs a kind: {', '.join(_INSTALL)} or custom")
+        raise TrackerError(f"tracking: {backend!r}: a backend needs a kind: {', '.join(BUILT_IN)} or custom")
     if naming not in NAMINGS:
         raise TrackerError(f"tracking: {kind}: naming {naming!r}: choose one of {', '.join(NAMINGS)}")
     options: Mapping[str, Any] = fields.pop("options", {}) if kind == "custom" else fields
-    allowed = {} if kind == "custom" else _OPTIONS.get(kind, fields)
-    if unknown := [name for name in fields if name not in allowed]:
+    allowed = BUILT_IN[kind].options if kind in BUILT_IN else ()
+    if unknown := [name for name in fields if name not in allowed and kind in (*BUILT_IN, "custom")]:
         raise TrackerError(f"tracking: {kind}: no option {unknown[0]!r}; it has {', '.join(allowed) or 'none'}")
     return BackendConfig(kind, naming, options, target)
 
@@ -133,15 +132,16 @@ def backends_of(text: str) -> list[BackendConfig]:
 
 
 def _target_of(config: BackendConfig) -> str:
+    assert config.kind == "custom", config.kind
     if config.target is None:
         raise TrackerError("tracking: a custom backend needs a target: package.module:Class, or an entry point's name")
     return config.target
 
 
-def tame_libraries() -> None:
-    """Keep both libraries from reporting to their makers, and MLflow's from repeating requests by itself.
+def configure_libraries() -> None:
+    """Turn off the telemetry of both libraries, and MLflow's retries of requests.
 
-    Where the answer to "create a run" was cut, it would make a second one; delivery first looks what is there.
+    Where the answer to "create a run" was cut, a retry would create another; delivery asks first for what is there.
     """
     os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", WANDB_ERROR_REPORTING="false", DO_NOT_TRACK="true")
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"

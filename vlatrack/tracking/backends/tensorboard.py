@@ -31,7 +31,8 @@ from vlatrack.tracking.backends.base import (
     metric_name,
     scalar_text,
 )
-from vlatrack.tracking.journal.journal import Record
+from vlatrack.tracking.journal.records import Record
+from vlatrack.tracking.lock import FileLock
 from vlatrack.tracking.privacy import private_directory, write_private
 from vlatrack.tracking.run_files import RunFiles
 
@@ -69,11 +70,13 @@ class TensorboardBackend:
         self._folder = files.run_dir / "tensorboard"
         self._naming = naming
         self._file: BinaryIO | None = None
+        self._lock: FileLock | None = None
         self._written = Written()
 
     def open(self, start: RunStart, acknowledged: int) -> Position:
         self.close()
         private_directory(self._folder)
+        self._lock = FileLock.acquire(self._folder / "lock")
         fd = os.open(self._folder / EVENT_FILE, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         self._file = os.fdopen(fd, "ab")
         known = _read_note(self._folder)
@@ -104,7 +107,7 @@ class TensorboardBackend:
     def put_artifact(self, artifact: Artifact) -> None:
         if self._written.artifacts.get(artifact.name) == artifact.sha256:
             return
-        listing = "".join(f"| {file.place} | `{file.sha256}` |\n" for file in artifact.files)
+        listing = "".join(f"| {file.name} | `{file.sha256}` |\n" for file in artifact.files)
         text = f"| file | SHA-256 |\n|---|---|\n{listing}"
         event = _text(f"artifacts/{artifact.name}", text, self._written.start_ms, self._written.last_step)
         self._write([event], artifacts={**self._written.artifacts, artifact.name: artifact.sha256})
@@ -135,6 +138,9 @@ class TensorboardBackend:
         if self._file is not None:
             self._file.close()
             self._file = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def _begin(self, start: RunStart, *, resumed: bool) -> None:
         step = self._written.last_step

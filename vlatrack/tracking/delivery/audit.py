@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlatrack.errors import TrackerError
-from vlatrack.tracking.backends.base import Audit, BackendConfig, Rejected, RunStart
+from vlatrack.tracking.backends.base import Audit, BackendConfig, RejectedError, RunStart
 from vlatrack.tracking.backends.registry import backend_label, backends_of, connect
-from vlatrack.tracking.journal.history import run_status
-from vlatrack.tracking.journal.journal import JournalReader, Kind, read_records
-from vlatrack.tracking.journal.value_count import ValueCount
+from vlatrack.tracking.journal.history import ValueCount, run_status
+from vlatrack.tracking.journal.records import JournalReader, Kind, read_records
 from vlatrack.tracking.privacy import redact
 from vlatrack.tracking.run_files import RunFiles
 
@@ -57,7 +56,7 @@ def _start_of(journal: Path) -> RunStart:
 def _audit_backend(label: str, config: BackendConfig, run_dir: Path, start: RunStart, expected: Audit) -> BackendAudit:
     try:
         held = connect(config, run_dir).audit(start)
-    except Rejected as verdict:
+    except RejectedError as verdict:
         return BackendAudit(label, expected, Audit(), (), str(verdict))
     except Exception as error:  # the clients of the trackers raise whatever they like; the table shows it
         reason = redact(" ".join(f"{type(error).__name__}: {error}".split()))[:300]

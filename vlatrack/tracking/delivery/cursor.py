@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vlatrack.errors import TrackerError
 from vlatrack.tracking.backends.base import Rejection
-from vlatrack.tracking.journal.journal import JournalReader, record_ending_at
+from vlatrack.tracking.journal.records import JournalReader, record_ending_at
 from vlatrack.tracking.privacy import redact, write_private
 
 _log = logging.getLogger(__name__)

@@ -1,5 +1,6 @@
-"""What became of a run's records at each backend, read from the cursors."""
+"""What became of the records of a run, or of all runs, at each backend: read from cursors and the ends of journals."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,19 +8,21 @@ from pathlib import Path
 from vlatrack.errors import TrackerError
 from vlatrack.tracking.backends.registry import backend_label, backends_of
 from vlatrack.tracking.delivery.cursor import CursorFile
-from vlatrack.tracking.journal.journal import last_record
-from vlatrack.tracking.run_files import RunFiles
+from vlatrack.tracking.journal.history import RunStatus, run_status
+from vlatrack.tracking.journal.records import finish_record, last_record
+from vlatrack.tracking.lock import Holder, lease_holder, lock_holder
+from vlatrack.tracking.run_files import RunFiles, resolved_path
 
 
 @dataclass(frozen=True)
 class BackendDelivery:
-    """What became of one backend's share; counts are journal records, `look` says where a person finds the run."""
+    """What became of one backend's share; counts are journal records, `url` says where a person finds the run."""
 
     label: str
     delivered: int
     undelivered: int
     dead_letters: int
-    look: str | None
+    url: str | None
     error: str | None
 
 
@@ -60,3 +63,57 @@ def delivery_report(run_dir: Path, labels: Iterable[str], *, lost: int = 0) -> D
         done = cursor.seq + 1
         shares.append(BackendDelivery(label, done, total - done, cursor.dead_letters, cursor.url, cursor.error))
     return DeliveryReport(tuple(shares), lost)
+
+
+@dataclass(frozen=True)
+class RunOverview:
+    """One run; `stale` means that its process is gone and nobody has written its end."""
+
+    run_dir: Path
+    status: RunStatus
+    stale: bool
+    backends: tuple[BackendDelivery, ...]
+    writer: Holder | None = None
+    """The process that writes it now or, of a stale run, was the last to do so, where that is known."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no process writes it any more."""
+        return self.stale or self.writer is None
+
+    @property
+    def lacks_something(self) -> bool:
+        """Whether its end is missing, or a backend has not got everything."""
+        return self.stale or any(share.undelivered for share in self.backends)
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A run directory that cannot be read, and why."""
+
+    run_dir: Path
+    reason: str
+
+
+def run_overviews(runs: Path) -> list[RunOverview | Unreadable]:
+    """Every run `<runs>/<experiment>/<run-id>` by name; TrackerError if the folder is missing or cannot be read."""
+    resolved_path(runs)
+    if not runs.is_dir():
+        what = "not a folder" if runs.exists() else "no such folder"
+        raise TrackerError(f"{runs}: {what}; give the folder that holds the runs with --runs")
+    if not os.access(runs, os.R_OK | os.X_OK):
+        raise TrackerError(f"{runs}: cannot be read; give the folder that holds the runs with --runs")
+    return [_overview(journal.parent) for journal in sorted(runs.glob("*/*/journal.jsonl"))]
+
+
+def _overview(run_dir: Path) -> RunOverview | Unreadable:
+    try:
+        journal = RunFiles(run_dir).journal
+        writer, status = lock_holder(journal), run_status(run_dir)
+        shares = delivery_report(run_dir, labels_of(run_dir)).backends
+        has_no_end = last_record(journal) is not None and finish_record(journal) is None
+        if writer is None and has_no_end:
+            return RunOverview(run_dir, status, True, shares, lease_holder(journal))
+        return RunOverview(run_dir, status, False, shares, writer)
+    except (TrackerError, OSError) as error:
+        return Unreadable(run_dir, str(error))

@@ -17,7 +17,7 @@ from vlatrack.tracking.backends.base import (
     Buffers,
     Destination,
     Position,
-    Rejected,
+    RejectedError,
     Rejection,
     RunEvent,
     RunFinish,
@@ -27,14 +27,8 @@ from vlatrack.tracking.backends.base import (
     scalar_text,
 )
 from vlatrack.tracking.delivery.cursor import Cursor, CursorFile
-from vlatrack.tracking.journal.journal import (
-    JournalReader,
-    Kind,
-    Record,
-    finish_record,
-    is_being_written,
-    last_record,
-)
+from vlatrack.tracking.journal.journal import is_being_written
+from vlatrack.tracking.journal.records import JournalReader, Kind, Record, finish_record, last_record
 from vlatrack.tracking.privacy import redact
 from vlatrack.tracking.run_files import RunFiles
 
@@ -232,7 +226,7 @@ class Tail:
             return []
         try:
             return backend.deliver(records)
-        except Rejected as verdict:
+        except RejectedError as verdict:
             if len(records) == 1:
                 return [Rejection(records[0].seq, records[0].kind, str(verdict))]
         half = len(records) // 2
@@ -254,8 +248,8 @@ class Tail:
                     if data["alert"]:
                         backend.alert(data["name"], _event_text(data["data"]), record)
                 case _:
-                    raise Rejected("a record of a later vlatrack")
-        except (Rejected, TrackerError) as verdict:
+                    raise RejectedError("a record of a later vlatrack")
+        except (RejectedError, TrackerError) as verdict:
             return [Rejection(record.seq, f"{record.kind} {data.get('name', '')}".strip(), str(verdict))]
         return []
 

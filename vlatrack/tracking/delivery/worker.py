@@ -21,20 +21,21 @@ from pathlib import Path
 from vlatrack.errors import TrackerError
 from vlatrack.tracking.backends.registry import backend_label, backends_of, connect, destination_of
 from vlatrack.tracking.delivery.tail import Tail
-from vlatrack.tracking.journal.journal import Journal, Kind, finish_record, is_being_written, last_record
+from vlatrack.tracking.journal.journal import Journal, is_being_written
+from vlatrack.tracking.journal.records import Kind, finish_record, last_record
 from vlatrack.tracking.lock import FileLock, LockHeldError
 from vlatrack.tracking.privacy import redact
 from vlatrack.tracking.run_files import RunFiles
 
 WATCH_S = 1.0
 PATIENCE_WITHOUT_TRAINER_S = 600.0
-"""How long delivery goes on if the trainer died and nobody waits for the end."""
+"""How long delivery goes on when the training process is gone and nobody waits for it."""
 FULL_DISK_PAUSE_S = 10.0
 
 _NICENESS = 10
 _OBJECTS_BETWEEN_COLLECTIONS = 50_000
-"""A batch makes thousands of objects that need no collector; looking through the trackers' libraries each time took a
-tenth of the delivery."""
+"""A batch creates thousands of objects that need no collector; scanning the trackers' libraries each time took a tenth
+of the delivery."""
 _log = logging.getLogger(__name__)
 
 
@@ -53,7 +54,7 @@ def main(run_dir: Path, *, patience_s: float | None = None, only: Collection[str
         return BUSY
     files.delivery_lock.write_text(str(os.getpid()))
     os.umask(0o077)
-    _let_training_go_first()
+    _lower_priority()
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
@@ -89,8 +90,8 @@ def _serve(
     return not stopping.is_set() and all(tail.finished for tail in tails)
 
 
-def _let_training_go_first() -> None:
-    """A batch process never interrupts another one that has just begun to compute; it takes the gaps."""
+def _lower_priority() -> None:
+    """Let training go first: a process of SCHED_BATCH never preempts another one that has just begun to compute."""
     os.nice(_NICENESS)
     os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 

@@ -1,14 +1,29 @@
-"""What a run's journal tells, for reports and the terminal."""
+"""What a run's journal tells: its metrics, its state, how much it holds, and what a resume goes back over."""
 
+import mmap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from vlatrack.errors import TrackerError
-from vlatrack.tracking.journal.journal import Kind, finish_record, is_being_written, read_records, records_backwards
+from vlatrack.tracking.backends.base import Scalar
+from vlatrack.tracking.journal.journal import is_being_written
+from vlatrack.tracking.journal.records import (
+    JournalReader,
+    Kind,
+    Record,
+    finish_record,
+    read_records,
+    records_backwards,
+)
 from vlatrack.tracking.run_files import RunFiles
 
 REWOUND = "rewound"
 """Name of the event that marks in the journal which steps a resume goes back over."""
+
+_REWOUND_TAG = "vlatrack.rewound."
+_START_MARK = b'"kind":"start"'
 
 
 @dataclass(frozen=True)
@@ -54,3 +69,58 @@ def run_status(run_dir: Path) -> RunStatus:
     if is_being_written(journal):
         return RunStatus("RUNNING", None, step)
     return RunStatus("KILLED", "the training process is gone", step)
+
+
+@dataclass(frozen=True)
+class Rewinds:
+    """All rewound spans of a run as tags `vlatrack.rewound.1: 21-57`, and the newest as the data of its event."""
+
+    tags: Mapping[str, str]
+    new: Mapping[str, Scalar] | None
+
+    @classmethod
+    def of(cls, run_dir: Path, resume_step: int | None) -> Self:
+        """What it means to continue the run from `resume_step`; None: from where its journal ends, if it has one."""
+        start = last_start(RunFiles(run_dir).journal)
+        tags = {} if start is None else {k: v for k, v in start.data["tags"].items() if k.startswith(_REWOUND_TAG)}
+        reached = None if start is None else run_status(run_dir).last_step
+        if resume_step is None or reached is None or reached <= resume_step:
+            return cls(tags, None)
+        number = len(tags) + 1
+        tags[f"{_REWOUND_TAG}{number}"] = f"{resume_step + 1}-{reached}"
+        return cls(tags, {"number": number, "from_step": resume_step + 1, "to_step": reached})
+
+
+def last_start(journal: Path) -> Record | None:
+    """The record that began the newest part of a run, None for an empty journal; found from the end of the file."""
+    if journal.stat().st_size == 0:
+        return None
+    with journal.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        found = content.rfind(_START_MARK)
+        while found >= 0:
+            begin = content.rfind(b"\n", 0, found) + 1
+            records = JournalReader(journal, offset=begin).read(1)
+            if records and records[0].kind == Kind.START:
+                return records[0]
+            found = content.rfind(_START_MARK, 0, begin)  # it was a value of another record
+    return None
+
+
+class ValueCount:
+    """Equal values (name, time, step, value) count once; equal ones follow each other, as they have the same time."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self.values = 0
+        self._now_ms: int | None = None
+        self._seen: set[tuple[str, int, str]] = set()
+
+    def add(self, values: Mapping[str, float], *, step: int, t_ms: int) -> None:
+        """Count one record; `repr` tells -0.0 from 0.0, and takes one NaN for another."""
+        if t_ms != self._now_ms:
+            self._now_ms = t_ms
+            self._seen.clear()
+        new = {(name, step, repr(float(value))) for name, value in values.items()} - self._seen
+        self._seen |= new
+        self.values += len(new)
+        self.names |= values.keys()

@@ -14,12 +14,13 @@ from mlflow.entities import DatasetInput as MlflowDatasetInput
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
+from vlatrack.tracking.artifacts import CopyRule
 from vlatrack.tracking.backends.base import (
     Artifact,
     Audit,
     DatasetInput,
     Position,
-    Rejected,
+    RejectedError,
     Rejection,
     RunEvent,
     RunFinish,
@@ -27,22 +28,21 @@ from vlatrack.tracking.backends.base import (
     metric_name,
     scalar_text,
 )
-from vlatrack.tracking.backends.copying import CopyRule
-from vlatrack.tracking.backends.mlflow.artifacts import put_artifact
-from vlatrack.tracking.backends.mlflow.groups import join_group
-from vlatrack.tracking.backends.mlflow.keys import LONGEST_KEY, mlflow_key
-from vlatrack.tracking.backends.mlflow.models import put_checkpoint
+from vlatrack.tracking.backends.mlflow.artifacts import put_artifact, put_checkpoint
 from vlatrack.tracking.backends.mlflow.runs import (
+    LONGEST_KEY,
     METRICS_PER_BATCH,
     PARAMS_PER_BATCH,
     batches,
     find_or_create_experiment,
     find_or_create_run,
+    join_group,
+    mlflow_key,
     put_tags,
     runs_with_uid,
     verdicts,
 )
-from vlatrack.tracking.journal.journal import Record
+from vlatrack.tracking.journal.records import Record
 from vlatrack.tracking.lock import FileLock
 from vlatrack.tracking.privacy import redact
 from vlatrack.tracking.run_files import RunFiles
@@ -99,8 +99,8 @@ class MlflowBackend:
         self._put_params(run, start.params)
         self._put_tags({mlflow_key(name): value for name, value in start.tags.items()})
         local = uri.startswith("sqlite:")
-        place = f"{redact(uri).rstrip('/')}/#/experiments/{experiment}/runs/{self._run_id}"
-        self.url = f"vlatrack ui --runs {self._runs}" if local and self._uri is None else place
+        page = f"{redact(uri).rstrip('/')}/#/experiments/{experiment}/runs/{self._run_id}"
+        self.url = f"vlatrack ui --runs {self._runs}" if local and self._uri is None else page
         self._put_datasets(start.datasets)
         self._uid = start.uid
         return Position(0, 0) if is_new else Position(acknowledged + 1, acknowledged + 1)
@@ -134,7 +134,7 @@ class MlflowBackend:
             return
         step, name = event.data.get("step"), event.data.get("name")
         if not isinstance(step, int) or not isinstance(name, str):
-            raise Rejected("a checkpoint event has a step and a name")
+            raise RejectedError("a checkpoint event has a step and a name")
         path = str(self._run_dir / "checkpoints" / name)
         identity = f"{self._uid}:{event.seq}"
         put_checkpoint(self._client, self._run_id, event.data, identity=identity, path=path, step=step)
@@ -156,7 +156,7 @@ class MlflowBackend:
         return Audit(runs[0].info.status, len(keys), values)
 
     def close(self) -> None:
-        """Nothing is held open between calls."""
+        """Nothing stays open between calls."""
 
     @property
     def _store(self) -> str:
@@ -210,7 +210,7 @@ class MlflowBackend:
 
 
 def _create_store(path: Path) -> None:
-    """Made under another name first: a database whose creation was cut, by a kill or a full disk, stays broken."""
+    """Create the database under a temporary name: after a kill or a full disk in between, it would stay broken."""
     if not path.exists():
         for left in path.parent.glob(f".{path.name}.*{UNFINISHED}*"):
             left.unlink()

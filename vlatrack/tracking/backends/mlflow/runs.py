@@ -1,7 +1,11 @@
-"""vlatrack's runs in MLflow: made once, marked by a uid, found again, and left alone if a person has deleted them."""
+"""vlatrack's runs in MLflow: created once, marked by a uid, found again, grouped, and left alone if a person has
+deleted them; and names as MLflow keys."""
 
 import contextlib
 import getpass
+import posixpath
+import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -11,15 +15,17 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_ALREA
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import (
     MLFLOW_GIT_COMMIT,
+    MLFLOW_PARENT_RUN_ID,
     MLFLOW_RUN_NOTE,
     MLFLOW_SOURCE_NAME,
     MLFLOW_SOURCE_TYPE,
     MLFLOW_USER,
 )
 
-from vlatrack.tracking.backends.base import Rejected, RemoteDeleted, RunStart
+from vlatrack.tracking.backends.base import RejectedError, RemoteDeletedError, RunStart
 
 UID_TAG = "vlatrack.uid"
+MOST_ATTEMPTS = 20
 COMMIT_TAG, NO_COMMIT = "vlatrack.commit", "none"
 """Of a run's start; MLflow shows it as the version of the run's source."""
 LONGEST_TAG = 8000
@@ -27,7 +33,25 @@ METRICS_PER_BATCH, PARAMS_PER_BATCH = 1000, 100
 _SHOWN_AS_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 """The user interface would otherwise open on its pages for language model applications."""
 
+LONGEST_KEY = 250
+_FORBIDDEN = re.compile(r"[^A-Za-z0-9_/.\- :]|:(?=x)")
+_FORBIDDEN_IN_PATHS = re.compile(r"[^A-Za-z0-9_\- :]|:(?=x)")
+_ESCAPE = re.compile(r":x([0-9a-f]+):")
+
 T = TypeVar("T")
+
+
+def mlflow_key(name: str) -> str:
+    """The key of a name; distinct names have distinct keys."""
+    # MLflow refuses what is no normal relative path ("a//b", "../a", "."): there, dots and slashes are escaped too.
+    normal = bool(name) and posixpath.normpath(name) == name and not name.startswith(("/", ".."))
+    forbidden = _FORBIDDEN if normal and name != "." else _FORBIDDEN_IN_PATHS
+    return forbidden.sub(lambda match: f":x{ord(match[0]):x}:", name)
+
+
+def name_of_mlflow_key(key: str) -> str:
+    """The inverse of `mlflow_key`."""
+    return _ESCAPE.sub(lambda match: chr(int(match[1], 16)), key)
 
 
 def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
@@ -53,7 +77,7 @@ def runs_with_uid(client: MlflowClient, experiment_id: str, uid: str, *, view: i
 
 
 def find_or_create_experiment(client: MlflowClient, name: str, location: str | None) -> str:
-    """The id of the experiment; RemoteDeleted if it was deleted."""
+    """The id of the experiment; RemoteDeletedError if it was deleted."""
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
@@ -69,7 +93,7 @@ def find_or_create_experiment(client: MlflowClient, name: str, location: str | N
 def find_or_create_run(client: MlflowClient, experiment_id: str, start: RunStart, note: str) -> tuple[Run, bool]:
     """The run, and whether it is new: then it gets the note, which people may change.
 
-    RemoteDeleted if it was deleted: a second one would hide what the first holds.
+    RemoteDeletedError if it was deleted: a second one would hide what the first holds.
     """
     found = runs_with_uid(client, experiment_id, start.uid, view=ViewType.ALL)
     if not found:
@@ -85,7 +109,7 @@ def find_or_create_run(client: MlflowClient, experiment_id: str, start: RunStart
 
 @contextlib.contextmanager
 def verdicts(client: MlflowClient, run_id: str) -> Iterator[None]:
-    """Turn what MLflow calls invalid into `Rejected`, unless it is the run that is gone: then nothing is at fault."""
+    """Turn what MLflow calls invalid into `RejectedError`, unless the run itself is gone: nothing is at fault then."""
     try:
         yield
     except MlflowException as error:
@@ -94,16 +118,64 @@ def verdicts(client: MlflowClient, run_id: str) -> Iterator[None]:
         run = client.get_run(run_id)
         _check_experiment(client.get_experiment(run.info.experiment_id))
         _check_run(run)
-        raise Rejected(error.message) from error
+        raise RejectedError(error.message) from error
 
 
 def _check_experiment(experiment: Experiment) -> None:
     if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
-        raise RemoteDeleted(f"experiment {experiment.name} was deleted in MLflow; restore it there and `vlatrack sync`")
+        raise RemoteDeletedError(
+            f"experiment {experiment.name} was deleted in MLflow; restore it there and `vlatrack sync`"
+        )
 
 
 def _check_run(run: Run) -> None:
     if run.info.lifecycle_stage != LifecycleStage.ACTIVE:
-        raise RemoteDeleted(
+        raise RemoteDeletedError(
             f"run {run.info.run_name} ({run.info.run_id}) was deleted in MLflow; restore it there and `vlatrack sync`"
         )
+
+
+def join_group(client: MlflowClient, run: Run, group: str) -> None:
+    """Make the run a child of its group's run, which is created if it is not there.
+
+    MLflow cannot create a run only if there is none. Of several, made at the same moment, all choose the earliest and
+    move the children of the others there; whoever has chosen one checks again that it still is the one.
+    """
+    experiment, uid = run.info.experiment_id, f"group:{run.info.experiment_id}:{mlflow_key(group)}"
+    chosen = run.data.tags.get(MLFLOW_PARENT_RUN_ID)
+    for _ in range(MOST_ATTEMPTS):
+        parent = _only_parent(client, experiment, uid, group)
+        if parent is not None and parent == chosen:
+            return
+        if parent is not None:
+            chosen = parent
+            client.set_tag(run.info.run_id, MLFLOW_PARENT_RUN_ID, chosen)
+    raise ConnectionError(f"the run of the group {group} keeps changing")
+
+
+def _only_parent(client: MlflowClient, experiment: str, uid: str, group: str) -> str | None:
+    """The id of the group's run, after removing superfluous ones; None: try again."""
+    parents = runs_with_uid(client, experiment, uid)
+    if not parents:
+        tags = {UID_TAG: uid, **source_tags()}
+        client.create_run(experiment, time.time_ns() // 1_000_000, tags=tags, run_name=group)
+        return None
+    parent, *superfluous = parents
+    try:
+        for other in superfluous:
+            _replace_parent(client, other, parent.info.run_id)
+        if parent.info.status == "RUNNING":  # it is a folder, in which nothing runs
+            client.set_terminated(parent.info.run_id, "FINISHED")
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(INVALID_PARAMETER_VALUE):
+            raise
+        return None  # another delivery has just deleted one of them
+    return str(parent.info.run_id)
+
+
+def _replace_parent(client: MlflowClient, old: Run, new_id: str) -> None:
+    children = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{old.info.run_id}'"
+    while found := client.search_runs([old.info.experiment_id], children):
+        for child in found:
+            client.set_tag(child.info.run_id, MLFLOW_PARENT_RUN_ID, new_id)
+    client.delete_run(old.info.run_id)

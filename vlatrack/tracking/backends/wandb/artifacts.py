@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import wandb
 
+from vlatrack.tracking.artifacts import CHECKPOINTS, CopyRule, reference_text
 from vlatrack.tracking.backends.base import Artifact, ArtifactFile
-from vlatrack.tracking.backends.copying import CHECKPOINTS, CopyRule, reference_text
 
 REFERENCES = "vlatrack-references.json"
 """Lists, in an artifact, the files that are not copied."""
@@ -36,14 +36,14 @@ def put_artifact(run: wandb.Run, artifact: Artifact, rule: CopyRule, *, wait: bo
 def _bundle(name: str, kind: str, artifact: Artifact, left: Sequence[ArtifactFile]) -> wandb.Artifact:
     """W&B tells versions apart by their files, and a reference without a checksum by its address alone. A checksum of
     W&B's own would read the file again, so our digests stand in a small file beside the references."""
-    references = {file.place: {"size": file.size, "sha256": file.sha256} for file in left}
+    references = {file.name: {"size": file.size, "sha256": file.sha256} for file in left}
     metadata = {"name": artifact.name, "sha256": artifact.sha256, "references": references}
     bundle = wandb.Artifact(name, kind, metadata=metadata)
     for file in artifact.files:
         if file in left:
-            bundle.add_reference(file.path.as_uri(), name=file.place, checksum=False)
+            bundle.add_reference(file.path.as_uri(), name=file.name, checksum=False)
         else:
-            bundle.add_file(str(file.path), name=file.place, policy="immutable", skip_cache=True)
+            bundle.add_file(str(file.path), name=file.name, policy="immutable", skip_cache=True)
     if left:
         with bundle.new_file(REFERENCES, encoding="utf-8") as listing:
             listing.write(reference_text(artifact, left))

@@ -4,39 +4,39 @@
 of every chart is the metric `train_step`. What the server holds, not what was sent, decides where delivery goes on.
 """
 
+import math
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import wandb
 from wandb.apis.public import Run as PublicRun
 
-from vlatrack.metrics.schema import documented
+from vlatrack.metrics.schema import Direction, MetricSchema, documented
+from vlatrack.tracking.artifacts import CopyRule
 from vlatrack.tracking.backends.base import (
     Artifact,
     Audit,
     Position,
-    Rejected,
+    RejectedError,
     Rejection,
-    RemoteDeleted,
+    RemoteDeletedError,
     RunFinish,
     RunStart,
     metric_name,
 )
-from vlatrack.tracking.backends.copying import CopyRule
 from vlatrack.tracking.backends.wandb.account import resolve_mode
 from vlatrack.tracking.backends.wandb.artifacts import put_artifact
-from vlatrack.tracking.backends.wandb.best import BestValues
 from vlatrack.tracking.backends.wandb.clients import end_orphaned_clients, end_own_clients, forget_dead_client
-from vlatrack.tracking.journal.journal import Record
-from vlatrack.tracking.journal.value_count import ValueCount
+from vlatrack.tracking.journal.history import ValueCount
+from vlatrack.tracking.journal.records import Record
 from vlatrack.tracking.run_files import RunFiles
 
 X_AXIS = "train_step"
 BEST = "best/"
-"""Begins the summary's name of a metric's best value so far; the last value stands under the metric's own name."""
+"""Prefix of a metric's best value in the summary; the last value stands under the metric's own name."""
 
 EXIT_CODES = {"FINISHED": 0, "FAILED": 1, "KILLED": 255}
 LONGEST_TAG, ROWS_PER_PAGE, RETRIES = 64, 1000, 5
@@ -144,7 +144,7 @@ class WandbBackend:
 
     def audit(self, start: RunStart) -> Audit:
         if not self._online:
-            raise Rejected("offline files: with a key, `vlatrack sync` brings the run to W&B")
+            raise RejectedError("offline files: with a key, `vlatrack sync` brings the run to W&B")
         path = f"{self._project}/{start.uid}" if self._entity is None else f"{self._entity}/{self._project}/{start.uid}"
         try:
             run = wandb.Api().run(path)
@@ -189,7 +189,7 @@ class WandbBackend:
                 end_own_clients()
             if deleted:
                 told = f"run {start.uid} was deleted in W&B; undelete it there and `vlatrack sync`"
-                raise RemoteDeleted(told) from error
+                raise RemoteDeletedError(told) from error
             raise
 
     @property
@@ -239,3 +239,34 @@ def _quiet_settings(*, online: bool) -> wandb.Settings:
         x_file_stream_retry_max=RETRIES,
         x_graphql_retry_max=RETRIES,
     )
+
+
+class BestValues:
+    """Starts with the values that are known; metrics that the schema does not declare, or gives no direction, have
+    none."""
+
+    def __init__(self, known: Mapping[str, float]) -> None:
+        self._best = dict(known)
+        self._directions: dict[str, Direction] = {}
+
+    def improved_by(self, records: Sequence[Record]) -> dict[str, float]:
+        """The best values that records of kind `metrics` changed; NaN and infinities are never best."""
+        names = {name for record in records for name in record.data}
+        if new := names - self._directions.keys():
+            schema = MetricSchema.covering(new)
+            self._directions |= {name: schema[name].direction if name in schema else Direction.NONE for name in new}
+        changed: dict[str, float] = {}
+        for record in records:
+            for name, value in record.data.items():
+                if math.isfinite(value) and self._is_better(name, value):
+                    self._best[name] = changed[name] = value
+        return changed
+
+    def _is_better(self, name: str, value: float) -> bool:
+        match self._directions[name]:
+            case Direction.LOWER:
+                return value < self._best.get(name, math.inf)
+            case Direction.HIGHER:
+                return value > self._best.get(name, -math.inf)
+            case _:
+                return False

@@ -11,7 +11,7 @@ ORPHAN_TIMEOUT_S = 10.0
 
 
 def own_clients() -> list[psutil.Process]:
-    """The living wandb-core processes of this process."""
+    """The wandb-core processes that this process started and that are alive."""
     children = psutil.Process().children()
     return [child for child in children if child.name() == "wandb-core" and child.status() != psutil.STATUS_ZOMBIE]
 
@@ -26,7 +26,7 @@ def end_own_clients() -> None:
 def forget_dead_client() -> None:
     """If the wandb-core of this process was killed, let the library start another: by itself it never does."""
     if not own_clients():
-        # It says goodbye to the dead client in vain, and would exit with its code; by then it has forgotten it.
+        # It cannot reach the dead client, and would exit with that one's code; by then it has forgotten it.
         with contextlib.suppress(ConnectionError, SystemExit):
             wandb.teardown()
 
