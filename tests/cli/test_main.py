@@ -97,7 +97,7 @@ def test_validate_shows_what_the_experiment_comes_to(
         "data.train": "lerobot, not/there (note: not there yet)",
         "data.val_ind": f"lerobot, {file.parent}",
         "data.val_ood": "none",
-        "batch": "8 samples x 1 accumulated",
+        "batch": "8 samples",
         "epochs": "3, at most 7 steps",
         "backends": "none (journal only)",
     }

@@ -142,7 +142,10 @@ def test_a_mistake_in_the_options_of_an_import_is_one_line(program, old: Path) -
         (("--name", "a/b"), "--name 'a/b': use at most 100 letters"),
         (("--name", "x", "--backends", "[{kind: mlflw}]"), "backends.0"),
         (("--name", "x", "--backends", "[{kind: mlflow, uri: x}]"), "backends.0.mlflow.uri"),
-        (("--name", "x", "--runs", old / "log_train.txt"), "log_train.txt: runs cannot be written there (File exists)"),
+        (
+            ("--name", "x", "--runs", old / "log_train.txt"),
+            "log_train.txt: not a folder; choose another folder for the runs with --runs",
+        ),
     ):
         done = program.run("import", old, *options)
         assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1)

@@ -114,7 +114,7 @@ def test_a_factory_of_another_package_brings_its_own_tokenizer() -> None:
             r"backbone\.options: TorchBackbone: got an unexpected keyword argument 'width'",
         ),
         ("toy", "{}", r"backbone\.target: toy is no class derived from Backbone"),
-        ("Nothing", "{}", "test_backbone_recipe:Nothing cannot be loaded"),
+        ("Nothing", "{}", "test_backbone_recipe:Nothing: cannot be loaded"),
     ],
 )
 def test_a_target_that_is_no_backbone_is_refused_in_one_line(target, options, message) -> None:

@@ -160,12 +160,12 @@ def test_the_yaml_names_terms_with_weight_and_options() -> None:
 @pytest.mark.parametrize(
     ("term", "message"),
     [
-        ('target: "no_such:Term", weight: 1', "target: no_such:Term cannot be loaded"),
+        ('target: "no_such:Term", weight: 1', "loss.terms.0: no_such:Term: cannot be loaded"),
         ('target: "pathlib:Path", weight: 1', r"loss\.terms\.0: pathlib:Path "),
         ('target: "test_loss_terms:Nameless", weight: 1', r"loss\.terms\.0: test_loss_terms:Nameless lacks its name"),
         (
             'target: "test_loss_terms:Smallness", weight: 1, options: {cube: 3}',
-            r"loss\.terms\.0: test_loss_terms:Smallness does not take these options",
+            r"loss\.terms\.0: test_loss_terms:Smallness: options: got an unexpected",
         ),
         ('target: "test_loss_terms:Smallness"', r"loss\.terms\.0\.weight: this key is required"),
         ('target: "test_loss_terms:Smallness", weight: -1', "weight: must be at least 0, got -1"),

@@ -19,7 +19,7 @@ BAD = {
     "chunk": (["action_head.time_horizon=15"], "longest episode has 14 steps, fewer than .*time_horizon = 15"),
     "task": (["data.train.tasks=[push the squares]"], "no task 'push the squares' .did you mean 'push the square'"),
     "context": (["backbone.max_seq_len=64"], "a sample has .* tokens .* backbone.max_seq_len is 64; shorten"),
-    "target": (["data.train.target=no_such_package:Thing"], "no_such_package:Thing cannot be loaded"),
+    "target": (["data.train.target=no_such_package:Thing"], "no_such_package:Thing: cannot be loaded"),
     "state range": (
         ["tokenizer.statistics={action_low: [-1, -1], action_high: [1, 1], state_low: [0], state_high: [1]}"],
         "states have 2 numbers, the experiment's state range has 1",

@@ -170,8 +170,9 @@ BAD_FILES = {
     ),
     "custom target without a class": (
         "kind: lerobot\n    path: some/data",
-        "kind: custom\n    target: my.module",
-        "12  data.train.target: expected a class as package.module:Class, got 'my.module'",
+        "kind: custom\n    target: my/module.py",
+        "12  data.train.target: expected a class as package.module:Class, or the name of an entry point of an "
+        "installed package, got 'my/module.py'",
     ),
     "option that is a list": (
         "kind: lerobot\n    path: some/data",
@@ -218,8 +219,9 @@ BAD_FILES = {
     ),
     "own loss term that is no class": (
         "optim:",
-        "loss:\n  terms:\n    - {kind: custom, target: mine, weight: 1}\noptim:",
-        "15  loss.terms.0.target: expected a class as package.module:Class, got 'mine'",
+        "loss:\n  terms:\n    - {kind: custom, target: 3d, weight: 1}\noptim:",
+        "15  loss.terms.0.target: expected a class as package.module:Class, or the name of an entry point of an "
+        "installed package, got '3d'",
     ),
     "key given twice": ("lr: 1e-4", "lr: 1e-4\n  lr: 2e-4", "15  optim.lr: this key is given twice"),
     "key that is a list": ("lr: 1e-4", "[a, b]: 1", "14  optim: a key must be a plain word"),

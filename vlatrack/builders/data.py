@@ -8,6 +8,7 @@ from typing import assert_never, cast
 from vlatrack.data.episodes import Episode, EpisodeSource, episodes_digest, select_episodes
 from vlatrack.data.samples import check_fit
 from vlatrack.data.statistics import NormStats
+from vlatrack.errors import SpecError
 from vlatrack.metrics.schema import TRAIN, VAL_IND, VAL_OOD
 from vlatrack.plugins import make_plugin
 from vlatrack.spec.models import (
@@ -50,7 +51,10 @@ def open_splits(spec: ExperimentSpec, names: Collection[str] = SPLITS) -> dict[s
         source_spec: Source | None = getattr(spec.data, name)
         if source_spec is None or name not in names:
             continue
-        source = open_source(source_spec)
+        try:
+            source = open_source(source_spec)
+        except SpecError as error:
+            raise SpecError(f"data.{name}.target: {error}") from error
         episodes = select_episodes(
             source, tasks=source_spec.tasks, exclude_tasks=source_spec.exclude_tasks, part=source_spec.part
         )

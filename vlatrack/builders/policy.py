@@ -64,9 +64,11 @@ def backbone_factory(spec: ExperimentSpec) -> BackboneFactory:
                 max_seq_len=backbone.max_seq_len,
             )
         case CustomBackboneSpec():
-            return custom_factory(
-                load_plugin(backbone.target, BACKBONES), backbone.options, max_seq_len=backbone.max_seq_len
-            )
+            try:
+                target = load_plugin(backbone.target, BACKBONES)
+            except SpecError as error:
+                raise SpecError(f"backbone.target: {error}") from error
+            return custom_factory(target, backbone.options, max_seq_len=backbone.max_seq_len)
         case _:
             assert_never(backbone)
 

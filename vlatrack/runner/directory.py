@@ -12,7 +12,7 @@ from vlatrack.reports.epoch_log import LOG_FILES
 from vlatrack.spec.identity import Scalar
 from vlatrack.spec.load import dump_spec, load_spec
 from vlatrack.spec.models import ExperimentSpec
-from vlatrack.tracking.journal.rewind import last_start
+from vlatrack.tracking.journal.history import last_start
 from vlatrack.tracking.run_files import RunFiles
 from vlatrack.training.checkpoint.store import CheckpointStore
 
@@ -32,7 +32,6 @@ class RunDirectory(RunFiles):
         try:
             path.mkdir(parents=True, mode=0o700)  # for the user alone: a diff or a path may be nobody else's business
             directory = cls(path)
-            directory.evaluation.mkdir()
             directory.spec_file.write_text(dump_spec(spec))
         except OSError as error:
             raise SpecError(f"{path}: cannot be made ({error.strerror}); choose another folder with --runs") from error

@@ -23,6 +23,7 @@ class RunRecorder(Callback):
     ) -> None:
         self._directory, self._tracked, self._schema = directory, tracked, schema
         self._keep_last, self._processes = keep_last, processes
+        directory.evaluation.mkdir(exist_ok=True)  # a run of vlatrack 0.1.0 has none
 
     def on_resume(self, state: TrainState, checkpoint: Path, changes: tuple[str, ...]) -> None:
         """What was made beyond the checkpoint gives way to what comes now."""

@@ -374,7 +374,8 @@ def _upload_results(directory: RunDirectory, tracked: TrackedRun) -> None:
         tracked.log_artifact(directory.tokenizer, name="tokenizer")
         if directory.checkpoints.all():
             best = directory.checkpoints.find("best")
-            tracked.log_artifact(best, name=f"checkpoints/{best.name}", aliases=["best"])
+            digests = directory.checkpoints.check(best).sha256
+            tracked.log_artifact(best, name=f"checkpoints/{best.name}", aliases=["best"], sha256=digests)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         _log.warning("%s: figures or uploads are incomplete (%s)", directory.path, reason)

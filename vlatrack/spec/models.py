@@ -328,7 +328,7 @@ class TrainSpec(Model):
     batch_size: PositiveInt = Field(8, description="samples in one optimiser step, over all processes")
     micro_batch: PositiveInt | None = Field(
         None,
-        description="samples in one forward pass of one process; gradients accumulate; null: all at once",
+        description="most samples in one forward pass of one process; gradients accumulate; null: all at once",
     )
     non_finite: Literal["halt", "skip", "rollback"] = Field(
         "halt",
@@ -474,11 +474,6 @@ class ExperimentSpec(Model):
             raise ValueError(
                 f"optim.warmup_epochs = {self.optim.warmup_epochs:g} is not below train.epochs = {self.train.epochs}: "
                 "the learning rate would never reach optim.lr"
-            )
-        if self.train.micro_batch is not None and self.train.micro_batch > self.train.batch_size:
-            raise ValueError(
-                f"train.micro_batch = {self.train.micro_batch} is above train.batch_size = {self.train.batch_size}, "
-                "the samples of a whole optimiser step"
             )
         return self
 

@@ -39,7 +39,7 @@ class TrackerShare(Protocol):
         """Records that it refuses for good."""
 
     @property
-    def look(self) -> str | None:
+    def url(self) -> str | None:
         """Where a person finds the run."""
 
     @property
