@@ -4,6 +4,9 @@ Every message is one line that names the place and the remedy. The command line 
 message alone and exits with code 2; a broken invariant is an ``AssertionError`` instead.
 """
 
+USER_ERROR = 2
+"""Exit code of the command line after one of them."""
+
 
 class VlatrackError(Exception):
     """Base of everything a user can cause."""

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -193,3 +194,32 @@ def test_accelerate_starts_the_same_run(program: Program, one_and_two) -> None:
     done = program.run_accelerated("run", *NO_DROPOUT, "train.epochs=1")
     assert done.returncode == 0, done.stderr
     assert _last_metrics(program.only_run()) == pytest.approx(_last_metrics(one_and_two[1]), rel=1e-9)
+
+
+@pytest.mark.slow
+def test_a_step_that_is_not_finite_ends_both_ranks_and_is_told_once(program: Program) -> None:
+    done = program.run_many("run", TOY, "optim.lr=1e30", "optim.schedule=constant", "train.checkpoint.every_steps=1")
+    assert sum(line.startswith("error: step ") for line in done.stderr.splitlines()) == 1
+    run = program.only_run()
+    assert finish_of(run)["status"] == "FAILED"
+    assert all(np.isfinite(value).all() for value in _weights(run).values())
+
+
+@pytest.mark.slow
+def test_torchrun_told_to_stop_in_the_first_epoch_leaves_a_checkpoint(program: Program) -> None:
+    process = program.start_many("run", *SMALL, "train.epochs=500", "train.checkpoint.every_epochs=500")
+    run = _await_step(program, 2)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert finish_of(run)["status"] == "KILLED"
+    assert list((run / "checkpoints").glob("step-*/files.json"))
+
+
+def _await_step(program: Program, step: int) -> Path:
+    give_up = time.monotonic() + 100
+    while time.monotonic() < give_up:
+        for journal in (program.folder / "runs").glob("*/2*/journal.jsonl"):
+            if f'"step":{step},' in journal.read_text():
+                return journal.parent
+        time.sleep(0.1)
+    pytest.fail("the run does not get there")

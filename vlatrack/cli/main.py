@@ -15,9 +15,8 @@ from vlatrack.cli.importing import import_logs
 from vlatrack.cli.run import run
 from vlatrack.cli.spec import schema, validate
 from vlatrack.cli.ui import ui
-from vlatrack.errors import VlatrackError
+from vlatrack.errors import USER_ERROR, VlatrackError
 
-USER_ERROR = 2
 INTERRUPTED = 130
 
 app = typer.Typer(

@@ -54,6 +54,8 @@ def run(
     words = words or []
     if resume is None and not words:
         raise SpecError("vlatrack run: give an experiment's YAML file, or --resume RUN to continue a run")
+    if resume is None and "=" in words[0] and not Path(words[0]).exists():
+        raise SpecError(f"vlatrack run: give an experiment's YAML file before {words[0]}")
     if resume is not None and words and "=" not in words[0]:
         raise SpecError(f"vlatrack run: --resume continues a run with its own spec; leave out {words[0]}")
     if resume is None and checkpoint != "last":

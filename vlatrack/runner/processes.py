@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from vlatrack.errors import USER_ERROR, NonFiniteError
 from vlatrack.training.process_group import ProcessGroup, RankLostError
 
 
@@ -28,5 +29,7 @@ def joined_process_group() -> Iterator[ProcessGroup]:
         group.leave(failed=True)
         if lost:
             raise SystemExit(1) from None
+        if isinstance(error, NonFiniteError) and not group.is_main_process:  # all ranks raise it; one says so
+            raise SystemExit(USER_ERROR) from None
         raise
     group.leave()
