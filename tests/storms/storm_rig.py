@@ -19,7 +19,7 @@ from mlflow_server import MlflowServer, wait_until
 from wandb_double import WandbDouble
 
 from vlatrack.tracking.delivery.cursor import CursorFile
-from vlatrack.tracking.journal.records import Kind, last_record, read_records
+from vlatrack.tracking.journal.records import Kind, finish_record, last_record, read_records
 from vlatrack.tracking.run_files import RunFiles
 
 Row = tuple[str, int, int, float]
@@ -108,8 +108,8 @@ class StormRun:
     def signal_trainer(self, number: signal.Signals, status: str) -> None:
         """Strike a living trainer, whose run then ought to end with this status."""
         assert self.trainer is not None, "train first"
-        last = last_record(self.files.journal)
-        if last is not None and last.kind != Kind.FINISH and not self.has_ended():
+        has_begun = last_record(self.files.journal) is not None
+        if has_begun and finish_record(self.files.journal) is None and not self.has_ended():
             self.expected_status = status
             self.trainer.send_signal(number)
 
@@ -199,7 +199,7 @@ class StormRun:
     def is_complete(self) -> bool:
         last = last_record(self.files.journal)
         done = min(cursor.read().seq for cursor in self.cursors)
-        return last is not None and last.kind == Kind.FINISH and last.seq == done
+        return last is not None and last.seq == done and finish_record(self.files.journal) is not None
 
     def _delivery_ended(self) -> bool:
         with self.files.delivery_lock.open("rb") as lock:

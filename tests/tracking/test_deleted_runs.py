@@ -111,9 +111,10 @@ def test_a_run_deleted_before_a_sync_gets_no_twin(run: ExampleRun, empty_store: 
 HASTY_DELIVERY = """
 import sys
 from pathlib import Path
-from vlatrack.tracking import deliver, wandb_backend
-wandb_backend.RETRIES = 1  # the client asks again and again, for a minute
-sys.exit(deliver.main(Path(sys.argv[1]), patience_s=60))
+from vlatrack.tracking.backends.wandb import backend
+from vlatrack.tracking.delivery import worker
+backend.RETRIES = 1  # the client asks again and again, for a minute
+sys.exit(worker.main(Path(sys.argv[1]), patience_s=60))
 """
 
 
@@ -134,6 +135,7 @@ def test_wandb_gets_everything_after_a_deletion_in_the_middle_was_undone(
             for step in range(50, 150):
                 journal.append(Kind.METRICS, {"train_closs": float(step)}, step=step)
             journal.append(Kind.FINISH, {"status": "FINISHED", "reason": None, "deliver_until_ms": 0})
+            journal.close()  # the trackers are told of the end now
             eventually(lambda: "was deleted in W&B; undelete it there" in str(cursor().error))
             assert cursor().dead_letters == 0
             wandb_server.deleted.clear()

@@ -1,12 +1,14 @@
 """A run is the same run however its directory is called: as it is, through a symbolic link, or `.` from inside."""
 
 import os
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from vlatrack.cli import ui
 from vlatrack.cli.main import app
 from vlatrack.errors import TrackerError
 from vlatrack.tracking.backends.base import BackendConfig
@@ -92,6 +94,21 @@ def test_status_shows_a_runs_folder_that_is_called_by_a_link(run: Path) -> None:
     assert "exp/run-1  FINISHED" in call("status", "--runs", link)
     os.chdir(run.parents[1])
     assert "exp/run-1  FINISHED" in call("status", "--runs", ".")
+
+
+def test_the_user_interface_opens_the_store_that_a_linked_runs_folder_leads_to(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = run.parent.parent
+    sqlite3.connect(runs / "mlflow.db").close()
+    served: list[list[str]] = []
+    monkeypatch.setattr(ui, "_serve", lambda command: served.append(command) or 0)
+    link = _through_a_linked_runs_folder(run).parents[1]
+    call("ui", "--runs", link, "--port", "0")
+    os.chdir(runs)
+    call("ui", "--runs", ".", "--port", "0")
+    stores = [command[command.index("--backend-store-uri") + 1] for command in served]
+    assert stores == [f"sqlite:///{runs / 'mlflow.db'}"] * 2
 
 
 @pytest.mark.parametrize("odd", ["a\nb", "a\0b", "tab\t", "\udcff"])
