@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vlatrack.builders import build_backends
+from vlatrack.builders.trackers import build_backends
 from vlatrack.spec.load import parse_backends
 from vlatrack.testing.example_run import ExampleRun
 from vlatrack.tracking.backends import registry
