@@ -142,7 +142,9 @@ class CheckpointStore:
     def _stamp(self, checkpoint: Path, manifest: Manifest) -> None:
         stamp = self.folder / _CHECKED / f"{checkpoint.name}.json"
         stamp.parent.mkdir(exist_ok=True)
-        stamp.write_text(json.dumps(_fingerprint(checkpoint, manifest)))
+        unfinished = stamp.with_suffix(f".{os.getpid()}")  # renamed: a kill must not leave half of it
+        unfinished.write_text(json.dumps(_fingerprint(checkpoint, manifest)))
+        unfinished.replace(stamp)
 
 
 class RunCheckpoints:
