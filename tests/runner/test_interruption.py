@@ -114,7 +114,7 @@ def test_a_failing_figure_changes_nothing_of_how_a_run_ended(tmp_path: Path, mon
     def no_space(*_: object, **__: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("vlatrack.runner.run.write_figures", no_space)
+    monkeypatch.setattr("vlatrack.runner.execution.write_figures", no_space)
     run = _run(tmp_path, overrides=("evaluate.open_loop=null",))
     assert finish_of(run)["status"] == "FINISHED"
     records = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]

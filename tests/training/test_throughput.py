@@ -47,14 +47,14 @@ def test_an_evaluation_or_a_checkpoint_is_no_part_of_a_step(batch: Batch, clock:
     assert window.take()["step_time_s"] == 1.0
 
 
-def test_waiting_for_data_is_told_apart(batch: Batch, clock: list[float]) -> None:
+def test_timed_data_data_is_told_apart(batch: Batch, clock: list[float]) -> None:
     window = Throughput(torch.device("cpu"))
 
     def slow_steps():
         clock[0] += 3.0
         yield [batch]
 
-    for batches in window.waiting_for(slow_steps()):
+    for batches in window.timed_data(slow_steps()):
         clock[0] += 1.0
         window.count(batches)
     speeds = window.take()

@@ -1,4 +1,4 @@
-"""Why a run ended before its time: an error, a signal, or the end of another process that trained with it."""
+"""Why a run ended early: an error, a signal, or the loss of another rank."""
 
 import signal
 import traceback
@@ -15,64 +15,64 @@ from vlatrack.training.process_group import ProcessGroup, RankLostError
 
 @dataclass(frozen=True)
 class Ending:
-    """What the journal says of a run's end."""
+    """How a run ended, as the journal records it."""
 
     status: Status
-    reason: str
-    foreign: bool  # another rank is the reason
+    reason: str | None = None
+    from_other_rank: bool = False  # the reason lies in another rank
 
 
-def why_it_ended(
+def describe_ending(
     error: BaseException, interruption: Interruption, directory: RunDirectory, group: ProcessGroup
 ) -> Ending:
-    """As rank 0 can tell. An error of its own is the reason; otherwise that of another rank, if one had any.
+    """How a run ended, seen from rank 0: by its own error, or else by the error of another rank.
 
-    torchrun ends all ranks by SIGTERM when one has failed: a signal alone does not say that somebody stopped the run.
+    torchrun sends SIGTERM to all ranks when one fails, so a signal alone does not mean that a user stopped the run.
     """
     own = _reason(error)
-    if not _comes_from_outside(error):
-        return Ending("FAILED", own, foreign=False)
+    if not _is_external(error):
+        return Ending("FAILED", own)
     failed = {rank: _first_line(directory.rank_error(rank)) for rank in range(1, group.world_size)}
     if named := [f"rank {rank}: {reason}" for rank, reason in failed.items() if reason is not None]:
-        return Ending("FAILED", "; ".join(named), foreign=True)
+        return Ending("FAILED", "; ".join(named), from_other_rank=True)
     stopped = {rank: _first_line(directory.rank_stopped(rank)) for rank in group.lost_ranks()}
     if silent := [str(rank) for rank, reason in stopped.items() if reason is None]:
         reason = f"rank {', '.join(silent)} is gone without a word: killed, or out of memory"
-        return Ending("FAILED", reason, foreign=True)
+        return Ending("FAILED", reason, from_other_rank=True)
     if not isinstance(error, RankLostError):
-        return Ending("KILLED", own, foreign=False)
+        return Ending("KILLED", own)
     if interruption.received is not None:
-        return Ending("KILLED", REASONS[interruption.received], foreign=False)
+        return Ending("KILLED", REASONS[interruption.received])
     by_signal = [f"rank {rank}: {reason}" for rank, reason in stopped.items() if reason in REASONS.values()]
-    return Ending("KILLED" if by_signal else "FAILED", "; ".join(by_signal) or own, foreign=True)
+    return Ending("KILLED" if by_signal else "FAILED", "; ".join(by_signal) or own, from_other_rank=True)
 
 
-def keep_traceback(directory: RunDirectory, error: BaseException) -> None:
-    """Of the main process's error, if it is none that a user can cause."""
-    if not isinstance(error, VlatrackError) and not _comes_from_outside(error):
+def write_traceback(directory: RunDirectory, error: BaseException) -> None:
+    """Write the main process's traceback to error.txt, unless a user's mistake or a signal ended it."""
+    if not isinstance(error, VlatrackError) and not _is_external(error):
         (directory.path / "error.txt").write_text(redact("".join(traceback.format_exception(error))))
 
 
-def leave_reason(directory: RunDirectory, rank: int, error: BaseException) -> None:
-    """Write why this rank ends, for rank 0, which keeps the journal, and for people."""
-    if _comes_from_outside(error):
+def write_reason(directory: RunDirectory, rank: int, error: BaseException) -> None:
+    """Write why this rank ends to a file that rank 0, which writes the journal, looks for."""
+    if _is_external(error):
         directory.rank_stopped(rank).write_text(_reason(error) + "\n")
         return
     trace = [] if isinstance(error, VlatrackError) else traceback.format_exception(error)
-    # Renamed into its place: rank 0 must not read half a line.
+    # Renamed into place, so that rank 0 never reads half a line.
     unfinished = directory.rank_error(rank).with_suffix(".partial")
     unfinished.write_text(redact("".join([_reason(error) + "\n", *trace])))
     unfinished.replace(directory.rank_error(rank))
 
 
-def forget_reasons(directory: RunDirectory) -> None:
-    """Of an earlier part of a run that goes on."""
+def remove_reasons(directory: RunDirectory) -> None:
+    """Remove what an earlier attempt at a resumed run left."""
     for pattern in (directory.rank_error("*"), directory.rank_stopped("*")):
         for file in directory.path.glob(pattern.name):
             file.unlink()
 
 
-def _comes_from_outside(error: BaseException) -> bool:
+def _is_external(error: BaseException) -> bool:
     return isinstance(error, RankLostError | Terminated | KeyboardInterrupt)
 
 

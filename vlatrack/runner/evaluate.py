@@ -10,7 +10,6 @@ from accelerate import Accelerator
 
 from vlatrack.builders.experiment import Experiment, build_accelerator
 from vlatrack.builders.policy import StoredPolicy
-from vlatrack.builders.trackers import build_backends
 from vlatrack.data.cache import CodeCache
 from vlatrack.data.loading import even_subset, load_batches
 from vlatrack.data.samples import SampleSet
@@ -18,11 +17,10 @@ from vlatrack.evaluation.open_loop import evaluate_open_loop
 from vlatrack.metrics.schema import EVALUATE, VAL_IND, VAL_OOD
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.runner.directory import RunDirectory
-from vlatrack.spec.identity import flatten
+from vlatrack.runner.recorder import start_tracking
 from vlatrack.spec.models import OpenLoopSpec
 from vlatrack.tracking.backends.base import Status
 from vlatrack.tracking.journal.history import run_status
-from vlatrack.tracking.run import TrackedRun
 from vlatrack.training.callback import Callback, EpochResults, SplitResult
 from vlatrack.training.checkpoint.store import step_of
 from vlatrack.training.loop import EvaluationStopped, Training
@@ -32,17 +30,17 @@ from vlatrack.training.state import TrainState
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Means of one checkpoint."""
+    """The metrics of one checkpoint."""
 
     checkpoint: Path
     policy_sha256: str
-    metrics: dict[str, float]  # by full metric name
-    file: Path  # where they were written, as JSON
+    metrics: dict[str, float]  # by full metric name, such as val_ind_closs
+    file: Path  # the JSON file they were written to
 
 
 @dataclass(frozen=True)
 class OpenLoopEvaluation:
-    """The evaluation after an epoch of a training (a ``vlatrack.training.loop.Evaluate``)."""
+    """The evaluation at the end of an epoch (implements ``vlatrack.training.loop.Evaluate``)."""
 
     settings: OpenLoopSpec | None
     training: Training
@@ -59,14 +57,14 @@ class OpenLoopEvaluation:
                 settings,
                 training.accelerator,
                 training.group,
-                before_batch=self._heed_signals,
+                before_batch=self._check_signals,
             )
             for split in (VAL_IND, VAL_OOD)
             if split in self.samples
         }
 
-    def _heed_signals(self) -> None:
-        """Of several processes each would have to stop at the same batch; they finish the evaluation."""
+    def _check_signals(self) -> None:
+        """Stop for a signal, if this process is alone: several ranks would have to stop at the same batch."""
         if self.training.interruption.stop_wanted and self.training.group.world_size == 1:
             raise EvaluationStopped
 
@@ -78,14 +76,16 @@ def evaluate_run(
     callbacks: Sequence[Callback] = (),
     group: ProcessGroup | None = None,
 ) -> Evaluation:
-    """Open-loop evaluation of a checkpoint (``best``, ``last`` or a folder's name) of the run at ``path``.
+    """Open-loop evaluation of a checkpoint of the run at ``path``; needs only the checkpoint and the validation data.
 
-    Needs the checkpoint and the validation data, nothing else. What it measures goes into the run's journal, as
-    ``evaluate/val_ind_closs`` at the checkpoint's step, tied to the policy's digest, and from there to the trackers.
-    Several ranks share the samples; the main process writes.
+    The metrics go into the run's journal, as ``evaluate/val_ind_closs`` at the checkpoint's step, together with the
+    policy's digest, and from there to the trackers. Several ranks share the samples; the main process writes.
+
+    Args:
+        checkpoint: ``best``, ``last`` or the name of a checkpoint folder.
 
     Raises:
-        VlatrackError: no such run or checkpoint, it is damaged, or the validation data is missing.
+        VlatrackError: there is no such run or checkpoint, it is damaged, or the validation data is missing.
     """
     group = group or ProcessGroup()
     with group.main_process_first():
@@ -126,35 +126,24 @@ def evaluate_split(
     group: ProcessGroup,
     before_batch: Callable[[], None] = lambda: None,
 ) -> SplitResult:
-    """Open-loop means of one split over all ranks."""
+    """Open-loop metrics of one split over all ranks. All ranks call this."""
     order = even_subset(len(samples), batch_size=settings.batch_size, limit=settings.max_samples)
-    mine = [rows for rows in map(group.shard, order) if rows]
-    batches = load_batches(samples, mine, policy.layout)
+    own_rows = [rows for rows in map(group.shard, order) if rows]
+    batches = load_batches(samples, own_rows, policy.layout)
     states = group.sum_states(evaluate_open_loop(policy, batches, accelerator, before_batch=before_batch))
     return SplitResult(policy.metric_values(states), states)
 
 
 def _record(directory: RunDirectory, experiment: Experiment, evaluation: Evaluation) -> None:
-    """Write the file, and tell the journal and the trackers of a run that is over."""
+    """Write the JSON file and, if the run is over, add the metrics to its journal and trackers."""
     name, step = evaluation.checkpoint.name, step_of(evaluation.checkpoint)
     content = {"checkpoint": name, "policy_sha256": evaluation.policy_sha256, **evaluation.metrics}
     evaluation.file.parent.mkdir(exist_ok=True)
     evaluation.file.write_text(json.dumps(content, indent=1) + "\n")
     before = run_status(directory.path)
     if before.status == "RUNNING":
-        return  # its own process holds the journal; the file has the numbers
-    spec = directory.spec()
-    tracked = TrackedRun.start(
-        directory.path,
-        uid=directory.uid,
-        name=directory.run_id,
-        experiment=spec.name,
-        backends=build_backends(spec.tracking.backends),
-        params=flatten(spec),
-        tags=directory.tags_at_start(),
-        group=spec.tracking.group,
-        resume=True,
-    )
+        return  # another process holds the journal; the JSON file has the numbers
+    tracked = start_tracking(directory, directory.spec(), tags=directory.tags_at_start(), resume=True)
     tracked.event("evaluation", {"checkpoint": name, "step": step, "policy_sha256": evaluation.policy_sha256})
     tracked.log({f"{EVALUATE}{metric}": value for metric, value in evaluation.metrics.items()}, step=step)
     tracked.log_artifact(evaluation.file, name=f"evaluation/{evaluation.file.name}")

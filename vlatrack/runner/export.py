@@ -1,19 +1,22 @@
-"""A policy as a folder of its own: a checkpoint without what only its training needs."""
+"""Export a policy: a checkpoint without the files that only a resume needs."""
 
 import shutil
 from pathlib import Path
 
 from vlatrack.errors import CheckpointError
 from vlatrack.runner.directory import RunDirectory
-from vlatrack.training.checkpoint.contents import OF_TRAINING, clear_write_errors, inside, write_manifest
+from vlatrack.training.checkpoint.contents import TRAINING_FILES, clear_write_errors, inside, write_manifest
 
 
 def export_policy(run: Path, output: Path, *, checkpoint: str = "best") -> str:
-    """Copy a checkpoint's policy to ``output`` and return its digest, which is that of the checkpoint.
+    """Copy the policy of a checkpoint to the folder ``output`` and return its digest, the same as the checkpoint's.
+
+    Args:
+        checkpoint: ``best``, ``last`` or the name of a checkpoint folder.
 
     Raises:
-        VlatrackError: no such run or checkpoint, it is damaged or of vlatrack 0.1.0, or ``output`` is there already or
-            cannot be written.
+        VlatrackError: there is no such run or checkpoint, it is damaged or was made by vlatrack 0.1.0, or ``output``
+            exists or cannot be written.
     """
     store = RunDirectory.open(run).checkpoints
     chosen = store.find(checkpoint)
@@ -28,7 +31,7 @@ def export_policy(run: Path, output: Path, *, checkpoint: str = "best") -> str:
     shutil.rmtree(unfinished, ignore_errors=True)
     with clear_write_errors(unfinished):
         for name in manifest.sha256:
-            if name not in OF_TRAINING:
+            if name not in TRAINING_FILES:
                 target = unfinished / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(inside(chosen, name), target)

@@ -1,33 +1,61 @@
-"""What a run writes while it trains: journal, log files and the table of action errors."""
+"""Records a run: its journal, its log files and its table of action errors."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from vlatrack.builders.trackers import build_backends
 from vlatrack.metrics.declarations import action_error_grids
 from vlatrack.metrics.schema import TRAIN, MetricSchema
 from vlatrack.reports.action_errors import append_action_errors, drop_action_errors_from
 from vlatrack.reports.epoch_log import LOG_FILES, append_epoch, drop_epochs_from
 from vlatrack.runner.directory import RunDirectory
+from vlatrack.spec.identity import flatten
+from vlatrack.spec.models import ExperimentSpec
 from vlatrack.tracking.backends.base import Scalar
 from vlatrack.tracking.journal.history import REWOUND
-from vlatrack.tracking.run import TrackedRun
+from vlatrack.tracking.run import DatasetInput, TrackedRun
 from vlatrack.training.callback import Callback, EpochResults
 from vlatrack.training.state import TrainState
 
 
+def start_tracking(
+    directory: RunDirectory,
+    spec: ExperimentSpec,
+    *,
+    tags: Mapping[str, str],
+    datasets: Sequence[DatasetInput] = (),
+    resume: bool = False,
+    resume_step: int | None = None,
+) -> TrackedRun:
+    """Open a run's journal and start the delivery to the trackers of its spec; see ``TrackedRun.start``."""
+    return TrackedRun.start(
+        directory.path,
+        uid=directory.uid,
+        name=directory.run_id,
+        experiment=spec.name,
+        backends=build_backends(spec.tracking.backends),
+        params=flatten(spec),
+        tags=tags,
+        datasets=datasets,
+        group=spec.tracking.group,
+        resume=resume,
+        resume_step=resume_step,
+    )
+
+
 class RunRecorder(Callback):
-    """Writes what a run tells into its directory, from where the trackers get it."""
+    """Writes a run's metrics and events into its directory; delivery takes them to the trackers from there."""
 
     def __init__(
         self, directory: RunDirectory, tracked: TrackedRun, schema: MetricSchema, *, keep_last: int, processes: int
     ) -> None:
         self._directory, self._tracked, self._schema = directory, tracked, schema
         self._keep_last, self._processes = keep_last, processes
-        directory.evaluation.mkdir(exist_ok=True)  # a run of vlatrack 0.1.0 has none
+        directory.evaluation.mkdir(exist_ok=True)  # runs of vlatrack 0.1.0 have none
 
     def on_resume(self, state: TrainState, checkpoint: Path, changes: tuple[str, ...]) -> None:
-        """What was made beyond the checkpoint gives way to what comes now."""
-        self._go_back(state)
+        """Remove what the run recorded after the checkpoint: it trains those steps again."""
+        self._rewind(state)
         event: dict[str, Scalar] = {"step": state.step, "checkpoint": checkpoint.name, "processes": self._processes}
         if changes:
             event["changes"] = "; ".join(changes)
@@ -44,7 +72,7 @@ class RunRecorder(Callback):
             line = {f"{prefix}{name}": value for name, value in result.metrics.items()}
             append_epoch(self._directory.log_files[split], {**line, "epoch": number})
             append_action_errors(self._directory.action_errors, split, number, action_error_grids(result.states))
-            if split != TRAIN:  # of the training, windows of steps are logged
+            if split != TRAIN:  # training metrics are logged every log_every steps instead
                 named = {f"{split}_{name}": value for name, value in result.metrics.items()}
                 self.on_log(state, named | {"epoch": float(state.epoch)})
 
@@ -56,11 +84,11 @@ class RunRecorder(Callback):
         self._tracked.event("non_finite", {"step": step, "reason": reason}, alert=True)
 
     def on_rollback(self, state: TrainState, from_step: int) -> None:
-        self._go_back(state)
+        self._rewind(state)
         self._tracked.event(REWOUND, {"number": state.rollbacks, "from_step": state.step + 1, "to_step": from_step})
         self._tracked.event("rollback", {"step": state.step, "from_step": from_step}, alert=True)
 
-    def _go_back(self, state: TrainState) -> None:
+    def _rewind(self, state: TrainState) -> None:
         self._directory.checkpoints.set_aside_later(state.step, keep_last=self._keep_last)
         for file in self._directory.log_files.values():
             drop_epochs_from(file, state.epoch)

@@ -1,29 +1,29 @@
-"""What a run tells the outside while it is prepared and trains: journal, log files, terminal, benchmarks."""
+"""Callbacks: what a run reports while it prepares, trains and ends."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-if TYPE_CHECKING:  # the command line draws a run, and must not import torch before it has set what torch reads
+if TYPE_CHECKING:  # the command line imports this before it sets the environment variables that torch reads
     from vlatrack.metrics.states import MetricStates
     from vlatrack.training.state import TrainState
 
 
 @dataclass(frozen=True)
 class SplitResult:
-    """What one split came to over an epoch or an evaluation, over all processes."""
+    """The metrics of one split over an epoch or an evaluation, over all ranks."""
 
-    metrics: Mapping[str, float]  # by name without the split's prefix
-    states: "MetricStates"  # what they were computed from, on the host
+    metrics: Mapping[str, float]  # by name without the prefix of the split, such as "closs"
+    states: "MetricStates"  # that the metrics were computed from, on the host
 
 
 EpochResults = Mapping[str, SplitResult]
 """By split: ``train``, ``val_ind``, ``val_ood``."""
 
 
-class TrackerShare(Protocol):
-    """What one tracker has of a run's records."""
+class DeliveryState(Protocol):
+    """How far the delivery of a run to one tracker has come."""
 
     @property
     def label(self) -> str: ...
@@ -36,11 +36,11 @@ class TrackerShare(Protocol):
 
     @property
     def dead_letters(self) -> int:
-        """Records that it refuses for good."""
+        """Records that the tracker refused and that are not sent again."""
 
     @property
     def url(self) -> str | None:
-        """Where a person finds the run."""
+        """The run's page, if the tracker has one."""
 
     @property
     def error(self) -> str | None: ...
@@ -52,53 +52,53 @@ class RunEnd:
 
     directory: Path
     status: str  # FINISHED, FAILED or KILLED
-    reason: str | None = None  # why it did not finish, where no exception of this process tells
-    resumable: bool = False  # whether a checkpoint is there to resume from
-    horizon: int = 0  # H, the steps of an action chunk
-    backends: Sequence[TrackerShare] = ()  # what the trackers have by now
+    reason: str | None = None  # why it did not finish, unless an exception of this process says so
+    resumable: bool = False  # whether there is a checkpoint to resume from
+    horizon: int = 0  # H, steps of an action chunk
+    backends: Sequence[DeliveryState] = ()
 
 
 class Callback:
-    """Base of all callbacks: each method does nothing, override what you need.
+    """Base class of callbacks; override the methods you need, the others do nothing.
 
-    The run waits for each call to return. Only the main process calls them. A step is an optimiser step.
+    Only the main process calls them, and the run waits for each call to return. A step is an optimiser step.
     """
 
     def on_run_start(self, directory: Path) -> None:
         """The run directory exists."""
 
     def on_warning(self, text: str) -> None:
-        """Something is allowed but probably not meant; one line."""
+        """Something is allowed but probably not intended; ``text`` is one line."""
 
     def on_stage(self, text: str) -> None:
-        """Something that takes a while begins."""
+        """A stage that takes a while begins."""
 
     def on_encode(self, split: str, done: int, total: int) -> None:
-        """So many frames of a split have been turned into tokens."""
+        """``done`` of ``total`` frames of a split have been encoded as tokens."""
 
     def on_resume(self, state: "TrainState", checkpoint: Path, changes: tuple[str, ...]) -> None:
-        """Training continues from a checkpoint; ``changes`` are the settings that differ from the run's first part."""
+        """Training resumes from a checkpoint; ``changes`` are the settings that differ from those it was made with."""
 
     def on_train_start(self, state: "TrainState", total_steps: int, epochs: int) -> None:
-        """The first step is about to begin; so many steps and epochs there are in all."""
+        """The first step is about to begin; ``total_steps`` and ``epochs`` count the whole training."""
 
     def on_step(self, state: "TrainState") -> None:
         """A step is done."""
 
     def on_log(self, state: "TrainState", metrics: Mapping[str, float]) -> None:
-        """Means over the steps since the last call, by full metric name."""
+        """Training metrics over the steps since the last call, by full name such as ``train_closs``."""
 
     def on_epoch(self, state: "TrainState", results: EpochResults) -> None:
-        """An epoch and its evaluations are done; ``state.epoch`` counts it already."""
+        """An epoch and its evaluations are done; ``state.epoch`` already counts it."""
 
     def on_checkpoint(self, state: "TrainState", path: Path, policy_sha256: str) -> None:
-        """A checkpoint is on the disk."""
+        """A checkpoint has been written to ``path``."""
 
     def on_non_finite(self, step: int, reason: str) -> None:
         """A step was not taken because its loss or gradient was not finite."""
 
     def on_rollback(self, state: "TrainState", from_step: int) -> None:
-        """Training went back from ``from_step`` to a checkpoint, where ``state`` stands."""
+        """Training went back from ``from_step`` to the checkpoint whose state is ``state``."""
 
     def on_run_end(self, end: RunEnd) -> None:
-        """The run is over, and the trackers have been waited for."""
+        """The run is over, and its delivery to the trackers has finished or timed out."""

@@ -1,4 +1,4 @@
-"""How much each loss term pulls at the weights."""
+"""Each loss term's share of the gradient."""
 
 from collections.abc import Mapping
 
@@ -13,16 +13,17 @@ from vlatrack.tokens.batch import Batch
 def gradient_shares(
     policy: VlaPolicy, batch: Batch, counts: Mapping[str, float], accelerator: Accelerator
 ) -> dict[str, float]:
-    """The gradient norm of each weighted loss term, over the sum of these norms; by metric name, without the split.
+    """The gradient norm of each weighted loss term divided by the sum of these norms.
 
-    One forward pass on one micro batch and a backward pass for each term whose weight is above 0. Neither `.grad` nor
-    the generators that dropout draws from change, so the training goes on bitwise as without it.
+    Takes one forward pass over one micro batch, and a backward pass for each term whose weight is above 0. It changes
+    neither `.grad` nor the random generators, so the training stays bitwise the same.
 
     Args:
-        counts: what the terms' totals are divided by, as for `policy.loss`.
+        counts: the divisors of the terms' totals, as for `policy.loss`.
 
     Returns:
-        fractions that add up to 1; all 0 where no term has a gradient, NaN where a gradient is not finite.
+        fractions in [0, 1] that add up to 1, by metric name without the split; all 0 if no term has a gradient, NaN if
+        a gradient is not finite.
     """
     parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     device = accelerator.device

@@ -1,4 +1,4 @@
-"""Signals that a training heeds: SIGTERM and Ctrl-C end it with a checkpoint, SIGUSR1 saves one and goes on."""
+"""Signals during training: SIGTERM and Ctrl-C save a checkpoint and end it, SIGUSR1 saves one and continues."""
 
 import signal
 import threading
@@ -12,21 +12,21 @@ TERMINATED = 143
 """Exit code after SIGTERM, as a shell shows it."""
 
 GRACE_S = 20.0
-"""A step and a checkpoint may take so long after the signal. Slurm and Kubernetes kill after 30 s, Docker after 10."""
+"""Seconds that a step and a checkpoint may take after a signal. Slurm and Kubernetes kill after 30, Docker after 10."""
 
 REASONS = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "interrupted from the keyboard"}
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived: the run ends as KILLED."""
+    """SIGTERM was received: the run ends as KILLED."""
 
 
 class Interruption:
-    """Turns signals into requests that a training answers between two steps, and into exceptions elsewhere.
+    """Turns signals into requests that the training loop handles between steps, and into exceptions elsewhere.
 
-    While `deferred`, the first SIGTERM or SIGINT only asks for a checkpoint and the end; `GRACE_S` later, or at a
-    second signal, it is raised like anywhere else. Once `ending` is set, a signal interrupts no more, since the end of
-    the run must reach its journal; only Ctrl-C in a process alone still does.
+    While `deferred`, the first SIGTERM or SIGINT only requests a checkpoint and the end; after `GRACE_S`, or at a
+    second signal, the exception is raised as it is elsewhere. Once `ending` is set, signals are ignored so that the end
+    of the run reaches its journal, except for Ctrl-C in a single process.
     """
 
     def __init__(self, group: ProcessGroup) -> None:
@@ -38,7 +38,7 @@ class Interruption:
 
     def __enter__(self) -> Self:
         self._before = {}
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
             handlers = {
                 signal.SIGTERM: self._stop,
                 signal.SIGINT: self._stop,
@@ -62,23 +62,23 @@ class Interruption:
         """Whether a signal asked this process to end."""
         return self.received is not None
 
-    def requests(self) -> list[float]:
-        """What the signals so far ask for: a checkpoint, the end by SIGTERM, the end by Ctrl-C; 1 for yes.
+    def take_requests(self) -> list[float]:
+        """What signals have asked of this rank (1 or 0): a checkpoint, the end by SIGTERM, the end by Ctrl-C.
 
-        Summed over the processes, they say what all of them do after this step.
+        Their sums over all ranks go to `apply_requests`, so that all ranks act after the same step.
         """
         wanted, self._checkpoint_wanted = self._checkpoint_wanted, False
         return [float(wanted), float(self.received == signal.SIGTERM), float(self.received == signal.SIGINT)]
 
-    def heed(self, requests: Sequence[float]) -> bool:
-        """Take over what any process was asked for; whether a checkpoint is wanted."""
+    def apply_requests(self, requests: Sequence[float]) -> bool:
+        """Adopt what any rank was asked for, given the sums over all ranks; returns whether to save a checkpoint."""
         wants_checkpoint, terminated, interrupted = (count > 0 for count in requests)
         if terminated or interrupted:
             self.received = self.received or (signal.SIGTERM if terminated else signal.SIGINT)
         return wants_checkpoint or self.stop_wanted
 
     def raise_if_stopped(self) -> None:
-        """Raise what the signal stands for: Terminated or KeyboardInterrupt."""
+        """Raise Terminated or KeyboardInterrupt if a signal asked for the end."""
         if self.received is not None:
             signal.setitimer(signal.ITIMER_REAL, 0)
             raise Terminated if self.received == signal.SIGTERM else KeyboardInterrupt
@@ -93,7 +93,7 @@ class Interruption:
         if self.deferred and is_first:
             signal.setitimer(signal.ITIMER_REAL, GRACE_S)
             return
-        # Of several processes torchrun tells each one once more; that is no wish to end without a checkpoint.
+        # torchrun forwards the signal to every rank again; that must not end them without a checkpoint.
         if self._is_alone or not self.deferred:
             self.raise_if_stopped()
 

@@ -1,4 +1,4 @@
-"""The training loop."""
+"""The training loop: epochs of optimiser steps, with logging, evaluation, checkpoints and rollbacks."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,35 +27,39 @@ from vlatrack.training.throughput import SPEEDS, Throughput
 
 
 class Checkpoints(Protocol):
-    """What the loop needs of a run's checkpoints. All ranks call these together."""
+    """The checkpoints of a run, as the loop uses them. All ranks call these methods together."""
 
     def save(self, state: TrainState) -> None:
-        """Write the training as it stands."""
+        """Write a checkpoint of the training at ``state``."""
         ...
 
     @property
     def last_name(self) -> str | None:
-        """The name of the last checkpoint."""
+        """The folder name of the last checkpoint; None if there is none yet."""
         ...
 
     def restore_last(self) -> TrainState:
-        """Bring weights, optimiser and generators back to the last checkpoint; there must be one."""
+        """Restore weights, optimiser and random generators from the last checkpoint; there must be one."""
         ...
 
 
 class Evaluate(Protocol):
     def __call__(self, state: TrainState) -> EpochResults:
-        """Results by split after an epoch; nothing where it is not due. All ranks call it together."""
+        """Results by split after an epoch; empty if no evaluation is due. All ranks call it together.
+
+        Raises:
+            EvaluationStopped: a signal asked for the end of the run.
+        """
         ...
 
 
-class EvaluationStopped(Exception):  # noqa: N818 (a request, no error)
-    """A signal asks the run to end, and an evaluation may take long."""
+class EvaluationStopped(Exception):  # noqa: N818 (a request, not an error)
+    """A signal asked for the end of the run, so the evaluation was abandoned: the grace period may be too short."""
 
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """Plain settings of the loop (field meanings as in the experiment's YAML)."""
+    """Settings of the loop; the fields mean what they mean in the experiment's YAML."""
 
     epochs: int
     max_steps: int | None
@@ -75,7 +79,7 @@ class LoopSettings:
 
 @dataclass
 class Training:
-    """Everything a training is made of."""
+    """A policy with everything that trains it."""
 
     policy: VlaPolicy
     optimizer: torch.optim.Optimizer
@@ -98,136 +102,91 @@ class Training:
         return steps if self.settings.max_steps is None else min(steps, self.settings.max_steps)
 
     def is_complete(self, state: TrainState) -> bool:
-        """The last step alone is not the end: its epoch must have been closed, also after a resume."""
+        """Whether the last step is done and its epoch finished; a resume may come between the two."""
         return state.step >= self.total_steps and state.step_in_epoch == 0
 
     def run(self, state: TrainState, checkpoints: Checkpoints, evaluate: Evaluate) -> TrainState:
-        """Train from where ``state`` stands to the end of the last epoch or to ``max_steps``.
+        """Train from ``state`` to the end of the last epoch, or to ``max_steps``; returns the final state.
 
         Raises:
-            TrainingError: a loss or gradient is not finite, and the settings say to halt.
+            NonFiniteError: a loss or gradient is not finite, and ``non_finite`` is ``halt``, or ``rollback`` has gone
+                back ``max_rollbacks`` times.
+            Terminated, KeyboardInterrupt: a signal asked for the end, and a checkpoint has been saved.
         """
         device = self.accelerator.device
-        clock, guard = Throughput(device), NonFiniteGuard(device, self.settings.non_finite, self.callbacks)
+        throughput, guard = Throughput(device), NonFiniteGuard(device, self.settings.non_finite, self.callbacks)
         while not self.is_complete(state):
             try:
-                self._train_epoch(state, checkpoints, clock, guard)
-                self._close_epoch(state, checkpoints, evaluate)
+                self._train_epoch(state, checkpoints, throughput, guard)
+                self._finish_epoch(state, checkpoints, evaluate)
             except RollbackError as error:
                 state = self._roll_back(error, state, checkpoints)
             except NonFiniteError as error:
                 raise NonFiniteError(f"{error}; {_remedy(checkpoints.last_name)}") from None
-            clock.restart()
+            throughput.restart()
         return state
 
     def _train_epoch(
-        self, state: TrainState, checkpoints: Checkpoints, clock: Throughput, guard: "NonFiniteGuard"
+        self, state: TrainState, checkpoints: Checkpoints, throughput: Throughput, guard: NonFiniteGuard
     ) -> None:
-        settings = self.settings
+        """Take the remaining steps of the current epoch."""
         self.policy.train()
         self.interruption.deferred = True
-        for micro_batches in clock.waiting_for(self._steps(state)):
-            wants_checkpoint = False
+        for micro_batches in throughput.timed_data(self._micro_batches(state)):
             if state.step + 1 in state.excluded_steps:
-                state.pass_step()
+                state.count_step()
+                save_requested = False
             else:
-                lr = self.schedule.at(state.step / self.steps_per_epoch)
-                counts, wants_checkpoint = self._agree(micro_batches)
-                shares = self._gradient_shares(state, micro_batches, counts)
-                step = train_step(
-                    self.policy,
-                    self.optimizer,
-                    micro_batches,
-                    counts,
-                    accelerator=self.accelerator,
-                    group=self.group,
-                    lr=lr,
-                    clip_grad=settings.clip_grad,
-                )
-                state.add(step.states)
-                guard.note(state, step)
-                clock.count(micro_batches)
-                if shares:
-                    self._tell_log(state, shares)
-                if state.step % settings.log_every == 0:
-                    guard.check(state)
-                    self._log(state, step, lr, clock)
+                save_requested = self._take_step(state, micro_batches, throughput, guard)
             for callback in self.callbacks:
                 callback.on_step(state)
-            if wants_checkpoint or self._is_save_due(state):
+            if save_requested or self._is_save_due(state):
                 guard.check(state)
-                with clock.paused():
+                with throughput.paused():
                     checkpoints.save(state)
                 self.interruption.raise_if_stopped()
             if state.step == self.total_steps:
                 break
         guard.check(state)
 
-    def _steps(self, state: TrainState) -> Iterator[list[Batch]]:
-        """For each step of the rest of the current epoch, the micro batches of this rank; none if it has no sample."""
-        settings, size = self.settings, self.settings.micro_batch or self.settings.batch_size
-        order = epoch_order(len(self.samples), batch_size=settings.batch_size, seed=settings.seed, epoch=state.epoch)
-        shards = [self.group.shard(batch) for batch in order[state.step_in_epoch :]]
-        cut = [[shard[i : i + size] for i in range(0, len(shard), size)] for shard in shards]
-        on_gpu = self.accelerator.device.type == "cuda"
-        rows = list(itertools.chain.from_iterable(cut))
-        batches = load_batches(self.samples, rows, self.policy.layout, workers=settings.workers, pin=on_gpu)
-        for micro_batches in cut:
-            yield list(itertools.islice(batches, len(micro_batches)))
+    def _take_step(
+        self, state: TrainState, micro_batches: Sequence[Batch], throughput: Throughput, guard: NonFiniteGuard
+    ) -> bool:
+        """Take one step, and log it if it is due; returns whether a signal asks for a checkpoint after it."""
+        lr = self.schedule.at(state.step / self.steps_per_epoch)
+        counts, save_requested = self._sum_counts_and_requests(micro_batches)
+        shares = self._gradient_shares(state, micro_batches, counts)
+        result = train_step(
+            self.policy,
+            self.optimizer,
+            micro_batches,
+            counts,
+            accelerator=self.accelerator,
+            group=self.group,
+            lr=lr,
+            clip_grad=self.settings.clip_grad,
+        )
+        state.add_step(result.states)
+        guard.note(state, result)
+        throughput.count(micro_batches)
+        if shares:
+            self._log(state, shares)
+        if state.step % self.settings.log_every == 0:
+            guard.check(state)
+            self._log(state, self._window_metrics(state, result, lr, throughput))
+        return save_requested
 
-    def _agree(self, micro_batches: Sequence[Batch]) -> tuple[dict[str, float], bool]:
-        """In one exchange: the counts of the step's loss terms, and whether any rank wants a checkpoint after it."""
-        names = [term.name for term in self.policy.losses]
-        of_batches = [self.policy.loss_counts(batch) for batch in micro_batches]
-        own = [sum(counts[name] for counts in of_batches) for name in names]
-        *counts, checkpoint, terminated, interrupted = self.group.sum([*own, *self.interruption.requests()])
-        wants_checkpoint = self.interruption.heed([checkpoint, terminated, interrupted])
-        return dict(zip(names, counts, strict=True)), wants_checkpoint
-
-    def _log(self, state: TrainState, step: StepResult, lr: float, clock: Throughput) -> None:
-        means = self._result(state.take_window()).metrics
-        speeds = self.group.combine(clock.take(), SPEEDS)
-        named = {f"{TRAIN}_{name}": value for name, value in {**means, **speeds}.items()}
-        named |= {f"{TRAIN}_grad_norm": step.grad_norm.item(), f"{TRAIN}_lr": lr}
-        if state.skipped_steps:
-            named[f"{TRAIN}_skipped_steps"] = float(state.skipped_steps)
-        named["epoch"] = state.epoch + state.step_in_epoch / self.steps_per_epoch
-        self._tell_log(state, named)
-
-    def _tell_log(self, state: TrainState, metrics: Mapping[str, float]) -> None:
-        for callback in self.callbacks:
-            callback.on_log(state, metrics)
-
-    def _gradient_shares(
-        self, state: TrainState, micro_batches: Sequence[Batch], counts: Mapping[str, float]
-    ) -> dict[str, float]:
-        """Every so many steps, of the main process's first micro batch."""
-        every = self.settings.gradient_share_every
-        if every is None or (state.step + 1) % every or not self.group.is_main_process:
-            return {}
-        shares = gradient_shares(self.policy, micro_batches[0], counts, self.accelerator)
-        return {f"{TRAIN}_{name}": value for name, value in shares.items()}
-
-    def _result(self, states: MetricStates) -> SplitResult:
-        summed = self.group.sum_states(states)
-        return SplitResult(self.policy.metric_values(summed), summed)
-
-    def _is_save_due(self, state: TrainState) -> bool:
-        """Whether a step inside an epoch is one to save; at its end, `_close_epoch` saves, once."""
-        every = self.settings.save_every_steps
-        inside = state.step_in_epoch < self.steps_per_epoch and state.step < self.total_steps
-        return inside and every is not None and state.step % every == 0
-
-    def _close_epoch(self, state: TrainState, checkpoints: Checkpoints, evaluate: Evaluate) -> None:
+    def _finish_epoch(self, state: TrainState, checkpoints: Checkpoints, evaluate: Evaluate) -> None:
+        """Evaluate, save a checkpoint if it is due, and report the epoch."""
         settings, before = self.settings, copy(state)
-        results = {TRAIN: self._result(state.finish_epoch())}
+        results = {TRAIN: self._reduce(state.finish_epoch())}
         try:
             results |= evaluate(state)
         except EvaluationStopped:
-            checkpoints.save(before)  # resumed, the run closes this epoch anew
+            checkpoints.save(before)  # a resumed run finishes this epoch again, with its evaluation
             self.interruption.raise_if_stopped()
             raise
-        is_best = self._note_best(state, results)
+        is_best = self._update_best(state, results)
         every = settings.save_every_steps
         is_due = state.epoch % settings.save_every_epochs == 0 or (every is not None and state.step % every == 0)
         if is_due or is_best or self.is_complete(state):
@@ -236,10 +195,72 @@ class Training:
             callback.on_epoch(state, results)
         self.interruption.raise_if_stopped()
 
-    def _note_best(self, state: TrainState, results: EpochResults) -> bool:
-        """Remember the best value so far of the metric that decides; whether it is this one."""
+    def _micro_batches(self, state: TrainState) -> Iterator[list[Batch]]:
+        """This rank's micro batches of each remaining step of the epoch; an empty list where it has no sample."""
+        settings, size = self.settings, self.settings.micro_batch or self.settings.batch_size
+        order = epoch_order(len(self.samples), batch_size=settings.batch_size, seed=settings.seed, epoch=state.epoch)
+        shards = [self.group.shard(batch) for batch in order[state.step_in_epoch :]]
+        steps = [[shard[i : i + size] for i in range(0, len(shard), size)] for shard in shards]
+        on_gpu = self.accelerator.device.type == "cuda"
+        rows = list(itertools.chain.from_iterable(steps))
+        batches = load_batches(self.samples, rows, self.policy.layout, workers=settings.workers, pin=on_gpu)
+        for micro_batches in steps:
+            yield list(itertools.islice(batches, len(micro_batches)))
+
+    def _sum_counts_and_requests(self, micro_batches: Sequence[Batch]) -> tuple[dict[str, float], bool]:
+        """The count of each loss term over all ranks, and whether any rank was asked for a checkpoint.
+
+        Both travel in one exchange, so that signals cost no exchange of their own.
+        """
+        names = [term.name for term in self.policy.losses]
+        by_batch = [self.policy.loss_counts(batch) for batch in micro_batches]
+        own = [sum(counts[name] for counts in by_batch) for name in names]
+        *counts, checkpoint, terminated, interrupted = self.group.sum([*own, *self.interruption.take_requests()])
+        save_requested = self.interruption.apply_requests([checkpoint, terminated, interrupted])
+        return dict(zip(names, counts, strict=True)), save_requested
+
+    def _gradient_shares(
+        self, state: TrainState, micro_batches: Sequence[Batch], counts: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Each loss term's share of the gradient, measured every few steps on the main process's first micro batch."""
+        every = self.settings.gradient_share_every
+        if every is None or (state.step + 1) % every or not self.group.is_main_process:
+            return {}
+        shares = gradient_shares(self.policy, micro_batches[0], counts, self.accelerator)
+        return {f"{TRAIN}_{name}": value for name, value in shares.items()}
+
+    def _window_metrics(
+        self, state: TrainState, result: StepResult, lr: float, throughput: Throughput
+    ) -> dict[str, float]:
+        """The training metrics since the last record, by full name. All ranks call this."""
+        means = self._reduce(state.take_window()).metrics
+        speeds = self.group.combine(throughput.take(), SPEEDS)
+        metrics = {f"{TRAIN}_{name}": value for name, value in {**means, **speeds}.items()}
+        metrics |= {f"{TRAIN}_grad_norm": result.grad_norm.item(), f"{TRAIN}_lr": lr}
+        if state.skipped_steps:
+            metrics[f"{TRAIN}_skipped_steps"] = float(state.skipped_steps)
+        metrics["epoch"] = state.epoch + state.step_in_epoch / self.steps_per_epoch
+        return metrics
+
+    def _log(self, state: TrainState, metrics: Mapping[str, float]) -> None:
+        for callback in self.callbacks:
+            callback.on_log(state, metrics)
+
+    def _reduce(self, states: MetricStates) -> SplitResult:
+        """Sum the states over all ranks, and compute the metrics from them."""
+        summed = self.group.sum_states(states)
+        return SplitResult(self.policy.metric_values(summed), summed)
+
+    def _is_save_due(self, state: TrainState) -> bool:
+        """Whether to save after a step inside an epoch; at its end `_finish_epoch` decides, so that it saves once."""
+        every = self.settings.save_every_steps
+        inside = state.step_in_epoch < self.steps_per_epoch and state.step < self.total_steps
+        return inside and every is not None and state.step % every == 0
+
+    def _update_best(self, state: TrainState, results: EpochResults) -> bool:
+        """Keep the best value so far of ``best_metric`` in the state; returns whether this epoch has it."""
         metric = self.settings.best_metric
-        if state.best_metric not in (None, metric):  # another metric decides since a resume
+        if state.best_metric not in (None, metric):  # a resume may choose another metric
             state.best_value, state.best_step = None, None
         state.best_metric = metric
         split, name = split_and_name(metric)
@@ -249,7 +270,8 @@ class Training:
         state.best_value, state.best_step = value, state.step
         return True
 
-    def _roll_back(self, error: "RollbackError", state: TrainState, checkpoints: Checkpoints) -> TrainState:
+    def _roll_back(self, error: RollbackError, state: TrainState, checkpoints: Checkpoints) -> TrainState:
+        """Restore the last checkpoint, and exclude the step that was not finite from then on."""
         if state.rollbacks >= self.settings.max_rollbacks:
             raise NonFiniteError(
                 f"{error}, after {state.rollbacks} rollbacks; {_remedy(checkpoints.last_name)}"

@@ -1,4 +1,4 @@
-"""What happens after a step that was not taken because its loss or gradient was not finite."""
+"""Reacts to steps that were not taken because their loss or gradient was not finite."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -12,7 +12,7 @@ from vlatrack.training.state import TrainState
 
 
 class RollbackError(Exception):
-    """Training is to return to the last checkpoint; ``step`` is the one whose batch it then leaves out."""
+    """Asks the loop to return to the last checkpoint and to leave out the batch of ``step`` from then on."""
 
     def __init__(self, step: int, reason: str) -> None:
         super().__init__(reason)
@@ -20,9 +20,9 @@ class RollbackError(Exception):
 
 
 class NonFiniteGuard:
-    """Notices steps that were not taken: at once on a CPU, on a GPU when it is waited for anyway.
+    """Detects steps that were not taken: at once on a CPU, on a GPU only where the loop synchronises anyway.
 
-    `train_step` has kept such a step from the weights already, so that noticing it later does no harm.
+    Detecting one late does no harm, since `train_step` has already left the weights as they were.
     """
 
     def __init__(
@@ -31,11 +31,11 @@ class NonFiniteGuard:
         self._action, self._callbacks = action, callbacks
         self._at_once = device.type == "cpu"
         self._none = torch.zeros((), dtype=torch.int64, device=device)
-        self._count, self._first = self._none, self._none  # steps not taken since the last check, and which came first
+        self._count, self._first = self._none, self._none  # steps not taken since the last check, and the first of them
         self._loss: torch.Tensor | None = None
 
     def note(self, state: TrainState, result: StepResult) -> None:
-        """Take in the result of step ``state.step``.
+        """Add the result of step ``state.step``.
 
         Raises:
             NonFiniteError, RollbackError: as ``check``.
@@ -48,7 +48,7 @@ class NonFiniteGuard:
             self.check(state)
 
     def check(self, state: TrainState) -> None:
-        """Count what was not taken, and act on it.
+        """Read from the device how many steps were not taken, and act on it.
 
         Raises:
             NonFiniteError: the action is ``halt``.

@@ -1,4 +1,4 @@
-"""AdamW, its learning-rate schedule, and one optimiser step over its micro batches."""
+"""AdamW, its learning-rate schedule, and one optimiser step over micro batches."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,17 +38,17 @@ class Schedule:
 def adamw(
     policy: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float], eps: float
 ) -> torch.optim.AdamW:
-    """AdamW over every parameter, with decay on all of them as the reference has it."""
+    """AdamW with weight decay on every parameter, as in the reference."""
     return torch.optim.AdamW(policy.parameters(), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimiser step yields; the tensors are still on the device."""
+    """The result of one optimiser step, as tensors on the device."""
 
-    states: MetricStates  # of this process's samples; nothing for a step that was not taken
-    loss: Tensor  # [] this process's share of the loss
-    grad_norm: Tensor  # [] over all processes, before clipping
+    states: MetricStates  # of this rank's samples; zero if the step was not taken
+    loss: Tensor  # [] this rank's part of the loss
+    grad_norm: Tensor  # [] over all ranks, before clipping
     finite: Tensor  # bool []; false: the step was not taken
 
 
@@ -63,16 +63,18 @@ def train_step(
     lr: float,
     clip_grad: float | None,
 ) -> StepResult:
-    """One optimiser step; its gradient is that of the samples of all processes in a single batch.
+    """One optimiser step; the gradient equals that of one batch with the samples of all ranks.
 
-    Where the loss of any process or the gradient norm is not finite, weights and optimiser stay as they are. That is
-    decided on the device: nothing waits for it.
+    If the loss of any rank or the gradient norm is not finite, weights and optimiser stay unchanged. This is decided on
+    the device, without a synchronisation.
 
     Args:
-        counts: what each loss term's total is divided by: over the whole step and all processes.
+        micro_batches: this rank's samples; empty if it has none in this step.
+        counts: the divisor of each loss term's total, summed over all micro batches and ranks.
+        clip_grad: largest gradient norm; None: no clipping.
     """
-    for parameters in optimizer.param_groups:
-        parameters["lr"] = lr
+    for param_group in optimizer.param_groups:
+        param_group["lr"] = lr
     states, total = MetricStates(), torch.zeros((), device=accelerator.device)
     for batch in micro_batches:
         with accelerator.autocast():
@@ -84,7 +86,7 @@ def train_step(
     group.all_reduce_gradients(policy.parameters())
     norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), clip_grad if clip_grad is not None else math.inf)
     finite = norm.isfinite()
-    # The fused AdamW reads this on the device and leaves weights and moments alone where it is 1 (as for GradScaler).
+    # Fused AdamW reads found_inf on the device, as it does for GradScaler: 1 leaves weights and moments unchanged.
     optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -92,7 +94,7 @@ def train_step(
 
 
 def _mark_non_finite(parameters: Iterable[nn.Parameter], loss: Tensor) -> None:
-    """Let a loss that is not finite reach the gradient norm of all processes, whatever its own gradient is."""
+    """Make the gradient norm of all ranks non-finite if the loss is, even where its own gradient is finite."""
     gradient = next((parameter.grad for parameter in parameters if parameter.grad is not None), None)
     if gradient is not None:
         gradient[(0,) * gradient.ndim] += (loss * 0).to(gradient.dtype)

@@ -1,8 +1,8 @@
-"""The processes that train one policy together, as the training sees them.
+"""The ranks that train one policy together.
 
-`ProcessGroup` itself is a process alone, for which every exchange is the identity; `TorchProcessGroup` is one of
-several. Each method but `shard` is an exchange: all ranks call it, in the same order. Imports no torch, so that the
-command line may ask how many there are.
+`ProcessGroup` is a single process, for which every collective is the identity; `TorchProcessGroup` is one rank of
+several. Every method but `shard` and `lost_ranks` is a collective: all ranks call it, in the same order. The module
+does not import torch, so that the command line can ask for the rank early.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from vlatrack.metrics.states import MetricStates
 
 Rule = Literal["sum", "mean", "max"]
-"""How values of one name become one value over the ranks that have it."""
+"""How the values that several ranks have for one name are combined."""
 
 T = TypeVar("T")
 
 
 class RankLostError(VlatrackError):
-    """An exchange failed because another process is gone: killed, crashed, or ended by an error of its own."""
+    """A collective failed because another rank was killed, crashed, or ended with an error."""
 
 
 class ProcessGroup:
-    """This process among those that train together; of this class, it is alone."""
+    """A single process: rank 0 of a world of 1."""
 
     rank = 0
     world_size = 1
@@ -35,15 +35,15 @@ class ProcessGroup:
 
     @property
     def is_main_process(self) -> bool:
-        """Rank 0 writes: run directory, journal, log files, checkpoints, terminal."""
+        """Whether this is rank 0, which alone writes: run directory, journal, log files, checkpoints, terminal."""
         return self.rank == 0
 
     def shard(self, rows: Sequence[T]) -> Sequence[T]:
-        """The rows of a batch that this rank processes; none if a batch has fewer rows than there are ranks."""
+        """The rows of a batch that this rank processes; may be empty if there are fewer rows than ranks."""
         return rows[self.rank :: self.world_size]
 
     def all_gather(self, value: T) -> list[T]:
-        """The value of each rank, in the order of the ranks."""
+        """The value of each rank, in rank order."""
         return [value]
 
     def broadcast(self, value: T) -> T:
@@ -52,9 +52,9 @@ class ProcessGroup:
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """Rank 0 goes through the block before the others begin, and all leave it together.
+        """Rank 0 runs the block before the others, and all leave it together.
 
-        If rank 0 fails there, the others do not begin.
+        If rank 0 fails in it, the others do not enter it.
         """
         yield
 
@@ -63,27 +63,27 @@ class ProcessGroup:
         return numbers
 
     def sum_states(self, states: "MetricStates") -> "MetricStates":
-        """Summed over the ranks, on the host; the ranks may have states of different names."""
+        """States summed over the ranks, on the host; a name may be missing on some ranks."""
         first, *others = self.all_gather(states.cpu())
         return sum(others, first)
 
     def all_reduce_gradients(self, parameters: Iterable["nn.Parameter"]) -> None:
-        """Give every rank the sum of all gradients; a parameter that no rank has a gradient for stays without."""
+        """Sum gradients over the ranks, in place; a parameter without a gradient on every rank keeps none."""
 
     def broadcast_weights(self, module: "nn.Module") -> None:
-        """Give every rank the weights of rank 0."""
+        """Copy the weights of rank 0 to every rank."""
 
     def combine(self, values: Mapping[str, float], rules: Mapping[str, Rule]) -> dict[str, float]:
-        """What all ranks measured, by name; the ranks may have different names, in any order."""
+        """Values of all ranks combined by the rule of their name; a name may be missing on some ranks."""
         return combine_by_name(self.all_gather(dict(values)), rules)
 
     def lost_ranks(self) -> list[int]:
-        """The ranks whose process has ended, as far as this machine can see. No exchange."""
+        """The ranks on this machine whose process has ended. Not a collective."""
         return []
 
 
 def combine_by_name(measured: Iterable[Mapping[str, float]], rules: Mapping[str, Rule]) -> dict[str, float]:
-    """One value for each name, by the name's rule, from the mappings that have it; KeyError for a name without one."""
+    """One value for each name, by its rule, from the mappings that have it; KeyError for a name without a rule."""
     collected: dict[str, list[float]] = {}
     for values in measured:
         for name, value in values.items():

@@ -1,4 +1,4 @@
-"""Where a training stands: all that a checkpoint must hold besides weights and optimiser."""
+"""The progress of a training: what a checkpoint holds besides weights and optimiser."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -15,7 +15,7 @@ _STATES = ("epoch_states", "window_states")
 
 @dataclass
 class TrainState:
-    """Counters and metric states. A step is an optimiser step. The metric states are those of this process alone."""
+    """Counters and metric states. A step is an optimiser step; the metric states are this rank's own."""
 
     epoch_states: MetricStates = field(default_factory=MetricStates)  # since the epoch began
     window_states: MetricStates = field(default_factory=MetricStates)  # since the last record
@@ -29,13 +29,13 @@ class TrainState:
     rollbacks: int = 0  # returns to a checkpoint for that reason
     excluded_steps: tuple[int, ...] = ()  # the steps (from 1) whose batches a rollback leaves out
 
-    def add(self, states: MetricStates) -> None:
-        """Count one optimiser step."""
+    def add_step(self, states: MetricStates) -> None:
+        """Count one optimiser step and add its metric states."""
         self.epoch_states, self.window_states = self.epoch_states + states, self.window_states + states
-        self.pass_step()
+        self.count_step()
 
-    def pass_step(self) -> None:
-        """Count one optimiser step that was left out."""
+    def count_step(self) -> None:
+        """Count one optimiser step without states, because its batch was left out."""
         self.step += 1
         self.step_in_epoch += 1
 
@@ -58,7 +58,7 @@ class TrainState:
 
     @classmethod
     def restored(cls, counters: Mapping[str, Any], epoch: MetricStates, window: MetricStates) -> Self:
-        """The inverse of ``counters``, also as an earlier version wrote them; a counter that it lacks is as new."""
+        """The inverse of ``counters``; a counter that an earlier version did not write has its initial value."""
         known = {f.name: counters[f.name] for f in fields(cls) if f.name in counters}
         if "excluded_steps" in known:
             known["excluded_steps"] = tuple(known["excluded_steps"])
@@ -67,7 +67,7 @@ class TrainState:
 
 @dataclass(frozen=True)
 class RandomState:
-    """The generators that dropout draws from; of the GPUs, the one that this process computes on."""
+    """The random generators that dropout draws from: the CPU's, and that of this rank's GPU."""
 
     cpu: Tensor
     cuda: list[Tensor] = field(default_factory=list)
@@ -83,6 +83,6 @@ class RandomState:
 
 
 def seed_rank(seed: int, rank: int, step: int) -> None:
-    """Start this process's generators, which dropout draws from, at what depends on these numbers alone."""
+    """Seed this rank's generators for dropout from the experiment's seed, the rank and the step."""
     (mixed,) = np.random.SeedSequence([seed, rank, step]).generate_state(1)
     torch.manual_seed(int(mixed))

@@ -1,4 +1,4 @@
-"""How fast a training is between two records, and how much of the time it waits for data."""
+"""Training speed between two records, and the share of it spent waiting for data."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,15 +17,15 @@ SPEEDS: Mapping[str, Rule] = {
     "data_wait_s": "max",
     "memory_mib": "max",
 }
-"""What `Throughput` measures, and how it is combined over processes: of times and memory, the worst one counts."""
+"""What `Throughput` measures, and how ranks are combined: rates add up, the slowest time and largest memory count."""
 
 _MIB = 2**20
 
 
 class Throughput:
-    """Counts what is processed in a window of steps, and the time that the steps take.
+    """Counts samples and tokens in a window of steps, and the time that the steps take.
 
-    Evaluations and checkpoints are no part of a step: what happens inside `paused` is left out.
+    The time inside `paused` (checkpoints) is left out.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -33,20 +33,20 @@ class Throughput:
         self.restart()
 
     def restart(self) -> None:
-        """A new window begins now."""
+        """Start a new window now."""
         self._started = time.perf_counter()
         self._waited, self._steps, self._samples, self._tokens = 0.0, 0, 0, 0
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave the block out of the window."""
-        self._await_device()
+        """Leave the time inside the block out of the window."""
+        self._synchronize()
         begin = time.perf_counter()
         yield
         self._started += time.perf_counter() - begin
 
-    def waiting_for(self, steps: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
-        """The same steps; the time until the batches of each are there counts as data wait."""
+    def timed_data(self, steps: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
+        """Yield the micro batches of each step; the time spent waiting for them counts as data wait."""
         while True:
             asked = time.perf_counter()
             batches = next(steps, None)
@@ -56,14 +56,14 @@ class Throughput:
             yield batches
 
     def count(self, batches: Sequence[Batch]) -> None:
-        """Count one step of these micro batches; padding is no token."""
+        """Count one step of these micro batches; padding is not counted as tokens."""
         self._steps += 1
         self._samples += sum(batch.rows for batch in batches)
         self._tokens += sum(batch.tokens for batch in batches)
 
     def take(self) -> dict[str, float]:
-        """The window's speeds, once the device has finished its steps; the next window begins."""
-        self._await_device()
+        """The window's speeds, after waiting for the device to finish its steps; starts the next window."""
+        self._synchronize()
         elapsed = max(time.perf_counter() - self._started, 1e-9)
         speeds = {
             "samples_per_s": self._samples / elapsed,
@@ -75,7 +75,7 @@ class Throughput:
         self.restart()
         return speeds
 
-    def _await_device(self) -> None:
+    def _synchronize(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 

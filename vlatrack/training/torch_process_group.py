@@ -1,4 +1,4 @@
-"""Ranks that exchange through torch.distributed, as torchrun and accelerate start them."""
+"""A process group on torch.distributed, for ranks started by torchrun or accelerate."""
 
 import os
 import re
@@ -18,25 +18,25 @@ from vlatrack.training.process_group import ProcessGroup, RankLostError
 T = TypeVar("T")
 
 _LONGEST_WAIT = timedelta(days=1)
-"""The others wait that long while the first rank encodes a large dataset. One that is gone is noticed at once."""
+"""How long ranks wait while rank 0 encodes a large dataset. A rank that is gone is noticed at once."""
 
 _ENDING_S = 2.0
-"""So long after its connections a process may still be seen."""
+"""Seconds to wait for a process to end after its connections have closed."""
 
 _CODE_PLACE = re.compile(r"^\[\S+\] ")
-"""Where in its own code a library failed, which it says first."""
+"""The place in its source code with which gloo begins a message."""
 
 _BUCKET = 1 << 26
-"""Gradients are exchanged in pieces of about so many numbers, which bounds the memory of the copies."""
+"""Numbers in one all-reduce of gradients; bounds the memory of the flattened copies."""
 
 
 class TorchProcessGroup(ProcessGroup):
-    """One of several ranks. Gradients and weights travel by the device's group, all else by one between the hosts."""
+    """One of several ranks. Gradients and weights use the device's backend, everything else gloo on the hosts."""
 
     def __init__(self) -> None:
         """Use `TorchProcessGroup.join`."""
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        # The device's backend neither notices a dead process nor leaves the device unwaited-for; gloo does.
+        # NCCL neither notices a dead process nor exchanges numbers without synchronising the device; gloo does both.
         self._hosts = dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)
         addresses = self.all_gather((socket.gethostname(), os.getpid()))
         self.local_world_size = sum(host == socket.gethostname() for host, _ in addresses)
@@ -44,40 +44,40 @@ class TorchProcessGroup(ProcessGroup):
 
     @classmethod
     def join(cls) -> Self:
-        """Meet the others, which the environment names."""
+        """Join the group that the environment variables of torchrun describe."""
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         return cls()
 
     def leave(self, *, failed: bool = False) -> None:
-        """Without this, gloo's threads may abort the process at its exit. After a failure NCCL is left to the exit.
+        """Leave the group; otherwise gloo's threads may abort the process at exit.
 
-        It would wait for a collective that the others never join.
+        After a failure with NCCL the group is not destroyed: that would wait for a collective the others never join.
         """
         if not failed or not torch.cuda.is_available():
             dist.destroy_process_group()
 
     def all_gather(self, value: T) -> list[T]:
         values: list[T | None] = [None] * self.world_size
-        with _noticing_the_lost():
+        with _raising_rank_lost():
             dist.all_gather_object(values, value, group=self._hosts)
-        return values  # type: ignore[return-value]  # each has been replaced
+        return values  # type: ignore[return-value]  # every None has been replaced
 
     def broadcast(self, value: T) -> T:
         values = [value]
-        with _noticing_the_lost():
+        with _raising_rank_lost():
             dist.broadcast_object_list(values, src=0, group=self._hosts)
         return values[0]
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
         if not self.is_main_process:
-            self._meet()
+            self._barrier()
         yield
         if self.is_main_process:
-            self._meet()
-        self._meet()
+            self._barrier()
+        self._barrier()
 
-    def _meet(self) -> None:
+    def _barrier(self) -> None:
         self.sum([0.0])
 
     def sum(self, numbers: Sequence[float]) -> Sequence[float]:
@@ -86,7 +86,7 @@ class TorchProcessGroup(ProcessGroup):
         return values.tolist()
 
     def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Which parameters have gradients is agreed on between the hosts, without waiting for the devices."""
+        """Which parameters have gradients is agreed on through gloo, without synchronising the devices."""
         candidates = list(parameters)
         having = torch.tensor([parameter.grad is not None for parameter in candidates], dtype=torch.int32)
         self._reduce_on_hosts(having)
@@ -97,28 +97,28 @@ class TorchProcessGroup(ProcessGroup):
                 gradients.append(parameter.grad)
         for bucket in _buckets(gradients):
             flat = torch.cat([gradient.flatten() for gradient in bucket])
-            with _noticing_the_lost():
+            with _raising_rank_lost():
                 dist.all_reduce(flat)
             pieces = torch.split(flat, [gradient.numel() for gradient in bucket])
             for gradient, piece in zip(bucket, pieces, strict=True):
                 gradient.copy_(piece.view_as(gradient))
 
     def broadcast_weights(self, module: nn.Module) -> None:
-        with _noticing_the_lost():
+        with _raising_rank_lost():
             for value in module.state_dict().values():
                 dist.broadcast(value, src=0)
 
     def lost_ranks(self) -> list[int]:
         ended, _ = psutil.wait_procs(list(self._processes.values()), timeout=_ENDING_S)
-        return [number for number, process in self._processes.items() if process in ended]
+        return [rank for rank, process in self._processes.items() if process in ended]
 
     def _reduce_on_hosts(self, values: Tensor) -> None:
-        with _noticing_the_lost():
+        with _raising_rank_lost():
             dist.all_reduce(values, group=self._hosts)
 
 
 @contextmanager
-def _noticing_the_lost() -> Iterator[None]:
+def _raising_rank_lost() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
@@ -127,11 +127,11 @@ def _noticing_the_lost() -> Iterator[None]:
 
 
 def _on_this_machine(addresses: Sequence[tuple[str, int]]) -> dict[int, psutil.Process]:
-    """The processes of the other ranks, by rank."""
+    """The processes of the other ranks on this machine, by rank."""
     found = {}
-    for number, (host, pid) in enumerate(addresses):
+    for rank, (host, pid) in enumerate(addresses):
         if host == socket.gethostname() and pid != os.getpid() and psutil.pid_exists(pid):
-            found[number] = psutil.Process(pid)
+            found[rank] = psutil.Process(pid)
     return found
 
 

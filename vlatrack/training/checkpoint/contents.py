@@ -1,15 +1,15 @@
-"""What lies in one checkpoint folder, how it is written, and how it is told apart from a damaged one.
+"""The files of one checkpoint folder: how they are written, verified and read.
 
 A checkpoint is a folder ``step-<number>``:
 
-    policy.json            what the policy is: backbone and its geometry, bins, normalisation, data it comes from
-    policy.safetensors     its weights
+    policy.json            the policy: backbone and its geometry, bins, normalisation, fingerprints of its data
+    policy.safetensors     the weights
     spec.yaml  text_tokenizer/  image_tokenizer/
-    optimizer.pt           optimiser, metric states over all ranks, generators of each rank; only tensors and numbers
+    optimizer.pt           optimiser, metric states summed over ranks, random generators; only tensors and numbers
     state.json             counters of the training
-    files.json             format version, sha256 and size of all others
+    files.json             format version, sha256 and size of all other files
 
-optimizer.pt and state.json are for the training to go on; an exported policy has neither. Format 1 (vlatrack 0.1.0) had
+optimizer.pt and state.json are only needed to resume; an exported policy has neither. Format 1 (vlatrack 0.1.0) had
 only the weights, optimizer.pt, state.json with bins and ranges, and files.json.
 """
 
@@ -34,19 +34,16 @@ from vlatrack.training.process_group import ProcessGroup
 from vlatrack.training.state import RandomState, TrainState
 
 FORMAT = 2
-WEIGHTS, OPTIMIZER, STATE, FILES, POLICY = (
-    "policy.safetensors",
-    "optimizer.pt",
-    "state.json",
-    "files.json",
-    "policy.json",
-)
-OF_TRAINING = (OPTIMIZER, STATE)
-_TORCH_SAVE = ("PytorchStreamWriter", "inline_container")
-"""What a RuntimeError of torch.save names when a file cannot be written."""
+WEIGHTS, POLICY, FILES = "policy.safetensors", "policy.json", "files.json"
+OPTIMIZER, STATE = "optimizer.pt", "state.json"
+TRAINING_FILES = (OPTIMIZER, STATE)
+"""Needed to resume a training, not to act."""
 
-_NOT_THE_POLICY = (*OF_TRAINING, "spec.yaml")
-"""spec.yaml also holds paths and trackers, which the same policy may have others of."""
+_TORCH_SAVE = ("PytorchStreamWriter", "inline_container")
+"""Names in the message of the RuntimeError that torch.save raises when a file cannot be written."""
+
+_NOT_THE_POLICY = (*TRAINING_FILES, "spec.yaml")
+"""Left out of the policy's digest. spec.yaml also holds paths and trackers, which do not change the policy."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ class Manifest:
 
     @property
     def policy_sha256(self) -> str:
-        """The name of the policy, wherever it is: a digest of all that decides how it acts."""
+        """The policy's digest, which names it everywhere: sha256 over all files that decide how it acts."""
         listing = "".join(f"{digest}  {name}\n" for name, digest in sorted(self.policy_files().items()))
         return hashlib.sha256(listing.encode()).hexdigest()
 
@@ -91,7 +88,7 @@ def read_manifest(checkpoint: Path) -> Manifest:
 
 
 def check_files(checkpoint: Path, manifest: Manifest) -> None:
-    """Read every file once and compare it with the manifest.
+    """Read every file and compare its sha256 with the manifest.
 
     Raises:
         CheckpointError: a file is missing, truncated or altered.
@@ -108,7 +105,11 @@ def check_files(checkpoint: Path, manifest: Manifest) -> None:
 
 
 def inside(checkpoint: Path, name: str) -> Path:
-    """The file of that name, which must not lead out of the checkpoint."""
+    """The path of a file of the manifest.
+
+    Raises:
+        CheckpointError: the name leads out of the checkpoint.
+    """
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise CheckpointError(f"{checkpoint / FILES}: names {name!r}, which lies outside the checkpoint")
     return checkpoint / name
@@ -116,7 +117,7 @@ def inside(checkpoint: Path, name: str) -> Path:
 
 @dataclass(frozen=True)
 class TrainingParts:
-    """What a checkpoint holds of a running training."""
+    """The parts of a running training that a checkpoint saves and restores."""
 
     policy: nn.Module
     optimizer: torch.optim.Optimizer
@@ -124,14 +125,14 @@ class TrainingParts:
     write_policy_files: Callable[[Path], None]  # policy.json, spec.yaml, tokenizers; into a folder
 
     def gather(self, state: TrainState) -> dict[str, Any]:
-        """What optimizer.pt holds, on the main process. All ranks call this."""
+        """The content of optimizer.pt, on the main process. All ranks call this."""
         states = {"epoch": state.epoch_states, "window": state.window_states}
         summed = {name: self.group.sum_states(own).state_dict() for name, own in states.items()}
         random = self.group.all_gather(asdict(RandomState.capture()))
         return {"optimizer": self.optimizer.state_dict(), "states": summed, "random": random}
 
     def write(self, folder: Path, state: TrainState, tensors: Mapping[str, Any]) -> Manifest:
-        """Write a whole checkpoint into an empty folder, and reach the disk.
+        """Write a whole checkpoint into an empty folder and flush it to the disk.
 
         Raises:
             CheckpointError: the disk is full, or the folder cannot be written.
@@ -145,10 +146,10 @@ class TrainingParts:
             return write_manifest(folder)
 
     def restore(self, checkpoint: Path) -> TrainState:
-        """Bring weights, optimiser and this rank's generators to what a checkpoint holds, which was checked before.
+        """Restore weights, optimiser and this rank's random generators from a verified checkpoint.
 
-        The stored metric states are those of all ranks: rank 0 goes on with them, the others from nothing. A rank that
-        there was none of when the checkpoint was made keeps the generators that it has.
+        The stored metric states are sums over all ranks: rank 0 continues with them, the others with empty ones. A rank
+        that did not exist when the checkpoint was made keeps its generators.
         """
         load_weights(checkpoint, self.policy)
         stored = torch.load(checkpoint / OPTIMIZER, map_location="cpu", weights_only=True)
@@ -164,15 +165,15 @@ class TrainingParts:
 
 
 def _metric_states(stored: Mapping[str, Any]) -> tuple[MetricStates, MetricStates]:
-    """The states of epoch and window; in format 1 they were the fields of one class."""
-    if "sums" in stored:
+    """The states of the epoch and of the window."""
+    if "sums" in stored:  # format 1
         return states_from_v1(stored["sums"]["epoch_sums"]), states_from_v1(stored["sums"]["window_sums"])
     states = stored["states"]
     return MetricStates.from_state_dict(states["epoch"]), MetricStates.from_state_dict(states["window"])
 
 
 def write_manifest(folder: Path) -> Manifest:
-    """Digest every file below ``folder`` into files.json, and flush all of them to the disk."""
+    """Write files.json, with the sha256 of every file below ``folder``, and flush all of them to the disk."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != FILES)
     digests, sizes = {}, {}
     for file in files:
@@ -184,7 +185,7 @@ def write_manifest(folder: Path) -> Manifest:
     listing = {name: {"sha256": digests[name], "bytes": sizes[name]} for name in digests}
     content = {"format": FORMAT, "policy_sha256": manifest.policy_sha256, "files": listing}
     (folder / FILES).write_text(json.dumps(content, indent=1) + "\n")
-    for path in [*folder.rglob("*"), folder]:  # before the rename: a power cut must not leave a complete-looking shell
+    for path in [*folder.rglob("*"), folder]:  # before the rename, so that a power cut leaves no empty files
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
@@ -223,16 +224,12 @@ def load_weights(checkpoint: Path, policy: nn.Module) -> None:
 
 @contextmanager
 def clear_write_errors(folder: Path) -> Iterator[None]:
-    """What the libraries raise where a file cannot be written, as one line with the remedy."""
+    """Turn what the libraries raise when a file cannot be written into a one-line CheckpointError with the remedy."""
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        if (
-            type(error) is RuntimeError
-            and "PytorchStreamWriter" not in str(error)
-            and "inline_container" not in str(error)
-        ):
-            raise  # nothing that torch.save says of a file
+        if type(error) is RuntimeError and not any(name in str(error) for name in _TORCH_SAVE):
+            raise
         if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             reason, remedy = error.strerror or str(error), "check its permissions"
         else:

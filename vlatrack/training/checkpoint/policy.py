@@ -1,4 +1,4 @@
-"""What a checkpoint says of its policy: policy.json, and what vlatrack 0.1.0 kept in the run's directory instead."""
+"""The description of a policy in its checkpoint: policy.json, or in format 1 files of the run directory."""
 
 import hashlib
 import json
@@ -18,22 +18,22 @@ SPEC, TEXT_TOKENIZER, IMAGE_TOKENIZER = "spec.yaml", "text_tokenizer", "image_to
 
 @dataclass(frozen=True)
 class PolicyRecord:
-    """A policy in a checkpoint folder, as far as it is known before its weights are read."""
+    """Everything about a stored policy but its weights."""
 
     checkpoint: Path
     spec_file: Path
     bins: int
     norm_stats: NormStats
     geometry: Mapping[str, Any] | None  # of the backbone; None in format 1
-    fingerprints: Mapping[str, str]  # digests of the data and of pretrained weights, by what they are
-    lineage: tuple[Mapping[str, str], ...]  # the policies that the weights come from, the oldest first
+    fingerprints: Mapping[str, str]  # digests of the data and of pretrained weights, by name
+    lineage: tuple[Mapping[str, str], ...]  # the policies that the weights were initialised from, oldest first
     text_tokenizer: Path | None  # folder; None in format 1
     image_tokenizer: Path  # folder
     policy_sha256: str
 
     def write(self, folder: Path, *, experiment_hash: str, backbone_kind: str) -> None:
         """Write policy.json into ``folder``."""
-        assert self.geometry is not None, "what is written now is of this version"
+        assert self.geometry is not None, "only format 1 lacks it"
         content = {
             "format": FORMAT,
             "vlatrack": __version__,
@@ -48,10 +48,10 @@ class PolicyRecord:
 
 
 def read_policy(checkpoint: Path) -> PolicyRecord:
-    """The policy of a checkpoint that was checked, of this format or of format 1.
+    """The description of the policy in a verified checkpoint, of this format or of format 1.
 
     Raises:
-        CheckpointError: a file that says so is missing or damaged.
+        CheckpointError: a file is missing or damaged.
     """
     manifest = read_manifest(checkpoint)
     read = _read_format_1 if manifest.format == 1 else _read
@@ -104,10 +104,10 @@ def _read_format_1(checkpoint: Path, policy_sha256: str) -> PolicyRecord:
 
 
 def choice_of(split: str) -> str:
-    """What the fingerprint of the choice of a split's episodes is called."""
+    """The name of the fingerprint of the chosen episodes of a split."""
     return f"data.{split} (choice of episodes)"
 
 
 def choice_digest(indices: Sequence[int]) -> str:
-    """SHA-256 of the numbers of the chosen episodes."""
+    """sha256 of the indices of the chosen episodes."""
     return hashlib.sha256(",".join(map(str, indices)).encode()).hexdigest()

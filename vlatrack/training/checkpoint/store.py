@@ -1,4 +1,4 @@
-"""The checkpoints of a run: saved whole or not at all, found by name, deleted when newer ones are there."""
+"""The checkpoints of a run: saved atomically, found by name, pruned when newer ones exist."""
 
 import json
 import os
@@ -25,7 +25,7 @@ _CHECKED = ".checked"
 
 
 class CheckpointStore:
-    """The folder ``checkpoints`` of a run. One process at a time writes it: the one that holds the run's journal."""
+    """The folder ``checkpoints`` of a run. Only the process that holds the run's journal writes to it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -57,9 +57,9 @@ class CheckpointStore:
         return present[which]
 
     def check(self, checkpoint: Path) -> Manifest:
-        """The manifest of a checkpoint whose files are whole.
+        """Verify the files of a checkpoint and return its manifest.
 
-        Every file is read once; from then on its size and time of change are enough.
+        Every file is hashed once; later calls only compare its size and modification time.
 
         Raises:
             CheckpointError: a file is missing, truncated or altered, or a later vlatrack wrote it.
@@ -68,14 +68,14 @@ class CheckpointStore:
         stamp = self.folder / _CHECKED / f"{checkpoint.name}.json"
         if not stamp.is_file() or json.loads(stamp.read_text()) != _fingerprint(checkpoint, manifest):
             check_files(checkpoint, manifest)
-            if os.access(self.folder, os.W_OK):  # a folder that may only be read is checked each time
+            if os.access(self.folder, os.W_OK):  # a read-only folder is verified each time
                 self._stamp(checkpoint, manifest)
         return manifest
 
     # --- writing -----------------------------------------------------------------------------------
 
     def recover(self) -> None:
-        """Put right what a kill in the middle of `save` left: an unfinished folder, or an old one moved aside."""
+        """Clean up after a kill in the middle of `save`: an unfinished folder, or an old one moved aside."""
         for aside in self.folder.glob(f".{_STEP}*.replaced"):
             target = self.folder / aside.name.removeprefix(".").removesuffix(".replaced")
             if (target / FILES).is_file():
@@ -87,9 +87,9 @@ class CheckpointStore:
             shutil.rmtree(unfinished)
 
     def save(self, parts: TrainingParts, state: TrainState) -> tuple[Path, Manifest | None]:
-        """Write ``step-<number>`` and return it, with its manifest on the main process. All ranks call this.
+        """Write ``step-<number>`` and return its path, with its manifest on the main process. All ranks call this.
 
-        A checkpoint of the same name stays until the new one is in its place.
+        An existing checkpoint of the same name is kept until the new one is complete.
 
         Raises:
             CheckpointError: the disk is full, or the folder cannot be written.
@@ -120,22 +120,22 @@ class CheckpointStore:
                 self._delete(path)
 
     def set_aside_later(self, step: int, *, keep_last: int) -> None:
-        """Move checkpoints beyond ``step`` into ``rewound``: training from there makes others of these numbers.
+        """Move checkpoints after ``step`` into ``rewound``, since training writes new ones with these names.
 
-        Of what is there, the newest ``keep_last`` stay.
+        Only the newest ``keep_last`` are kept there.
         """
         rewound = self.folder / _REWOUND
         for path in self.all():
             if step_of(path) > step:
                 kept = rewound / path.name
                 kept.parent.mkdir(exist_ok=True)
-                shutil.rmtree(kept, ignore_errors=True)  # from an earlier time that training went back
+                shutil.rmtree(kept, ignore_errors=True)  # from an earlier rewind
                 path.rename(kept)
         for path in sorted(rewound.glob(f"{_STEP}*"))[:-keep_last]:
             shutil.rmtree(path)
 
     def _delete(self, path: Path) -> None:
-        (path / FILES).unlink()  # first: without it, what a kill leaves is no checkpoint
+        (path / FILES).unlink()  # first, so that a kill leaves no checkpoint that looks complete
         shutil.rmtree(path)
         (self.folder / _CHECKED / f"{path.name}.json").unlink(missing_ok=True)
 
@@ -148,7 +148,7 @@ class CheckpointStore:
 
 
 class RunCheckpoints:
-    """The checkpoints of a run that trains (a ``vlatrack.training.loop.Checkpoints``)."""
+    """Saves and restores a running training (implements ``vlatrack.training.loop.Checkpoints``)."""
 
     def __init__(
         self, store: CheckpointStore, parts: TrainingParts, *, keep_last: int, callbacks: Sequence[Callback]
@@ -168,22 +168,22 @@ class RunCheckpoints:
         return present[-1].name if present else None
 
     def restore_last(self) -> TrainState:
-        """Bring the training back to the last checkpoint; there must be one."""
+        """Restore the training from the last checkpoint; there must be one."""
         return self._parts.restore(self._store.find("last"))
 
 
 def name_of(step: int) -> str:
-    """The folder of the checkpoint after so many optimiser steps."""
+    """The folder name of the checkpoint after ``step`` optimiser steps."""
     return f"{_STEP}{step:08d}"
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimiser steps that were done when a checkpoint was made, from its name."""
+    """The number of optimiser steps before a checkpoint, from its folder name."""
     return int(checkpoint.name.removeprefix(_STEP))
 
 
 def _fingerprint(checkpoint: Path, manifest: Manifest) -> dict[str, list[int]]:
-    """Size and time of change of each file: where they are the same, nobody has touched it since."""
+    """Size and modification time of each file; while they are the same, the file is taken as unchanged."""
     found = {}
     for name in [*manifest.sha256, FILES]:
         file = inside(checkpoint, name)

@@ -1,0 +1,217 @@
+"""Execute a run on every rank: start its tracking, train, record how it ended, upload what it made."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from vlatrack.builders.experiment import Experiment
+from vlatrack.builders.policy import build_schema
+from vlatrack.data.cache import CodeCache
+from vlatrack.metrics.schema import TRAIN
+from vlatrack.reports.action_errors import draw_action_errors
+from vlatrack.reports.figures import write_figures
+from vlatrack.runner.directory import RunDirectory
+from vlatrack.runner.endings import Ending, describe_ending, remove_reasons, write_reason, write_traceback
+from vlatrack.runner.evaluate import OpenLoopEvaluation
+from vlatrack.runner.recorder import RunRecorder, start_tracking
+from vlatrack.tracking.run import DatasetInput, TrackedRun
+from vlatrack.tracking.system import SystemSampler
+from vlatrack.training.callback import Callback, RunEnd
+from vlatrack.training.checkpoint.contents import TrainingParts
+from vlatrack.training.checkpoint.store import RunCheckpoints, step_of
+from vlatrack.training.interruption import Interruption
+from vlatrack.training.process_group import ProcessGroup
+from vlatrack.training.state import TrainState, seed_rank
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training to start or to resume."""
+
+    experiment: Experiment
+    accelerator: Accelerator
+    manifest: dict[str, Any]
+    resume_from: Path | None = None  # a checkpoint
+    changes: tuple[str, ...] = ()  # settings that differ from those of that checkpoint
+
+
+def execute(job: Job, directory: RunDirectory, callbacks: Sequence[Callback], group: ProcessGroup) -> None:
+    """Train to the end of the experiment. All ranks call this; only the main process writes and calls callbacks."""
+    with Interruption(group) as interruption:
+        if group.is_main_process:
+            _run_main_process(job, directory, callbacks, group, interruption)
+            return
+        try:
+            _train(job, directory, (), group, interruption)
+        except BaseException as error:
+            interruption.ending = True
+            write_reason(directory, group.rank, error)
+            raise
+
+
+def _run_main_process(
+    job: Job, directory: RunDirectory, callbacks: Sequence[Callback], group: ProcessGroup, interruption: Interruption
+) -> None:
+    """Train, and record the end in the journal and at every tracker, however the training ends."""
+    for callback in callbacks:
+        callback.on_run_start(directory.path)
+    remove_reasons(directory)
+    tracked = _start_tracking(job, directory)
+    for notice in tracked.notices:
+        for callback in callbacks:
+            callback.on_warning(notice)
+    spec = job.experiment.spec
+    recorder = RunRecorder(
+        directory,
+        tracked,
+        build_schema(spec),
+        keep_last=spec.train.checkpoint.keep_last,
+        processes=group.world_size,
+    )
+    failure: BaseException | None = None
+    ending = Ending("FINISHED")
+    try:
+        with SystemSampler(tracked, every_s=spec.tracking.system_every_s):
+            _train(job, directory, [recorder, *callbacks], group, interruption)
+    except BaseException as error:
+        interruption.ending = True
+        failure, ending = error, describe_ending(error, interruption, directory, group)
+        raise
+    finally:  # the end is written first: a kill or an error while drawing figures must not leave the run RUNNING
+        interruption.ending = True
+        tracked.end(ending.status, reason=ending.reason)
+        if failure is not None:
+            write_traceback(directory, failure)
+        _finish(directory, tracked, callbacks, ending, horizon=spec.action_head.time_horizon)
+
+
+def _start_tracking(job: Job, directory: RunDirectory) -> TrackedRun:
+    experiment, manifest, resume_from = job.experiment, job.manifest, job.resume_from
+    spec, git = experiment.spec, manifest["git"] or {}
+    tags = {
+        "vlatrack.spec_hash": experiment.hash,
+        "vlatrack.version": manifest["vlatrack"],
+        "vlatrack.commit": git.get("commit", "none"),
+        "vlatrack.dirty": str(git.get("dirty", False)).lower(),
+        "vlatrack.host": manifest["hardware"]["host"],
+        "vlatrack.gpu": ", ".join(manifest["hardware"]["gpus"]) or "none",
+    }
+    if experiment.lineage:
+        tags["vlatrack.init_from"] = " < ".join(parent["policy_sha256"][:12] for parent in reversed(experiment.lineage))
+    tracked = start_tracking(
+        directory,
+        spec,
+        tags=tags,
+        datasets=[
+            DatasetInput(data["source"], getattr(spec.data, split).model_dump_json(), data["sha256"], split)
+            for split, data in manifest["data"].items()
+        ],
+        resume=resume_from is not None,
+        resume_step=None if resume_from is None else step_of(resume_from),
+    )
+    if job.changes:
+        directory.replace_spec(spec)
+    tracked.log_artifact(directory.spec_file, name="spec.yaml")
+    tracked.log_artifact(directory.manifest_file, name="manifest.json")
+    return tracked
+
+
+def _train(
+    job: Job,
+    directory: RunDirectory,
+    callbacks: Sequence[Callback],
+    group: ProcessGroup,
+    interruption: Interruption,
+) -> None:
+    experiment, device = job.experiment, job.accelerator.device
+    settings = experiment.spec.train.checkpoint
+
+    def notify(event: str, *details: object) -> None:
+        for callback in callbacks:
+            getattr(callback, event)(*details)
+
+    with group.main_process_first():  # rank 0 fits the tokenizer and encodes the frames; the others read its files
+        # Built first, so that weights of another geometry fail before the frames are encoded.
+        policy = experiment.policy(device, with_weights=job.resume_from is None)
+        notify("on_stage", "preparing the image tokenizer")
+        encoding = experiment.encoding(policy.layout, directory.tokenizer, device)
+        samples = experiment.samples(encoding, CodeCache(directory.code_cache), partial(notify, "on_encode"))
+        train_samples = samples.pop(TRAIN)
+        training = experiment.training(policy, train_samples, job.accelerator, group, interruption, callbacks)
+        parts = experiment.training_parts(training, encoding, directory.tokenizer)
+        state = _initial_state(job, parts, group)
+        if job.resume_from is not None:
+            notify("on_resume", state, job.resume_from, job.changes)
+    group.broadcast_weights(policy)
+    for warning in experiment.warnings(training):
+        notify("on_warning", warning)
+    checkpoints = RunCheckpoints(directory.checkpoints, parts, keep_last=settings.keep_last, callbacks=callbacks)
+    if training.settings.non_finite == "rollback" and checkpoints.last_name is None:
+        checkpoints.save(state)
+    notify("on_train_start", state, training.total_steps, training.settings.epochs)
+    training.run(state, checkpoints, OpenLoopEvaluation(experiment.spec.evaluate.open_loop, training, samples))
+
+
+def _initial_state(job: Job, parts: TrainingParts, group: ProcessGroup) -> TrainState:
+    """The state to train from. Seeds this rank's generators; a resume restores weights and optimiser as well."""
+    step = 0 if job.resume_from is None else step_of(job.resume_from)
+    if not group.is_main_process:  # rank 0 keeps the generator that drew the weights, as a single process does
+        seed_rank(job.experiment.spec.seed, group.rank, step)
+    return TrainState() if job.resume_from is None else parts.restore(job.resume_from)
+
+
+def _finish(
+    directory: RunDirectory, tracked: TrackedRun, callbacks: Sequence[Callback], ending: Ending, *, horizon: int
+) -> None:
+    """Draw figures, upload artifacts and wait for the trackers; the end is in the journal by now."""
+    for callback in callbacks:
+        callback.on_stage("drawing figures and delivering to the trackers")
+    _upload_results(directory, tracked)
+    end = RunEnd(
+        directory=directory.path,
+        status=ending.status,
+        reason=ending.reason if ending.from_other_rank else None,
+        resumable=bool(directory.checkpoints.all()),
+        horizon=horizon,
+        backends=tracked.close().backends,
+    )
+    for callback in callbacks:
+        callback.on_run_end(end)
+
+
+def _upload_results(directory: RunDirectory, tracked: TrackedRun) -> None:
+    """Upload log files, figures and the best checkpoint, as far as the run has them.
+
+    The run has ended, so an error here is logged and leaves its status as it is.
+    """
+    try:
+        for file in [*directory.log_files.values(), directory.action_errors]:
+            if file.exists():
+                tracked.log_artifact(file, name=file.relative_to(directory.path).as_posix())
+        if not directory.has_epochs:
+            return
+        figures = write_figures(directory.path, output=directory.report)
+        heat_map = directory.report / "action_errors.png"
+        run_name = f"{directory.path.parent.name} / {directory.run_id}"
+        if directory.action_errors.exists() and draw_action_errors(
+            directory.action_errors, heat_map, run_name=run_name
+        ):
+            figures.append(heat_map)
+        for figure in figures:
+            tracked.log_artifact(figure, name=f"figures/{figure.name}")
+        tracked.log_artifact(directory.tokenizer, name="tokenizer")
+        if directory.checkpoints.all():
+            best = directory.checkpoints.find("best")
+            digests = directory.checkpoints.check(best).sha256
+            tracked.log_artifact(best, name=f"checkpoints/{best.name}", aliases=["best"], sha256=digests)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        _log.warning("%s: figures or uploads are incomplete (%s)", directory.path, reason)
+        tracked.event("report_failed", {"reason": reason})
