@@ -63,7 +63,7 @@ def _training(tmp_path: Path, *overrides: str) -> tuple[Experiment, Training]:
 )
 def test_what_is_allowed_but_probably_not_meant_is_said(tmp_path: Path, overrides: list[str], told: list[str]) -> None:
     experiment, training = _training(tmp_path, *overrides)
-    assert experiment.warnings(training) == told
+    assert experiment.warnings(training, TrainState()) == told
 
 
 def test_a_training_of_no_steps_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,7 +88,7 @@ def test_validate_shows_what_the_experiment_comes_to(
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     rows = dict(re.split(r"  +", line, maxsplit=1) for line in lines[:-1])
     assert lines[-1] == "OK"
-    assert re.fullmatch(r"[0-9a-f]{12}", rows.pop("hash"))
+    assert re.fullmatch(r"[0-9a-f]{12}", rows.pop("hash of settings"))
     assert rows == {
         "experiment": "demo",
         "backbone": "chameleon, scratch: tiny",

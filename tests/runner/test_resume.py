@@ -115,8 +115,12 @@ def test_a_finished_run_says_that_nothing_is_left_to_train(run: Path) -> None:
 
 def test_more_epochs_extend_a_finished_run_as_if_they_had_been_asked_for(run: Path) -> None:
     said = Said()
-    resume_run(run, overrides=["train.max_steps=8"], callbacks=[said])
+    resume_run(run, overrides=["train.max_steps=8", "train.epochs=6"], callbacks=[said])
     assert said.steps == [5, 6, 7, 8]
+    assert said.warnings[0] == (
+        "train.epochs = 6 spans the cosine anew, which spanned 3: "
+        "the learning rate goes on at 0.00199 instead of 0.00196"
+    )
 
 
 def test_the_latest_run_is_the_one_that_was_started_last(run: Path) -> None:

@@ -3,9 +3,10 @@
 import os
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -43,6 +44,7 @@ from vlatrack.training.interruption import Interruption
 from vlatrack.training.loop import LoopSettings, Training
 from vlatrack.training.optimisation import Schedule, adamw
 from vlatrack.training.process_group import ProcessGroup
+from vlatrack.training.state import TrainState
 
 _FIT_EPISODES = 64  # episodes that the frames for a codebook are drawn from
 
@@ -263,10 +265,18 @@ class Experiment:
 
         return TrainingParts(training.policy, training.optimizer, training.group, write_policy_files)
 
-    def warnings(self, training: Training) -> list[str]:
-        """What is allowed but probably not meant, one line each."""
+    def warnings(self, training: Training, state: TrainState) -> list[str]:
+        """What is allowed but probably not meant, one line each, for a training that goes on from ``state``."""
         spec, steps = self.spec, training.total_steps
         found = []
+        if self.continues and self.stored is not None and spec.optim.schedule == "cosine":
+            before = cast(int, self.stored.settings["train.epochs"])
+            now, done = training.schedule, state.step / training.steps_per_epoch
+            if before != spec.train.epochs:
+                found.append(
+                    f"train.epochs = {spec.train.epochs} spans the cosine anew, which spanned {before}: the learning "
+                    f"rate goes on at {now.at(done):.3g} instead of {replace(now, epochs=before).at(done):.3g}"
+                )
         whole = training.steps_per_epoch * spec.train.epochs
         warm_up = spec.optim.warmup_epochs * training.steps_per_epoch
         if steps <= warm_up:

@@ -71,7 +71,7 @@ def _overview(spec: "ExperimentSpec") -> dict[str, str]:
     head, train = spec.action_head, spec.train
     return {
         "experiment": spec.name,
-        "hash": canonical_hash(spec)[:12],
+        "hash of settings": canonical_hash(spec)[:12],
         "backbone": _describe_backbone(spec.backbone),
         "action chunk": f"{head.time_horizon} steps of {head.action_dim} numbers",
         "bins": f"{spec.tokenizer.bins}",

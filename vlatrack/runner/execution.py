@@ -63,23 +63,27 @@ def _run_main_process(
     for callback in callbacks:
         callback.on_run_start(directory.path)
     remove_reasons(directory)
-    tracked = _start_tracking(job, directory)
-    for notice in tracked.notices:
-        for callback in callbacks:
-            callback.on_warning(notice)
-    spec = job.experiment.spec
-    recorder = RunRecorder(
-        directory,
-        tracked,
-        build_schema(spec),
-        keep_last=spec.train.checkpoint.keep_last,
-        processes=group.world_size,
-    )
+    tracked, spec = _start_tracking(job, directory), job.experiment.spec
     failure: BaseException | None = None
-    ending = Ending("FINISHED")
+    ending = Ending("FAILED", "why it failed could not be found out")
     try:
+        if job.changes:
+            directory.replace_spec(spec)
+        tracked.log_artifact(directory.spec_file, name="spec.yaml")
+        tracked.log_artifact(directory.manifest_file, name="manifest.json")
+        for notice in tracked.notices:
+            for callback in callbacks:
+                callback.on_warning(notice)
+        recorder = RunRecorder(
+            directory,
+            tracked,
+            build_schema(spec),
+            keep_last=spec.train.checkpoint.keep_last,
+            processes=group.world_size,
+        )
         with SystemSampler(tracked, every_s=spec.tracking.system_every_s):
             _train(job, directory, [recorder, *callbacks], group, interruption)
+        ending = Ending("FINISHED")
     except BaseException as error:
         interruption.ending = True
         failure, ending = error, describe_ending(error, interruption, directory, group)
@@ -87,9 +91,7 @@ def _run_main_process(
     finally:  # the end is written first: a kill or an error while drawing figures must not leave the run RUNNING
         interruption.ending = True
         tracked.end(ending.status, reason=ending.reason)
-        if failure is not None:
-            write_traceback(directory, failure)
-        _finish(directory, tracked, callbacks, ending, horizon=spec.action_head.time_horizon)
+        _finish(directory, tracked, callbacks, ending, failure, horizon=spec.action_head.time_horizon)
 
 
 def _start_tracking(job: Job, directory: RunDirectory) -> TrackedRun:
@@ -105,7 +107,7 @@ def _start_tracking(job: Job, directory: RunDirectory) -> TrackedRun:
     }
     if experiment.lineage:
         tags["vlatrack.init_from"] = " < ".join(parent["policy_sha256"][:12] for parent in reversed(experiment.lineage))
-    tracked = start_tracking(
+    return start_tracking(
         directory,
         spec,
         tags=tags,
@@ -116,11 +118,6 @@ def _start_tracking(job: Job, directory: RunDirectory) -> TrackedRun:
         resume=resume_from is not None,
         resume_step=None if resume_from is None else step_of(resume_from),
     )
-    if job.changes:
-        directory.replace_spec(spec)
-    tracked.log_artifact(directory.spec_file, name="spec.yaml")
-    tracked.log_artifact(directory.manifest_file, name="manifest.json")
-    return tracked
 
 
 def _train(
@@ -150,7 +147,7 @@ def _train(
         if job.resume_from is not None:
             notify("on_resume", state, job.resume_from, job.changes)
     group.broadcast_weights(policy)
-    for warning in experiment.warnings(training):
+    for warning in experiment.warnings(training, state):
         notify("on_warning", warning)
     checkpoints = RunCheckpoints(directory.checkpoints, parts, keep_last=settings.keep_last, callbacks=callbacks)
     if training.settings.non_finite == "rollback" and checkpoints.last_name is None:
@@ -168,12 +165,18 @@ def _initial_state(job: Job, parts: TrainingParts, group: ProcessGroup) -> Train
 
 
 def _finish(
-    directory: RunDirectory, tracked: TrackedRun, callbacks: Sequence[Callback], ending: Ending, *, horizon: int
+    directory: RunDirectory,
+    tracked: TrackedRun,
+    callbacks: Sequence[Callback],
+    ending: Ending,
+    failure: BaseException | None,
+    *,
+    horizon: int,
 ) -> None:
     """Draw figures, upload artifacts and wait for the trackers; the end is in the journal by now."""
     for callback in callbacks:
         callback.on_stage("drawing figures and delivering to the trackers")
-    _upload_results(directory, tracked)
+    _upload_results(directory, tracked, failure)
     end = RunEnd(
         directory=directory.path,
         status=ending.status,
@@ -186,12 +189,14 @@ def _finish(
         callback.on_run_end(end)
 
 
-def _upload_results(directory: RunDirectory, tracked: TrackedRun) -> None:
-    """Upload log files, figures and the best checkpoint, as far as the run has them.
+def _upload_results(directory: RunDirectory, tracked: TrackedRun, failure: BaseException | None) -> None:
+    """Upload log files, figures and the best checkpoint, as far as the run has them; keep the traceback of a failure.
 
     The run has ended, so an error here is logged and leaves its status as it is.
     """
     try:
+        if failure is not None:
+            write_traceback(directory, failure)
         for file in [*directory.log_files.values(), directory.action_errors]:
             if file.exists():
                 tracked.log_artifact(file, name=file.relative_to(directory.path).as_posix())
