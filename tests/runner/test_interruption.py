@@ -41,6 +41,12 @@ def _run(tmp_path: Path, *callbacks: Callback, overrides: tuple[str, ...] = ()) 
     return run
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing stops."""
+    return _run(tmp_path_factory.mktemp("whole"))
+
+
 def _names(run: Path) -> list[str]:
     return [path.name for path in CheckpointStore(run / "checkpoints").all()]
 
@@ -53,9 +59,8 @@ def _names(run: Path) -> list[str]:
     ],
 )
 def test_a_run_that_is_stopped_in_its_first_epoch_leaves_a_checkpoint_to_go_on_from(
-    tmp_path: Path, number: signal.Signals, raised: type[BaseException], reason: str
+    tmp_path: Path, whole: Path, number: signal.Signals, raised: type[BaseException], reason: str
 ) -> None:
-    whole = _run(tmp_path / "whole")
     with pytest.raises(raised):
         _run(tmp_path, SignalAt(3, number))
     (run,) = (tmp_path / "runs" / "toy").iterdir()
@@ -74,9 +79,8 @@ def test_a_signal_to_save_leaves_a_checkpoint_and_the_run_goes_on(tmp_path: Path
 
 
 def test_a_stop_during_an_evaluation_leaves_a_checkpoint_that_closes_the_epoch_anew(
-    tmp_path: Path, monkeypatch
+    tmp_path: Path, whole: Path
 ) -> None:
-    whole = _run(tmp_path / "whole")
     with pytest.raises(SystemExit):
         _run(tmp_path, SignalAt(15, signal.SIGTERM))  # the last step: what comes next is the evaluation
     (run,) = (tmp_path / "runs" / "toy").iterdir()

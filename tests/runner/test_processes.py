@@ -63,6 +63,7 @@ def _distance(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float
     return float(np.sqrt(difference / sum(float(np.square(value).sum()) for value in one.values())))
 
 
+@pytest.mark.slow
 def test_two_processes_log_the_numbers_of_one(one_and_two) -> None:
     one, two = map(_metrics, one_and_two)
     assert [step for step, _ in one] == [step for step, _ in two]
@@ -74,10 +75,12 @@ def test_two_processes_log_the_numbers_of_one(one_and_two) -> None:
         assert second == pytest.approx(first, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_weights_of_one(one_and_two) -> None:
     assert _distance(*map(_weights, one_and_two)) < 1e-4
 
 
+@pytest.mark.slow
 def test_the_first_process_alone_writes_and_says_how_many_there_were(one_and_two) -> None:
     one, two = one_and_two
     assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
