@@ -18,8 +18,9 @@ from pathlib import Path
 import psutil
 
 from vlatrack.bench.tracking import local_mlflow
-from vlatrack.builders.experiment import Experiment, build_accelerator
+from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.policy import build_schema
+from vlatrack.builders.training import build_accelerator, build_training
 from vlatrack.data.cache import CodeCache
 from vlatrack.errors import MissingPackageError, TrackerError
 from vlatrack.metrics.schema import TRAIN, MetricSchema
@@ -122,7 +123,7 @@ def _build(spec: ExperimentSpec, directory: RunDirectory, callback: Callback) ->
     policy = experiment.policy(accelerator.device)
     encoding = experiment.encoding(policy.layout, directory.tokenizer, accelerator.device)
     samples = experiment.samples(encoding, CodeCache(directory.code_cache))
-    return experiment.training(policy, samples[TRAIN], accelerator, group, Interruption(group), [callback])
+    return build_training(experiment, policy, samples[TRAIN], accelerator, group, Interruption(group), [callback])
 
 
 class _NoCheckpoints:

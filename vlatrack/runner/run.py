@@ -5,9 +5,10 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from vlatrack.builders.experiment import Experiment, build_accelerator, check_processes
+from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.policy import StoredPolicy, build_schema
 from vlatrack.builders.trackers import build_backends
+from vlatrack.builders.training import build_accelerator, check_processes
 from vlatrack.errors import CheckpointError, SpecError
 from vlatrack.runner.directory import RunDirectory
 from vlatrack.runner.execution import Job, execute
