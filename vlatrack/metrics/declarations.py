@@ -37,7 +37,7 @@ def _actions(horizon: int, action_dim: int) -> Iterator[Metric]:
     for dim in range(action_dim):
         meaning, value = f"{error}, action dimension {dim}", _chunk_mean(l1, dim=dim)
         yield Metric(f"l1_loss_dim_{dim}", meaning, ACTION_UNIT, lower, group, value=value)
-    floor = "L1 error that rounding actions to bins causes by itself; the tokens cannot do better"
+    floor = "L1 error of rounding actions to bins alone; decoded tokens cannot be better"
     mean = _chunk_mean("quantisation_floor")
     yield Metric("quantisation_floor", floor, ACTION_UNIT, lower, group, value=mean)
 

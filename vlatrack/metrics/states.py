@@ -62,12 +62,12 @@ class MetricStates(Mapping[str, State]):
         return len(self._states)
 
     def __add__(self, other: "MetricStates") -> "MetricStates":
-        both = {
-            name: State(mine.total + other[name].total, mine.count + other[name].count)
-            for name, mine in self.items()
+        summed = {
+            name: State(state.total + other[name].total, state.count + other[name].count)
+            for name, state in self.items()
             if name in other
         }
-        return MetricStates({**self, **other, **both})
+        return MetricStates({**self, **other, **summed})
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as plain numbers, so that no device storage is sent between processes."""

@@ -123,7 +123,7 @@ class RunDirectory(RunFiles):
         return self.run_dir / f"error-rank{rank}.txt"
 
     def rank_stopped(self, rank: int | str) -> Path:
-        """The file in which a rank other than 0 writes what ended it, if not an error of its own."""
+        """The file in which a rank other than 0 writes which signal or lost rank ended it."""
         return self.run_dir / f"stopped-rank{rank}.txt"
 
     def spec(self, overrides: Iterable[str] = ()) -> ExperimentSpec:

@@ -188,7 +188,7 @@ def _finish(
 
 
 def _upload_results(directory: RunDirectory, tracked: TrackedRun) -> None:
-    """Upload log files, figures and the best checkpoint, as far as the run has them.
+    """Upload log files, figures and the best checkpoint, if the run has them.
 
     The run has ended, so an error here is logged and leaves its status as it is.
     """

@@ -220,7 +220,7 @@ class LossSpec(Model):
     ct_target: Literal["tokens", "raw"] = Field("tokens", description="L1 target: decoded label tokens, or raw actions")
     terms: tuple[CustomLoss, ...] = Field((), description="further terms, which are added to the loss")
     gradient_share_every: PositiveInt | None = Field(
-        None, description="log each term's share of the gradient norm after every so many optimiser steps; null: never"
+        None, description="log each term's share of the gradient norm every this many optimiser steps; null: never"
     )
 
 
@@ -309,9 +309,9 @@ class OptimSpec(Model):
 class CheckpointSpec(Model):
     """When checkpoints are written and how many are kept."""
 
-    every_epochs: PositiveInt = Field(1, description="after every so many epochs")
-    every_steps: PositiveInt | None = Field(None, description="also after every so many optimiser steps")
-    keep_last: PositiveInt = Field(2, description="older ones are deleted; the best one always stays")
+    every_epochs: PositiveInt = Field(1, description="every this many epochs")
+    every_steps: PositiveInt | None = Field(None, description="also every this many optimiser steps; null: never")
+    keep_last: PositiveInt = Field(2, description="number of checkpoints to keep; the best one is always kept")
     best_metric: str = Field(
         "val_ind_loss_ct",
         description="decides which checkpoint is best: the lowest loss or error, the highest accuracy",
@@ -323,7 +323,7 @@ class TrainSpec(Model):
 
     epochs: PositiveInt = Field(40, description="passes over the training samples")
     max_steps: PositiveInt | None = Field(
-        None, description="stop after so many optimiser steps; the learning rate's schedule spans `epochs` all the same"
+        None, description="stop after this many optimiser steps; the learning rate schedule still spans `epochs`"
     )
     batch_size: PositiveInt = Field(8, description="samples in one optimiser step, over all processes")
     micro_batch: PositiveInt | None = Field(
@@ -335,7 +335,7 @@ class TrainSpec(Model):
         description="a step whose loss or gradient is not finite is never taken; then end the run as FAILED, go on "
         "without that batch, or return to the last checkpoint and go on without it",
     )
-    max_rollbacks: PositiveInt = Field(3, description="non_finite: rollback ends the run as FAILED after so many")
+    max_rollbacks: PositiveInt = Field(3, description="non_finite: rollback ends the run as FAILED after this many")
     precision: Literal["fp32", "bf16"] = Field("bf16", description="arithmetic of the forward and backward pass")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
     workers: Annotated[int, Field(ge=0, le=64)] = Field(
@@ -348,7 +348,7 @@ class TrainSpec(Model):
 class OpenLoopSpec(Model):
     """Losses and errors on recorded demonstrations."""
 
-    every_epochs: PositiveInt = Field(1, description="after every so many epochs")
+    every_epochs: PositiveInt = Field(1, description="every this many epochs")
     batch_size: PositiveInt = Field(32, description="samples in one forward pass")
     max_samples: PositiveInt | None = Field(None, description="evaluate on an evenly spread subset of this size")
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from vlatrack.tokens.layout import IGNORED_LABEL, TokenLayout
 from vlatrack.tokens.prompts import Ids, TokenSequence
 
-IMAGE_SLOTS = 10  # answer images are numbered right-aligned in so many slots
+IMAGE_SLOTS = 10  # answer images are numbered right-aligned in these slots
 
 
 @dataclass(frozen=True)
@@ -97,18 +97,8 @@ def index_rows(
     order = (np.cumsum(valid) - 1).reshape(valid.shape)  # index in V of a supervised position
     targets = labels[:, 1:][valid[:, :-1]]
 
-    starts = labels == layout.action_start
-    rows = np.flatnonzero(starts.any(axis=1))
-    steps = starts[rows].sum(axis=1)
-    inside = _inside(labels, layout.action_start, layout.action_end)
-    row_of, position = np.nonzero(inside)
-    horizon = int(steps[0]) if len(rows) else 0
-    assert (steps == horizon).all(), "all action rows of a batch have the same number of steps"
-    dimensions = len(row_of) // (len(rows) * horizon) if horizon else 0
-    action_index = order[row_of, position - 1].reshape(len(rows), horizon, dimensions)
-    prompt_lengths = starts[rows].argmax(axis=1) if len(rows) else np.empty(0, np.int64)
+    rows, prompt_lengths, action_index = _index_actions(labels, order, layout)
     assert actions is None or actions.shape == action_index.shape
-
     image_index, image_slot = _index_images(labels, order, layout)
     weighted = (targets >= layout.weighted_first) & (targets <= layout.weighted_last)
     return Batch(
@@ -133,7 +123,26 @@ def _inside(labels: Ids, start: int, end: int) -> NDArray[np.bool_]:
     return opened & (labels != start)
 
 
+def _index_actions(labels: Ids, order: Ids, layout: TokenLayout) -> tuple[Ids, Ids, Ids]:
+    """Rows [R] with an action chunk, their prompt lengths [R], and where in V their numbers are predicted [R, H, A].
+
+    Args:
+        order: [B, S], the index in V of each supervised position.
+    """
+    starts = labels == layout.action_start
+    rows = np.flatnonzero(starts.any(axis=1))
+    steps = starts[rows].sum(axis=1)
+    horizon = int(steps[0]) if len(rows) else 0
+    assert (steps == horizon).all(), "all action rows of a batch have the same number of steps"
+    row_of, position = np.nonzero(_inside(labels, layout.action_start, layout.action_end))
+    dimensions = len(row_of) // (len(rows) * horizon) if horizon else 0
+    action_index = order[row_of, position - 1].reshape(len(rows), horizon, dimensions)
+    prompt_lengths = starts[rows].argmax(axis=1) if len(rows) else np.empty(0, np.int64)
+    return rows, prompt_lengths, action_index
+
+
 def _index_images(labels: Ids, order: Ids, layout: TokenLayout) -> tuple[Ids, Ids]:
+    """Where in V each token of an answer image is predicted [I], and the slot of its image [I]."""
     starts = labels == layout.image_start
     in_row = starts.sum(axis=1)
     assert in_row.max(initial=0) <= IMAGE_SLOTS, "metric names have ten slots for answer images"
