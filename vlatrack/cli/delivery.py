@@ -174,11 +174,11 @@ def _status_word(entry: "RunOverview") -> str:
 
 
 def _undelivered(backends: "tuple[BackendDelivery, ...]") -> str:
-    return ", ".join(f"{b.label} {b.undelivered}{_refused(b)}" for b in backends) or "no backends"
-
-
-def _refused(share: "BackendDelivery") -> str:
-    return f" ({share.dead_letters} refused)" if share.dead_letters else ""
+    cells = []
+    for share in backends:
+        refused = f" ({share.dead_letters} refused)" if share.dead_letters else ""
+        cells.append(f"{share.label} {share.undelivered}{refused}")
+    return ", ".join(cells) or "no backends"
 
 
 def _show_audit(console: "Console", audits: "list[BackendAudit]") -> bool:

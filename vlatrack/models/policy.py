@@ -119,6 +119,7 @@ class VlaPolicy(nn.Module):
         return metric_values(self._metrics, states)
 
     def _loss_totals(self, inputs: LossInputs) -> tuple[dict[str, Tensor], MetricStates]:
+        """The scalar total of each loss term, and the states of those that have a count."""
         totals, states = {}, {}
         for term in self.losses:
             if count := checked_count(term, inputs.batch):

@@ -40,7 +40,7 @@ def known_paths(block: type[BaseModel] = ExperimentSpec, prefix: str = "") -> It
     """Yield the dotted path of every key of the spec, except inside lists of blocks."""
     for name, info in block.model_fields.items():
         yield prefix + name
-        if not _is_list(info.annotation):
+        if getattr(info.annotation, "__origin__", None) is not tuple:
             for inner in _models_in(info.annotation):
                 yield from known_paths(inner, f"{prefix}{name}.")
 
@@ -49,10 +49,6 @@ def _models_in(annotation: object) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for argument in get_args(annotation) for model in _models_in(argument)]
-
-
-def _is_list(annotation: object) -> bool:
-    return getattr(annotation, "__origin__", None) is tuple
 
 
 def _entry(value: Value, segment: str | int) -> Value:
