@@ -94,7 +94,7 @@ def _custom_loss(spec: CustomLoss, place: str) -> LossTerm:
     except SpecError as error:
         raise SpecError(f"{place}: {error}") from error
     if not isinstance(term, LossTerm):
-        raise SpecError(f"{place}: {spec.target} is no vlatrack.models.losses.base.LossTerm; derive the class from it")
+        raise SpecError(f"{place}: {spec.target} is not a LossTerm; derive the class from vlatrack.LossTerm")
     if not isinstance(getattr(term, "metric", None), LossMetric):
         raise SpecError(f"{place}: {spec.target} lacks its name; give the class metric = LossMetric(name, meaning)")
     return term

@@ -3,7 +3,9 @@
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -23,6 +25,7 @@ from vlatrack.training.interruption import Interruption
 from vlatrack.training.loop import LoopSettings, Training
 from vlatrack.training.optimisation import Schedule, adamw
 from vlatrack.training.process_group import ProcessGroup
+from vlatrack.training.state import TrainState
 
 
 def build_accelerator(spec: ExperimentSpec) -> Accelerator:
@@ -122,10 +125,18 @@ def build_training_parts(
     return TrainingParts(training.policy, training.optimizer, training.group, write_policy_files)
 
 
-def training_warnings(experiment: Experiment, training: Training) -> list[str]:
-    """Settings that are allowed but probably not intended, one line each."""
+def training_warnings(experiment: Experiment, training: Training, state: TrainState) -> list[str]:
+    """Settings that are allowed but probably not intended, one line each, for a training that starts at ``state``."""
     spec, steps = experiment.spec, training.total_steps
     found = []
+    if experiment.continues and experiment.stored is not None and spec.optim.schedule == "cosine":
+        before = cast(int, experiment.stored.settings["train.epochs"])
+        now, done = training.schedule, state.step / training.steps_per_epoch
+        if before != spec.train.epochs:
+            found.append(
+                f"train.epochs = {spec.train.epochs} spans the cosine anew, which spanned {before}: the learning "
+                f"rate goes on at {now.at(done):.3g} instead of {replace(now, epochs=before).at(done):.3g}"
+            )
     whole = training.steps_per_epoch * spec.train.epochs
     warm_up = spec.optim.warmup_epochs * training.steps_per_epoch
     if steps <= warm_up:

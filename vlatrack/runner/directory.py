@@ -34,7 +34,7 @@ class RunDirectory(RunFiles):
             directory = cls(path)
             directory.spec_file.write_text(dump_spec(spec))
         except OSError as error:
-            raise SpecError(f"{path}: cannot be made ({error.strerror}); choose another folder with --runs") from error
+            raise SpecError(f"{path}: cannot be created ({error.strerror}); choose another --runs") from error
         return directory
 
     @classmethod

@@ -151,7 +151,7 @@ def _train(
         if job.resume_from is not None:
             notify("on_resume", state, job.resume_from, job.changes)
     group.broadcast_weights(policy)
-    for warning in training_warnings(experiment, training):
+    for warning in training_warnings(experiment, training, state):
         notify("on_warning", warning)
     checkpoints = RunCheckpoints(directory.checkpoints, parts, keep_last=settings.keep_last, callbacks=callbacks)
     if training.settings.non_finite == "rollback" and checkpoints.last_name is None:
@@ -188,7 +188,7 @@ def _finish(
 
 
 def _upload_results(directory: RunDirectory, tracked: TrackedRun) -> None:
-    """Upload log files, figures and the best checkpoint, if the run has them.
+    """Upload log files, figures and the best checkpoint, as far as the run has them.
 
     The run has ended, so an error here is logged and leaves its status as it is.
     """

@@ -143,7 +143,7 @@ def _nothing_left(directory: RunDirectory, checkpoint: Path, spec: ExperimentSpe
 def _check_setup(spec: ExperimentSpec, group: ProcessGroup) -> Accelerator:
     """Check everything that needs no data, and return the device and precision to train with."""
     if variable := secret_within(dump_spec(spec)):
-        raise SpecError(f"the experiment holds the value of {variable}, and it goes to the trackers: take it out")
+        raise SpecError(f"the experiment holds the value of {variable} and is sent to the trackers; remove it")
     check_processes(spec, group)
     build_schema(spec)
     accelerator = build_accelerator(spec)

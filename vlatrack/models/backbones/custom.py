@@ -26,7 +26,7 @@ def custom_factory(
     arguments = {**options, "max_seq_len": max_seq_len}
     if not (isinstance(target, type) and issubclass(target, Backbone | BackboneFactory)):
         raise SpecError(
-            f"backbone.target: {name} is no class derived from Backbone (vlatrack/models/backbones/base.py)"
+            f"backbone.target: {name} is not a class derived from Backbone (vlatrack/models/backbones/base.py)"
         )
     try:
         inspect.signature(target).bind(**arguments)

@@ -142,7 +142,7 @@ def copy_weights(
             if value.shape != target.shape:
                 raise CheckpointError(
                     f"{place}: {plain} has shape {list(value.shape)}, this experiment needs {list(target.shape)}; "
-                    "its geometry (chunk, action or model size) is another one"
+                    "its geometry (chunk, action or model size) is different"
                 )
             target.copy_(value)
             copied.add(ours)
