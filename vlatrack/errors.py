@@ -1,4 +1,4 @@
-"""The exceptions that vlatrack raises for mistakes a user can make.
+"""The exceptions that vlatrack raises for what a user can cause.
 
 Every message is one line that names the place and the remedy. The command line prints the
 message alone and exits with code 2; a broken invariant is an ``AssertionError`` instead.
@@ -29,15 +29,15 @@ class CheckpointError(VlatrackError):
 
 
 class LossError(VlatrackError):
-    """A loss term cannot be used: its name is taken, or what it returns is no loss."""
+    """A loss term cannot be used: its name is taken, or it does not return a loss."""
 
 
 class TrainingError(VlatrackError):
-    """A training cannot go on."""
+    """A training cannot continue."""
 
 
 class NonFiniteError(TrainingError):
-    """A loss or gradient is not finite; every process of a training notices it at the same step."""
+    """A loss or gradient is not finite; every rank raises it after the same step."""
 
 
 class TrackerError(VlatrackError):
@@ -45,7 +45,7 @@ class TrackerError(VlatrackError):
 
 
 class MissingPackageError(VlatrackError):
-    """An optional package is needed; the message carries the pip line."""
+    """An optional package is missing; the message says how to install it."""
 
 
 class UndeclaredMetricWarning(VlatrackError, UserWarning):  # noqa: N818  # a warning, as its name says

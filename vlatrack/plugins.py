@@ -1,4 +1,4 @@
-"""Third-party classes: `package.module:Class`, or the name of an entry point of an installed package."""
+"""Loads third-party classes: `package.module:Class`, or the name of an entry point of an installed package."""
 
 import importlib
 import inspect
@@ -17,7 +17,7 @@ def make_plugin(target: str, *, group: str, options: Mapping[str, object]) -> ob
         options: keyword arguments.
 
     Raises:
-        SpecError: there is no such class, or it does not take these options. Exceptions of the class itself pass.
+        SpecError: there is no such class, or it does not accept the options. Its own exceptions propagate.
     """
     found = load_plugin(target, group)
     try:

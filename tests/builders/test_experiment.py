@@ -7,7 +7,8 @@ import pytest
 import torch
 from program import TOY
 
-from vlatrack.builders.experiment import Experiment, build_accelerator
+from vlatrack.builders.experiment import Experiment
+from vlatrack.builders.training import build_accelerator, build_training, training_warnings
 from vlatrack.data.cache import CodeCache
 from vlatrack.errors import DataError, SpecError
 from vlatrack.metrics.states import MetricStates
@@ -27,7 +28,7 @@ def _training(tmp_path: Path, *overrides: str) -> tuple[Experiment, Training]:
     policy = experiment.policy(device)
     encoding = experiment.encoding(policy.layout, tmp_path / "tokenizer", device)
     samples = experiment.samples(encoding, CodeCache(tmp_path / "cache"))
-    training = experiment.training(policy, samples["train"], build_accelerator(spec), group, Interruption(group))
+    training = build_training(experiment, policy, samples["train"], build_accelerator(spec), group, Interruption(group))
     return experiment, training
 
 
@@ -63,7 +64,7 @@ def _training(tmp_path: Path, *overrides: str) -> tuple[Experiment, Training]:
 )
 def test_what_is_allowed_but_probably_not_meant_is_said(tmp_path: Path, overrides: list[str], told: list[str]) -> None:
     experiment, training = _training(tmp_path, *overrides)
-    assert experiment.warnings(training, TrainState()) == told
+    assert training_warnings(experiment, training, TrainState()) == told
 
 
 def test_a_training_of_no_steps_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,7 +113,7 @@ def test_a_factory_of_another_package_brings_its_own_tokenizer() -> None:
             "{width: 3}",
             r"backbone\.options: TorchBackbone: got an unexpected keyword argument 'width'",
         ),
-        ("toy", "{}", r"backbone\.target: toy is no class derived from Backbone"),
+        ("toy", "{}", r"backbone\.target: toy is not a class derived from Backbone"),
         ("Nothing", "{}", "test_backbone_recipe:Nothing: cannot be loaded"),
     ],
 )

@@ -65,7 +65,7 @@ def test_keys_are_hidden_in_the_manifest_that_trackers_get(tmp_path, monkeypatch
 def test_more_processes_than_gpus_are_refused(monkeypatch) -> None:
     import torch
 
-    from vlatrack.builders.experiment import check_processes
+    from vlatrack.builders.training import check_processes
     from vlatrack.training.process_group import ProcessGroup
 
     group = ProcessGroup()

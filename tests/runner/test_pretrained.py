@@ -140,7 +140,7 @@ def test_a_checkpoint_of_another_action_geometry_is_refused(tmp_path, chameleon)
     for name in ("config.json", "tokenizer.json"):
         (folder / name).write_bytes((chameleon / name).read_bytes())
     torch.save({_QUERIES: torch.zeros(1, 5 * 7 * 32)}, folder / "model.pth")
-    with pytest.raises(VlatrackError, match=r"geometry \(chunk, action or model size\) is another one"):
+    with pytest.raises(VlatrackError, match=r"geometry \(chunk, action or model size\) is different"):
         run_experiment(_spec(folder), runs=tmp_path / "runs")
 
 

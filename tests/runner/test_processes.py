@@ -106,7 +106,7 @@ def test_a_mistake_is_told_once_and_nothing_is_left(program: Program) -> None:
     [
         ("1:raise", "rank 1: RuntimeError: the fan fell off"),
         ("1:complain", "rank 1: DataError: frame 7: unreadable; download it again"),
-        ("1:kill", "rank 1 is gone without a word: killed, or out of memory"),
+        ("1:kill", "rank 1 disappeared without an error: killed, or out of memory"),
         ("0:raise", "RuntimeError: the fan fell off"),
     ],
 )
@@ -130,7 +130,7 @@ def test_of_three_ranks_the_one_that_died_is_named(program: Program) -> None:
     finish = finish_of(program.only_run())
     assert (finish["status"], finish["reason"]) == (
         "FAILED",
-        "rank 2 is gone without a word: killed, or out of memory",
+        "rank 2 disappeared without an error: killed, or out of memory",
     )
 
 

@@ -1,10 +1,10 @@
-"""What tracking costs a training step: all trackers on against none, in one process, in short blocks that take turns.
+"""The cost of tracking per training step: all trackers on against off, in alternating short blocks of one training.
 
-The training is the experiment's own: its model, data, loop and settings. While tracking is on, the loop's records and
-those of the system go the way of every run: into the journal, and from there, by the delivery process, to MLflow on
-SQLite, TensorBoard and W&B (offline: the real client, which writes files). While it is off, records go nowhere and the
-delivery process and its children are stopped (SIGSTOP). What they still have to do when a block ends, they do in the
-next block with tracking on, so no work of theirs is left out of the figure. Their start is over before it begins.
+The training is the experiment's own: its model, data, loop and settings. While tracking is on, metrics go into the
+journal and, through the delivery process, to MLflow on SQLite, TensorBoard and W&B (the real client in offline mode,
+which writes files), as in any run. While it is off, metrics are dropped and the delivery process and its children are
+suspended (SIGSTOP); what they have left to do, they do in the next block with tracking on, so that all of their work
+counts. They are started before the first measured block.
 """
 
 import random
@@ -18,8 +18,9 @@ from pathlib import Path
 import psutil
 
 from vlatrack.bench.tracking import local_mlflow
-from vlatrack.builders.experiment import Experiment, build_accelerator
+from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.policy import build_schema
+from vlatrack.builders.training import build_accelerator, build_training
 from vlatrack.data.cache import CodeCache
 from vlatrack.errors import MissingPackageError, TrackerError
 from vlatrack.metrics.schema import TRAIN, MetricSchema
@@ -40,8 +41,7 @@ from vlatrack.training.process_group import ProcessGroup
 from vlatrack.training.state import TrainState
 
 RECORDS_PER_BLOCK = 6
-"""A block then lasts longer than the delivery process lets records come together (tail.BATCH_INTERVAL_S), at the
-quickstart's speed."""
+"""At the quickstart's speed, a block then lasts longer than delivery collects records (tail.BATCH_INTERVAL_S)."""
 _WARM_UP_BLOCKS = 2
 _OPENING_S = 120.0
 _RESAMPLINGS = 2000
@@ -49,15 +49,15 @@ _RESAMPLINGS = 2000
 
 @dataclass(frozen=True)
 class StepTime:
-    """Mean seconds of a training step with tracking on and off, from `blocks` pairs of blocks of `steps` steps."""
+    """Mean seconds of a training step with tracking on and off, measured in pairs of blocks of `steps` steps."""
 
     trackers: tuple[str, ...]
     steps: int
     on_s: tuple[float, ...]
     off_s: tuple[float, ...]
-    """One entry a block, in pairs: block i of the one was measured next to block i of the other."""
+    """One entry per block; block i of one list was measured next to block i of the other."""
     delivery_cpu_s: float
-    """Processor time of the delivery process and its children in the blocks with tracking on."""
+    """CPU time of the delivery process and its children."""
 
     @property
     def off_mean_s(self) -> float:
@@ -65,12 +65,12 @@ class StepTime:
 
     @property
     def ratio(self) -> float:
-        """Step time with tracking on, against off."""
+        """Step time with tracking on, divided by step time with tracking off."""
         return statistics.fmean(self.on_s) / self.off_mean_s
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Bounds of the ratio with a confidence of 95 %: the pairs drawn anew, with replacement, many times."""
+        """95 % confidence interval of the ratio, by bootstrapping the pairs."""
         draw, pairs = random.Random(0), list(zip(self.on_s, self.off_s, strict=True))  # noqa: S311
         ratios = []
         for _ in range(_RESAMPLINGS):
@@ -81,12 +81,12 @@ class StepTime:
 
     @property
     def delivery_load(self) -> float:
-        """Processors that delivery keeps busy while the training goes on: 0.01 is one hundredth of one."""
+        """CPU time of delivery per second of training with tracking on; 1.0 is one core."""
         return self.delivery_cpu_s / (sum(self.on_s) * self.steps)
 
 
 def measure_step_time(experiment: Path, runs: Path, pairs: int) -> StepTime:
-    """Train the experiment at `experiment` below `runs` for so many pairs of blocks.
+    """Train `experiment` in a new run below `runs` for `pairs` pairs of blocks, after a warm-up.
 
     Raises:
         VlatrackError: the experiment or its data cannot be used, or a tracker cannot be opened.
@@ -106,13 +106,13 @@ def measure_step_time(experiment: Path, runs: Path, pairs: int) -> StepTime:
         tags={},
     ) as tracked:
         delivery = _Delivery(directory.path)
-        turns = _TakingTurns(tracked, delivery, build_schema(spec), spec.tracking, steps)
+        callback = _AlternatingTracking(tracked, delivery, build_schema(spec), spec.tracking, steps)
         try:
-            _build(spec, directory, turns).run(TrainState(), _NoCheckpoints(), lambda state: {})
+            _build(spec, directory, callback).run(TrainState(), _NoCheckpoints(), lambda state: {})
         finally:
-            delivery.go_on()
+            delivery.resume()
     trackers = tuple(config.kind for config in backends)
-    return StepTime(trackers, steps, tuple(turns.on_s), tuple(turns.off_s), turns.delivery_cpu_s)
+    return StepTime(trackers, steps, tuple(callback.on_s), tuple(callback.off_s), callback.delivery_cpu_s)
 
 
 def _build(spec: ExperimentSpec, directory: RunDirectory, callback: Callback) -> Training:
@@ -122,11 +122,11 @@ def _build(spec: ExperimentSpec, directory: RunDirectory, callback: Callback) ->
     policy = experiment.policy(accelerator.device)
     encoding = experiment.encoding(policy.layout, directory.tokenizer, accelerator.device)
     samples = experiment.samples(encoding, CodeCache(directory.code_cache))
-    return experiment.training(policy, samples[TRAIN], accelerator, group, Interruption(group), [callback])
+    return build_training(experiment, policy, samples[TRAIN], accelerator, group, Interruption(group), [callback])
 
 
 class _NoCheckpoints:
-    """Steps are measured; what a checkpoint costs is no part of them."""
+    """Steps are measured without checkpoints."""
 
     last_name = None
 
@@ -138,7 +138,7 @@ class _NoCheckpoints:
 
 
 def _backends(runs: Path) -> list[BackendConfig]:
-    """All built-in trackers whose packages are installed; nothing leaves this machine."""
+    """All built-in trackers whose packages are installed, set up to keep everything on this machine."""
     wanted = [
         local_mlflow(runs),
         BackendConfig("wandb", options={"mode": "offline"}),
@@ -149,21 +149,21 @@ def _backends(runs: Path) -> list[BackendConfig]:
         try:
             check_backend_available(config.kind)
         except MissingPackageError:
-            continue  # the figure names those that were there
+            continue  # the figure names the ones that are measured
         installed.append(config)
     return installed
 
 
 class _Delivery:
-    """The delivery process of a run, with its children, that can be stopped for a while."""
+    """The delivery process of a run with its children, which can be suspended."""
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
         self._labels = labels_of(run_dir)
-        self._stopped: list[psutil.Process] = []
+        self._suspended: list[psutil.Process] = []
 
-    def await_everything(self) -> None:
-        """Return when each tracker is open and has all records so far."""
+    def wait_until_complete(self) -> None:
+        """Wait until each tracker is open and has all records so far."""
         give_up = time.monotonic() + _OPENING_S
         while not (report := delivery_report(self._run_dir, self._labels)).complete:
             if time.monotonic() > give_up:
@@ -171,29 +171,29 @@ class _Delivery:
                 raise TrackerError(f"{RunFiles(self._run_dir).delivery_log}: no delivery ({'; '.join(errors)})")
             time.sleep(0.05)
 
-    def stop(self) -> None:
-        self._stopped = self._processes()
-        for process in self._stopped:
+    def suspend(self) -> None:
+        self._suspended = self._processes()
+        for process in self._suspended:
             process.suspend()
 
-    def go_on(self) -> None:
-        while self._stopped:
-            self._stopped.pop().resume()
+    def resume(self) -> None:
+        while self._suspended:
+            self._suspended.pop().resume()
 
     def cpu_s(self) -> float:
         times = [process.cpu_times() for process in self._processes()]
         return sum(spent.user + spent.system for spent in times)
 
     def _processes(self) -> list[psutil.Process]:
-        """The process itself first: once it is stopped it gets no new children."""
+        """The process itself first, so that it cannot start more children once it is suspended."""
         process = psutil.Process(int(RunFiles(self._run_dir).delivery_lock.read_text()))
         return [process, *process.children(recursive=True)]
 
 
-class _TakingTurns(Callback):
-    """Switches tracking on and off while a training goes on, and takes the times.
+class _AlternatingTracking(Callback):
+    """Switches tracking on and off during a training, and measures the time of each block.
 
-    After the blocks of the start come pairs, on before off and off before on by turns: a slow drift favours neither.
+    After the warm-up, blocks run in the order on, off, off, on, so that a slow drift of the machine favours neither.
     """
 
     def __init__(
@@ -230,7 +230,7 @@ class _TakingTurns(Callback):
             (self.on_s if self._is_on else self.off_s).append(step_s)
             self.delivery_cpu_s = self._delivery.cpu_s() - self._cpu_before_s
         elif self._block == _WARM_UP_BLOCKS:
-            self._delivery.await_everything()
+            self._delivery.wait_until_complete()
             self._cpu_before_s = self._delivery.cpu_s()
         self._switch()
         self._begin = time.perf_counter()
@@ -239,13 +239,13 @@ class _TakingTurns(Callback):
         number = self._block - _WARM_UP_BLOCKS
         wanted = number < 0 or number % 4 in (0, 3)
         if wanted != self._is_on:
-            (self._delivery.go_on if wanted else self._delivery.stop)()
+            (self._delivery.resume if wanted else self._delivery.suspend)()
         self._is_on = wanted
-        self._system.go_on()
+        self._system.resume()
 
 
 class _SystemRecords:
-    """Records of the system as `SystemSampler` makes them, by a clock that stands still while tracking is off."""
+    """Logs system metrics as `SystemSampler` does, on a clock that is paused while tracking is off."""
 
     def __init__(self, tracked: TrackedRun, every_s: float | None) -> None:
         self._tracked, self._every_s = tracked, every_s
@@ -264,7 +264,7 @@ class _SystemRecords:
             self._thread.join()
         self._waited_s += time.perf_counter() - self._since
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         self._since = time.perf_counter()
 
     def _record(self) -> None:

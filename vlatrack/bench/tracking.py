@@ -1,6 +1,6 @@
-"""How fast tracking is, here and now: logging, delivery to MLflow on SQLite, and journals of any length.
+"""The speed of tracking: logging, delivery to MLflow on SQLite, and journals of any length.
 
-Times are of the wall clock, so other work on the machine shows in them. Everything happens in a folder of its own.
+Times are wall-clock times, so other load on the machine affects them.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ _TAILED = 100
 
 @dataclass(frozen=True)
 class LoggingSpeed:
-    """`run.log` of 20 scalars: microseconds a call, and calls a second with nothing between them."""
+    """`run.log` of 20 scalars: microseconds per call, and calls per second without a pause."""
 
     calls: int
     p50_us: float
@@ -43,7 +43,7 @@ class LoggingSpeed:
 
 @dataclass(frozen=True)
 class DeliverySpeed:
-    """Delivery of a whole journal to MLflow on SQLite; `seconds` without the start of the process."""
+    """Delivery of a whole journal to MLflow on SQLite; `seconds` excludes the start of the process."""
 
     records: int
     metrics: int
@@ -58,7 +58,7 @@ class DeliverySpeed:
 
 @dataclass(frozen=True)
 class JournalSpeed:
-    """A journal of `records` records: seconds to open it for writing, from an append to its reading, for the status."""
+    """A journal of `records` records: seconds to open it, to read a record after its append, and to get its status."""
 
     records: int
     size_mb: float
@@ -76,7 +76,7 @@ def measure_logging(folder: Path, calls: int) -> LoggingSpeed:
 
 
 def measure_logging_while_trackers_are_down(folder: Path, calls: int) -> LoggingSpeed:
-    """Time `run.log` while a delivery process tries in vain to reach MLflow and, if it is installed, W&B."""
+    """Time `run.log` while a delivery process fails to reach MLflow and, if it is installed, W&B."""
     with _closed_address() as address, _environment(WANDB_BASE_URL=address, WANDB_API_KEY="0" * 40):
         run = _start(folder, _unreachable(address))
         files = RunFiles(folder)
@@ -91,7 +91,7 @@ def measure_logging_while_trackers_are_down(folder: Path, calls: int) -> Logging
 
 
 def measure_delivery(runs: Path, sizes: Sequence[int], scalars: int) -> list[DeliverySpeed]:
-    """Deliver journals of so many records of so many scalars, one after the other, to the store in `runs`."""
+    """Deliver journals with `sizes` records of `scalars` metrics each, one after the other, to the store in `runs`."""
     _deliver(runs, "store", 0, scalars)  # makes the database
     idle_s, _ = _deliver(runs, "idle", 0, scalars)
     speeds = []
@@ -102,7 +102,7 @@ def measure_delivery(runs: Path, sizes: Sequence[int], scalars: int) -> list[Del
 
 
 def measure_journal(folder: Path, records: int) -> JournalSpeed:
-    """Write a journal of so many records (about 130 bytes each) and time its use."""
+    """Write a journal of `records` records (about 130 bytes each) and time its use."""
     files = RunFiles(folder)
     _write_long_journal(files, records)
     begin = time.perf_counter()
@@ -119,7 +119,7 @@ def measure_journal(folder: Path, records: int) -> JournalSpeed:
 
 
 def local_mlflow(runs: Path) -> BackendConfig:
-    """MLflow on SQLite in the folder of the runs, also where the environment names a server."""
+    """MLflow on SQLite in the folder of the runs, even if the environment names a server."""
     return BackendConfig("mlflow", options={"tracking_uri": f"sqlite:///{runs.resolve() / 'mlflow.db'}"})
 
 
@@ -153,7 +153,7 @@ def _unreachable(address: str) -> list[BackendConfig]:
 
 @contextlib.contextmanager
 def _closed_address() -> Iterator[str]:
-    """An address on this machine where nobody listens: its port is taken, but refuses connections."""
+    """A local address that refuses connections; its port is bound, so that no other process can take it."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{taken.getsockname()[1]}"
@@ -171,7 +171,7 @@ def _environment(**changes: str) -> Iterator[None]:
 
 
 def _deliver(runs: Path, name: str, records: int, scalars: int) -> tuple[float, float]:
-    """Seconds and peak MB of a delivery process for a finished run that nobody has delivered yet."""
+    """Seconds and peak MB of a delivery process for a finished run that has not been delivered yet."""
     files = RunFiles(runs / "bench" / name)
     private_directory(files.delivery)
     until = int((time.time() + _LONGEST_DELIVERY_S) * 1000)
@@ -194,7 +194,7 @@ def _deliver(runs: Path, name: str, records: int, scalars: int) -> tuple[float, 
 
 
 def _write_long_journal(files: RunFiles, records: int) -> None:
-    """As `Journal` writes it, a thousand times as fast: the line of one record with other numbers."""
+    """Write what `Journal` would write, but much faster: one record's line with other numbers."""
     private_directory(files.run_dir)
     with contextlib.closing(Journal.open(files.journal, run="bench", writer="trainer")) as journal:
         journal.append(Kind.START, _START)
@@ -212,7 +212,7 @@ def _write_long_journal(files: RunFiles, records: int) -> None:
 
 
 def _time_tail(journal: Journal, step: int) -> float:
-    """Seconds from before a record is written until a reader, who knows where to look, has it."""
+    """Seconds from before a record is appended until a reader at the end of the journal has read it."""
     reader = JournalReader(journal.path, offset=journal.path.stat().st_size)
     begin = time.perf_counter()
     journal.append(Kind.METRICS, {"train_closs": 0.5}, step=step)

@@ -1,4 +1,4 @@
-"""From the spec's sources to open datasets, their chosen episodes and what those are normalised by."""
+"""From the spec's sources to open datasets, their chosen episodes and their normalisation."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -9,42 +9,30 @@ from vlatrack.data.episodes import Episode, EpisodeSource, episodes_digest, sele
 from vlatrack.data.samples import check_fit
 from vlatrack.data.statistics import NormStats
 from vlatrack.errors import SpecError
-from vlatrack.metrics.schema import TRAIN, VAL_IND, VAL_OOD
+from vlatrack.metrics.schema import SPLITS
 from vlatrack.plugins import make_plugin
-from vlatrack.spec.models import (
-    CustomSource,
-    ExperimentSpec,
-    ExplicitRanges,
-    LeRobotSource,
-    LiberoSource,
-    Source,
-)
+from vlatrack.spec.models import CustomSource, ExperimentSpec, ExplicitRanges, LeRobotSource, LiberoSource, Source
 from vlatrack.tokens.bins import ValueRange
-from vlatrack.training.checkpoint.policy import (
-    choice_digest,
-    choice_of,
-)
-
-SPLITS = (TRAIN, VAL_IND, VAL_OOD)
-
+from vlatrack.training.checkpoint.policy import choice_digest, choice_of
 
 DATASETS = "vlatrack.datasets"
-"""Entry point group of datasets of other packages."""
+"""Entry point group through which other packages offer datasets."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """A dataset and the episodes of it that one split uses."""
+    """A dataset, and the episodes of it that a split uses."""
 
     source: EpisodeSource
     episodes: list[Episode]
 
 
 def open_splits(spec: ExperimentSpec, names: Collection[str] = SPLITS) -> dict[str, Split]:
-    """Open the datasets and choose the episodes of each split; reads no frame.
+    """Open the datasets and choose the episodes of each split; reads no frames.
 
     Raises:
         DataError: a dataset is missing, damaged, or lacks a task.
+        SpecError: a custom dataset cannot be loaded.
     """
     splits = {}
     for name in SPLITS:
@@ -80,7 +68,7 @@ def open_source(spec: Source) -> EpisodeSource:
 
 
 def build_norm_stats(spec: ExperimentSpec, train: Split) -> NormStats:
-    """Ranges of actions and states as the spec gives them, or from the training episodes."""
+    """Ranges of actions and states, from the spec or computed from the training episodes."""
     statistics = spec.tokenizer.statistics
     if isinstance(statistics, ExplicitRanges):
         states = ValueRange(statistics.state_low, statistics.state_high) if spec.data.use_state else None
@@ -91,7 +79,7 @@ def build_norm_stats(spec: ExperimentSpec, train: Split) -> NormStats:
 
 
 def data_fingerprints(splits: Mapping[str, Split]) -> dict[str, str]:
-    """Digests of the files of each split's dataset, and of the episodes that are used of it, in their order."""
+    """Digests of each split: of its dataset's files, and of its episodes in their order."""
     digests = {}
     for name, split in splits.items():
         digests[f"data.{name}"] = split.source.fingerprint()
@@ -101,7 +89,11 @@ def data_fingerprints(splits: Mapping[str, Split]) -> dict[str, str]:
 
 
 def check_data(spec: ExperimentSpec, splits: Mapping[str, Split], norm_stats: NormStats) -> None:
-    """Raise DataError where a split cannot serve the experiment, before anything slow begins."""
+    """Check that every split fits the experiment, before anything slow begins.
+
+    Raises:
+        DataError: a camera is missing, or actions or states have another size.
+    """
     for split in splits.values():
         check_fit(
             split.source,

@@ -1,4 +1,4 @@
-"""From the spec to a policy: its backbone, its losses, its initial weights, or one that a checkpoint holds."""
+"""From the spec, or from a checkpoint, to a policy: its backbone, losses, metrics and initial weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,27 +23,22 @@ from vlatrack.plugins import load_plugin, make_plugin
 from vlatrack.spec.identity import Scalar, flatten
 from vlatrack.spec.load import load_spec
 from vlatrack.spec.migrate import migrate_flat
-from vlatrack.spec.models import (
-    CausalLMSpec,
-    ChameleonSpec,
-    CustomBackboneSpec,
-    CustomLoss,
-    ExperimentSpec,
-)
+from vlatrack.spec.models import CausalLMSpec, ChameleonSpec, CustomBackboneSpec, CustomLoss, ExperimentSpec
 from vlatrack.tokens.bins import Bins
 from vlatrack.tokens.layout import TokenLayout
 from vlatrack.tokens.text import ByteTokenizer, TextTokenizer, load_text_tokenizer
-from vlatrack.training.checkpoint.policy import (
-    PolicyRecord,
-    read_policy,
-)
+from vlatrack.training.checkpoint.policy import PolicyRecord, read_policy
 
 BACKBONES, LOSSES = "vlatrack.backbones", "vlatrack.losses"
-"""Entry point groups of backbones and loss terms of other packages."""
+"""Entry point groups through which other packages offer backbones and loss terms."""
 
 
 def backbone_factory(spec: ExperimentSpec) -> BackboneFactory:
-    """The kind of backbone that the spec names."""
+    """The factory of the backbone that the spec names.
+
+    Raises:
+        SpecError: a custom backbone cannot be loaded.
+    """
     backbone = spec.backbone
     match backbone:
         case ChameleonSpec():
@@ -74,10 +69,10 @@ def backbone_factory(spec: ExperimentSpec) -> BackboneFactory:
 
 
 def build_losses(spec: ExperimentSpec, layout: TokenLayout) -> tuple[LossTerm, ...]:
-    """The documented loss terms and those of the spec's own.
+    """The documented loss terms, then the custom ones.
 
     Raises:
-        VlatrackError: a term cannot be loaded, is no loss term, or has a name that is taken.
+        VlatrackError: a term cannot be loaded, is not a loss term, or has a name that is taken.
     """
     head, loss = spec.action_head, spec.loss
     documented = documented_terms(
@@ -88,9 +83,9 @@ def build_losses(spec: ExperimentSpec, layout: TokenLayout) -> tuple[LossTerm, .
         image_token_weight=loss.image_token_weight,
         ct_target=loss.ct_target,
     )
-    own = [_custom_loss(term, f"loss.terms.{number}") for number, term in enumerate(loss.terms)]
-    check_names(own)
-    return (*documented, *own)
+    custom = [_custom_loss(term, f"loss.terms.{number}") for number, term in enumerate(loss.terms)]
+    check_names(custom)
+    return (*documented, *custom)
 
 
 def _custom_loss(spec: CustomLoss, place: str) -> LossTerm:
@@ -99,14 +94,14 @@ def _custom_loss(spec: CustomLoss, place: str) -> LossTerm:
     except SpecError as error:
         raise SpecError(f"{place}: {error}") from error
     if not isinstance(term, LossTerm):
-        raise SpecError(f"{place}: {spec.target} is no vlatrack.models.losses.base.LossTerm; derive the class from it")
+        raise SpecError(f"{place}: {spec.target} is not a LossTerm; derive the class from vlatrack.LossTerm")
     if not isinstance(getattr(term, "metric", None), LossMetric):
         raise SpecError(f"{place}: {spec.target} lacks its name; give the class metric = LossMetric(name, meaning)")
     return term
 
 
 def build_schema(spec: ExperimentSpec) -> MetricSchema:
-    """Every metric that a run of the spec may log.
+    """Every metric that a run of the spec can log.
 
     Raises:
         VlatrackError: a loss term cannot be used, or `train.checkpoint.best_metric` cannot decide what is best.
@@ -124,21 +119,21 @@ def build_schema(spec: ExperimentSpec) -> MetricSchema:
 
 @dataclass(frozen=True)
 class StoredPolicy:
-    """A policy in a checkpoint, with its spec as it was when the checkpoint was made."""
+    """A policy in a checkpoint, with its spec at the time the checkpoint was written."""
 
     record: PolicyRecord
     spec: ExperimentSpec
-    settings: Mapping[str, Scalar]  # the spec, flat, with the keys that there were then
+    settings: Mapping[str, Scalar]  # the flat spec, with the keys of that time
 
     @classmethod
     def open(cls, checkpoint: Path, settings_at_start: Mapping[str, Scalar]) -> "StoredPolicy":
-        """The policy of a checkpoint that was checked.
+        """The policy of a verified checkpoint.
 
         Args:
-            settings_at_start: the flat settings that its run began with; a checkpoint of format 1 has none of its own.
+            settings_at_start: the flat settings that its run began with, for checkpoints of format 1, which hold none.
 
         Raises:
-            VlatrackError: what the checkpoint says of its policy is damaged or missing.
+            VlatrackError: the checkpoint's description of its policy is damaged or missing.
         """
         record = read_policy(checkpoint)
         spec = load_spec(record.spec_file, stored=True)
@@ -148,17 +143,17 @@ class StoredPolicy:
         return cls(record, spec, settings)
 
     def source(self, spec: ExperimentSpec) -> BackboneSource:
-        """The backbone, with the settings of a spec that has the same geometry; nothing pretrained is needed."""
+        """The stored backbone, with the dropout and other settings of ``spec``; reads no pretrained weights."""
         if self.record.geometry is None:
             fresh = backbone_factory(spec).open()
             return BackboneSource(build=fresh.build, text=fresh.text)
-        assert self.record.text_tokenizer is not None, "both are of the same format"
+        assert self.record.text_tokenizer is not None, "a checkpoint with a geometry has a text tokenizer"
         build = partial(backbone_factory(spec).from_geometry, self.record.geometry)
         return BackboneSource(build=build, text=load_text_tokenizer(self.record.text_tokenizer))
 
 
 def build_policy(spec: ExperimentSpec, source: BackboneSource) -> VlaPolicy:
-    """The policy with its initial weights: random from the seed, or the pretrained ones.
+    """The policy with its initial weights: random from the seed, or pretrained.
 
     Raises:
         CheckpointError: the pretrained weights are damaged, or of another geometry.

@@ -1,21 +1,15 @@
-"""From the spec's trackers to plain settings."""
+"""From the spec's tracker backends to plain settings."""
 
 from collections.abc import Sequence
 from typing import Any, assert_never
 
 from vlatrack.spec.load import parse_backends
-from vlatrack.spec.models import (
-    Backend,
-    CustomBackend,
-    MlflowBackend,
-    TensorboardBackend,
-    WandbBackend,
-)
+from vlatrack.spec.models import Backend, CustomBackend, MlflowBackend, TensorboardBackend, WandbBackend
 from vlatrack.tracking.backends.base import BackendConfig
 
 
 def build_backends(backends: Sequence[Backend]) -> list[BackendConfig]:
-    """The tracker backends as plain settings."""
+    """The settings of each backend, as the tracking room takes them."""
     configs = []
     for backend in backends:
         target: str | None = None
@@ -32,5 +26,9 @@ def build_backends(backends: Sequence[Backend]) -> list[BackendConfig]:
 
 
 def backends_of_yaml(text: str) -> list[BackendConfig]:
-    """The trackers that `text` lists as `tracking.backends` does; SpecError for what is wrong with it."""
+    """The settings of the backends in `text`, the YAML of `tracking.backends`.
+
+    Raises:
+        SpecError: the text is not such a list.
+    """
     return build_backends(parse_backends(text))

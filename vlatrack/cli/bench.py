@@ -23,7 +23,7 @@ def benchmarks() -> None:
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the table: a value, and the bound that it should keep (`≤ 30 us`, `≥ 8000 /s`), if there is one."""
+    """A row of the table: a measured value and its bound (`≤ 30 us`, `≥ 8000 /s`), if it has one."""
 
     what: str
     value: float
@@ -62,17 +62,15 @@ def tracking(
     experiment: Annotated[
         Path, typer.Option(help="steps: the experiment whose training steps are timed, tracking on and off.")
     ] = Path("experiments/quickstart.yaml"),
-    pairs: Annotated[
-        int, typer.Option(min=2, help="steps: pairs of blocks; 20 tell 1 % from noise, in 8 minutes.")
-    ] = 2,
+    pairs: Annotated[int, typer.Option(min=2, help="steps: pairs of blocks; 20 resolve 1 %, in 8 minutes.")] = 2,
     output: Annotated[Path, typer.Option("--output", "-o", help="File for the figures as JSON.")] = Path(
         "bench-tracking.json"
     ),
 ) -> None:
     """Measure logging, delivery to MLflow on SQLite, the use of a long journal, and training steps; under 3 minutes.
 
-    Exits with 1 if a figure misses its bound. Other work on the machine shows in the figures. The figures that are
-    measured by then are in the file, also when it is stopped.
+    Exits with 1 if a figure misses its bound. Other load on the machine affects the figures. If the command is stopped,
+    the figures measured so far are in the file.
 
     Examples:
 
@@ -87,11 +85,11 @@ def tracking(
 
     parts = _chosen_parts(only)
     sizes = Sizes(calls, records, journal, experiment, pairs)
-    output.open("a").close()  # refused now, not after minutes
+    output.open("a").close()  # fails now, not after minutes
     prepare_process()
     from rich.console import Console
 
-    for ending in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: a delivery process that is stopped just now must go on
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # like Ctrl-C, so that a suspended delivery process is resumed
         signal.signal(ending, signal.default_int_handler)
     console = Console(highlight=False)
     console.print(_row("", "measured", "wanted"), soft_wrap=True)

@@ -23,7 +23,7 @@ def record(
         typer.Argument(metavar="TASK[:EPISODES]", help="The simulator's tasks: window-open-v3.", show_default=False),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new dataset.", show_default=False)],
-    episodes: Annotated[int, typer.Option(min=1, help="Episodes of each task without a number of its own.")] = 20,
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes of each task that is given without a number.")] = 20,
     env: Annotated[str, typer.Option(help="The simulator: metaworld, or a class of yours as package.module:Class.")] = (
         "metaworld"
     ),
@@ -153,14 +153,14 @@ def _progress_bars(wanted: dict[str, int]) -> "Iterator[ProgressCallback]":
 
     from vlatrack.envs.record import TaskProgress
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[detail]}"))
     with Progress(*columns, TimeElapsedColumn()) as bars:
-        ids = {task: bars.add_task(task, total=number, told="", start=False) for task, number in wanted.items()}
+        ids = {task: bars.add_task(task, total=number, detail="", start=False) for task, number in wanted.items()}
 
         def show(so_far: TaskProgress) -> None:
             bars.start_task(ids[so_far.task])
-            told = f"{so_far.frames:,} steps, success {so_far.success_rate:.0%}"
-            bars.update(ids[so_far.task], completed=so_far.episodes, told=told)
+            detail = f"{so_far.frames:,} steps, success {so_far.success_rate:.0%}"
+            bars.update(ids[so_far.task], completed=so_far.episodes, detail=detail)
 
         yield show
 

@@ -1,4 +1,4 @@
-"""`vlatrack sync`, `status` and `reap`: what the trackers have of the runs, and what they still lack."""
+"""`vlatrack sync`, `status` and `reap`: what has been delivered to the trackers, and what has not."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -47,7 +47,7 @@ def sync(
     chosen = paths or _undelivered_runs(runs, backend, audited=audit)
     if not chosen:
         _say(console, f"nothing to deliver in {runs}")
-    # Of runs that were named one by one, a mistake is an error; of all runs, some may be busy.
+    # An error stops the command for runs that were named; among all runs, some may be busy.
     complete = [_sync_one(console, run, backend, patience, audit=audit, tolerant=not paths) for run in chosen]
     if not all(complete):
         raise typer.Exit(INCOMPLETE)
@@ -64,7 +64,7 @@ def status(runs: Runs = Path("runs")) -> None:
 
     console = _console()
     table = Table(box=None, pad_edge=False)
-    table.add_column("run", no_wrap=True)  # whole, for copying
+    table.add_column("run", no_wrap=True)  # can be copied
     for heading in ("status", "last step", "undelivered"):
         table.add_column(heading)
     stale, incomplete = 0, 0
@@ -91,7 +91,7 @@ def status(runs: Runs = Path("runs")) -> None:
 def reap(runs: Runs = Path("runs"), patience: Patience = 60.0) -> None:
     """Set runs whose process is gone to KILLED, in their journals and at every tracker.
 
-    Exit code 1: a tracker could not be told; `vlatrack sync` tells it later.
+    Exit code 1: a tracker could not be updated; `vlatrack sync` does it later.
 
     Example: [bold]vlatrack reap --runs runs[/bold]
     """
@@ -105,13 +105,13 @@ def reap(runs: Runs = Path("runs"), patience: Patience = 60.0) -> None:
     stale = [entry.run_dir for entry in entries if entry.stale]
     if not stale:
         _say(console, f"no stale runs in {runs}")
-    told = [_sync_one(console, run, None, patience, audit=False, tolerant=True) for run in stale]
-    if not all(told):
+    delivered = [_sync_one(console, run, None, patience, audit=False, tolerant=True) for run in stale]
+    if not all(delivered):
         raise typer.Exit(INCOMPLETE)
 
 
 def _undelivered_runs(runs: Path, backend: str | None, *, audited: bool) -> list[Path]:
-    """The runs that are over and lack something at a backend, or all that are over if they are to be audited."""
+    """The runs that are over and not completely delivered, or all that are over if they are to be audited."""
     from vlatrack.tracking.delivery.report import RunOverview, run_overviews
     from vlatrack.tracking.delivery.sync import has_backend
 
@@ -123,7 +123,7 @@ def _undelivered_runs(runs: Path, backend: str | None, *, audited: bool) -> list
 def _sync_one(
     console: "Console", run: Path, backend: str | None, patience_s: float, *, audit: bool, tolerant: bool
 ) -> bool:
-    """Deliver one run and say what became of it; whether all is there. With `tolerant` an error is a line as well."""
+    """Deliver one run and print the result; returns whether it is complete. With `tolerant`, errors are printed."""
     from vlatrack.errors import TrackerError
     from vlatrack.tracking.delivery.audit import audit_run
     from vlatrack.tracking.delivery.sync import chosen_backends, sync_run
@@ -156,7 +156,7 @@ def _console() -> "Console":
 
 
 def _say(console: "Console", text: str) -> None:
-    """One line, however narrow the terminal: paths stay whole for copying."""
+    """Print one line without wrapping it, so that paths can be copied."""
     console.print(text, soft_wrap=True)
 
 
@@ -174,15 +174,15 @@ def _status_word(entry: "RunOverview") -> str:
 
 
 def _undelivered(backends: "tuple[BackendDelivery, ...]") -> str:
-    return ", ".join(f"{b.label} {b.undelivered}{_refused(b)}" for b in backends) or "no backends"
-
-
-def _refused(share: "BackendDelivery") -> str:
-    return f" ({share.dead_letters} refused)" if share.dead_letters else ""
+    cells = []
+    for share in backends:
+        refused = f" ({share.dead_letters} refused)" if share.dead_letters else ""
+        cells.append(f"{share.label} {share.undelivered}{refused}")
+    return ", ".join(cells) or "no backends"
 
 
 def _show_audit(console: "Console", audits: "list[BackendAudit]") -> bool:
-    """A table of the audits; whether all agree."""
+    """Print a table of the audits; returns whether all agree."""
     from rich.table import Table
 
     table = Table("", "status", "metrics", "values", "last record", "verdict", box=None, pad_edge=False)

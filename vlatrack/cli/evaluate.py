@@ -1,4 +1,4 @@
-"""`vlatrack evaluate` and `vlatrack export`: a checkpoint on its validation splits, and as a folder of its own."""
+"""`vlatrack evaluate` and `vlatrack export`: evaluate a checkpoint, or copy its policy to a new folder."""
 
 from pathlib import Path
 from typing import Annotated
@@ -36,9 +36,9 @@ def export(
     ],
     checkpoint: Checkpoint = "best",
 ) -> None:
-    """Copy the policy of a checkpoint into a folder of its own, without the optimiser.
+    """Copy the policy of a checkpoint to a new folder, without the optimiser.
 
-    The folder has all that acting needs: weights, spec, tokenizers, normalisation.
+    The folder has everything needed to act: weights, spec, tokenizers, normalisation.
 
     Example: [bold]vlatrack export runs/metaworld-quickstart/20260101-120000-ab12 -o policy[/bold]
     """

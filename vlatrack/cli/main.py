@@ -1,4 +1,4 @@
-"""The program `vlatrack`: its commands, and how errors leave it."""
+"""The program `vlatrack`: its commands, and how errors are reported."""
 
 import os
 import sys
@@ -50,7 +50,7 @@ def options(
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is told on stderr, without a traceback, and exits with 2."""
+    """Run the command line. A VlatrackError is printed to stderr without a traceback, and the exit code is 2."""
     try:
         app()
     except VlatrackError as error:
@@ -59,7 +59,7 @@ def main() -> None:
         sys.exit(INTERRUPTED)
     except OSError as error:
         if error.filename is None or error.strerror is None:
-            raise  # it tells nothing of a file that a user could mend
+            raise  # not about a file that a user could fix
         _exit_with([f"{os.fsdecode(error.filename)}: {error.strerror}"])
 
 

@@ -1,4 +1,4 @@
-"""What a run looks like in a terminal: a progress bar with the losses, a line an epoch, a closing table."""
+"""A run in the terminal: a progress bar with losses, a line per epoch, and a table at the end."""
 
 import logging
 import os
@@ -22,11 +22,11 @@ _ON_BAR = ("closs", "loss_ct", "z_loss", "l1_loss_action")
 
 
 def prepare_process() -> None:
-    """Settings that must stand before torch and its companions are imported."""
-    # By default OpenMP's threads wait by spinning for long, which slows a CPU training severalfold as soon as
-    # another process wants a core. This many turns (some ten microseconds) cost nothing when none does.
+    """Set what torch and related libraries read when they are imported."""
+    # OpenMP threads spin for long by default, which slows training on a CPU severalfold as soon as another process
+    # wants a core. This many spins (about ten microseconds) cost nothing otherwise.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    # The libraries' advice for their own users would tear the progress bar.
+    # Messages of these libraries would break the progress bar.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("accelerate").setLevel(logging.ERROR)
@@ -37,7 +37,7 @@ class TerminalDisplay(Callback):
     """Draws a run's progress with rich."""
 
     def __init__(self, *, shown: bool = True) -> None:
-        """`shown`: of several processes of one run, one draws."""
+        """`shown` is false on all ranks but one."""
         self._console = Console(highlight=False, quiet=not shown)
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
@@ -46,7 +46,7 @@ class TerminalDisplay(Callback):
             TimeRemainingColumn(elapsed_when_finished=True),
             TextColumn("{task.fields[losses]}"),
             console=self._console,
-            disable=not self._console.is_terminal,  # a log file gets the lines alone
+            disable=not self._console.is_terminal,  # a log file gets only the lines
         )
         self._tasks: dict[str, TaskID] = {}
         self._total_steps, self._epochs = 0, 0
@@ -60,7 +60,7 @@ class TerminalDisplay(Callback):
     ) -> None:
         self._progress.stop()
 
-    # --- what a run tells ---------------------------------------------------------------------------
+    # --- callbacks ----------------------------------------------------------------------------------
 
     def on_run_start(self, directory: Path) -> None:
         self._say(f"run {_shown(directory)}")
@@ -104,7 +104,7 @@ class TerminalDisplay(Callback):
         if end.status == "FINISHED":
             self._show_results(end)
             return
-        self._name_the_undelivered(end)
+        self._print_undelivered(end)
         where = _shown(end.directory)
         remedy = f" · continue it: vlatrack run --resume {where}" if end.resumable else ""
         why = f" · {end.reason}" if end.reason is not None else ""
@@ -127,20 +127,20 @@ class TerminalDisplay(Callback):
             folder = _shown(end.directory.parent.parent)
             where = "vlatrack ui" if folder == "runs" else f"vlatrack ui --runs {folder}"
         self._say(f"FINISHED {_shown(end.directory)} · look at it: {where}")
-        self._name_the_undelivered(end)
+        self._print_undelivered(end)
 
-    def _name_the_undelivered(self, end: RunEnd) -> None:
+    def _print_undelivered(self, end: RunEnd) -> None:
         left = {backend.label: backend.undelivered for backend in end.backends if backend.undelivered}
         if left:
             what, remedy = f"{max(left.values())} records", f"`vlatrack sync {_shown(end.directory)}` delivers them"
             self._say(f"{what} not delivered to {', '.join(left)}; {remedy}")
 
     def _say(self, text: str) -> None:
-        """One line, however narrow the terminal: paths stay whole for copying."""
+        """Print one line without wrapping it, so that paths can be copied."""
         self._console.print(text, soft_wrap=True, markup=False)
 
     def show_evaluation(self, evaluation: "Evaluation") -> None:
-        """A table of every measured number, and where it was written."""
+        """Print a table of all metrics, and the file they were written to."""
         self._progress.stop()
         splits = [split for split in ("val_ind", "val_ood") if f"{split}_closs" in evaluation.metrics]
         table = Table("metric", *splits, title=evaluation.checkpoint.name, title_justify="left", box=None)
@@ -168,6 +168,6 @@ def _line(metrics: Mapping[str, float]) -> str:
 
 
 def _shown(path: Path) -> str:
-    """As short as it can be typed from here."""
+    """The path relative to the current directory, if it is inside it."""
     path, here = path.resolve(), Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

@@ -30,8 +30,8 @@ def run(
 ) -> None:
     """Train, evaluate and track an experiment.
 
-    Everything it makes lies in runs/<experiment>/<run-id>/; the numbers go to the trackers while it trains. Ctrl-C and
-    SIGTERM save a checkpoint and end the run, SIGUSR1 saves one and goes on.
+    All files of the run are in runs/<experiment>/<run-id>/; metrics go to the trackers while it trains. Ctrl-C and
+    SIGTERM save a checkpoint and end the run, SIGUSR1 saves one and continues.
 
     Examples:
 

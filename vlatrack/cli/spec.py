@@ -18,8 +18,8 @@ Overrides = Annotated[
 def validate(file: ExperimentFile, overrides: Overrides = None) -> None:
     """Check an experiment and show a summary of it.
 
-    Each mistake is one line with its place, and the exit code is 2. Missing data is only noted,
-    so an experiment can be checked before its data is there.
+    Each mistake is one line with its place, and the exit code is 2. Missing data is only noted, so that an experiment
+    can be checked before its data exists.
 
     Example: [bold]vlatrack validate experiments/quickstart.yaml train.epochs=2[/bold]
     """

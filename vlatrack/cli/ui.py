@@ -19,7 +19,7 @@ from vlatrack.tracking.run_files import resolved_path
 LAST_PORT = 65535
 _ENDING_S = 5.0
 _TRAINING_PAGE = "#/experiments?workflowType=machine_learning"
-"""MLflow would otherwise open on its pages for language model applications."""
+"""Without it, MLflow opens on its pages for language model applications."""
 
 
 def ui(
@@ -71,7 +71,7 @@ def _free_port(host: str, wanted: int) -> int:
 
 
 def _serve(command: list[str]) -> int:
-    """Run the server in a process group of its own, and end the whole group however this process is asked to end."""
+    """Run the server in its own process group, and end the whole group when this process ends."""
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     signal.signal(signal.SIGTERM, _interrupt)
     server = subprocess.Popen(command, env=os.environ | quiet, stdout=subprocess.DEVNULL, start_new_session=True)
@@ -88,12 +88,12 @@ def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
 
 
 def _end_group(server: "subprocess.Popen[bytes]") -> None:
-    # MLflow's workers outlive their parent and keep the port, so the whole group is told, not the parent alone.
+    # MLflow's workers outlive their parent and keep the port, so the whole group gets the signal.
     for signum in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(server.pid, signum)
         except ProcessLookupError:
-            break  # everybody has ended
+            break  # all processes have ended
         try:
             server.wait(_ENDING_S)
         except subprocess.TimeoutExpired:

@@ -1,1 +1,1 @@
-"""What a policy does on demonstrations it was not trained on."""
+"""Evaluation of a policy on demonstrations it was not trained on."""

@@ -17,13 +17,13 @@ def evaluate_open_loop(
     accelerator: Accelerator,
     before_batch: Callable[[], None] = lambda: None,
 ) -> MetricStates:
-    """The metric states over ``batches``, from which `policy.metric_values` computes the documented means.
+    """The metric states over ``batches``, from which `policy.metric_values` computes the metrics.
 
-    The policy is in evaluation mode meanwhile (no dropout) and returns to the mode it was in; no
-    random number is drawn, so a training goes on as if it had not been interrupted.
+    The policy is evaluated without dropout and then returns to the mode it was in. No random numbers are drawn, so a
+    training continues as if there had been no evaluation.
 
     Args:
-        before_batch: called before each batch; it may raise to give up.
+        before_batch: called before each batch; it may raise to stop the evaluation.
     """
     was_training = policy.training
     policy.eval()

@@ -1,4 +1,4 @@
-"""Every metric of a run: what it means, and how it is computed from the states of the same name.
+"""The declaration of every metric: what it means, and how it is computed from the states of the same name.
 
 The states of the losses are in `losses`; those of the token metrics come from `vlatrack.models.token_metrics`:
 l1_loss_action, acc_action and quantisation_floor [H, A], acc_image [slots].
@@ -37,7 +37,7 @@ def _actions(horizon: int, action_dim: int) -> Iterator[Metric]:
     for dim in range(action_dim):
         meaning, value = f"{error}, action dimension {dim}", _chunk_mean(l1, dim=dim)
         yield Metric(f"l1_loss_dim_{dim}", meaning, ACTION_UNIT, lower, group, value=value)
-    floor = "L1 error that rounding actions to bins causes by itself; the tokens cannot do better"
+    floor = "L1 error of rounding actions to bins alone; decoded tokens cannot be better"
     mean = _chunk_mean("quantisation_floor")
     yield Metric("quantisation_floor", floor, ACTION_UNIT, lower, group, value=mean)
 
@@ -53,10 +53,10 @@ def _head(horizon: int, action_dim: int) -> Iterator[Metric]:
 
 
 def action_error_grids(states: MetricStates) -> dict[str, list[list[float]]]:
-    """The mean L1 error of each chunk step and action dimension, [H][A], by the route that the actions came.
+    """The mean L1 error of each chunk step and action dimension, [H][A], by how the actions are predicted.
 
     `token`: decoded from the most probable tokens; `head`: the continuous head. Empty without action rows.
-    Reads the device once.
+    Synchronises with the device once.
     """
     on_host = states.cpu()
     routes = {"token": "l1_loss_action", "head": LOSS_CT.name}
@@ -72,7 +72,7 @@ def _images(image_slots: int) -> Iterator[Metric]:
 
 
 def _chunk_mean(name: str, *, step: int | None = None, dim: int | None = None) -> Value:
-    """The mean of a state [H, A] over the whole chunk, over one of its steps, or over one dimension of the actions."""
+    """The mean of a state [H, A] over the whole chunk, one of its steps, or one action dimension."""
 
     def value(states: MetricStates) -> float | None:
         if name not in states or not states[name].count:
@@ -84,7 +84,7 @@ def _chunk_mean(name: str, *, step: int | None = None, dim: int | None = None) -
 
 
 def _element(name: str, index: int) -> Value:
-    """One mean of a state with a count for each element."""
+    """The mean of one element of a state that counts each element separately."""
 
     def value(states: MetricStates) -> float | None:
         if name not in states or not states[name].count[index]:
@@ -95,7 +95,7 @@ def _element(name: str, index: int) -> Value:
 
 
 def training_metrics(losses: Weights) -> Iterator[Metric]:
-    """The metrics that only the training has, named without its split."""
+    """The metrics that only training has, named without the split."""
     none, lower, higher = Direction.NONE, Direction.LOWER, Direction.HIGHER
     yield Metric("grad_norm", "gradient norm before clipping", "1", none, "optim")
     yield Metric("lr", "learning rate", "1", none, "optim")
@@ -110,7 +110,7 @@ def training_metrics(losses: Weights) -> Iterator[Metric]:
 
 
 def run_metrics() -> Iterator[Metric]:
-    """The metrics of no split: progress, and the machine."""
+    """The metrics that belong to no split: progress and the machine."""
     none, group = Direction.NONE, "system"
     yield Metric("epoch", "passes over the training data", "epochs", none, "progress")
     yield Metric(f"{SYSTEM}cpu_percent", "load of all processor cores of the machine", "%", none, group)

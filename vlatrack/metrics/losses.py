@@ -1,4 +1,4 @@
-"""The metrics of the loss terms, and of the loss that is their weighted sum."""
+"""The metrics of the loss terms and of their weighted sum."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from vlatrack.metrics.states import MetricStates
 
 @dataclass(frozen=True)
 class LossMetric:
-    """What a loss term is called and means. Its state has the same name."""
+    """The name and meaning of a loss term. Its state has the same name."""
 
     name: str
     meaning: str
     unit: str = "1"
     logs_weighted: bool = True
-    """Whether weight * value is logged beside the value; not where the weight is always 1."""
+    """Whether weight * value is logged beside the value; false where the weight is always 1."""
 
 
 CLOSS = LossMetric("closs", "cross-entropy of the answer tokens, mean over supervised positions", "nats", False)
@@ -29,7 +29,7 @@ DOCUMENTED_LOSSES: Weights = {CLOSS: 1.0, LOSS_CT: 10.0, Z_LOSS: 1e-5}
 
 
 def loss_metrics(losses: Weights) -> Iterator[Metric]:
-    """Each term's mean (0 where nothing was counted), their weighted sum `loss`, and each term's part of it."""
+    """Each term's mean (0 without a count), their weighted sum `loss`, and each term's part of it."""
     lower, group = Direction.LOWER, "loss"
     for term in losses:
         yield Metric(term.name, term.meaning, term.unit, lower, group, value=_weighted_sum({term: 1.0}))
@@ -42,7 +42,7 @@ def loss_metrics(losses: Weights) -> Iterator[Metric]:
 
 
 def gradient_share_metrics(losses: Weights) -> Iterator[Metric]:
-    """`train.gradient_share_<term>`: how much each term pulls at the weights."""
+    """`gradient_share_<term>`: each term's share of the gradient norm."""
     for term in losses:
         meaning = f"gradient norm of weighted {term.name}, as a share of the sum of all terms' gradient norms"
         yield Metric(gradient_share_name(term.name), meaning, "fraction", Direction.NONE, "optim")

@@ -1,4 +1,4 @@
-"""One metric: its meaning, and how it is computed."""
+"""The declaration of one metric: its meaning, and how it is computed."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -19,14 +19,14 @@ class Direction(StrEnum):
 
 
 Value = Callable[[MetricStates], float | None]
-"""States on the host to the value of a metric; None where the window holds nothing to compute it from."""
+"""From states on the host to the value of a metric; None if the states lack what it is computed from."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One declared metric; `step` is the plain 0-based step of the action chunk, if the metric belongs to one.
+    """One declared metric; `step` is the 0-based step of the action chunk, if the metric belongs to one.
 
-    `value` is None for what is not a mean over samples but measured once: speeds, learning rate, gradient norms.
+    `value` is None for what is measured once instead of averaged over samples: speed, learning rate, gradient norm.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Metric:
 
 
 def metric_values(metrics: Iterable[Metric], states: MetricStates) -> dict[str, float]:
-    """The value of each metric that `states` has something for, by name. Reads the device once."""
+    """The value of each metric that can be computed from `states`, by name. Synchronises with the device once."""
     on_host = states.cpu()
     values = {metric.name: metric.value(on_host) for metric in metrics if metric.value is not None}
     return {name: value for name, value in values.items() if value is not None}

@@ -1,4 +1,4 @@
-"""How metrics are named: splits, slots of chunk steps, and the two spellings that trackers may show.
+"""Metric names: splits, slots of chunk steps, and the two spellings that trackers can show.
 
 The names are those of the documented losses. A per-step name ends in X, the step of the action chunk
 aligned to the right end of ten slots: with a chunk of 5 steps X runs from 5 to 9.
@@ -11,13 +11,13 @@ TRAIN, VAL_IND, VAL_OOD = "train", "val_ind", "val_ood"
 SPLITS = (TRAIN, VAL_IND, VAL_OOD)
 STEP_SLOTS = 10
 EVALUATE = "evaluate/"
-"""Begins the name of what `vlatrack evaluate` measured of a checkpoint, beside what the run measured itself."""
+"""Prefix of the metrics of `vlatrack evaluate`, which stand beside those of the run itself."""
 
 SYSTEM = "system/"
-"""Begins the name of every measurement of the machine; MLflow and W&B show what is named so on a page of its own."""
+"""Prefix of the metrics of the machine, which MLflow and W&B show on a page of their own."""
 
 MOST_GPUS = 16
-"""As many GPUs of a machine are told apart."""
+"""GPUs of a machine that have metrics of their own."""
 
 STEP_NAME = re.compile(r"_(?:l1_loss|acc)_(?:action|head)_(\d+)$")
 DIM_NAME = re.compile(r"_l1_loss_(?:head_)?dim_(\d+)$")
@@ -43,7 +43,7 @@ def indexes(names: Iterable[str], pattern: re.Pattern[str]) -> list[int]:
 
 
 def sectioned(name: str) -> str:
-    """`train_closs` as `train/closs`, the naming that dashboards group by; a name without a split stays."""
+    """`train_closs` as `train/closs`, which dashboards group by; a name without a split is unchanged."""
     for split in SPLITS:
         if name.startswith(f"{split}_"):
             return f"{split}/{name.removeprefix(f'{split}_')}"
@@ -57,6 +57,6 @@ def documented(name: str) -> str:
 
 
 def split_and_name(metric: str) -> tuple[str, str]:
-    """`val_ind_closs` as its split and its name; the split is "" for a metric of none."""
+    """`val_ind_closs` as ("val_ind", "closs"); the split is "" for a metric that has none."""
     split = next((split for split in SPLITS if metric.startswith(f"{split}_")), "")
     return split, metric.removeprefix(f"{split}_")

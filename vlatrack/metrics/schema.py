@@ -1,6 +1,6 @@
-"""The metric schema: each name that a run may log, with its meaning, unit and direction.
+"""The metric schema: every name that a run may log, with its meaning, unit and direction.
 
-Other rooms import the naming and the metric types from here as well.
+Other rooms import names and metric types from here, too.
 """
 
 import difflib
@@ -69,9 +69,9 @@ class MetricSchema:
     def for_experiment(
         cls, *, horizon: int, action_dim: int, image_slots: int = STEP_SLOTS, losses: Weights = DOCUMENTED_LOSSES
     ) -> "MetricSchema":
-        """The names of an experiment with chunks of `horizon` steps, actions of `action_dim` numbers and these losses.
+        """The schema of an experiment with chunks of `horizon` steps and actions of `action_dim` numbers.
 
-        `losses` are all loss terms with their weights, the documented ones included.
+        `losses` are all loss terms with their weights, including the documented ones.
         """
         of_a_split = tuple(
             split_metrics(horizon=horizon, action_dim=action_dim, image_slots=image_slots, losses=losses)
@@ -83,16 +83,16 @@ class MetricSchema:
 
     @classmethod
     def covering(cls, names: Iterable[str]) -> "MetricSchema":
-        """The schema of the smallest experiment to which the names of chunk steps, dimensions and loss terms belong.
+        """The schema of the smallest experiment that has all chunk steps, dimensions and loss terms among `names`.
 
-        A name `weighted_<term>` tells of a loss term of the experiment's own.
+        A name `weighted_<term>` stands for a custom loss term.
         """
         known = tuple(names)
         return cls.for_experiment(
             horizon=chunk_horizon(known),
             action_dim=max(indexes(known, DIM_NAME), default=-1) + 1,
             image_slots=max(STEP_SLOTS, max(indexes(known, IMAGE_NAME), default=0) + 1),
-            losses={**DOCUMENTED_LOSSES, **_own_losses(known)},
+            losses={**DOCUMENTED_LOSSES, **_custom_losses(known)},
         )
 
     def __getitem__(self, name: str) -> Metric:
@@ -115,7 +115,7 @@ class MetricSchema:
         return tuple(name for name in self._metrics if prefix is None or name.startswith(prefix))
 
     def check(self, names: Iterable[str]) -> None:
-        """Warn with UndeclaredMetricWarning, once for each name, of the names that are not declared."""
+        """Warn of undeclared names with UndeclaredMetricWarning, once for each name."""
         for name in names:
             if name not in self._metrics and name not in self._warned:
                 self._warned.add(name)
@@ -123,9 +123,9 @@ class MetricSchema:
                 warnings.warn(text, UndeclaredMetricWarning, stacklevel=2)
 
     def is_better(self, name: str, value: float, than: float | None) -> bool:
-        """Whether `value` of the metric `name` beats `than`, the best one so far.
+        """Whether `value` of the metric `name` is better than `than`, the best so far.
 
-        A value that is not finite never does; any finite value beats None and what is not finite.
+        A value that is not finite is never better; any finite value is better than None or one that is not finite.
 
         Raises:
             KeyError: the metric is not declared.
@@ -141,7 +141,7 @@ class MetricSchema:
         return value < than if direction is Direction.LOWER else value > than
 
     def why_not_best(self, name: str) -> str | None:
-        """Why `name` cannot decide which checkpoint is best; None if it can."""
+        """Why `name` cannot determine the best checkpoint; None if it can."""
         if name not in self._metrics:
             return f"no metric is called {self.suggest(name)}"
         if self._metrics[name].direction is Direction.NONE:
@@ -156,7 +156,7 @@ class MetricSchema:
         return f"{name} (did you mean {near[0]}?)" if near else name
 
 
-def _own_losses(names: Iterable[str]) -> dict[LossMetric, float]:
+def _custom_losses(names: Iterable[str]) -> dict[LossMetric, float]:
     terms = {found[1]: None for found in map(_WEIGHTED_NAME.fullmatch, names) if found}
     known = {metric.name for metric in DOCUMENTED_LOSSES}
     return {LossMetric(name, f"loss term {name}"): 1.0 for name in terms if name not in known}

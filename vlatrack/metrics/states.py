@@ -1,7 +1,7 @@
-"""What metrics are computed from: named totals and counts, which add up over batches, epochs and ranks.
+"""The states that metrics are computed from: named totals and counts, which add up over batches, epochs and ranks.
 
-The mean over any window is total / count of the summed states, so it equals the mean over the concatenation of the
-window's batches. torch is imported inside functions: the command line reads the metric schema without it.
+The mean over a window is total / count of the summed states, so it equals the mean over the concatenation of the
+window's batches. torch is imported inside functions, so that the command line can read the metric schema without it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,26 +15,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """A sum and how many numbers each of its elements sums; the count broadcasts against the total."""
+    """A total and the number of values summed in each of its elements; the count broadcasts against the total."""
 
     total: "Tensor"
     count: "Tensor"
 
     def mean(self) -> "Tensor":
-        """The mean of each element, of the total's shape; NaN where nothing was counted."""
+        """The mean of each element, in the total's shape; NaN where the count is 0."""
         return self.total / self.count
 
     def overall_mean(self) -> float:
-        """The mean over all elements, each weighted by its count; 0 where nothing was counted."""
+        """The mean over all elements, each weighted by its count; 0 without any count."""
         counted = self.count.expand_as(self.total).sum().item()
         return self.total.sum().item() / counted if counted else 0.0
 
 
 class MetricStates(Mapping[str, State]):
-    """States by name: double precision, without gradients, immutable.
+    """States by name: float64, without gradients, immutable.
 
-    The empty one is the identity of `+`. A name that only one side has is kept as it is, so states from a checkpoint
-    that was made before a metric was added (or after it was removed) still add up.
+    They add by name. A name that only one side has is kept, so states of a checkpoint from before a metric was added
+    (or removed) can still be added.
     """
 
     def __init__(self, states: Mapping[str, State] | None = None) -> None:
@@ -42,7 +42,7 @@ class MetricStates(Mapping[str, State]):
 
     @classmethod
     def of(cls, sums: "Mapping[str, tuple[Tensor, Tensor | float]]") -> "MetricStates":
-        """From totals and counts. A count may be a plain number, which reaches the device without waiting for it."""
+        """From totals and counts. A count may be a plain number, which is moved to the device without synchronising."""
         import torch
 
         states = {}
@@ -62,21 +62,21 @@ class MetricStates(Mapping[str, State]):
         return len(self._states)
 
     def __add__(self, other: "MetricStates") -> "MetricStates":
-        both = {
-            name: State(mine.total + other[name].total, mine.count + other[name].count)
-            for name, mine in self.items()
+        summed = {
+            name: State(state.total + other[name].total, state.count + other[name].count)
+            for name, state in self.items()
             if name in other
         }
-        return MetricStates({**self, **other, **both})
+        return MetricStates({**self, **other, **summed})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """As plain numbers: a few hundred bytes, and no storage of a device travels between processes."""
+        """Pickle as plain numbers, so that no device storage is sent between processes."""
         return _from_lists, (
             {name: (state.total.tolist(), state.count.tolist()) for name, state in self.cpu().items()},
         )
 
     def where(self, kept: "Tensor") -> "MetricStates":
-        """The same where the boolean scalar `kept` is true, zeros where it is false, decided on the device."""
+        """These states if the boolean scalar `kept` is true, else zeros; decided on the device."""
         import torch
 
         def masked(tensor: "Tensor") -> "Tensor":
@@ -88,7 +88,7 @@ class MetricStates(Mapping[str, State]):
         return MetricStates({name: State(s.total.to(device), s.count.to(device)) for name, s in self.items()})
 
     def cpu(self) -> "MetricStates":
-        """The same on the host, with one read of the device however many states there are."""
+        """These states on the host, with a single copy from the device."""
         import torch
 
         tensors = [tensor for state in self.values() for tensor in (state.total, state.count)]
@@ -105,7 +105,7 @@ class MetricStates(Mapping[str, State]):
 
     @classmethod
     def from_state_dict(cls, tensors: "Mapping[str, Tensor]") -> "MetricStates":
-        """The inverse of `state_dict`; a name that no metric of today knows is kept."""
+        """The inverse of `state_dict`; names that no current metric uses are kept."""
         names = [key.removesuffix(".total") for key in tensors if key.endswith(".total")]
         return cls.of({name: (tensors[f"{name}.total"], tensors[f"{name}.count"]) for name in names})
 
@@ -133,5 +133,5 @@ _V1_STATES = {
 
 
 def states_from_v1(sums: "Mapping[str, Tensor]") -> MetricStates:
-    """The states in a checkpoint of vlatrack 0.1.0, which kept the fields of one `LossSums` by name."""
+    """The states in a checkpoint of vlatrack 0.1.0, which stored totals and counts under names of their own."""
     return MetricStates.of({name: (sums[total], sums[count]) for name, (total, count) in _V1_STATES.items()})

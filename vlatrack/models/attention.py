@@ -1,4 +1,4 @@
-"""The block rule of the attention mask (design: RynnVLA-002's action-chunk masking)."""
+"""The attention mask of RynnVLA-002: causal, with action blocks of the answer blind to each other."""
 
 import torch
 from torch import Tensor
@@ -7,10 +7,10 @@ from vlatrack.tokens.layout import TokenLayout
 
 
 def attention_mask(input_ids: Tensor, layout: TokenLayout) -> Tensor:
-    """Which position may attend to which: causal, but action blocks of the answer are blind to each other.
+    """Which position may attend to which.
 
-    An action block after the last image of its row does not see earlier action blocks, so the steps
-    of a chunk are conditionally independent given the prompt.
+    An action block after the last image of its row does not see earlier action blocks, so the steps of a chunk are
+    conditionally independent given the prompt.
 
     Args:
         input_ids: int64 [B, S].

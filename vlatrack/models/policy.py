@@ -1,4 +1,7 @@
-"""The policy: a batch of token rows in; loss totals, metric states and predicted actions out."""
+"""The policy: from a batch of token rows to loss totals, metric states and predicted actions.
+
+Legend: R rows with an action chunk, H steps, A numbers of an action.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,15 +25,15 @@ from vlatrack.tokens.layout import TokenLayout
 
 @dataclass(frozen=True)
 class PolicyOutput:
-    """What one forward pass yields."""
+    """The result of one forward pass."""
 
-    totals: dict[str, Tensor]  # by loss term, scalar sums over the batch that gradients flow through
+    totals: dict[str, Tensor]  # by loss term: scalar sums over the batch, differentiable
     states: MetricStates
-    actions: Tensor | None  # [R, H, A] the head's prediction, None for a batch without action rows
+    actions: Tensor | None  # [R, H, A], predicted by the head; None for a batch without action rows
 
 
 class VlaPolicy(nn.Module):
-    """Backbone and ActionHead under one forward pass, with the loss terms that they are trained by."""
+    """Backbone and ActionHead in one forward pass, with the loss terms that train them."""
 
     centres: Tensor
 
@@ -57,7 +60,7 @@ class VlaPolicy(nn.Module):
         )
 
     def forward(self, batch: Batch) -> PolicyOutput:
-        """Hidden states once; logits only where a label asks for them; the head on rows with actions.
+        """Run the backbone once, compute logits at supervised positions only, and the head on rows with actions.
 
         Raises:
             LossError: a loss term does not return what it should.
@@ -79,9 +82,12 @@ class VlaPolicy(nn.Module):
         return PolicyOutput(totals, states + token_metric_states(inputs, self.layout, self.centres), inputs.actions)
 
     def loss_counts(self, batch: Batch) -> dict[str, float]:
-        """What each loss term's total is to be divided by, known on the host before any forward pass.
+        """The divisor of each loss term's total, known on the host before any forward pass.
 
-        Counts add up: over the micro batches of an optimiser step, and over ranks.
+        Counts are summed over the micro batches of an optimiser step and over ranks.
+
+        Raises:
+            LossError: a term returns something else than a count.
         """
         return {term.name: checked_count(term, batch) for term in self.losses}
 
@@ -90,7 +96,7 @@ class VlaPolicy(nn.Module):
 
         With the counts of a whole optimiser step, the gradients of its micro batches add up to that of one large batch.
         """
-        # Where nothing was counted the totals are 0, but backward() wants a graph.
+        # Where no term has a count the totals are 0; their sum still gives backward() a graph.
         first, *others = self.weighted_terms(output, counts).values() or output.totals.values()
         return sum(others, first)
 
@@ -100,19 +106,20 @@ class VlaPolicy(nn.Module):
         return {term.name: term.weight * (output.totals[term.name] / counts[term.name]) for term in counted}
 
     def non_finite_terms(self, output: PolicyOutput) -> list[str]:
-        """The loss terms whose total is NaN or infinite. Reads the device."""
+        """The loss terms whose total is NaN or infinite. Synchronises with the device."""
         finite = torch.stack([total.detach().isfinite() for total in output.totals.values()]).tolist()
         return [name for name, is_finite in zip(output.totals, finite, strict=True) if not is_finite]
 
     def metric_values(self, states: MetricStates) -> dict[str, float]:
-        """The metrics of a window by schema name without the split's prefix. Reads the device once.
+        """The metrics of a window, by name without the prefix of the split. Synchronises with the device once.
 
-        A loss term that nothing was counted for is 0; any other metric without a count (action errors of a window
-        without action rows, accuracies of image slots that never came up) is left out.
+        A loss term without a count is 0; any other metric without one (action errors of a window without action rows,
+        accuracies of image slots that did not occur) is left out.
         """
         return metric_values(self._metrics, states)
 
     def _loss_totals(self, inputs: LossInputs) -> tuple[dict[str, Tensor], MetricStates]:
+        """The scalar total of each loss term, and the states of those that have a count."""
         totals, states = {}, {}
         for term in self.losses:
             if count := checked_count(term, inputs.batch):
@@ -120,7 +127,7 @@ class VlaPolicy(nn.Module):
                 totals[term.name] = total.sum()
                 states[term.name] = total, count / total.numel()
             else:
-                totals[term.name] = inputs.nll[:0].sum()  # 0, whatever the values, and with a gradient
+                totals[term.name] = inputs.nll[:0].sum()  # 0 with a graph, even if nll is NaN
         return totals, MetricStates.of(states)
 
     def _head_actions(self, hidden: Tensor, batch: Batch) -> Tensor:
@@ -129,6 +136,6 @@ class VlaPolicy(nn.Module):
         return actions.float()
 
     def _label_actions(self, batch: Batch) -> Tensor:
-        """The actions that the label tokens stand for, [R, H, A] in [-1, 1]."""
+        """The actions [R, H, A] in [-1, 1] that the label tokens decode to."""
         decoded: Tensor = decode_ids(batch.targets[batch.action_index], self.centres, start=self.layout.action_start)
         return decoded

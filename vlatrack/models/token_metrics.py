@@ -1,4 +1,4 @@
-"""What the token metrics are computed from: errors and hits of the most probable ids.
+"""The states of the token metrics: errors and hits of the most probable ids.
 
 Legend: V supervised positions, R rows with an action chunk, H steps, A numbers of an action.
 """
@@ -14,12 +14,12 @@ from vlatrack.tokens.layout import TokenLayout
 
 
 def token_metric_states(inputs: LossInputs, layout: TokenLayout, centres: Tensor) -> MetricStates:
-    """The states of `acc_image`, `l1_loss_action`, `acc_action` and `quantisation_floor` that the batch has rows for.
+    """The states of `acc_image`, `l1_loss_action`, `acc_action` and `quantisation_floor`, as far as the batch has them.
 
-    Where logits are not finite their argmax is a plausible id all the same, so the metrics there are NaN instead.
+    The argmax of logits that are not finite is still a plausible id, so metrics are NaN there.
 
     Args:
-        centres: bin centres on the device.
+        centres: float32 [bins - 1], the bin centres, on the device.
     """
     is_finite = inputs.logsumexp.isfinite()
     hits = torch.where(is_finite, (inputs.predicted == inputs.batch.targets).to(centres.dtype), torch.nan)

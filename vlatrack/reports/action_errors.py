@@ -1,7 +1,7 @@
-"""The L1 error of each chunk step and action dimension: a table that grows epoch by epoch, and its heat map.
+"""The L1 error of each chunk step and action dimension: a table with all epochs, and a heat map of the last one.
 
-Legend: H steps of a chunk, A numbers of an action. A route is how an action comes about: `token` (decoded from the most
-probable tokens) or `head` (the continuous head).
+Legend: H steps of a chunk, A numbers of an action. A route is how actions are predicted: `token` (decoded from the
+most probable tokens) or `head` (by the continuous head).
 """
 
 import csv
@@ -30,7 +30,7 @@ _CELL_INCHES = 0.46
 
 
 def append_action_errors(file: Path, split: str, epoch: int, grids: Mapping[str, Grid]) -> None:
-    """Add one epoch of a split to the CSV table `file`, which is made, with its header, if it is missing.
+    """Append one epoch of a split to the CSV table `file`, which is created with its header if it is missing.
 
     Args:
         epoch: counted from 0, as in the log files.
@@ -48,9 +48,9 @@ def append_action_errors(file: Path, split: str, epoch: int, grids: Mapping[str,
 
 
 def drop_action_errors_from(file: Path, epoch: int) -> None:
-    """Cut off the rows of `epoch` and later ones: a resumed run writes them again.
+    """Remove the rows of `epoch` and later, which a resumed run writes again; nothing if there is no file.
 
-    A last line without its end was torn by the death of the run that wrote it; it goes too.
+    An incomplete last line, left by a killed run, is removed as well.
     """
     if not file.exists():
         return
@@ -64,7 +64,7 @@ def read_last_errors(file: Path) -> dict[tuple[str, str], tuple[int, list[list[f
     """The last epoch of each split and route in the table `file`, and its grid [H][A].
 
     Raises:
-        DataError: the file cannot be read, or is no such table.
+        DataError: the file cannot be read, or is not such a table.
     """
     cells: dict[tuple[str, str], tuple[int, dict[tuple[int, int], float]]] = {}
     try:
@@ -89,11 +89,11 @@ def _grid(cells: Mapping[tuple[int, int], float]) -> list[list[float]]:
 def draw_action_errors(file: Path, output: Path, *, run_name: str) -> bool:
     """Draw the last epoch of each split in the table `file` as a PNG at `output`: one row a split, one column a route.
 
-    All panels have one colour scale from 0, so that they can be compared by eye. Returns False, and writes nothing, if
-    the table has no rows.
+    All panels share one colour scale from 0, so that they can be compared. Returns False, and writes nothing, if the
+    table has no rows.
 
     Raises:
-        DataError: the file cannot be read, or is no such table.
+        DataError: the file cannot be read, or is not such a table.
     """
     grids = read_last_errors(file)
     if not grids:

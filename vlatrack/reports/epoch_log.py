@@ -1,7 +1,7 @@
-"""The documented log files of a run, one JSON line an epoch: read, appended to, and cut by a resume.
+"""The documented log files of a run, with one JSON line per epoch.
 
-As in the reference's files, a value that is not finite is written NaN, Infinity or -Infinity: Python's json module
-reads that, stricter parsers do not.
+As in the reference, a value that is not finite is written as NaN, Infinity or -Infinity, which Python's json module
+reads but stricter parsers do not.
 """
 
 import json
@@ -20,12 +20,12 @@ LOG_FILES = {
     VAL_IND: ("log_eval_ind.txt", "val_"),
     VAL_OOD: ("log_eval_ood.txt", "val_"),
 }
-"""File and name prefix of each split; both evaluation files say plain ``val_``."""
+"""File and name prefix of each split; both evaluation files use plain ``val_``."""
 
 
 @dataclass(frozen=True)
 class EpochLog:
-    """What one split logged: epochs ascending, and for each the values by their name without prefix (``closs``)."""
+    """The log of one split: epochs, ascending, and the values of each by name without prefix (``closs``)."""
 
     split: str
     epochs: tuple[int, ...]
@@ -33,7 +33,7 @@ class EpochLog:
 
 
 def read_epoch_logs(run_dir: Path) -> list[EpochLog]:
-    """The logs that `run_dir` has, in the order of `LOG_FILES`; of an epoch logged twice the later line counts.
+    """The logs in `run_dir`, in the order of `LOG_FILES`; if an epoch was logged twice, the later line counts.
 
     Raises:
         DataError: a file cannot be read, or a line is not a JSON object of numbers.
@@ -43,7 +43,7 @@ def read_epoch_logs(run_dir: Path) -> list[EpochLog]:
 
 
 def read_epoch_log(split: str, path: Path) -> EpochLog:
-    """The log of one split from the file at `path`; of an epoch logged twice the later line counts.
+    """The log of one split from the file at `path`; if an epoch was logged twice, the later line counts.
 
     Raises:
         DataError: the file cannot be read, or a line is not a JSON object of numbers.
@@ -60,7 +60,7 @@ def read_epoch_log(split: str, path: Path) -> EpochLog:
 
 
 def append_epoch(file: Path, record: Mapping[str, float]) -> None:
-    """Add one epoch's line, its names with their prefix and `epoch` among them.
+    """Append the line of one epoch; `record` has names with their prefix, and `epoch`.
 
     Raises:
         DataError: the file cannot be written.
@@ -73,9 +73,9 @@ def append_epoch(file: Path, record: Mapping[str, float]) -> None:
 
 
 def drop_epochs_from(file: Path, epoch: int) -> None:
-    """Cut off the lines of `epoch` and later ones, which a resumed run writes again; nothing if there is no file.
+    """Remove the lines of `epoch` and later, which a resumed run writes again; nothing if there is no file.
 
-    A last line without its end was torn by the death of the run that wrote it; it goes too.
+    An incomplete last line, left by a killed run, is removed as well.
 
     Raises:
         DataError: the file cannot be read or written, or a line is not a JSON object of numbers.
@@ -104,7 +104,7 @@ def _lines(path: Path, *, keepends: bool = False) -> list[str]:
 
 
 def _epoch_of(fields: dict[str, float], number: int) -> int:
-    """The epoch of line `number`, both counted from 0; a line that does not say is of the epoch of its number."""
+    """The epoch of line `number`, both counted from 0; a line without `epoch` belongs to the epoch of its number."""
     return int(fields.get("epoch", number))
 
 

@@ -1,4 +1,4 @@
-"""The figures of a run: which metrics stand in which of them."""
+"""The figures of a run, and which metrics each of them shows."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,14 +15,14 @@ History = Mapping[str, Points]
 def write_figures(run_dir: Path, *, output: Path) -> list[Path]:
     """Draw every documented metric in the journal of `run_dir` as PNG files in the folder `output`.
 
-    A figure that would be empty is not written. Returns the paths of the written ones.
+    A figure without data is not written. Returns the paths of those that are.
     """
     history = metric_history(run_dir / "journal.jsonl")
     return draw_figures(history, output=output, run_name=f"{run_dir.parent.name} / {run_dir.name}")
 
 
 def draw_figures(history: History, *, output: Path, run_name: str) -> list[Path]:
-    """Draw `history` as PNG files in the folder `output`, made if it is missing; returns their paths."""
+    """Draw `history` as PNG files in the folder `output`, created if it is missing; returns their paths."""
     output.mkdir(parents=True, exist_ok=True)
     book = _PanelBook(history)
     written = []
@@ -35,7 +35,7 @@ def draw_figures(history: History, *, output: Path, run_name: str) -> list[Path]
 
 
 class _PanelBook:
-    """Finds the panels of each figure in a history."""
+    """Selects the panels of each figure from a history."""
 
     def __init__(self, history: History) -> None:
         self.history = {name: points for name, points in history.items() if points}
@@ -60,7 +60,7 @@ class _PanelBook:
         yield "optimisation", "optimisation and speed", self.panels(training), False
 
     def panels(self, names: Iterable[str], *, floor: float | None = None) -> list[Panel]:
-        """Return a panel for each metric (named without split) of which something was logged."""
+        """A panel for each of these metrics (named without split) that was logged."""
         panels = []
         for name in names:
             lines = {split: self.history[f"{split}_{name}"] for split in SPLITS if f"{split}_{name}" in self.history}

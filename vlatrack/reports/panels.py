@@ -1,6 +1,6 @@
-"""One figure of several panels, each showing a metric on train, val_ind and val_ood over the training steps.
+"""Figures of several panels, each showing a metric on train, val_ind and val_ood over the training steps.
 
-Drawn with matplotlib's object interface: no global state, no display.
+Drawn with matplotlib's object interface, without global state or a display.
 """
 
 import math
@@ -22,17 +22,17 @@ Points = Sequence[tuple[int, float]]
 WIDTH_INCHES = 10.0
 DPI = 120
 LOG_SCALE_FROM = 30.0
-"""A panel whose largest value is this many times its smallest gets a logarithmic axis."""
+"""Ratio of a panel's largest to its smallest value from which on its axis is logarithmic."""
 MARKERS_UP_TO = 60
 LARGEST = 1e100
-"""Larger values are not drawn: matplotlib's arithmetic on axes would overflow."""
+"""Larger values are not drawn, since matplotlib's axes would overflow."""
 NOT_DRAWN = "#B00020"
 """Color of the note about values that cannot be drawn, and of the crosses at their steps."""
 
 
 @dataclass(frozen=True)
 class Style:
-    """How the line of a split looks; the colours (Okabe and Ito) differ for every kind of colour vision."""
+    """The line style of a split; the colours (Okabe and Ito) are safe for colour-blind readers."""
 
     label: str
     color: str
@@ -67,7 +67,7 @@ class Panel:
 def save_panels(panels: Sequence[Panel], path: Path, *, title: str, shared_scale: bool = False) -> None:
     """Draw `panels` (at least one) row by row into a PNG at `path`, 1200 pixels wide, replacing what is there.
 
-    With `shared_scale` all panels have the same y axis, so that they can be compared by eye.
+    With `shared_scale` all panels have the same y axis, so that they can be compared.
     """
     columns = _columns(len(panels))
     rows = math.ceil(len(panels) / columns)
@@ -90,7 +90,7 @@ def save_panels(panels: Sequence[Panel], path: Path, *, title: str, shared_scale
 
 
 def _columns(count: int) -> int:
-    """Return how many columns leave few empty places and keep the panels wide."""
+    """The number of columns that leaves few empty places and keeps the panels wide."""
     if count in (1, 2, 4):
         return min(count, 2)
     if count in (3, 5, 6, 9):
@@ -132,7 +132,7 @@ def _can_draw(value: float) -> bool:
 
 
 def _value_range(lines: Iterable[Points]) -> tuple[float, float] | None:
-    """Return the smallest and the largest value that can be drawn, None if there is none."""
+    """The smallest and the largest value that can be drawn; None if there is none."""
     values = [value for points in lines for _, value in points if _can_draw(value)]
     return (min(values), max(values)) if values else None
 
@@ -195,7 +195,7 @@ def _add_legend(figure: Figure) -> None:
 
 
 def write_png(figure: Figure, path: Path) -> None:
-    """Save and rename, so that a reader of a live run's figure never sees half of it."""
+    """Save and rename, so that a reader never sees an incomplete figure."""
     unfinished = path.with_name(f".{path.name}.part")
     figure.savefig(unfinished, format="png", metadata={"Software": "vlatrack"})
     unfinished.replace(path)

@@ -29,16 +29,16 @@ class SummaryRow:
 
     @property
     def change_percent(self) -> float | None:
-        """Change from first to last in percent of the first; None if that is not a number."""
+        """Change from first to last in percent of the first; None if it cannot be computed."""
         if self.first == 0 or not (math.isfinite(self.first) and math.isfinite(self.last)):
             return None
         return 100 * (self.last - self.first) / abs(self.first)
 
 
 def first_last_table(logs: Sequence[EpochLog], *, horizon: int) -> list[SummaryRow]:
-    """Return closs, loss_ct, z_loss, loss and the L1 error of each of `horizon` steps, by metric, then split.
+    """Rows of closs, loss_ct, z_loss, loss and the L1 error of each of `horizon` steps, by metric, then split.
 
-    A metric that a split did not log has no row there.
+    A metric that a split did not log has no row.
     """
     steps = [(f"l1_loss_action_{step_slot(step, horizon)}", step) for step in range(horizon)]
     metrics: list[tuple[str, int | None]] = [*((name, None) for name in LOSSES), *steps]
@@ -46,9 +46,9 @@ def first_last_table(logs: Sequence[EpochLog], *, horizon: int) -> list[SummaryR
 
 
 def render_summary(rows: Sequence[SummaryRow]) -> Table:
-    """Return a terminal table, 80 characters wide for usual values: a line for each metric, a column for each split.
+    """A terminal table, 80 characters wide for usual values, with a row per metric and a column per split.
 
-    The plain step of the chunk follows the documented index where the two differ.
+    The 0-based step of the chunk follows the documented index where the two differ.
     """
     if not rows:
         return Table("nothing was logged yet", box=None)
@@ -89,7 +89,7 @@ def _cell(row: SummaryRow | None) -> Text:
 
 
 def _number(value: float) -> str:
-    """Return five characters for usual losses: three decimals, fewer where there are digits before the point."""
+    """Five characters for usual losses: three decimals, fewer for larger numbers."""
     size = abs(value)
     if not math.isfinite(value) or value == 0 or not 0.01 <= size < 1000:
         return f"{value:.3g}"

@@ -1,1 +1,1 @@
-"""One run from its spec to its report: directory, manifest, seeds, and the wiring of everything else."""
+"""A run from its spec to its report: directory, manifest, execution and end."""

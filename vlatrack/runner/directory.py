@@ -18,23 +18,23 @@ from vlatrack.training.checkpoint.store import CheckpointStore
 
 
 class RunDirectory(RunFiles):
-    """Where everything of one run lies; what belongs to its tracking, `RunFiles` names."""
+    """The paths of everything that belongs to one run; `RunFiles` has those of its tracking."""
 
     @classmethod
     def create(cls, runs: Path, spec: ExperimentSpec) -> Self:
-        """A new directory, named by the time and four random characters, with the resolved spec in it.
+        """A new directory, named after the time and four random characters, with the resolved spec in it.
 
         Raises:
-            SpecError: it cannot be made below ``runs``.
+            SpecError: it cannot be created below ``runs``.
         """
         run_id = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         path = runs / spec.name / run_id
         try:
-            path.mkdir(parents=True, mode=0o700)  # for the user alone: a diff or a path may be nobody else's business
+            path.mkdir(parents=True, mode=0o700)  # only for the user: the manifest has a diff and paths
             directory = cls(path)
             directory.spec_file.write_text(dump_spec(spec))
         except OSError as error:
-            raise SpecError(f"{path}: cannot be made ({error.strerror}); choose another folder with --runs") from error
+            raise SpecError(f"{path}: cannot be created ({error.strerror}); choose another --runs") from error
         return directory
 
     @classmethod
@@ -42,7 +42,7 @@ class RunDirectory(RunFiles):
         """An existing run.
 
         Raises:
-            SpecError: there is no run at ``path``.
+            SpecError: ``path`` is not a run directory.
         """
         if not (path / "spec.yaml").is_file():
             raise SpecError(f"{path}: not a run directory (it has no spec.yaml); give runs/<experiment>/<run-id>")
@@ -50,7 +50,7 @@ class RunDirectory(RunFiles):
 
     @classmethod
     def latest(cls, runs: Path) -> Self:
-        """The run that was started last, of all experiments below ``runs``.
+        """The run that was started last among all experiments below ``runs``.
 
         Raises:
             SpecError: there is none.
@@ -87,7 +87,7 @@ class RunDirectory(RunFiles):
 
     @property
     def tokenizer(self) -> Path:
-        """The image tokenizer."""
+        """The folder of the image tokenizer."""
         return self.run_dir / "tokenizer"
 
     @property
@@ -96,7 +96,7 @@ class RunDirectory(RunFiles):
 
     @property
     def action_errors(self) -> Path:
-        """L1 error by split, epoch, route, chunk step and action dimension."""
+        """The CSV table of L1 errors by split, epoch, route, chunk step and action dimension."""
         return self.evaluation / "action_errors.csv"
 
     @property
@@ -105,7 +105,7 @@ class RunDirectory(RunFiles):
 
     @property
     def code_cache(self) -> Path:
-        """Shared by all runs below the same folder."""
+        """The cache of encoded frames, shared by all runs below the same folder."""
         return self.runs / ".cache" / "codes"
 
     @property
@@ -119,28 +119,29 @@ class RunDirectory(RunFiles):
         return self.log_files[TRAIN].exists()
 
     def rank_error(self, rank: int | str) -> Path:
-        """Why a process other than the main one failed."""
+        """The file in which a rank other than 0 writes why it failed."""
         return self.run_dir / f"error-rank{rank}.txt"
 
     def rank_stopped(self, rank: int | str) -> Path:
-        """What ended a process other than the main one, if no error of its own did."""
+        """The file in which a rank other than 0 writes which signal or lost rank ended it."""
         return self.run_dir / f"stopped-rank{rank}.txt"
 
     def spec(self, overrides: Iterable[str] = ()) -> ExperimentSpec:
+        """The run's spec, with ``key=value`` overrides applied; SpecError if one is wrong."""
         return load_spec(self.spec_file, tuple(overrides), stored=True)
 
     def settings_at_start(self) -> Mapping[str, Scalar]:
-        """The flat settings that the run's newest part began with, as its journal has them."""
+        """The flat settings with which the run was last started or resumed, from its journal."""
         start = last_start(self.journal)
         return {} if start is None else start.data["params"]
 
     def tags_at_start(self) -> Mapping[str, str]:
-        """The tags of the run's newest part."""
+        """The tags with which the run was last started or resumed."""
         start = last_start(self.journal)
         return {} if start is None else start.data["tags"]
 
     def replace_spec(self, spec: ExperimentSpec) -> None:
-        """Write the spec that the run goes on with."""
+        """Replace the spec, atomically, by the one that the run resumes with."""
         unfinished = self.spec_file.with_suffix(".partial")
         unfinished.write_text(dump_spec(spec))
         unfinished.replace(self.spec_file)

@@ -19,7 +19,7 @@ class Ending:
 
     status: Status
     reason: str | None = None
-    from_other_rank: bool = False  # the reason lies in another rank
+    from_other_rank: bool = False  # another rank is the reason
 
 
 def describe_ending(
@@ -37,7 +37,7 @@ def describe_ending(
         return Ending("FAILED", "; ".join(named), from_other_rank=True)
     stopped = {rank: _first_line(directory.rank_stopped(rank)) for rank in group.lost_ranks()}
     if silent := [str(rank) for rank, reason in stopped.items() if reason is None]:
-        reason = f"rank {', '.join(silent)} is gone without a word: killed, or out of memory"
+        reason = f"rank {', '.join(silent)} disappeared without an error: killed, or out of memory"
         return Ending("FAILED", reason, from_other_rank=True)
     if not isinstance(error, RankLostError):
         return Ending("KILLED", own)

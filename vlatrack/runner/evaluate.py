@@ -8,8 +8,9 @@ from typing import cast
 
 from accelerate import Accelerator
 
-from vlatrack.builders.experiment import Experiment, build_accelerator
+from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.policy import StoredPolicy
+from vlatrack.builders.training import build_accelerator
 from vlatrack.data.cache import CodeCache
 from vlatrack.data.loading import even_subset, load_batches
 from vlatrack.data.samples import SampleSet
@@ -114,7 +115,7 @@ def evaluate_run(
     metrics = {f"{split}_{name}": v for split, result in results.items() for name, v in result.metrics.items()}
     evaluation = Evaluation(chosen, stored.record.policy_sha256, metrics, directory.evaluation / f"{chosen.name}.json")
     if group.is_main_process:
-        _record(directory, experiment, evaluation)
+        _record(directory, evaluation)
     return evaluation
 
 
@@ -134,7 +135,7 @@ def evaluate_split(
     return SplitResult(policy.metric_values(states), states)
 
 
-def _record(directory: RunDirectory, experiment: Experiment, evaluation: Evaluation) -> None:
+def _record(directory: RunDirectory, evaluation: Evaluation) -> None:
     """Write the JSON file and, if the run is over, add the metrics to its journal and trackers."""
     name, step = evaluation.checkpoint.name, step_of(evaluation.checkpoint)
     content = {"checkpoint": name, "policy_sha256": evaluation.policy_sha256, **evaluation.metrics}

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.policy import build_schema
+from vlatrack.builders.training import build_training, build_training_parts, training_warnings
 from vlatrack.data.cache import CodeCache
 from vlatrack.metrics.schema import TRAIN
 from vlatrack.reports.action_errors import draw_action_errors
@@ -141,13 +142,13 @@ def _train(
         encoding = experiment.encoding(policy.layout, directory.tokenizer, device)
         samples = experiment.samples(encoding, CodeCache(directory.code_cache), partial(notify, "on_encode"))
         train_samples = samples.pop(TRAIN)
-        training = experiment.training(policy, train_samples, job.accelerator, group, interruption, callbacks)
-        parts = experiment.training_parts(training, encoding, directory.tokenizer)
+        training = build_training(experiment, policy, train_samples, job.accelerator, group, interruption, callbacks)
+        parts = build_training_parts(experiment, training, encoding, directory.tokenizer)
         state = _initial_state(job, parts, group)
         if job.resume_from is not None:
             notify("on_resume", state, job.resume_from, job.changes)
     group.broadcast_weights(policy)
-    for warning in experiment.warnings(training, state):
+    for warning in training_warnings(experiment, training, state):
         notify("on_warning", warning)
     checkpoints = RunCheckpoints(directory.checkpoints, parts, keep_last=settings.keep_last, callbacks=callbacks)
     if training.settings.non_finite == "rollback" and checkpoints.last_name is None:

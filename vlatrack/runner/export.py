@@ -23,7 +23,8 @@ def export_policy(run: Path, output: Path, *, checkpoint: str = "best") -> str:
     manifest = store.check(chosen)
     if manifest.format == 1:
         raise CheckpointError(
-            f"{chosen}: made by vlatrack 0.1.0, it is no policy by itself; resume the run for one more epoch first"
+            f"{chosen}: made by vlatrack 0.1.0, whose checkpoints are not self-contained; "
+            "resume the run for one more epoch first"
         )
     if output.exists():
         raise CheckpointError(f"{output}: is there already; choose another --output")

@@ -1,4 +1,4 @@
-"""What a run was made of: code, packages, machine, seeds, data."""
+"""The manifest of a run: code, packages, machine, seed, data."""
 
 import importlib.metadata
 import json
@@ -23,7 +23,7 @@ _MAX_DIFF = 1 << 20
 
 
 def describe_run(experiment: Experiment, command: Sequence[str], processes: int) -> dict[str, Any]:
-    """The manifest as JSON values."""
+    """The manifest as JSON values; ``processes`` is the number of ranks."""
     return {
         "vlatrack": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -50,7 +50,7 @@ def describe_run(experiment: Experiment, command: Sequence[str], processes: int)
 
 
 def write_manifest(file: Path, manifest: Mapping[str, Any]) -> None:
-    """Trackers get it, too: a key in the command or in uncommitted code is hidden."""
+    """Write the manifest. It is uploaded to trackers, so keys in the command or in uncommitted code are redacted."""
     file.write_text(redact(json.dumps(manifest, indent=1)) + "\n")
 
 
@@ -60,7 +60,7 @@ def _packages() -> dict[str, str]:
         try:
             installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            continue  # an extra that this run does without
+            continue  # an extra that is not installed
     return {"python": platform.python_version(), **installed}
 
 
@@ -76,16 +76,16 @@ def _hardware() -> dict[str, Any]:
 
 
 def _git(folder: Path) -> dict[str, Any] | None:
-    """Commit and uncommitted changes of the code that runs; None outside a git checkout."""
+    """Commit and uncommitted changes of the running code; None outside a git checkout."""
     git = shutil.which("git")
     if git is None:
         return None
 
-    def ask(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([git, "-C", str(folder), *words], capture_output=True, text=True, check=False)
+    def run_git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([git, "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
 
-    commit = ask("rev-parse", "HEAD")
+    commit = run_git("rev-parse", "HEAD")
     if commit.returncode != 0:
         return None
-    diff = ask("diff", "HEAD").stdout
+    diff = run_git("diff", "HEAD").stdout
     return {"commit": commit.stdout.strip(), "dirty": bool(diff), "diff": diff[:_MAX_DIFF]}

@@ -1,4 +1,4 @@
-"""The processes that one command was started in: one, or as many as torchrun or accelerate were told."""
+"""The ranks of one command: a single process, or several started by torchrun or accelerate."""
 
 import os
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ from vlatrack.training.process_group import ProcessGroup, RankLostError
 
 @contextmanager
 def joined_process_group() -> Iterator[ProcessGroup]:
-    """This process among those that the environment names; a process alone makes no group and imports no torch.
+    """Join the process group that the environment describes; a single process joins none and imports no torch.
 
-    A rank that only ends because another one did says nothing: the other has, or the first one tells.
+    A rank that ends because it lost another one prints no error: the other rank has printed one, or rank 0 reports it.
     """
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ProcessGroup()
@@ -24,7 +24,7 @@ def joined_process_group() -> Iterator[ProcessGroup]:
         yield group
     except BaseException as error:
         lost = isinstance(error, RankLostError)
-        if lost:  # the one that failed should end first: torchrun takes the first exit status for the reason
+        if lost:  # let the failed rank end first: torchrun reports the first exit status as the cause
             group.lost_ranks()
         group.leave(failed=True)
         if lost:

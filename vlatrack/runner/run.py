@@ -5,9 +5,10 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from vlatrack.builders.experiment import Experiment, build_accelerator, check_processes
+from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.policy import StoredPolicy, build_schema
 from vlatrack.builders.trackers import build_backends
+from vlatrack.builders.training import build_accelerator, check_processes
 from vlatrack.errors import CheckpointError, SpecError
 from vlatrack.runner.directory import RunDirectory
 from vlatrack.runner.execution import Job, execute
@@ -142,7 +143,7 @@ def _nothing_left(directory: RunDirectory, checkpoint: Path, spec: ExperimentSpe
 def _check_setup(spec: ExperimentSpec, group: ProcessGroup) -> Accelerator:
     """Check everything that needs no data, and return the device and precision to train with."""
     if variable := secret_within(dump_spec(spec)):
-        raise SpecError(f"the experiment holds the value of {variable}, and it goes to the trackers: take it out")
+        raise SpecError(f"the experiment holds the value of {variable} and is sent to the trackers; remove it")
     check_processes(spec, group)
     build_schema(spec)
     accelerator = build_accelerator(spec)

@@ -1,4 +1,4 @@
-"""Validation errors in the words of the YAML: what was expected at which line, and what was found."""
+"""Validation errors in terms of the YAML: which line, what was expected, what was found."""
 
 import re
 from collections import defaultdict
@@ -39,7 +39,7 @@ LENGTHS = {
 
 
 def explain(error: ValidationError, tree: Tree) -> list[Problem]:
-    """Return one problem for each mistake that pydantic found in `tree`."""
+    """One problem for each mistake that pydantic found in `tree`."""
     by_path: defaultdict[Path, list[ErrorDetails]] = defaultdict(list)
     for details in error.errors(include_url=False):
         by_path[_data_path(details, tree.root)].append(details)
@@ -55,7 +55,7 @@ def explain(error: ValidationError, tree: Tree) -> list[Problem]:
 
 
 def show(value: Value) -> str:
-    """Return a short text for `value` as it stands in the YAML."""
+    """A short text for `value`, spelled as in YAML."""
     if isinstance(value, dict | tuple):
         return "a mapping" if isinstance(value, dict) else "a list"
     if value is None or isinstance(value, bool):
@@ -65,7 +65,7 @@ def show(value: Value) -> str:
 
 
 def _data_path(details: ErrorDetails, root: Value) -> Path:
-    """Return where in the YAML the error is; pydantic's own path also names the members of unions."""
+    """The path of the error in the YAML; pydantic's own path also names the members of unions."""
     path: Path = ()
     value = root
     for position, segment in enumerate(details["loc"]):
@@ -78,7 +78,7 @@ def _data_path(details: ErrorDetails, root: Value) -> Path:
 
 
 def _is_about_shape(details: ErrorDetails) -> bool:
-    """Tell whether the value is of another shape: for a union, each member that it is not says so."""
+    """Whether the error is about the type of the value; for a union, every member reports one."""
     return details["type"] in SHAPES or details["type"] == "literal_error"
 
 
@@ -136,7 +136,7 @@ def _unknown_key(path: Path, tree: Tree) -> str:
 
 
 def _place_of_message(text: str, path: Path, tree: Tree) -> Place:
-    """Return the line of the first setting that the message of a whole-spec check names, else of the block."""
+    """The line of the first setting named in the message of a whole-spec check, else that of the block."""
     if not path:
         for word in re.findall(r"\w+(?:\.\w+)+", text):
             if (named := tuple(word.split("."))) in tree.places:

@@ -1,4 +1,4 @@
-"""What an experiment is: its hash, its settings as flat parameters, and how two of them differ."""
+"""The identity of an experiment: its hash, its flat settings, and the differences between two experiments."""
 
 import fnmatch
 import hashlib
@@ -28,25 +28,25 @@ NOT_DECIDING = (
     "init_from",
     "loss.gradient_share_every",
 )
-"""Settings that say where, how fast or under which name an experiment runs: they do not decide its result.
+"""Settings of where, how fast or under which name an experiment runs. They do not decide its result.
 
-Of what a path names, the content decides: it enters an experiment's hash as a fingerprint.
+Paths are among them because only the content counts: it enters the hash as a fingerprint.
 """
 
 EXTENDING = ("train.epochs", "train.max_steps", "train.non_finite", "train.max_rollbacks")
-"""Settings of the result that a run may go on with nevertheless: how long it trains, and what it does about a NaN."""
+"""Settings that decide the result and may still change on resume: how long to train, and what to do about a NaN."""
 
 ADDED_LATER: Mapping[str, Scalar] = {
     "train.non_finite": "halt",
     "train.max_rollbacks": 3,
     "loss.terms": "[]",
 }
-"""Settings that came after the hash was defined, with the value that changes nothing: so they leave it as it was."""
+"""Settings added after the hash was defined; with these values they are left out of it, so that it stays the same."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One setting that two experiments do not share; None also stands for a key that is not there."""
+    """A setting in which two experiments differ; None also stands for a missing key."""
 
     path: str
     before: Scalar
@@ -57,13 +57,13 @@ class Difference:
 
 
 def canonical_hash(spec: ExperimentSpec, fingerprints: Mapping[str, str] | None = None) -> str:
-    """Return the sha256 (64 hex digits) of what decides the result: the settings, defaults included, and the data.
+    """The sha256 (64 hex digits) of what decides the result: settings, with defaults, and data.
 
-    It depends neither on the order or style of the YAML, nor on the settings in ``NOT_DECIDING``, nor on a setting that
-    a later version adds, as long as that has its default.
+    It does not depend on the order or style of the YAML, on settings in ``NOT_DECIDING``, or on a setting that a later
+    version adds, as long as that has its default.
 
     Args:
-        fingerprints: digests of the data and of pretrained weights, by what they are; None: only the settings.
+        fingerprints: digests of the data and of pretrained weights, by name; None: only the settings.
     """
     flat = flatten(spec)
     deciding = {
@@ -77,14 +77,14 @@ def canonical_hash(spec: ExperimentSpec, fingerprints: Mapping[str, str] | None 
 
 
 def flatten(spec: ExperimentSpec) -> dict[str, Scalar]:
-    """Return every setting under its dotted path, such as ``optim.lr``; lists of scalars are JSON text."""
+    """Every setting by its dotted path, such as ``optim.lr``; lists of scalars are JSON text."""
     return dict(_leaves(spec.model_dump(mode="json"), ""))
 
 
 def differences(before: Mapping[str, Scalar], after: Mapping[str, Scalar]) -> list[Difference]:
-    """Return what changes between two flat experiments (see ``flatten``), in the order of the later one.
+    """The differences between two flat experiments (see ``flatten``), in the order of the later one.
 
-    A setting of ``ADDED_LATER`` that the earlier one does not know had the value that changes nothing.
+    A setting of ``ADDED_LATER`` that is missing in the earlier one counts as having the value given there.
     """
     known = {path: value for path, value in ADDED_LATER.items() if path in after} | dict(before)
     paths = dict.fromkeys([*after, *known])
@@ -92,7 +92,7 @@ def differences(before: Mapping[str, Scalar], after: Mapping[str, Scalar]) -> li
 
 
 def split_by_resume(changes: Iterable[Difference]) -> tuple[list[Difference], list[Difference]]:
-    """Part the changes into those that make another experiment of a run, and those that it may go on with."""
+    """Split changes into (forbidden, allowed): those that make a different experiment, and those a resume may make."""
     forbidden: list[Difference] = []
     allowed: list[Difference] = []
     for change in changes:
@@ -118,7 +118,7 @@ def _leaves(value: JsonValue, path: str) -> Iterator[tuple[str, Scalar]]:
 
 
 def _children(value: JsonValue) -> dict[str, JsonValue]:
-    """Return the entries of a mapping or of a list of mappings; a list of scalars is one value."""
+    """The entries of a mapping or of a list of mappings; a list of scalars is one value."""
     if isinstance(value, dict):
         return value
     if isinstance(value, list) and any(isinstance(item, dict) for item in value):

@@ -18,13 +18,13 @@ MAX_BYTES = 1 << 20
 
 
 def load_spec(path: Path, overrides: Sequence[str] = (), *, stored: bool = False) -> ExperimentSpec:
-    """Read the experiment at `path`, with ``key=value`` overrides applied in order.
+    """Read the experiment at `path` and apply ``key=value`` overrides in order.
 
     Args:
-        stored: the file is the spec.yaml of a run or a checkpoint: one that an earlier vlatrack wrote is translated.
+        stored: the file is the spec.yaml of a run or a checkpoint, and is migrated if an earlier version wrote it.
 
     Raises:
-        SpecError: one line for each mistake, in the order of the file, then of the overrides.
+        SpecError: one line for each mistake, first those of the file, then those of the overrides.
     """
     tree = read_tree(_read_text(path), name=str(path))
     if not isinstance(tree.root, dict):
@@ -43,10 +43,10 @@ def load_spec(path: Path, overrides: Sequence[str] = (), *, stored: bool = False
 
 
 def parse_backends(text: str) -> tuple[Backend, ...]:
-    """Return the trackers that `text` lists, written as in the YAML of `tracking.backends`: ``[{kind: mlflow}]``.
+    """The tracker backends in `text`, written as in the YAML of `tracking.backends`: ``[{kind: mlflow}]``.
 
     Raises:
-        SpecError: what is wrong first, in one line.
+        SpecError: the first mistake, in one line.
     """
     try:
         return TrackingSpec.model_validate({"backends": parse_value(text)}, strict=True).backends
@@ -58,7 +58,7 @@ def parse_backends(text: str) -> tuple[Backend, ...]:
 
 
 def dump_spec(spec: ExperimentSpec) -> str:
-    """Return `spec` as YAML with every default written out; loading it gives an equal spec."""
+    """`spec` as YAML with every default written out; loading it gives an equal spec."""
     data = spec.model_dump(mode="json")
     return yaml.dump(data, Dumper=_SpecDumper, sort_keys=False, allow_unicode=True, width=120)
 
@@ -81,9 +81,9 @@ def _read_text(path: Path) -> str:
 
 
 def _validate(tree: Tree) -> ExperimentSpec | None:
-    """Return the spec, or add what is wrong with it to the tree's problems."""
+    """The spec; None if mistakes were added to the tree's problems."""
     try:
-        # Strict: the YAML has types, so "2" for 2 or 1 for true is a slip that should be seen.
+        # Strict: YAML has types, so "2" for 2 or 1 for true is a mistake.
         return ExperimentSpec.model_validate(tree.root, strict=True)
     except ValidationError as error:
         known = [problem.path for problem in tree.problems if problem.path]
@@ -98,7 +98,7 @@ def _spec_error(problems: Iterable[Problem]) -> SpecError:
 
 
 class _SpecDumper(yaml.SafeDumper):
-    """Quotes what our reader would take for a number, and writes a list of scalars on one line."""
+    """Quotes text that the reader would parse as a number, and writes lists of scalars on one line."""
 
     yaml_implicit_resolvers = scalar_resolvers(yaml.SafeDumper.yaml_implicit_resolvers)
 

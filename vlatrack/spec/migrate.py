@@ -1,8 +1,8 @@
-"""Experiments that an earlier vlatrack wrote: what their keys mean now.
+"""Migration of experiments that an earlier version wrote.
 
-In version 0.1.0 `train.batch_size` was the samples of one forward pass over all processes, and `train.accumulate` the
-forward passes of one step. An experiment's file gets an error that says what to write; the spec.yaml of a run
-directory, which nobody should have to edit, is translated.
+In version 0.1.0 `train.batch_size` was the number of samples in one forward pass over all processes, and
+`train.accumulate` the number of forward passes in one step. A user's file gets an error that says what to write
+instead; the spec.yaml of a run directory is migrated.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from vlatrack.spec.yaml_tree import Value
 
 
 def retired_accumulate(root: Value) -> str:
-    """What to write instead of `train.accumulate`, in one line, with the numbers of the file."""
+    """An error message that says what to write instead of `train.accumulate`, with the numbers of the file."""
     batch, accumulate = _old_batch(root)
     remedy = (
         "set train.batch_size to the samples of one optimiser step over all processes, and train.micro_batch to those "
@@ -23,7 +23,7 @@ def retired_accumulate(root: Value) -> str:
 
 
 def migrate(root: Value) -> Value:
-    """The tree of a run's spec.yaml, of this or an earlier version, as this version writes it."""
+    """A run's spec.yaml, written by this or an earlier version, in the form of this version."""
     batch, accumulate = _old_batch(root)
     if accumulate == 0:
         return root
@@ -42,7 +42,7 @@ def migrate_flat(settings: Mapping[str, Scalar]) -> dict[str, Scalar]:
 
 
 def _old_batch(root: Value) -> tuple[int, int]:
-    """`train.batch_size` and `train.accumulate`; 0 for what is not there or no whole number."""
+    """`train.batch_size` and `train.accumulate`; 0 for one that is missing or not an integer."""
     train = root.get("train") if isinstance(root, dict) else None
     values = [train.get(key) if isinstance(train, dict) else None for key in ("batch_size", "accumulate")]
     batch, accumulate = (value if type(value) is int else 0 for value in values)

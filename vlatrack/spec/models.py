@@ -1,6 +1,6 @@
-"""The experiment YAML as frozen models; each field says what it means and in which range.
+"""The experiment YAML as frozen models; each field states its meaning and range.
 
-Nothing here imports torch: a spec is validated in well under a second, anywhere.
+Nothing here imports torch, so that a spec is validated in well under a second.
 """
 
 from typing import Annotated, Literal, Self
@@ -46,7 +46,7 @@ def _each_once(values: tuple[str, ...]) -> tuple[str, ...]:
 
 
 Once = AfterValidator(_each_once)
-"""Of a list whose values must differ."""
+"""For a list without duplicates."""
 
 
 class Model(BaseModel):
@@ -208,7 +208,7 @@ class CustomLoss(Model):
     kind: Literal["custom"]
     target: CustomTarget
     weight: NonNegativeFloat = Field(description="weight of its mean in the loss; 0: only logged")
-    options: dict[str, str | int | float | bool | None] = Field({}, description="keyword arguments of the class")
+    options: Options = {}
 
 
 class LossSpec(Model):
@@ -220,7 +220,7 @@ class LossSpec(Model):
     ct_target: Literal["tokens", "raw"] = Field("tokens", description="L1 target: decoded label tokens, or raw actions")
     terms: tuple[CustomLoss, ...] = Field((), description="further terms, which are added to the loss")
     gradient_share_every: PositiveInt | None = Field(
-        None, description="log each term's share of the gradient norm after every so many optimiser steps; null: never"
+        None, description="log each term's share of the gradient norm every this many optimiser steps; null: never"
     )
 
 
@@ -235,7 +235,7 @@ class EpisodeSelection(Model):
     part: Literal["all", "all_but_last_tenth", "last_tenth"] = Field("all", description="of each task's episodes")
 
     @model_validator(mode="after")
-    def _tasks_one_way(self) -> Self:
+    def _tasks_or_exclude_tasks(self) -> Self:
         if self.tasks is not None and self.exclude_tasks:
             raise ValueError("give tasks or exclude_tasks, not both")
         return self
@@ -272,7 +272,7 @@ Source = Annotated[LeRobotSource | LiberoSource | CustomSource, Field(discrimina
 
 
 class DataSpec(Model):
-    """Which demonstrations, what of them the policy sees, and the three splits."""
+    """The demonstrations: what the policy sees of them, and the three splits."""
 
     cameras: Annotated[tuple[str, ...], Field(min_length=1), Once] = Field(
         description="camera features in prompt order: third-person first, then wrist"
@@ -307,11 +307,11 @@ class OptimSpec(Model):
 
 
 class CheckpointSpec(Model):
-    """When checkpoints are written and how many stay."""
+    """When checkpoints are written and how many are kept."""
 
-    every_epochs: PositiveInt = Field(1, description="after every so many epochs")
-    every_steps: PositiveInt | None = Field(None, description="also after every so many optimiser steps")
-    keep_last: PositiveInt = Field(2, description="older ones are deleted; the best one always stays")
+    every_epochs: PositiveInt = Field(1, description="every this many epochs")
+    every_steps: PositiveInt | None = Field(None, description="also every this many optimiser steps; null: never")
+    keep_last: PositiveInt = Field(2, description="number of checkpoints to keep; the best one is always kept")
     best_metric: str = Field(
         "val_ind_loss_ct",
         description="decides which checkpoint is best: the lowest loss or error, the highest accuracy",
@@ -323,7 +323,7 @@ class TrainSpec(Model):
 
     epochs: PositiveInt = Field(40, description="passes over the training samples")
     max_steps: PositiveInt | None = Field(
-        None, description="stop after so many optimiser steps; the learning rate's schedule spans `epochs` all the same"
+        None, description="stop after this many optimiser steps; the learning rate schedule still spans `epochs`"
     )
     batch_size: PositiveInt = Field(8, description="samples in one optimiser step, over all processes")
     micro_batch: PositiveInt | None = Field(
@@ -335,7 +335,7 @@ class TrainSpec(Model):
         description="a step whose loss or gradient is not finite is never taken; then end the run as FAILED, go on "
         "without that batch, or return to the last checkpoint and go on without it",
     )
-    max_rollbacks: PositiveInt = Field(3, description="non_finite: rollback ends the run as FAILED after so many")
+    max_rollbacks: PositiveInt = Field(3, description="non_finite: rollback ends the run as FAILED after this many")
     precision: Literal["fp32", "bf16"] = Field("bf16", description="arithmetic of the forward and backward pass")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
     workers: Annotated[int, Field(ge=0, le=64)] = Field(
@@ -348,13 +348,13 @@ class TrainSpec(Model):
 class OpenLoopSpec(Model):
     """Losses and errors on recorded demonstrations."""
 
-    every_epochs: PositiveInt = Field(1, description="after every so many epochs")
+    every_epochs: PositiveInt = Field(1, description="every this many epochs")
     batch_size: PositiveInt = Field(32, description="samples in one forward pass")
     max_samples: PositiveInt | None = Field(None, description="evaluate on an evenly spread subset of this size")
 
 
 class EvaluateSpec(Model):
-    """What is evaluated while training, and when."""
+    """Evaluation while training."""
 
     open_loop: OpenLoopSpec | None = Field(OpenLoopSpec(), description="null: no evaluation on recorded data")
 
@@ -409,10 +409,7 @@ class CustomBackend(Model):
     """Your own tracker: a class with the methods of vlatrack.tracking.backends.base.Backend."""
 
     kind: Literal["custom"]
-    target: str = Field(
-        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$|^[A-Za-z_][\w.-]*$",
-        description="a class as package.module:Class, or the name of an entry point of the group vlatrack.backends",
-    )
+    target: CustomTarget
     naming: Naming = "documented"
     options: Options = {}
 
@@ -421,7 +418,7 @@ Backend = Annotated[MlflowBackend | WandbBackend | TensorboardBackend | CustomBa
 
 
 class TrackingSpec(Model):
-    """Where the numbers go, and how often."""
+    """Where metrics go, and how often."""
 
     backends: tuple[Backend, ...] = Field(
         (MlflowBackend(kind="mlflow"),), description="trackers that get every record; []: only the journal"
@@ -439,7 +436,7 @@ class TrackingSpec(Model):
 
 
 class ExperimentSpec(Model):
-    """One experiment: everything that decides its result, and where its numbers go."""
+    """One experiment: everything that decides its result, and where its metrics go."""
 
     name: Name
     init_from: str | None = Field(
@@ -483,7 +480,7 @@ class ExperimentSpec(Model):
             horizon=self.action_head.time_horizon, action_dim=self.action_head.action_dim
         )
         metric = self.train.checkpoint.best_metric
-        # A name that is not known here may be that of a loss term of the user's, which only a run loads.
+        # An unknown name may belong to a custom loss term, which only a run loads.
         if (problem := schema.why_not_best(metric)) and (metric in schema or not self.loss.terms):
             raise ValueError(f"train.checkpoint.best_metric: {problem}")
         return self

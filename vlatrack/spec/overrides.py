@@ -1,4 +1,4 @@
-"""Overrides of the command line: ``loss.z_loss_weight=1e-4`` changes one value of a tree."""
+"""Command-line overrides: ``loss.z_loss_weight=1e-4`` changes one value of a tree."""
 
 from pydantic import BaseModel
 
@@ -8,10 +8,10 @@ from vlatrack.spec.yaml_tree import Path, Place, Problem, Tree, Value, dotted, p
 
 
 def apply_override(tree: Tree, override: str) -> None:
-    """Set the value that ``path=value`` names; a mistake in it is added to ``tree.problems``.
+    """Apply ``path=value`` to the tree; a mistake in it is added to ``tree.problems``.
 
-    The value is YAML. A number in the path is an index of a list; the list may be a default that
-    the file does not mention. Blocks that do not exist yet are made.
+    The value is YAML. A number in the path is the index into a list, which may be a default that the file does not
+    mention. Missing blocks are created.
     """
     left, equals, right = override.partition("=")
     place = Place(f"override '{left}=…'" if may_hold_secret(override) else f"override '{override}'")
@@ -31,7 +31,7 @@ def apply_override(tree: Tree, override: str) -> None:
 
 
 def _replaced(tree: Tree, old: Value, segments: list[str], new: Value, done: Path) -> tuple[Value, Path]:
-    """Return `old` with `new` at `segments`, and the path to it; `done` is the path to `old`."""
+    """`old` with `new` at `segments`, and the path to it; `done` is the path to `old`."""
     if not segments:
         return new, done
     head, rest = segments[0], segments[1:]
@@ -54,7 +54,7 @@ def _index(segment: str, length: int, path: Path) -> int:
 
 
 def _default_list(tree: Tree, path: Path) -> Value:
-    """Return the list that the spec has at `path` when nothing is written there, else None."""
+    """The default of the spec at `path` if it is a list, else None."""
     info = field_at(tree.root, path)
     if info is None or not isinstance(info.default, tuple):
         return None

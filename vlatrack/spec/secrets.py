@@ -1,11 +1,11 @@
-"""A spec is copied into run folders and trackers, so a secret has no place in it."""
+"""Finds secrets in a spec, which is copied to run directories and trackers."""
 
 import re
 
 from vlatrack.spec.yaml_tree import Problem, Tree
 
 VOCABULARY = "bos eos pad unk sep cls mask special image img frame text action state start end stop begin per"
-"""What stands before the word token where it is one of a language model: `eos_token` is no secret, `hf_token` is."""
+"""Words before `token` that make it a language model's: `eos_token` is not a secret, `hf_token` is."""
 
 _TOKEN = "".join(f"(?<!^{word}[_-])(?<![^a-z0-9]{word}[_-])" for word in VOCABULARY.split()) + "token"
 _SECRET = f"(?i)(api_?key|{_TOKEN}|secret|password|passwd|passphrase|credentials?)"
@@ -15,7 +15,7 @@ URL_WITH_PASSWORD = re.compile(r"://[^/\s@]*:[^/\s]+@|https?://[^/\s@]+@")
 
 
 def find_secrets(tree: Tree) -> list[Problem]:
-    """Return a problem for each key that names a secret and each URL that carries one, without its value."""
+    """A problem for each key that names a secret and each URL that contains one, without its value."""
     problems = []
     for path, value in tree.walk():
         if path and isinstance(path[-1], str) and SECRET_KEY.search(path[-1]):
@@ -28,5 +28,5 @@ def find_secrets(tree: Tree) -> list[Problem]:
 
 
 def may_hold_secret(text: str) -> bool:
-    """Tell whether `text`, as typed by a user, may hold a secret and must not be shown."""
+    """Whether `text`, as typed by a user, may contain a secret and must not be shown."""
     return bool(SECRET_ASSIGNED.search(text) or URL_WITH_PASSWORD.search(text))

@@ -1,4 +1,4 @@
-"""What the models of the spec allow at a path: their fields, kinds and keys."""
+"""What the spec's models allow at a path: fields, kinds and keys."""
 
 from collections.abc import Iterator
 from typing import get_args
@@ -11,7 +11,7 @@ from vlatrack.spec.yaml_tree import Path, Value
 
 
 def blocks_at(root: Value, path: Path) -> list[type[BaseModel]]:
-    """Return the models that the block at `path` may be: several where its kind is not (rightly) given."""
+    """The models that the block at `path` may be: several if its kind is missing or wrong."""
     blocks: list[type[BaseModel]] = [ExperimentSpec]
     value = root
     for segment in path:
@@ -25,22 +25,22 @@ def blocks_at(root: Value, path: Path) -> list[type[BaseModel]]:
 
 
 def field_at(root: Value, path: Path) -> FieldInfo | None:
-    """Return the field at `path`, None where there is none (also for an entry of a list)."""
+    """The field at `path`; None if there is none, as for an entry of a list."""
     *parent, name = path
     candidates = [block.model_fields.get(str(name)) for block in blocks_at(root, tuple(parent))]
     return next((info for info in candidates if info is not None), None)
 
 
 def kinds_of(block: type[BaseModel]) -> tuple[str, ...]:
-    """Return the values of ``kind`` that select `block` among others; empty for a block without kinds."""
+    """The values of ``kind`` that select `block`; empty for a block without a kind."""
     return get_args(block.model_fields["kind"].annotation) if "kind" in block.model_fields else ()
 
 
 def known_paths(block: type[BaseModel] = ExperimentSpec, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted path of every key of the spec, those of lists of blocks left out."""
+    """Yield the dotted path of every key of the spec, except inside lists of blocks."""
     for name, info in block.model_fields.items():
         yield prefix + name
-        if not _is_list(info.annotation):
+        if getattr(info.annotation, "__origin__", None) is not tuple:
             for inner in _models_in(info.annotation):
                 yield from known_paths(inner, f"{prefix}{name}.")
 
@@ -49,10 +49,6 @@ def _models_in(annotation: object) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for argument in get_args(annotation) for model in _models_in(argument)]
-
-
-def _is_list(annotation: object) -> bool:
-    return getattr(annotation, "__origin__", None) is tuple
 
 
 def _entry(value: Value, segment: str | int) -> Value:

@@ -1,4 +1,4 @@
-"""YAML text as plain values that know the line each of them was written on.
+"""YAML text as plain values, with the line on which each was written.
 
 Scalars follow YAML 1.2: ``5e-6`` is a number, ``yes`` and ``on`` are text. Duplicate keys are
 errors, and nesting and alias expansion are bounded.
@@ -47,7 +47,7 @@ Path: TypeAlias = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Place:
-    """Where something was written: a file and a line, or (line 0) an override of the command line."""
+    """Where something was written: a file and a line, or (line 0) a command-line override."""
 
     source: str
     line: int = 0
@@ -58,7 +58,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake: where it was written, what part of the spec it concerns, and what to do."""
+    """One mistake: where it was written, which part of the spec it concerns, and what to do."""
 
     place: Place
     path: Path
@@ -70,23 +70,20 @@ class Problem:
 
 @dataclass
 class Tree:
-    """A value, and for each path in it the place it comes from.
-
-    A sequence is a tuple; a mapping has text keys.
-    """
+    """A value, and the place of each path in it. Sequences are tuples; mappings have text keys."""
 
     root: Value
     places: dict[Path, Place]
     problems: list[Problem] = field(default_factory=list)
 
     def place(self, path: Path) -> Place:
-        """Return the place of `path`, or of the closest block around it that was written."""
+        """The place of `path`, or of the closest enclosing block that was written."""
         while path not in self.places:
             path = path[:-1]
         return self.places[path]
 
     def walk(self) -> Iterator[tuple[Path, Value]]:
-        """Yield every path and its value, from the outside in."""
+        """Yield every path and its value, breadth first."""
         pending: list[tuple[Path, Value]] = [((), self.root)]
         while pending:
             path, value = pending.pop(0)
@@ -95,7 +92,7 @@ class Tree:
 
 
 def entries(value: Value) -> Iterable[tuple[str | int, Value]]:
-    """Return keys or indexes with the values of a container, nothing for a scalar."""
+    """The keys or indexes of a container with its values; empty for a scalar."""
     if isinstance(value, dict):
         return value.items()
     return enumerate(value) if isinstance(value, tuple) else ()
@@ -106,7 +103,7 @@ def dotted(path: Path) -> str:
 
 
 def read_tree(text: str, *, name: str) -> Tree:
-    """Parse `text`, whose lines are shown as ``name:line``; mistakes are listed in ``Tree.problems``."""
+    """Parse `text`; places are shown as ``name:line``, and mistakes are listed in ``Tree.problems``."""
     tree = Tree(root=None, places={(): Place(name, 1)})
     try:
         node = _BoundedLoader(text).get_single_node()
@@ -124,7 +121,7 @@ def parse_value(text: str) -> Value:
     """Parse one YAML value, such as the right side of an override.
 
     Raises:
-        ValueError: with one line that says why `text` is not such a value.
+        ValueError: `text` is not a YAML value; the message is one line.
     """
     tree = read_tree(text, name="value")
     if tree.problems:
@@ -135,7 +132,7 @@ def parse_value(text: str) -> Value:
 def scalar_resolvers(
     base: dict[str, list[tuple[str, re.Pattern[str]]]],
 ) -> dict[str, list[tuple[str, re.Pattern[str]]]]:
-    """Return the resolver table `base` of a PyYAML class with the scalars of this module added."""
+    """The resolver table `base` of a PyYAML class, with the scalars of this module added."""
     table = {first: list(rules) for first, rules in base.items()}
     for tag, pattern, firsts in IMPLICIT_SCALARS:
         whole = re.compile(rf"(?:{pattern.pattern})\Z")
@@ -169,7 +166,7 @@ def _syntax_problem(error: yaml.MarkedYAMLError, name: str) -> Problem:
 
 
 class _TreeBuilder:
-    """Turns PyYAML nodes into values and notes where each came from."""
+    """Builds values from PyYAML nodes and records the place of each."""
 
     def __init__(self, tree: Tree, name: str) -> None:
         self.tree = tree

@@ -1,8 +1,7 @@
-"""A batch of token rows with the index of everything the losses look at.
+"""A batch of token rows, with an index of everything that the losses read.
 
-Which positions are supervised, and which of them are the numbers of which action step, is known
-before anything reaches the device. Working it out here keeps the device free of data-dependent
-shapes: no synchronisation, no Python loop over tokens.
+Which positions are supervised, and which of them belong to which action step, is known before anything reaches the
+device. Indexing it here avoids data-dependent shapes, and so synchronisation, on the device.
 
 Legend: B rows, S positions, V supervised positions, R rows whose answer is an action chunk,
 H steps of the chunk, A numbers of an action.
@@ -20,12 +19,12 @@ from torch import Tensor
 from vlatrack.tokens.layout import IGNORED_LABEL, TokenLayout
 from vlatrack.tokens.prompts import Ids, TokenSequence
 
-IMAGE_SLOTS = 10  # the document's indexes of answer images, right-aligned
+IMAGE_SLOTS = 10  # answer images are numbered right-aligned in these slots
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded rows and their supervision. Tensors are int64 unless said otherwise."""
+    """Right-padded rows and their supervision. Tensors are int64 unless noted otherwise."""
 
     input_ids: Tensor  # [B, S]
     supervised: Tensor  # [V] flat positions b * S + t that predict a label at t + 1
@@ -33,12 +32,12 @@ class Batch:
     action_rows: Tensor  # [R]
     prompt_lengths: Tensor  # [R] positions before the first action block of the answer
     action_index: Tensor  # [R, H, A] where in V each number of the chunk is predicted
-    image_index: Tensor  # [I] where in V each token inside an answer image is predicted
-    image_slot: Tensor  # [I] which slot (0..9) that image has
+    image_index: Tensor  # [I] where in V each token of an answer image is predicted
+    image_slot: Tensor  # [I] the slot (0..9) of that image
     actions: Tensor | None  # float32 [R, H, A] in [-1, 1], before binning
     longest_prompt: int  # max of prompt_lengths, 0 without action rows
-    weighted_targets: int  # targets among the ids that image_token_weight weighs
-    tokens: int  # positions that are no padding
+    weighted_targets: int  # number of targets to which image_token_weight applies
+    tokens: int  # positions that are not padding
 
     @property
     def rows(self) -> int:
@@ -49,11 +48,11 @@ class Batch:
         return self.action_index.shape[1]
 
     def to(self, device: torch.device | str) -> Self:
-        """The same batch on ``device``, copied without waiting where memory is pinned."""
+        """This batch on ``device``, copied asynchronously from pinned memory."""
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Self:
-        """The same batch in page-locked memory (called by torch's DataLoader)."""
+        """This batch in pinned memory (called by torch's DataLoader)."""
         return self._mapped(Tensor.pin_memory)
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> Self:
@@ -63,7 +62,7 @@ class Batch:
 
 
 def collate(sequences: Sequence[TokenSequence], layout: TokenLayout) -> Batch:
-    """Pad rows on the right and index their supervision."""
+    """Pad the sequences on the right to one batch and index their supervision."""
     longest = max(len(sequence.input_ids) for sequence in sequences)
     input_ids = np.full((len(sequences), longest), layout.pad, np.int64)
     labels = np.full((len(sequences), longest), IGNORED_LABEL, np.int64)
@@ -86,30 +85,21 @@ def index_rows(
     """Index the supervision of padded rows.
 
     Args:
-        input_ids: [B, S]; labels: [B, S] with -100 where nothing is asked.
+        input_ids: [B, S].
+        labels: [B, S], -100 at positions without a label.
         actions: the chunks of the rows with action labels before binning, [R, H, A], if known.
-        tokens: how many positions are no padding; None: all are.
+        tokens: number of positions that are not padding; None: all.
 
     All action rows must have the same number of steps and dimensions.
     """
     valid = np.zeros(labels.shape, bool)
     valid[:, :-1] = labels[:, 1:] != IGNORED_LABEL
-    rank = (np.cumsum(valid) - 1).reshape(valid.shape)  # index in V of a supervised position
+    order = (np.cumsum(valid) - 1).reshape(valid.shape)  # index in V of a supervised position
     targets = labels[:, 1:][valid[:, :-1]]
 
-    starts = labels == layout.action_start
-    rows = np.flatnonzero(starts.any(axis=1))
-    steps = starts[rows].sum(axis=1)
-    inside = _inside(labels, layout.action_start, layout.action_end)
-    row_of, position = np.nonzero(inside)
-    horizon = int(steps[0]) if len(rows) else 0
-    assert (steps == horizon).all(), "all action rows of a batch have the same number of steps"
-    dimensions = len(row_of) // (len(rows) * horizon) if horizon else 0
-    action_index = rank[row_of, position - 1].reshape(len(rows), horizon, dimensions)
-    prompt_lengths = starts[rows].argmax(axis=1) if len(rows) else np.empty(0, np.int64)
+    rows, prompt_lengths, action_index = _index_actions(labels, order, layout)
     assert actions is None or actions.shape == action_index.shape
-
-    image_index, image_slot = _index_images(labels, rank, layout)
+    image_index, image_slot = _index_images(labels, order, layout)
     weighted = (targets >= layout.weighted_first) & (targets <= layout.weighted_last)
     return Batch(
         input_ids=torch.from_numpy(input_ids),
@@ -133,10 +123,29 @@ def _inside(labels: Ids, start: int, end: int) -> NDArray[np.bool_]:
     return opened & (labels != start)
 
 
-def _index_images(labels: Ids, rank: Ids, layout: TokenLayout) -> tuple[Ids, Ids]:
+def _index_actions(labels: Ids, order: Ids, layout: TokenLayout) -> tuple[Ids, Ids, Ids]:
+    """Rows [R] with an action chunk, their prompt lengths [R], and where in V their numbers are predicted [R, H, A].
+
+    Args:
+        order: [B, S], the index in V of each supervised position.
+    """
+    starts = labels == layout.action_start
+    rows = np.flatnonzero(starts.any(axis=1))
+    steps = starts[rows].sum(axis=1)
+    horizon = int(steps[0]) if len(rows) else 0
+    assert (steps == horizon).all(), "all action rows of a batch have the same number of steps"
+    row_of, position = np.nonzero(_inside(labels, layout.action_start, layout.action_end))
+    dimensions = len(row_of) // (len(rows) * horizon) if horizon else 0
+    action_index = order[row_of, position - 1].reshape(len(rows), horizon, dimensions)
+    prompt_lengths = starts[rows].argmax(axis=1) if len(rows) else np.empty(0, np.int64)
+    return rows, prompt_lengths, action_index
+
+
+def _index_images(labels: Ids, order: Ids, layout: TokenLayout) -> tuple[Ids, Ids]:
+    """Where in V each token of an answer image is predicted [I], and the slot of its image [I]."""
     starts = labels == layout.image_start
     in_row = starts.sum(axis=1)
-    assert in_row.max(initial=0) <= IMAGE_SLOTS, "the documented names have ten slots for answer images"
+    assert in_row.max(initial=0) <= IMAGE_SLOTS, "metric names have ten slots for answer images"
     row_of, position = np.nonzero(_inside(labels, layout.image_start, layout.image_end))
     number = np.cumsum(starts, axis=1)[row_of, position] - 1
-    return rank[row_of, position - 1], IMAGE_SLOTS - in_row[row_of] + number
+    return order[row_of, position - 1], IMAGE_SLOTS - in_row[row_of] + number

@@ -31,7 +31,7 @@ class ValueRange:
         return len(self.low)
 
     def normalise(self, values: FloatArray) -> NDArray[np.float64]:
-        """Raw values [..., A] to [-1, 1]; what lies outside the range is clipped."""
+        """Raw values [..., A] to [-1, 1]; values outside the range are clipped."""
         low, high = np.asarray(self.low, np.float64), np.asarray(self.high, np.float64)
         scaled = 2 * (np.asarray(values, np.float64) - low) / (high - low + 1e-8) - 1
         return np.clip(scaled, -1.0, 1.0)
@@ -46,8 +46,8 @@ class ValueRange:
 class Bins:
     """``count`` edges on [-1, 1] with ``count - 1`` centres between them (RynnVLA-002's scheme).
 
-    A value lies in bin k of 1..count (``numpy.digitize``; the top edge has a bin of its own that
-    decodes to the last centre), and its id is ``start + 1 + k``.
+    A value lies in bin k of 1..count (``numpy.digitize``; the top edge has its own bin, which decodes to the last
+    centre), and its id is ``start + 1 + k``.
     """
 
     count: int = 256

@@ -24,21 +24,21 @@ from vlatrack.errors import CheckpointError
 from vlatrack.tokens.layout import PIXELS_PER_CODE, TokenLayout
 
 CHAMELEON_PREFIX = "model.vqmodel."
-"""What the names of the image tokenizer's weights begin with in a Chameleon checkpoint."""
+"""Prefix of the image tokenizer's weights in a Chameleon checkpoint."""
 
 _WEIGHTS, _SETTINGS = "image_tokenizer.safetensors", "image_tokenizer.json"
-_ENCODE_CHUNK = 32  # images in one forward pass of the encoder: more leave the cache of a CPU
-_FEATURE_SAMPLES = 60_000  # features that k-means sees; more do not move the centres
+_ENCODE_CHUNK = 32  # images in one forward pass of the encoder; more would not fit in a CPU's cache
+_FEATURE_SAMPLES = 60_000  # features for k-means; more do not change the centres noticeably
 
 
 class ImageTokenizer:
-    """Frozen image encoder and codebook, with the token id of every code."""
+    """A frozen image encoder and codebook, with the token id of each code."""
 
     def __init__(self, vq: ChameleonVQVAE, *, image_size: int, code_ids: NDArray[np.int64]) -> None:
         """
         Args:
             vq: the encoder and quantiser.
-            image_size: pixels of each side; pictures of another size are resized.
+            image_size: pixels of each side; images of another size are resized.
             code_ids: token id of each code, [number of codes].
         """
         self._vq = vq.eval().requires_grad_(False).to(memory_format=torch.channels_last)
@@ -56,7 +56,7 @@ class ImageTokenizer:
 
     @torch.inference_mode()
     def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """RGB pictures uint8 [N, height, width, 3] to token ids int64 [N, R, C]."""
+        """RGB images uint8 [N, height, width, 3] to token ids int64 [N, R, C]."""
         side = self.codes_per_side
         codes = [
             self._vq.encode(_pixels(chunk, self.image_size, self._vq.device), return_dict=True).image_tokens.cpu()
@@ -82,11 +82,11 @@ class ImageTokenizer:
     ) -> Self:
         """A small tokenizer whose codebook is fitted by k-means to a random encoder's features.
 
-        The encoder stays random: its features keep the local colours and edges that tell pictures
-        apart, and k-means places the codes where the data is.
+        The encoder stays random: its features preserve the local colours and edges that distinguish images, and k-means
+        places the codes where the data is.
 
         Args:
-            frames: RGB pictures uint8 [N, height, width, 3] of the training episodes.
+            frames: RGB images uint8 [N, height, width, 3] of the training episodes.
         """
         vq = _random_vq(image_size=image_size, codebook_size=codebook_size, base_channels=base_channels, seed=seed)
         features = _features(vq, frames, image_size)
@@ -107,9 +107,9 @@ class ImageTokenizer:
 
         Args:
             config: the checkpoint's config.json.
-            tensors: those of its weights whose names begin with ``CHAMELEON_PREFIX``.
+            tensors: its weights whose names begin with ``CHAMELEON_PREFIX``.
             place: the checkpoint's folder, for messages.
-            layout: where the backbone that reads the ids has its image codes.
+            layout: the token ids of the backbone that reads the codes.
 
         Raises:
             CheckpointError: the checkpoint has no image tokenizer, or one of another geometry.
@@ -125,7 +125,7 @@ class ImageTokenizer:
         return cls(vq, image_size=image_size, code_ids=ids - TokenLayout.first_image_code + layout.first_image_code)
 
     def fingerprint(self) -> str:
-        """sha256 of everything that decides the ids of a picture."""
+        """sha256 of everything that determines the ids of an image."""
         digest = hashlib.sha256(f"{self.image_size}".encode() + self._code_ids.numpy().tobytes())
         for name, value in sorted(self._vq.state_dict().items()):
             digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
@@ -133,14 +133,14 @@ class ImageTokenizer:
 
     @staticmethod
     def is_saved(folder: Path) -> bool:
-        """Whether ``folder`` holds a tokenizer: of the two files, the one that is written last."""
+        """Whether ``folder`` holds a tokenizer, by the file that is written last."""
         return (folder / _SETTINGS).is_file()
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer so that ``load`` gives the same ids.
+        """Write the tokenizer, for ``load``.
 
         Raises:
-            CheckpointError: the disk does not take it.
+            CheckpointError: it cannot be written.
         """
         settings = {
             "image_size": self.image_size,
@@ -193,21 +193,21 @@ def _random_vq(*, image_size: int, codebook_size: int, base_channels: int, seed:
         latent_channels=64,
         embed_dim=64,
         num_embeddings=codebook_size,
-        attn_type="none",  # attention with random weights would blur all positions together
+        attn_type="none",  # attention with random weights would mix all positions
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vq = ChameleonVQVAE(config)
         for module in vq.modules():
             if isinstance(module, torch.nn.Conv2d):
-                # Orthogonal filters keep the variance of the picture through ten random layers.
+                # Orthogonal filters keep the variance of the image through ten random layers.
                 torch.nn.init.orthogonal_(module.weight, gain=2**0.5)
     return vq.eval().requires_grad_(False)
 
 
 @torch.inference_mode()
 def _features(vq: ChameleonVQVAE, frames: NDArray[np.uint8], image_size: int) -> Tensor:
-    """What the quantiser would quantise, [number of codes in all pictures, E]."""
+    """The features that the quantiser gets, [number of codes in all images, E]."""
     chunks = np.array_split(frames, -(-len(frames) // _ENCODE_CHUNK))
     maps = [vq.quant_conv(vq.encoder(_pixels(chunk, image_size))) for chunk in chunks]
     return torch.cat([feature_map.permute(0, 2, 3, 1).flatten(0, 2) for feature_map in maps])
@@ -229,7 +229,7 @@ def _kmeans_centres(features: Tensor, count: int, seed: int) -> Tensor:
 
 
 def _known_vq_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The geometry alone: a stored config also holds fields of the library version that wrote it."""
+    """Only the geometry: a stored config also has fields of the library version that wrote it."""
     names = (
         "embed_dim num_embeddings double_latent latent_channels resolution in_channels base_channels "
         "channel_multiplier num_res_blocks attn_resolutions dropout attn_type"

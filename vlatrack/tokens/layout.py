@@ -1,11 +1,10 @@
-"""Which id means what: the ids of text, images, actions and states in a backbone's vocabulary."""
+"""The token layout: the ids of text, images, actions and states in a backbone's vocabulary."""
 
 from dataclasses import dataclass
 from typing import Self
 
 IGNORED_LABEL = -100
 PIXELS_PER_CODE = 16
-PIXELS_PER_GRID_UNIT = 32
 
 _GRID_SIZES = 33  # an image has up to 1024 pixels a side, that is 32 grid units
 _ACTION_SPAN, _STATE_SPAN = 5000, 500  # from a start token to its end token, as the reference has them
@@ -15,9 +14,9 @@ _ACTION_SPAN, _STATE_SPAN = 5000, 500  # from a start token to its end token, as
 class TokenLayout:
     """The special ids of a sequence. The defaults are Chameleon's, as RynnVLA-002 and WorldVLA use them.
 
-    Reserved Chameleon tokens ``<reservedN>`` have the id N + 4. An image patch grid of n x 32 pixels
-    is announced by ``grid_base + n``. Byte b of a text has the id ``byte_base + b`` where no text
-    tokenizer comes with a checkpoint: the ids from 16384 on hold text in Chameleon too.
+    Reserved Chameleon tokens ``<reservedN>`` have the id N + 4. A side of n x 32 pixels of an image has the token
+    ``grid_base + n``. Without a pretrained text tokenizer, byte b of a text has the id ``byte_base + b``; in Chameleon,
+    too, the ids from 16384 on are text.
     """
 
     pad: int = 0
@@ -34,17 +33,17 @@ class TokenLayout:
     state_start: int = 15504
     state_end: int = 16004
     byte_base: int = 16384
-    # The reference weights ids 3..8194 in the cross-entropy, one less than the image codes' own range.
+    # The reference weights ids 3..8194 in the cross-entropy, one less than the range of the image codes.
     weighted_first: int = 3
     weighted_last: int = 8194
 
     @classmethod
     def after(cls, first: int, *, pad: int, bos: int) -> Self:
-        """The ids that extend another model's vocabulary, densely from ``first`` on.
+        """A layout appended to another model's vocabulary, without gaps from ``first`` on.
 
         Args:
-            first: number of ids that the model has of its own.
-            pad, bos: ids of padding and of the beginning of a sequence, among the model's own.
+            first: the size of the model's own vocabulary.
+            pad, bos: the model's ids of padding and of the beginning of a sequence.
         """
         after_codes = first + cls.image_codes
         grid_base = after_codes + 4
@@ -70,5 +69,5 @@ class TokenLayout:
 
     @property
     def vocabulary_size(self) -> int:
-        """Smallest vocabulary that holds every special id and the 256 byte ids."""
+        """Size of the smallest vocabulary with every special id and the 256 byte ids."""
         return self.byte_base + 256

@@ -1,4 +1,4 @@
-"""Prompts and answers: what a sample shows the policy, as ids and labels.
+"""Prompts and answers of samples, as token ids and labels.
 
 The order within a prompt is the reference's (RynnVLA-002): text, state, then images (history oldest
 first, within a time step third-person before wrist).
@@ -31,9 +31,9 @@ class TokenSequence:
 
 
 def image_block(codes: Ids, layout: TokenLayout) -> Ids:
-    """An image's code ids [rows, columns] as start, grid size, rows each closed, end."""
+    """An image's code ids [rows, columns] between start token, grid size, end-of-row tokens and end token."""
     rows, columns = codes.shape
-    assert rows % 2 == columns % 2 == 0, "the layout counts an image in units of 2 x 2 codes"
+    assert rows % 2 == columns % 2 == 0, "the layout gives an image's size in units of 2 x 2 codes"
     body = np.concatenate([codes, np.full((rows, 1), layout.end_of_image_row)], axis=1).ravel()
     head = [layout.image_start, layout.grid_base + rows // 2, layout.grid_base + columns // 2]
     return np.concatenate([head, body, [layout.image_end]]).astype(np.int64)
@@ -67,7 +67,7 @@ def vla_sequence(
         images: code ids [rows, columns] of each image, in prompt order.
         action_ids: ids [H, A] of the chunk.
         actions: the same chunk in [-1, 1] before binning, [H, A].
-        max_length: longest sequence the backbone takes.
+        max_length: longest sequence that the backbone accepts.
 
     Raises:
         TokenError: the sequence is longer than ``max_length``.

@@ -1,4 +1,4 @@
-"""Text tokenizers: that of a pretrained model, or plain bytes where a model starts from scratch."""
+"""Text tokenizers: that of a pretrained model, or plain bytes for a model from scratch."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ _PRETRAINED, _BYTES = "tokenizer.json", "text_tokenizer.json"
 class TextTokenizer(Protocol):
     @property
     def vocabulary_size(self) -> int:
-        """Smallest vocabulary that holds every id."""
+        """Size of the smallest vocabulary with every id."""
         ...
 
     def encode(self, text: str) -> list[int]:
@@ -23,12 +23,12 @@ class TextTokenizer(Protocol):
         ...
 
     def save(self, folder: Path) -> None:
-        """Write what ``load_text_tokenizer`` reads; CheckpointError if the disk does not take it."""
+        """Write the tokenizer, for ``load_text_tokenizer``; CheckpointError if it cannot be written."""
         ...
 
 
 class ByteTokenizer:
-    """UTF-8 bytes as ids from ``layout.byte_base`` on: complete, reversible, collides with nothing."""
+    """UTF-8 bytes as ids from ``layout.byte_base`` on: complete, reversible, and without collisions."""
 
     def __init__(self, layout: TokenLayout) -> None:
         self._base = layout.byte_base
@@ -44,7 +44,7 @@ class ByteTokenizer:
         """The text of byte ids.
 
         Raises:
-            ValueError: an id is no byte id, or the bytes are not UTF-8.
+            ValueError: an id is not a byte id, or the bytes are not UTF-8.
         """
         return bytes(i - self._base for i in ids).decode()
 
@@ -53,13 +53,13 @@ class ByteTokenizer:
 
 
 class PretrainedTextTokenizer:
-    """The tokenizer that a pretrained model carries: a ``tokenizer.json`` of the tokenizers library."""
+    """The tokenizer of a pretrained model: a ``tokenizer.json`` of the tokenizers library."""
 
     def __init__(self, content: bytes, place: Path) -> None:
         """
         Args:
-            content: the ``tokenizer.json``, which ``save`` writes again as it is.
-            place: where it was read, for messages.
+            content: the ``tokenizer.json``, which ``save`` writes unchanged.
+            place: where it was read from, for messages.
         """
         self._content = content
         try:
@@ -69,7 +69,11 @@ class PretrainedTextTokenizer:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Raises CheckpointError if the folder's ``tokenizer.json`` is missing or no tokenizer."""
+        """The tokenizer in ``folder``.
+
+        Raises:
+            CheckpointError: its ``tokenizer.json`` is missing or not a tokenizer.
+        """
         file = folder / _PRETRAINED
         try:
             return cls(file.read_bytes(), file)

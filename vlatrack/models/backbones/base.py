@@ -1,4 +1,4 @@
-"""What a policy asks of a backbone, and what a backbone asks of the outside when a new policy begins.
+"""The interface of backbones, and of the factories that build them.
 
 Legend: B rows, S positions, D width, K vocabulary.
 """
@@ -18,14 +18,14 @@ from vlatrack.tokens.layout import TokenLayout
 from vlatrack.tokens.text import TextTokenizer
 
 Geometry = Mapping[str, Any]
-"""JSON values that make the same module again: sizes, and where they are not Chameleon's, the ids of the layout."""
+"""JSON values from which the same module can be built: its sizes, and its token ids if they are not Chameleon's."""
 
 
 class Backbone(nn.Module, ABC):
-    """A decoder from token rows to hidden states, and the output layer that turns those into logits."""
+    """A decoder from token rows to hidden states, with the output layer that turns them into logits."""
 
     layout: TokenLayout = TokenLayout()
-    """The ids of images, actions, states and text in this backbone's vocabulary; Chameleon's unless set."""
+    """The token ids of images, actions, states and text in this backbone's vocabulary; by default Chameleon's."""
 
     @abstractmethod
     def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ class Backbone(nn.Module, ABC):
     @property
     @abstractmethod
     def output_layer(self) -> Tensor:
-        """The matrix [K, D] that turns hidden states into logits; the embedding's own where the two are tied."""
+        """The weight [K, D] of the output layer; the embedding's weight if the two are tied."""
 
     @property
     @abstractmethod
@@ -49,54 +49,53 @@ class Backbone(nn.Module, ABC):
     @property
     @abstractmethod
     def blocks(self) -> nn.ModuleList:
-        """The repeated layers, in order: what is compiled, sharded and checkpointed one by one."""
+        """The decoder layers in order, which are compiled, sharded and checkpointed one by one."""
 
     @abstractmethod
     def geometry(self) -> Geometry:
-        """What a checkpoint keeps to build this module again, without its pretrained folder or a hub."""
+        """What a checkpoint stores to rebuild this module without its pretrained folder or the hub."""
 
     def enable_gradient_checkpointing(self) -> None:
-        """Compute each block's activations again in the backward pass: less memory, more time, the same numbers."""
+        """Recompute each block's activations in the backward pass: less memory, more time, the same numbers."""
         for block in self.blocks:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 @dataclass(frozen=True)
 class BackboneSource:
-    """Where the backbone of a policy comes from, and what comes with it."""
+    """How to build the backbone of a policy, with the tokenizers and weights that belong to it."""
 
     build: Callable[[], Backbone]
-    """The module with random weights, drawn from torch's generator."""
+    """Returns the module with random weights, drawn from torch's global generator."""
     text: TextTokenizer | None = None
-    """None: text is bytes, under the ids that the backbone's layout has for them."""
+    """None: text is encoded as bytes, with the byte ids of the backbone's layout."""
     images: PretrainedFolder | None = None
-    """A Chameleon checkpoint whose image tokenizer is used; None: one is fitted to the data."""
+    """The Chameleon checkpoint whose image tokenizer is used; None: one is fitted to the data."""
     weights: PretrainedWeights | None = None
-    """What is copied over the random weights."""
+    """Pretrained weights to copy over the random ones."""
 
 
 class BackboneFactory(ABC):
-    """One kind of backbone with the settings of an experiment."""
+    """A kind of backbone, with the settings of an experiment."""
 
     @abstractmethod
     def open(self) -> BackboneSource:
-        """For a new policy. Reads no weights yet.
+        """The source of a new policy's backbone. Reads no weights yet.
 
         Raises:
             CheckpointError: the pretrained folder is missing, damaged, or of another kind of model.
-            SpecError: the settings do not make a model.
+            SpecError: no model can have these settings.
         """
 
     @abstractmethod
     def from_geometry(self, geometry: Geometry) -> Backbone:
-        """For a policy whose weights are stored: what ``Backbone.geometry`` gave, with random weights."""
+        """A stored policy's backbone, from what ``Backbone.geometry`` returned; its weights are random."""
 
 
 def add_residual_dropout(blocks: Iterable[Any], probability: float) -> None:
-    """Drop out what each branch of transformers' decoder layers adds to the residual stream, as the reference does.
+    """Apply dropout to both residual branches of transformers' decoder layers, as the reference does.
 
-    The last linear map of a branch is all that stands between it and the sum, so a hook on that
-    map does it without a decoder layer of our own.
+    The last linear layer of a branch feeds the residual sum directly, so a hook on it is enough.
     """
 
     def drop(module: nn.Module, _: object, output: Tensor) -> Tensor:

@@ -14,19 +14,19 @@ Option = str | int | float | bool | None
 def custom_factory(
     target: Callable[..., object], options: Mapping[str, Option], *, max_seq_len: int
 ) -> BackboneFactory:
-    """The factory of what a target names: a class derived from Backbone, or from BackboneFactory.
+    """A factory for a custom class derived from Backbone, or from BackboneFactory.
 
-    Both are called with the options and ``max_seq_len`` as keyword arguments. A factory is for a backbone that brings
-    a text tokenizer, an image tokenizer or pretrained weights.
+    Either is called with the options and ``max_seq_len`` as keyword arguments. A factory is needed for a backbone that
+    comes with a text tokenizer, an image tokenizer or pretrained weights.
 
     Raises:
-        SpecError: it is neither, or does not take the options.
+        SpecError: the target is neither, or does not accept the options.
     """
     name = getattr(target, "__qualname__", repr(target))
     arguments = {**options, "max_seq_len": max_seq_len}
     if not (isinstance(target, type) and issubclass(target, Backbone | BackboneFactory)):
         raise SpecError(
-            f"backbone.target: {name} is no class derived from Backbone (vlatrack/models/backbones/base.py)"
+            f"backbone.target: {name} is not a class derived from Backbone (vlatrack/models/backbones/base.py)"
         )
     try:
         inspect.signature(target).bind(**arguments)
@@ -46,5 +46,5 @@ class _ClassFactory(BackboneFactory):
         return BackboneSource(build=partial(self.backbone, **self.arguments))
 
     def from_geometry(self, geometry: Geometry) -> Backbone:
-        """Sizes are those of the stored policy; what is no geometry, such as dropout, is that of the experiment."""
+        """Geometry comes from the stored policy, everything else (such as dropout) from the experiment."""
         return self.backbone(**{**self.arguments, **geometry})

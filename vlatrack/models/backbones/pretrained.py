@@ -1,4 +1,4 @@
-"""Pretrained folders: their config.json, their tokenizer, and their weights one tensor at a time."""
+"""Pretrained checkpoint folders: config.json, tokenizer, and weights read one tensor at a time."""
 
 import hashlib
 import json
@@ -17,33 +17,33 @@ from vlatrack.errors import CheckpointError
 
 _HEAD_PREFIX = "action_head."
 _WRAPPERS = re.compile(r"^(?:module\.|_fsdp_wrapped_module\.|_orig_mod\.)+")
-_PROVENANCE = ("_name_or_path", "transformers_version")  # keys of config.json: who saved it, and where
+_PROVENANCE = ("_name_or_path", "transformers_version")  # keys of config.json that do not describe the model
 _MIB, _SAMPLES = 1 << 20, 16
 
 
 @dataclass(frozen=True)
 class PretrainedFolder:
-    """A checkpoint folder from outside: a Hugging Face model, or a RynnVLA-002 / WorldVLA state dict."""
+    """A checkpoint folder: a Hugging Face model, or a RynnVLA-002 / WorldVLA state dict."""
 
     path: Path
     config: Mapping[str, Any]  # its config.json
-    files: tuple[Path, ...]  # of weights
+    files: tuple[Path, ...]  # the weight files
 
     def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-        """Names and tensors, on the CPU. Nothing is kept: each one is read when it is its turn.
+        """Names and tensors on the CPU, each read only when it is reached.
 
         Raises:
-            CheckpointError: a file is truncated, or holds more than tensors.
+            CheckpointError: a file is truncated, or contains anything but tensors.
         """
         for file in self.files:
             yield from read_tensors(file, prefix)
 
 
 def open_pretrained(place: str) -> PretrainedFolder:
-    """A checkpoint folder, or a hub repository that is in the local cache or can be fetched. Reads no weights.
+    """A checkpoint folder, or a hub repository from the local cache or the hub. Reads no weights.
 
     Raises:
-        CheckpointError: nothing is there, or its config.json is damaged.
+        CheckpointError: there is no such checkpoint, or its config.json is damaged.
     """
     folder = _folder_of(place)
     config_file = folder / "config.json"
@@ -59,21 +59,21 @@ def open_pretrained(place: str) -> PretrainedFolder:
 
 
 def read_tensors(file: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Tensors from .safetensors, .bin, .pt or .pth; nothing but tensors is ever unpickled.
+    """Tensors from .safetensors, .bin, .pt or .pth; nothing but tensors is unpickled.
 
     Raises:
-        CheckpointError: the file is missing, truncated, or holds anything else.
+        CheckpointError: the file is missing, truncated, or contains anything else.
     """
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file")
     if file.suffix != ".safetensors":
         state = _torch_state(file)
-        # Removed when it is its turn: a pickle of before torch 1.6 cannot be mapped, and is in memory until then.
+        # Popped one by one: a file written before torch 1.6 cannot be memory-mapped and is held in memory as a whole.
         yield from ((name, state.pop(name)) for name in list(state) if name.startswith(prefix))
         return
     try:
         with safe_open(file, framework="pt") as stored:
-            for name in stored.keys():  # noqa: SIM118, it is no dict
+            for name in stored.keys():  # noqa: SIM118, it is not a dict
                 if name.startswith(prefix):
                     yield name, stored.get_tensor(name)
     except (SafetensorError, OSError) as error:
@@ -93,24 +93,24 @@ def _torch_state(file: Path) -> dict[str, Tensor]:
     return state
 
 
-# --- from their names and shapes to ours -----------------------------------------------------------
+# --- mapping to a policy -------------- -----------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class WeightMap:
-    """How one kind of pretrained model corresponds to a policy with its backbone."""
+    """How the parameters of a pretrained model map to those of a policy."""
 
     rename: Callable[[str], str | None]
-    """From their name of a parameter to ours; None for what the policy has no use for."""
+    """From the pretrained name of a parameter to ours; None for a parameter the policy does not have."""
     reshape: Callable[[str, Tensor, Tensor], Tensor] = lambda _name, value, _target: value
-    """(their name, value, our parameter) to the value as ours has it; another shape than ours is an error then."""
+    """From (pretrained name, value, our parameter) to the value in our shape; any other shape is an error."""
     first_rows: Mapping[str, int] = field(default_factory=dict)
-    """Of our parameters that have more rows than theirs, by our name: how many theirs has."""
+    """By our name, for parameters with more rows than the pretrained ones: how many rows those have."""
 
 
 @dataclass(frozen=True)
 class PretrainedWeights:
-    """The weights of a folder, and what they are called in a policy."""
+    """The weights of a folder, and how they map to a policy."""
 
     folder: PretrainedFolder
     names: WeightMap
@@ -126,10 +126,10 @@ def copy_weights(
     """Copy pretrained ``tensors`` straight into the parameters of ``policy``, one at a time.
 
     Returns:
-        whether the continuous head was among them; without it the policy's head keeps its weights.
+        whether the ActionHead was among them; if not, the policy's head keeps its weights.
 
     Raises:
-        CheckpointError: a parameter is missing or has another shape; some have been copied by then.
+        CheckpointError: a parameter is missing or has another shape; others may have been copied already.
     """
     own, copied, has_head = policy.state_dict(), set(), False
     for name, value in tensors:
@@ -142,7 +142,7 @@ def copy_weights(
             if value.shape != target.shape:
                 raise CheckpointError(
                     f"{place}: {plain} has shape {list(value.shape)}, this experiment needs {list(target.shape)}; "
-                    "its geometry (chunk, action or model size) is another one"
+                    "its geometry (chunk, action or model size) is different"
                 )
             target.copy_(value)
             copied.add(ours)
@@ -157,12 +157,12 @@ def copy_weights(
 
 
 def pretrained_fingerprint(place: str | Path) -> str:
-    """sha256 (64 hex digits) of a pretrained folder or hub repository, the same wherever it lies.
+    """sha256 (64 hex digits) of a pretrained folder or hub repository, independent of its location.
 
-    Of config.json (without who saved it), of tokenizer.json, and for each weight file of its name, its size, its
-    safetensors header (names, types and shapes) and 16 MiB of it: the first, the last, and 14 spread evenly between.
-    Reading the whole of a 7B model would take a minute at each start. Training moves every layer, so a few MiB of each
-    file tell two models apart; an edit of a few numbers by hand may go unnoticed.
+    It covers config.json (without provenance), tokenizer.json, and of each weight file the name, the size, the
+    safetensors header (names, types and shapes) and 16 samples of 1 MiB, evenly spread from the first to the last.
+    Reading a whole 7B model would take a minute at each start. Training changes every layer, so the samples distinguish
+    two models; a manual edit of a few numbers may go unnoticed.
 
     Raises:
         CheckpointError: the folder or a file of it cannot be read.
@@ -188,7 +188,7 @@ def pretrained_fingerprint(place: str | Path) -> str:
 
 
 def _header(stream: BinaryIO, size: int) -> bytes:
-    """A safetensors file begins with the length of its header (8 bytes, little-endian) and the header."""
+    """The header of a safetensors file, which follows its length (8 bytes, little-endian)."""
     return stream.read(min(int.from_bytes(stream.read(8), "little"), size))
 
 

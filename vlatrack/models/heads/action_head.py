@@ -1,4 +1,4 @@
-"""The continuous ActionHead: a whole action chunk from the hidden states of the prompt, at once.
+"""The continuous ActionHead: a whole action chunk at once, from the hidden states of the prompt.
 
 Legend: R rows, P prompt positions, H steps, A numbers of an action, D backbone width, E head width.
 """
@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 
 class ActionHead(nn.Module):
-    """Learned queries read the prompt through a small encoder; an MLP-ResNet turns them into actions.
+    """Learned queries attend to the prompt in a small encoder; an MLP-ResNet turns them into actions.
 
-    Architecture and initial geometry follow RynnVLA-002: H * A queries of the backbone's width are
-    appended to the prompt's hidden states, both are projected to the head's width, a post-norm
-    encoder mixes them, and the A outputs of each step, concatenated, become its A numbers.
+    As in RynnVLA-002, H * A queries of the backbone's width are appended to the prompt's hidden states, both are
+    projected to the head's width, a post-norm encoder mixes them, and the A outputs of each step are concatenated and
+    read out as its A numbers.
 
-    With ``mask_padding`` a row's prediction does not depend on the other rows of its batch. The
-    reference pads prompts with zero vectors and attends to them; ``mask_padding=False`` does the same.
+    With ``mask_padding`` a row's prediction does not depend on the other rows of its batch. The reference pads prompts
+    with zero vectors and attends to them; ``mask_padding=False`` does the same.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class ActionHead(nn.Module):
 
         Args:
             hidden: the prompt's hidden states [R, P, D], right-padded.
-            lengths: int64 [R], positions of each prompt that count.
+            lengths: int64 [R], the length of each prompt without padding.
 
         Returns:
-            actions [R, H, A], normalised to [-1, 1] by training (not by construction).
+            actions [R, H, A], trained towards [-1, 1] but not bounded.
         """
         rows, positions, _ = hidden.shape
         padding = torch.arange(positions, device=hidden.device) >= lengths[:, None]

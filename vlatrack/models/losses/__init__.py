@@ -1,1 +1,1 @@
-"""The documented losses and what they are summed from."""
+"""Loss terms, one file each, and the token losses they are computed from."""

@@ -1,4 +1,4 @@
-"""What a loss term is: a file with a name, a weight, what is summed, and over how many numbers.
+"""The base class of loss terms: a name, a weight, a total over the batch, and the count that divides it.
 
 Legend: B rows, S positions, V supervised positions, R rows with an action chunk, H steps, A numbers of an action,
 D width.
@@ -18,27 +18,27 @@ from vlatrack.tokens.batch import Batch
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What one forward pass yields, for the loss terms and the token metrics."""
+    """The result of one forward pass, as loss terms and token metrics read it."""
 
     batch: Batch
     nll: Tensor  # float32 [V], -log p(target), nats
     logsumexp: Tensor  # float32 [V], of the logits
     predicted: Tensor  # int64 [V], the most probable id
     hidden: Tensor  # [B, S, D], the backbone's last hidden states
-    actions: Tensor | None  # float32 [R, H, A], the ActionHead's chunks; None for a batch without action rows
-    label_actions: Tensor | None  # float32 [R, H, A], what the label tokens decode to, in [-1, 1]; None likewise
+    actions: Tensor | None  # float32 [R, H, A], predicted by the ActionHead; None for a batch without action rows
+    label_actions: Tensor | None  # float32 [R, H, A] in [-1, 1], decoded from the label tokens; None likewise
 
 
 class LossTerm(ABC):
     """One term of the loss: weight * total / count, with both summed over the optimiser step and over all ranks.
 
     A subclass sets `metric` and implements `count` and `total`. Its mean is logged as `metric.name`, its part of the
-    loss as `weighted_<name>`. It is constructed with the weight and, if it has any, options of its own.
+    loss as `weighted_<name>`. It is constructed with the keyword arguments `weight` and its own options.
     """
 
     metric: ClassVar[LossMetric]
     shape: tuple[int, ...] = ()
-    """Of what `total` returns. Only a term whose elements have metrics of their own is no scalar, as `loss_ct`."""
+    """The shape of what `total` returns: a scalar, unless its elements have metrics of their own, as in `loss_ct`."""
 
     def __init__(self, *, weight: float = 1.0) -> None:
         self.weight = weight
@@ -49,21 +49,21 @@ class LossTerm(ABC):
 
     @abstractmethod
     def count(self, batch: Batch) -> float:
-        """Over how many numbers of `batch` the total sums, known on the host before any forward pass.
+        """The number of values that `total` sums over, known on the host before any forward pass.
 
-        The batch may lie on the device, so only shapes and plain numbers of it are read. 0 leaves the batch out.
+        The batch may be on the device, so read only its shapes and plain numbers. 0 leaves the batch out.
         """
 
     @abstractmethod
     def total(self, inputs: LossInputs) -> Tensor:
-        """The sum over the batch, differentiable; called only where `count` is above 0."""
+        """The differentiable sum over the batch; called only if `count` is above 0."""
 
 
 def checked_count(term: LossTerm, batch: Batch) -> float:
     """`term.count(batch)`.
 
     Raises:
-        LossError: it is not a number from 0 on.
+        LossError: it is not a finite number, 0 or more.
     """
     count = term.count(batch)
     if not isinstance(count, int | float) or not 0 <= count < math.inf:
@@ -72,10 +72,10 @@ def checked_count(term: LossTerm, batch: Batch) -> float:
 
 
 def checked_total(term: LossTerm, inputs: LossInputs) -> Tensor:
-    """`term.total(inputs)`, of the term's shape.
+    """`term.total(inputs)`.
 
     Raises:
-        LossError: it is something else, or no gradient flows from it.
+        LossError: it is not a tensor of the term's shape, or it has no gradient.
     """
     total = term.total(inputs)
     if not isinstance(total, Tensor):

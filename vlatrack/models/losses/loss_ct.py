@@ -12,9 +12,9 @@ CtTarget = Literal["tokens", "raw"]
 
 
 class ContinuousL1(LossTerm):
-    """Mean over all rows with action labels, over steps and dimensions; its total keeps steps and dimensions apart.
+    """Mean over rows with action labels, steps and dimensions. The total [H, A] sums over rows only.
 
-    The target is what the label tokens decode to, or with `target="raw"` the actions before binning.
+    The target is decoded from the label tokens, or with `target="raw"` the actions before binning.
     """
 
     metric = LOSS_CT

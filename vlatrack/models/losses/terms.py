@@ -1,4 +1,4 @@
-"""The loss terms of an experiment: the three documented ones, and what a term of one's own may be called."""
+"""The three documented loss terms, and the names that a custom one may have."""
 
 import re
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def documented_terms(
 ) -> tuple[LossTerm, ...]:
     """loss = closs + loss_ct_weights * loss_ct + z_loss_weight * z_loss, added in this order.
 
-    `chunk` is H and A: steps of an action chunk and numbers of an action.
+    `chunk` is (H, A): steps of an action chunk, numbers of an action.
     """
     return (
         CrossEntropy(layout, image_token_weight=image_token_weight),
@@ -36,19 +36,19 @@ def documented_terms(
     )
 
 
-def check_names(own: Sequence[LossTerm]) -> None:
-    """Whether the terms beside the documented ones can be logged under their names.
+def check_names(custom: Sequence[LossTerm]) -> None:
+    """Check that custom terms can be logged under their names.
 
     Raises:
-        LossError: a name is no identifier, or one that a metric or another term has.
+        LossError: a name is not an identifier, or a metric or another term has it.
     """
     taken = {f"{TRAIN}_acc_image", *MetricSchema.for_experiment(horizon=1, action_dim=1).names(TRAIN)}
-    for term in own:
+    for term in custom:
         if not _NAME.fullmatch(term.name):
             raise LossError(f"loss term {term.name!r}: expected a name of a-z, 0-9 and _, a letter first")
         for name in (term.name, f"weighted_{term.name}", gradient_share_name(term.name)):
             logged = f"{TRAIN}_{name}"
-            # Which steps, dimensions and images there are depends on the experiment: they are told by their pattern.
+            # How many steps, dimensions and images there are depends on the experiment, so those names go by pattern.
             if logged in taken or any(pattern.search(logged) for pattern in (STEP_NAME, DIM_NAME, IMAGE_NAME)):
                 raise LossError(f"loss term {term.name}: another metric is called {logged}; give the term another name")
             taken.add(logged)

@@ -1,9 +1,8 @@
 """Cross-entropy, squared log-sum-exp and argmax of an output layer, without keeping the logits.
 
-A vocabulary is tens of thousands of columns: writing the logits out and passing over them for each
-loss and again for its gradient costs more than the decoder of a small model, and gigabytes on a
-large one. Here a few rows are done at a time while they are in the cache, and the backward pass
-computes them again.
+A vocabulary has tens of thousands of columns: materialising the logits, and reading them again for each loss and its
+gradient, takes longer than the decoder of a small model, and gigabytes for a large one. Here a few rows are computed at
+a time, while they fit in the cache, and the backward pass recomputes them.
 
 Legend: V positions, D width, K vocabulary.
 """
@@ -20,7 +19,7 @@ _LOGITS_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 27}
 
 @dataclass(frozen=True)
 class TokenLosses:
-    """Per position; gradients flow through the first two."""
+    """Values per position; the first two are differentiable."""
 
     nll: Tensor  # float32 [V], -log p(target), nats
     logsumexp: Tensor  # float32 [V], of the logits
@@ -28,7 +27,13 @@ class TokenLosses:
 
 
 def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> TokenLosses:
-    """The losses of predicting ``targets`` [V] from ``hidden`` [V, D] with the output layer ``weight`` [K, D]."""
+    """The losses of predicting ``targets`` from ``hidden`` with the output layer ``weight``.
+
+    Args:
+        hidden: [V, D].
+        weight: [K, D].
+        targets: int64 [V].
+    """
     return TokenLosses(*_Losses.apply(hidden, weight, targets))  # type: ignore[no-untyped-call]
 
 
@@ -53,9 +58,9 @@ class _Losses(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         inputs, layer, targets, logsumexp = ctx.saved_tensors
         d_nll, d_logsumexp, _ = gradients
-        # In half precision each chunk would round what the chunks before it have summed: this sum is kept in float32.
-        summed = torch.promote_types(layer.dtype, torch.float32)
-        d_hidden, d_weight = torch.empty_like(inputs), torch.zeros_like(layer, dtype=summed)
+        # In half precision every chunk would round the sum of those before it, so the sum is kept in float32.
+        accumulate_dtype = torch.promote_types(layer.dtype, torch.float32)
+        d_hidden, d_weight = torch.empty_like(inputs), torch.zeros_like(layer, dtype=accumulate_dtype)
         for rows in _chunks(len(targets), len(layer), inputs.device):
             # d logsumexp = softmax; d nll = softmax - onehot(target).
             d_logits = (inputs[rows] @ layer.t()).float().sub_(logsumexp[rows, None]).exp_()
@@ -63,12 +68,12 @@ class _Losses(torch.autograd.Function):
             d_logits.scatter_add_(1, targets[rows, None], -d_nll[rows, None])
             d_logits = d_logits.to(layer.dtype)
             d_hidden[rows] = d_logits @ layer
-            d_weight.addmm_(d_logits.t().to(summed), inputs[rows].to(summed))
+            d_weight.addmm_(d_logits.t().to(accumulate_dtype), inputs[rows].to(accumulate_dtype))
         return d_hidden.to(ctx.dtypes[0]), d_weight.to(ctx.dtypes[1]), None
 
 
 def _compute_dtype(hidden: Tensor) -> torch.dtype:
-    """What autocast would choose for a matrix product here."""
+    """The dtype that autocast would choose for a matrix product."""
     kind = hidden.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 

@@ -8,7 +8,7 @@ from vlatrack.tokens.batch import Batch
 
 
 class ZLoss(LossTerm):
-    """Mean over the supervised positions; not computed, and logged as 0, where its weight is 0."""
+    """Mean over the supervised positions; with weight 0 it is not computed, and logged as 0."""
 
     metric = Z_LOSS
 

@@ -58,7 +58,7 @@ def read_policy(checkpoint: Path) -> PolicyRecord:
     try:
         return read(checkpoint, manifest.policy_sha256)
     except (OSError, ValueError, KeyError, TypeError, DataError, TokenError) as error:
-        raise CheckpointError(f"{checkpoint}: what it says of its policy cannot be read ({error})") from error
+        raise CheckpointError(f"{checkpoint}: its description of the policy cannot be read ({error})") from error
 
 
 def _read(checkpoint: Path, policy_sha256: str) -> PolicyRecord:

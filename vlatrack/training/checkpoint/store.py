@@ -40,7 +40,7 @@ class CheckpointStore:
         """``last``, ``best``, or the name of a checkpoint folder.
 
         Raises:
-            CheckpointError: there is none of that name.
+            CheckpointError: there is no such checkpoint.
         """
         present = {path.name: path for path in self.all()}
         if not present:

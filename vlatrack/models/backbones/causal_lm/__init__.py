@@ -1,1 +1,1 @@
-"""Decoder families of transformers, with our ids behind their own vocabulary."""
+"""Decoder families of transformers, with our token ids appended to their vocabulary."""

@@ -1,4 +1,4 @@
-"""Transformers' Llama and Qwen decoders as backbones: their own vocabulary, and ours behind it.
+"""Transformers' Llama and Qwen decoders as backbones, with our token ids appended to their vocabulary.
 
 Legend: B rows, S positions, D width, K vocabulary.
 """
@@ -66,11 +66,11 @@ _GEOMETRY = (
     "max_position_embeddings initializer_range rms_norm_eps rope_parameters attention_bias mlp_bias tie_word_embeddings"
 ).split()
 
-_SCRATCH_LAYOUT = TokenLayout.after(2, pad=0, bos=1)  # a model from scratch has no text of its own but bytes
+_SCRATCH_LAYOUT = TokenLayout.after(2, pad=0, bos=1)  # from scratch, text is encoded as bytes
 
 
 class CausalLMBackbone(Backbone):
-    """A decoder of one of the families, its vocabulary extended by the ids of images, actions and states."""
+    """A decoder of one of the families, its vocabulary extended by image, action and state ids."""
 
     def __init__(self, geometry: Geometry, *, residual_dropout: float = 0.0) -> None:
         """
@@ -119,11 +119,11 @@ class CausalLMBackbone(Backbone):
 
 @dataclass(frozen=True)
 class CausalLMFactory(BackboneFactory):
-    """A decoder of a preset, with some sizes changed, or that of a checkpoint folder or hub repository."""
+    """A decoder from a preset with optional changes, a checkpoint folder or a hub repository."""
 
-    family: Family | None  # None: what the checkpoint says
+    family: Family | None  # None: that of the checkpoint, or llama from scratch
     preset: Preset | None
-    sizes: Mapping[str, int | bool]  # by transformers' names, instead of the preset's
+    sizes: Mapping[str, int | bool]  # by transformers' names; they override the preset
     checkpoint: str | None
     residual_dropout: float
     max_seq_len: int
@@ -148,12 +148,12 @@ class CausalLMFactory(BackboneFactory):
 
 
 def _scratch_geometry(family: Family, sizes: Mapping[str, int | bool]) -> dict[str, Any]:
-    width, heads, groups = (sizes[name] for name in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
+    width, heads, kv_heads = (sizes[name] for name in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
     if width % (2 * heads):
         raise SpecError(f"backbone.sizes: hidden_size {width} is not a multiple of 2 * num_attention_heads ({heads})")
-    if heads % groups:
+    if heads % kv_heads:
         raise SpecError(
-            f"backbone.sizes: num_attention_heads {heads} is not a multiple of num_key_value_heads ({groups})"
+            f"backbone.sizes: num_attention_heads {heads} is not a multiple of num_key_value_heads ({kv_heads})"
         )
     geometry = {"family": family, "layout": asdict(_SCRATCH_LAYOUT), "config": {**sizes, "head_dim": width // heads}}
     _config_of(geometry)
@@ -176,12 +176,12 @@ def _pretrained_geometry(folder: PretrainedFolder, family: Family | None, max_se
     eos = config.get("eos_token_id")
     bos = _special_id(folder, "bos_token_id", eos[0] if isinstance(eos, list) and eos else eos)
     layout = TokenLayout.after(config["vocab_size"], pad=_special_id(folder, "pad_token_id", bos), bos=bos)
-    names = [*_GEOMETRY, "rope_theta", "rope_scaling"]  # the last two, as transformers 4 writes rope_parameters
+    names = [*_GEOMETRY, "rope_theta", "rope_scaling"]  # the last two are what transformers 4 writes
     sizes = {name: config[name] for name in names if config.get(name) is not None}
     sizes.setdefault("num_key_value_heads", config["num_attention_heads"])
     sizes["max_position_embeddings"] = max(config.get("max_position_embeddings") or 0, max_seq_len)
     geometry = {"family": found, "layout": asdict(layout), "config": sizes}
-    _config_of(geometry)  # what makes no model shows before anything slow begins
+    _config_of(geometry)  # fails now rather than after something slow
     return geometry
 
 
@@ -199,7 +199,7 @@ def _config_of(geometry: Geometry) -> PreTrainedConfig:
 
 def _text_tokenizer(folder: PretrainedFolder) -> PretrainedTextTokenizer:
     tokenizer, vocabulary = PretrainedTextTokenizer.read(folder.path), folder.config["vocab_size"]
-    if tokenizer.vocabulary_size > vocabulary:  # a word would be taken for an image
+    if tokenizer.vocabulary_size > vocabulary:  # its ids would collide with image ids
         raise CheckpointError(
             f"{folder.path}/tokenizer.json: has ids up to {tokenizer.vocabulary_size - 1}, but config.json says "
             f"vocab_size {vocabulary}; it belongs to another model"
@@ -207,17 +207,17 @@ def _text_tokenizer(folder: PretrainedFolder) -> PretrainedTextTokenizer:
     return tokenizer
 
 
-def _special_id(folder: PretrainedFolder, name: str, instead: object) -> int:
-    """An id that config.json names, or another where it names none."""
+def _special_id(folder: PretrainedFolder, name: str, default: object) -> int:
+    """The special id `name` of config.json, or `default` if it has none."""
     found, vocabulary = folder.config.get(name), folder.config["vocab_size"]
-    found = instead if found is None else found
+    found = default if found is None else found
     if not isinstance(found, int) or not 0 <= found < vocabulary:
         raise CheckpointError(f"{folder.path}/config.json: {name} is {found}, expected an id below {vocabulary}")
     return found
 
 
 def _weight_map(vocabulary: int) -> WeightMap:
-    """The decoder's names. The ids behind its vocabulary keep the rows that a new model of the family begins with."""
+    """The decoder's parameter names. Rows of appended ids keep their random initial weights."""
 
     def rename(name: str) -> str | None:
         if name == "lm_head.weight":

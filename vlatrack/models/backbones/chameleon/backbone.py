@@ -1,4 +1,4 @@
-"""Transformers' Chameleon as a backbone: token rows to hidden states.
+"""Transformers' Chameleon as a backbone.
 
 Legend: B rows, S positions, D width.
 """
@@ -38,12 +38,16 @@ _GEOMETRY = (
     "max_position_embeddings rms_norm_eps rope_parameters attention_bias mlp_bias swin_norm tie_word_embeddings"
 ).split()
 
-# The policy gets images as tokens, so its own copy of the image encoder is the smallest that can be built.
+# The policy gets images as tokens, so it builds the smallest possible image encoder and deletes it.
 _NO_IMAGE_ENCODER = {"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1, "num_embeddings": 2}
 
 
 def backbone_config(stored: Mapping[str, Any]) -> ChameleonConfig:
-    """A config from stored geometry (a checkpoint's config.json holds more than the decoder needs)."""
+    """A config with the geometry of a checkpoint's config.json, which holds more than the decoder needs.
+
+    Raises:
+        CheckpointError: no Chameleon can have this geometry.
+    """
     geometry = {name: stored[name] for name in _GEOMETRY if stored.get(name) is not None}
     geometry.setdefault("num_key_value_heads", geometry.get("num_attention_heads"))
     if "rope_parameters" not in geometry and stored.get("rope_theta") is not None:
@@ -55,12 +59,12 @@ def backbone_config(stored: Mapping[str, Any]) -> ChameleonConfig:
 
 
 class ChameleonBackbone(Backbone):
-    """The decoder and its output matrix, with the reference's dropout on the residual branches."""
+    """The Chameleon decoder and its output layer, with the reference's dropout on the residual branches."""
 
     def __init__(self, config: ChameleonConfig, *, residual_dropout: float = 0.0) -> None:
         """
         Raises:
-            CheckpointError: residual dropout is asked of a Swin-norm Chameleon (34B), which the reference lacks.
+            CheckpointError: residual dropout with a Swin-norm Chameleon (34B), for which the reference defines none.
         """
         super().__init__()
         if config.swin_norm and residual_dropout:
@@ -95,11 +99,11 @@ class ChameleonBackbone(Backbone):
 
 @dataclass(frozen=True)
 class ChameleonFactory(BackboneFactory):
-    """A Chameleon of a preset, or that of a checkpoint folder or hub repository."""
+    """A Chameleon from a preset, a checkpoint folder or a hub repository."""
 
     preset: Preset | None
     checkpoint: str | None
-    tokenizer: str | None  # where the text and image tokenizers come from, if not from the checkpoint
+    tokenizer: str | None  # checkpoint with the text and image tokenizers; None: the one above
     residual_dropout: float
     max_seq_len: int
 
@@ -140,5 +144,5 @@ def _pretrained_geometry(folder: PretrainedFolder, max_seq_len: int) -> dict[str
     if config.get("tie_word_embeddings"):
         raise CheckpointError(f"{file}: tie_word_embeddings is true, but a Chameleon has an output layer of its own")
     geometry = {**config, "max_position_embeddings": max(config.get("max_position_embeddings") or 0, max_seq_len)}
-    backbone_config(geometry)  # what makes no model shows before anything slow begins
+    backbone_config(geometry)  # fails now rather than after something slow
     return geometry

@@ -1,7 +1,7 @@
-"""Weights from outside: Hugging Face Chameleon checkpoints and RynnVLA-002 / WorldVLA state dicts.
+"""The weight map of Hugging Face Chameleon checkpoints and RynnVLA-002 / WorldVLA state dicts.
 
-Both name the decoder alike. They differ in two places: the reference stores one q/k norm shared by
-all heads, and it carries the continuous head. The image encoder is left to the image tokenizer.
+Both use the same names for the decoder. The reference differs in two places: it stores one q/k norm shared by all
+heads, and it contains the ActionHead. The image encoder is skipped; the image tokenizer reads it.
 """
 
 import re
@@ -27,7 +27,7 @@ _SHARED_NORM = re.compile(r"\.self_attn\.([qk])_norm\.(weight|bias)$")
 
 
 def own_name(name: str) -> str | None:
-    """Our name of a reference parameter; None for what the policy has no use for (the image encoder)."""
+    """Our name of a pretrained parameter; None for one that the policy does not have (the image encoder)."""
     if name.startswith(CHAMELEON_PREFIX):
         return None
     if not name.startswith(_HEAD_PREFIX):

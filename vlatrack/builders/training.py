@@ -1,0 +1,170 @@
+"""From an experiment to a training: its device, optimiser and loop, and what its checkpoints hold."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import torch
+from accelerate import Accelerator
+
+from vlatrack.builders.experiment import Experiment
+from vlatrack.builders.policy import build_schema
+from vlatrack.data.samples import Encoding, SampleSet
+from vlatrack.errors import SpecError
+from vlatrack.metrics.schema import TRAIN
+from vlatrack.models.policy import VlaPolicy
+from vlatrack.spec.load import dump_spec
+from vlatrack.spec.models import ExperimentSpec
+from vlatrack.training.callback import Callback
+from vlatrack.training.checkpoint.contents import TrainingParts
+from vlatrack.training.checkpoint.policy import IMAGE_TOKENIZER, SPEC, TEXT_TOKENIZER, PolicyRecord
+from vlatrack.training.interruption import Interruption
+from vlatrack.training.loop import LoopSettings, Training
+from vlatrack.training.optimisation import Schedule, adamw
+from vlatrack.training.process_group import ProcessGroup
+from vlatrack.training.state import TrainState
+
+
+def build_accelerator(spec: ExperimentSpec) -> Accelerator:
+    """The device and precision to compute with.
+
+    Raises:
+        SpecError: train.device is cuda and there is none.
+    """
+    wanted = spec.train.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise SpecError("train.device: cuda, but torch sees no GPU here; use auto or cpu")
+    return Accelerator(cpu=wanted == "cpu", mixed_precision="bf16" if spec.train.precision == "bf16" else "no")
+
+
+def check_processes(spec: ExperimentSpec, group: ProcessGroup) -> None:
+    """Check that there are no more processes than samples in a batch, and than GPUs on this machine.
+
+    Raises:
+        SpecError: there are.
+    """
+    if spec.train.batch_size < group.world_size:
+        raise SpecError(
+            f"train.batch_size: {spec.train.batch_size} samples cannot be dealt out to {group.world_size} processes; "
+            "raise it, or start fewer"
+        )
+    gpus = 0 if spec.train.device == "cpu" else torch.cuda.device_count()
+    if 0 < gpus < group.local_world_size:
+        raise SpecError(
+            f"train.device: {spec.train.device}, but torch sees {gpus} GPUs for {group.local_world_size} processes; "
+            "start one for each GPU, or use cpu"
+        )
+
+
+def build_training(
+    experiment: Experiment,
+    policy: VlaPolicy,
+    samples: SampleSet,
+    accelerator: Accelerator,
+    group: ProcessGroup,
+    interruption: Interruption,
+    callbacks: Sequence[Callback] = (),
+) -> Training:
+    """A policy with its optimiser, schedule and loop settings. ``callbacks`` are those of the main process."""
+    spec, optim, train = experiment.spec, experiment.spec.optim, experiment.spec.train
+    return Training(
+        policy=policy,
+        optimizer=adamw(policy, lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas, eps=optim.eps),
+        schedule=Schedule(optim.lr, optim.min_lr, optim.warmup_epochs, train.epochs, optim.schedule),
+        samples=samples,
+        settings=LoopSettings(
+            epochs=train.epochs,
+            max_steps=train.max_steps,
+            batch_size=train.batch_size,
+            micro_batch=train.micro_batch,
+            clip_grad=optim.clip_grad,
+            log_every=spec.tracking.log_every,
+            seed=spec.seed,
+            workers=min(train.workers, os.cpu_count() or 1),  # more than there are cores would only compete
+            non_finite=train.non_finite,
+            max_rollbacks=train.max_rollbacks,
+            save_every_epochs=train.checkpoint.every_epochs,
+            save_every_steps=train.checkpoint.every_steps,
+            best_metric=train.checkpoint.best_metric,
+            gradient_share_every=spec.loss.gradient_share_every,
+        ),
+        accelerator=accelerator,
+        group=group,
+        interruption=interruption,
+        schema=build_schema(spec),
+        callbacks=callbacks,
+    )
+
+
+def build_training_parts(
+    experiment: Experiment, training: Training, encoding: Encoding, image_tokenizer: Path
+) -> TrainingParts:
+    """What the checkpoints of a training save; ``image_tokenizer`` is the folder of the run's image tokenizer."""
+
+    def write_policy_files(folder: Path) -> None:
+        (folder / SPEC).write_text(dump_spec(experiment.spec))
+        encoding.text.save(folder / TEXT_TOKENIZER)
+        _link_files(image_tokenizer, folder / IMAGE_TOKENIZER)
+        record = PolicyRecord(
+            folder,
+            spec_file=folder / SPEC,
+            bins=experiment.spec.tokenizer.bins,
+            norm_stats=experiment.norm_stats,
+            geometry=training.policy.backbone.geometry(),
+            fingerprints=experiment.fingerprints,
+            lineage=experiment.lineage,
+            text_tokenizer=folder / TEXT_TOKENIZER,
+            image_tokenizer=folder / IMAGE_TOKENIZER,
+            policy_sha256="",  # not known before the files are written
+        )
+        record.write(folder, experiment_hash=experiment.hash, backbone_kind=experiment.spec.backbone.kind)
+
+    return TrainingParts(training.policy, training.optimizer, training.group, write_policy_files)
+
+
+def training_warnings(experiment: Experiment, training: Training, state: TrainState) -> list[str]:
+    """Settings that are allowed but probably not intended, one line each, for a training that starts at ``state``."""
+    spec, steps = experiment.spec, training.total_steps
+    found = []
+    if experiment.continues and experiment.stored is not None and spec.optim.schedule == "cosine":
+        before = cast(int, experiment.stored.settings["train.epochs"])
+        now, done = training.schedule, state.step / training.steps_per_epoch
+        if before != spec.train.epochs:
+            found.append(
+                f"train.epochs = {spec.train.epochs} spans the cosine anew, which spanned {before}: the learning "
+                f"rate goes on at {now.at(done):.3g} instead of {replace(now, epochs=before).at(done):.3g}"
+            )
+    whole = training.steps_per_epoch * spec.train.epochs
+    warm_up = spec.optim.warmup_epochs * training.steps_per_epoch
+    if steps <= warm_up:
+        found.append(
+            f"train.max_steps = {steps} ends the training inside the warm-up of {warm_up:.0f} steps: the learning "
+            "rate never reaches optim.lr"
+        )
+    elif steps < whole and spec.optim.schedule == "cosine":
+        last = training.schedule.at((steps - 1) / training.steps_per_epoch)
+        found.append(
+            f"train.max_steps = {steps} ends the training before the cosine, which spans the {whole} steps of "
+            f"train.epochs = {spec.train.epochs}: the last learning rate is {last:.2g}, not {spec.optim.min_lr:.2g}"
+        )
+    best = spec.train.checkpoint.best_metric
+    measured = [TRAIN, *(name for name in experiment.splits if name != TRAIN and spec.evaluate.open_loop is not None)]
+    if not best.startswith(tuple(f"{name}_" for name in measured)):
+        found.append(
+            f"train.checkpoint.best_metric = {best} is never measured (data.val_… or evaluate.open_loop is null); "
+            "the best checkpoint is the last one"
+        )
+    return found
+
+
+def _link_files(source: Path, target: Path) -> None:
+    """Hard-link the files of a folder, which never change, into a new one; copy them where links are not possible."""
+    target.mkdir()
+    for file in source.iterdir():
+        try:
+            os.link(file, target / file.name)
+        except OSError:  # another file system, or one without hard links
+            shutil.copyfile(file, target / file.name)
