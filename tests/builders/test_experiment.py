@@ -96,7 +96,7 @@ def test_the_best_checkpoint_is_the_one_of_the_declared_direction_and_never_a_na
     for step, value in enumerate(values, start=1):
         state.step = step
         result = SplitResult({metric.removeprefix("val_ind_"): value}, MetricStates())
-        training._note_best(state, {"val_ind": result})
+        training._update_best(state, {"val_ind": result})
     assert state.best_step == best_step
 
 

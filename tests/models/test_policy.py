@@ -12,6 +12,7 @@ from vlatrack.metrics.states import MetricStates
 from vlatrack.models.attention import attention_mask
 from vlatrack.models.backbones.chameleon.pretrained import CHAMELEON_WEIGHTS
 from vlatrack.models.backbones.pretrained import copy_weights, read_tensors
+from vlatrack.models.losses.base import non_finite_terms
 from vlatrack.tokens.batch import collate
 from vlatrack.tokens.layout import TokenLayout
 
@@ -199,7 +200,7 @@ def test_metrics_of_rows_whose_logits_are_not_finite_are_nan(make_policy, rows) 
     assert len(broken) == 2 + 4 + 2 + 4 + 1  # losses, L1 by step and overall, by dimension, accuracies, one image slot
     assert all(math.isnan(named[name]) for name in broken)
     assert math.isfinite(named["loss_ct"])
-    assert policy.non_finite_terms(output) == ["closs", "z_loss"]
+    assert non_finite_terms(output.totals) == ["closs", "z_loss"]
 
 
 def test_one_row_that_is_not_finite_makes_the_window_nan_and_leaves_other_batches_alone(make_policy, rows) -> None:
@@ -223,4 +224,4 @@ def test_infinite_losses_stay_infinite(make_policy, rows) -> None:
     assert named["z_loss"] == math.inf
     assert math.isfinite(named["closs"])
     assert math.isfinite(named["acc_action"])
-    assert policy.non_finite_terms(output) == ["z_loss"]
+    assert non_finite_terms(output.totals) == ["z_loss"]

@@ -13,6 +13,8 @@ from program import TOY, Program, finish_of
 
 from vlatrack.runner.run import resume_run, run_experiment
 from vlatrack.spec.load import load_spec
+from vlatrack.tracking.lock import lock_holder
+from vlatrack.tracking.run_files import RunFiles
 from vlatrack.training import interruption
 from vlatrack.training.callback import Callback
 from vlatrack.training.checkpoint.store import CheckpointStore
@@ -128,13 +130,14 @@ def test_a_failing_figure_changes_nothing_of_how_a_run_ended(tmp_path: Path, mon
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_while_it_draws_its_figures_is_finished(program: Program) -> None:
+def test_a_run_that_is_killed_while_it_draws_its_figures_is_finished(program: Program, eventually) -> None:
     process = program.start("run", TOY, *ONE_EPOCH, "tracking.backends=[{kind: mlflow}]")
     _read_until(process, "drawing figures")
     process.kill()
     process.wait()
     run = program.only_run()
     assert finish_of(run)["status"] == "FINISHED"
+    eventually(lambda: lock_holder(RunFiles(run).delivery_lock) is None)  # the run's own delivery has ended
     done = program.run("sync", run, "--audit")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "FINISHED" in done.stdout

@@ -9,6 +9,8 @@ from program import TOY, finish_of
 from safetensors.torch import load_file
 
 from vlatrack.errors import NonFiniteError
+from vlatrack.metrics.losses import LossMetric
+from vlatrack.models.losses.base import LossInputs, LossTerm
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.runner.run import resume_run, run_experiment
 from vlatrack.spec.load import load_spec
@@ -129,5 +131,27 @@ def test_a_gpu_is_not_waited_for_between_two_records(monkeypatch: pytest.MonkeyP
     guard = loop.NonFiniteGuard(torch.device("meta"), "halt", ())
     monkeypatch.setattr(guard, "check", lambda state: read.append(state.step))
     finite = torch.zeros((), dtype=torch.bool, device="meta")
-    guard.note(loop.TrainState(step=4), loop.StepResult(loop.MetricStates(), finite.float(), finite.float(), finite))
+    guard.note(
+        loop.TrainState(step=4), loop.StepResult(loop.MetricStates(), finite.float(), {}, finite.float(), finite)
+    )
     assert read == []
+
+
+class Broken(LossTerm):
+    """A loss term of one's own whose gradient breaks down in the third step."""
+
+    metric = LossMetric("broken", "what a user's mistake may look like")
+    calls = 0
+
+    def count(self, batch) -> float:
+        return float(len(batch.action_rows))
+
+    def total(self, inputs: LossInputs) -> torch.Tensor:
+        type(self).calls += 1
+        return inputs.actions.sum() * (float("nan") if self.calls == 3 else 1.0)
+
+
+def test_a_loss_term_of_ones_own_that_becomes_nan_is_named(tmp_path: Path) -> None:
+    term = f"loss.terms=[{{kind: custom, target: '{__name__}:Broken', weight: 1}}]"
+    with pytest.raises(NonFiniteError, match=r"step \d: loss or gradient is not finite \(loss nan, from broken\)"):
+        _run(tmp_path, term, "data.samples=[vla]")

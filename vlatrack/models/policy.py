@@ -105,11 +105,6 @@ class VlaPolicy(nn.Module):
         counted = [term for term in self.losses if counts[term.name] > 0]
         return {term.name: term.weight * (output.totals[term.name] / counts[term.name]) for term in counted}
 
-    def non_finite_terms(self, output: PolicyOutput) -> list[str]:
-        """The loss terms whose total is NaN or infinite. Synchronises with the device."""
-        finite = torch.stack([total.detach().isfinite() for total in output.totals.values()]).tolist()
-        return [name for name, is_finite in zip(output.totals, finite, strict=True) if not is_finite]
-
     def metric_values(self, states: MetricStates) -> dict[str, float]:
         """The metrics of a window, by name without the prefix of the split. Synchronises with the device once.
 

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 
 from vlatrack.errors import NonFiniteError
+from vlatrack.models.losses.base import non_finite_terms
 from vlatrack.training.callback import Callback
 from vlatrack.training.optimisation import StepResult
 from vlatrack.training.state import TrainState
@@ -32,7 +33,7 @@ class NonFiniteGuard:
         self._at_once = device.type == "cpu"
         self._none = torch.zeros((), dtype=torch.int64, device=device)
         self._count, self._first = self._none, self._none  # steps not taken since the last check, and the first of them
-        self._loss: torch.Tensor | None = None
+        self._last: StepResult | None = None
 
     def note(self, state: TrainState, result: StepResult) -> None:
         """Add the result of step ``state.step``.
@@ -43,7 +44,7 @@ class NonFiniteGuard:
         bad = ~result.finite
         self._first = torch.where(bad & (self._count == 0), state.step, self._first)
         self._count = self._count + bad
-        self._loss = result.loss
+        self._last = result
         if self._at_once:
             self.check(state)
 
@@ -61,8 +62,9 @@ class NonFiniteGuard:
         state.skipped_steps += count
         what = f"steps {first} and {count - 1} more" if count > 1 else f"step {first}"
         reason = f"{what}: loss or gradient is not finite"
-        if count == 1 and first == state.step and self._loss is not None:
-            reason += f" (loss {self._loss.item():g})"
+        if count == 1 and first == state.step and self._last is not None:
+            terms = ", ".join(non_finite_terms(self._last.loss_totals))
+            reason += f" (loss {self._last.loss.item():g}{f', from {terms}' if terms else ''})"
         for callback in self._callbacks:
             callback.on_non_finite(first, reason)
         if self._action == "halt":

@@ -48,6 +48,7 @@ class StepResult:
 
     states: MetricStates  # of this rank's samples; zero if the step was not taken
     loss: Tensor  # [] this rank's part of the loss
+    loss_totals: Mapping[str, Tensor]  # [] each; this rank's total of each loss term
     grad_norm: Tensor  # [] over all ranks, before clipping
     finite: Tensor  # bool []; false: the step was not taken
 
@@ -76,12 +77,14 @@ def train_step(
     for param_group in optimizer.param_groups:
         param_group["lr"] = lr
     states, total = MetricStates(), torch.zeros((), device=accelerator.device)
+    loss_totals: dict[str, Tensor] = {}
     for batch in micro_batches:
         with accelerator.autocast():
             output = policy(batch.to(accelerator.device))
         loss = policy.loss(output, counts)
         accelerator.backward(loss)
         states, total = states + output.states, total + loss.detach()
+        loss_totals = {name: loss_totals.get(name, 0) + own.detach() for name, own in output.totals.items()}
     _mark_non_finite(policy.parameters(), total)
     group.all_reduce_gradients(policy.parameters())
     norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), clip_grad if clip_grad is not None else math.inf)
@@ -90,7 +93,7 @@ def train_step(
     optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return StepResult(states.where(finite), total, norm, finite)
+    return StepResult(states.where(finite), total, loss_totals, norm, finite)
 
 
 def _mark_non_finite(parameters: Iterable[nn.Parameter], loss: Tensor) -> None:

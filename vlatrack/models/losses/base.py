@@ -6,6 +6,7 @@ D width.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -57,6 +58,11 @@ class LossTerm(ABC):
     @abstractmethod
     def total(self, inputs: LossInputs) -> Tensor:
         """The differentiable sum over the batch; called only if `count` is above 0."""
+
+
+def non_finite_terms(totals: Mapping[str, Tensor]) -> list[str]:
+    """The loss terms whose total is NaN or infinite. Synchronises with the device."""
+    return [name for name, total in totals.items() if not total.isfinite()]
 
 
 def checked_count(term: LossTerm, batch: Batch) -> float:
