@@ -18,7 +18,7 @@ from vlatrack.tracking.run_files import RunFiles
 from vlatrack.training import interruption
 from vlatrack.training.callback import Callback
 from vlatrack.training.checkpoint.store import CheckpointStore
-from vlatrack.training.interruption import Interruption
+from vlatrack.training.interruption import Interruption, Terminated
 from vlatrack.training.process_group import ProcessGroup
 
 ONE_EPOCH = ("train.epochs=1", "tracking.log_every=1", "tracking.system_every_s=null")
@@ -114,6 +114,21 @@ def test_a_second_signal_does_not_wait() -> None:
             interrupt, partial(after.append, "the first waits"), interrupt, partial(after.append, 2)
         )
     assert after == ["the first waits"]
+
+
+def test_a_signal_that_one_of_several_ranks_gets_after_the_exchange_waits_for_the_next_one() -> None:
+    """Saving at once would leave this rank alone in an exchange that the others never join."""
+    group = ProcessGroup()
+    group.world_size = 2
+    with Interruption(group) as signals:
+        signals.deferred = True
+        requests = signals.take_requests()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert not signals.apply_requests(requests)
+        signals.raise_if_stopped()  # such as after a checkpoint that is due anyway
+        assert signals.apply_requests(signals.take_requests())
+        with pytest.raises(Terminated):
+            signals.raise_if_stopped()
 
 
 def test_a_failing_figure_changes_nothing_of_how_a_run_ended(tmp_path: Path, monkeypatch, caplog) -> None:

@@ -33,6 +33,7 @@ class Interruption:
         self.deferred = False
         self.ending = False
         self.received: signal.Signals | None = None
+        self._is_agreed = False  # all ranks know by now that they end, and after which step
         self._checkpoint_wanted = False
         self._is_alone = group.world_size == 1
 
@@ -75,10 +76,16 @@ class Interruption:
         wants_checkpoint, terminated, interrupted = (count > 0 for count in requests)
         if terminated or interrupted:
             self.received = self.received or (signal.SIGTERM if terminated else signal.SIGINT)
-        return wants_checkpoint or self.stop_wanted
+            self._is_agreed = True
+        # Not what this rank has received since: the others would not save along, and wait in another exchange for ever.
+        return wants_checkpoint or terminated or interrupted
 
     def raise_if_stopped(self) -> None:
-        """Raise Terminated or KeyboardInterrupt if a signal asked for the end."""
+        """Raise Terminated or KeyboardInterrupt if a signal asked for the end, once all ranks know of it."""
+        if self._is_agreed or self._is_alone:
+            self._raise_if_received()
+
+    def _raise_if_received(self) -> None:
         if self.received is not None:
             signal.setitimer(signal.ITIMER_REAL, 0)
             raise Terminated if self.received == signal.SIGTERM else KeyboardInterrupt
@@ -95,11 +102,11 @@ class Interruption:
             return
         # torchrun forwards the signal to every rank again; that must not end them without a checkpoint.
         if self._is_alone or not self.deferred:
-            self.raise_if_stopped()
+            self._raise_if_received()
 
     def _grace_is_over(self, number: int, frame: FrameType | None) -> None:
         if not self.ending:
-            self.raise_if_stopped()
+            self._raise_if_received()
 
     def _want_checkpoint(self, number: int, frame: FrameType | None) -> None:
         self._checkpoint_wanted = True
