@@ -100,7 +100,7 @@ def test_rolling_back_returns_to_the_checkpoint_and_leaves_the_batch_out(tmp_pat
     (event,) = _events(run, "rollback")
     assert event == {"step": 2, "from_step": 4}
     state = json.loads((max((run / "checkpoints").glob("step-*")) / "state.json").read_text())["counters"]
-    assert (state["rollbacks"], state["excluded_steps"], state["step"]) == (1, [4], 30)
+    assert (state["rollbacks"], state["excluded_steps"], state["skipped_steps"], state["step"]) == (1, [4], 1, 30)
     assert _is_finite(max((run / "checkpoints").glob("step-*")))
 
 

@@ -1,5 +1,6 @@
 import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -139,18 +140,25 @@ def test_settings_of_an_image_tokenizer_that_lack_a_key_are_one_clear_error(tmp_
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.fixture
+@contextmanager
 def small_files_only() -> Iterator[None]:
-    """No file may grow beyond 1000 bytes: what a full disk does, for files that are renamed into place as well."""
+    """No file may grow beyond 1000 bytes: what a full disk does, for files that are renamed into place as well.
+
+    Only around the one call: the log that pytest writes may be a file, too.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.usefixtures("small_files_only")
 def test_an_image_tokenizer_that_the_disk_does_not_take_is_one_clear_error(tmp_path, tokenizer) -> None:
-    with pytest.raises(CheckpointError, match=r"the image tokenizer cannot be written .*too large") as caught:
+    with (
+        pytest.raises(CheckpointError, match=r"the image tokenizer cannot be written .*too large") as caught,
+        small_files_only(),
+    ):
         tokenizer.save(tmp_path)
     assert str(tmp_path) in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1

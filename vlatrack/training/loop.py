@@ -277,7 +277,7 @@ class Training:
                 f"{error}, after {state.rollbacks} rollbacks; {_remedy(checkpoints.last_name)}"
             ) from None
         restored = checkpoints.restore_last()
-        restored.rollbacks = state.rollbacks + 1
+        restored.rollbacks, restored.skipped_steps = state.rollbacks + 1, state.skipped_steps
         restored.excluded_steps = (*state.excluded_steps, error.step)
         for callback in self.callbacks:
             callback.on_rollback(restored, state.step)
