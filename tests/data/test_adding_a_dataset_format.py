@@ -43,6 +43,7 @@ class TestNpzFolder(DatasetContract):
         return FORMAT.NpzFolder(path=str(self.folder / "changed"))
 
 
+@pytest.mark.slow
 def test_a_format_of_ones_own_is_trained_on(program: Program) -> None:
     (program.folder / "npz_folder.py").write_text(code_of("npz_folder.py"))
     write_folder(program.folder / "demos")

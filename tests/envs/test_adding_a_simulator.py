@@ -1,5 +1,6 @@
 """CONTRIBUTING.md, "Adding a simulator", carried out on the simulator that it shows."""
 
+import pytest
 from program import TOY, Program
 from recipes import code_of, module_of
 
@@ -18,6 +19,7 @@ class TestArena(EnvironmentContract):
         return ARENA.Arena()
 
 
+@pytest.mark.slow
 def test_a_simulator_of_ones_own_is_recorded_and_trained_on_by_the_command_line(program: Program) -> None:
     (program.folder / "arena.py").write_text(code_of("arena.py"))
     words = ["red", "blue:2", "--episodes", "3", "--env", "arena:Arena", "--env-option", "stride=0.1", "-o", "demos"]

@@ -57,6 +57,7 @@ def test_training_on_the_example_makes_chunks_smoother(make_policy, rows, smooth
     assert measured[-1] < 0.5 * measured[0]
 
 
+@pytest.mark.slow
 def test_a_run_with_the_example_logs_it_raw_and_weighted_on_every_split(program: Program, journal_of) -> None:
     (source,), (lines,) = _blocks("python"), _blocks("yaml")
     package = program.folder / "my_package"

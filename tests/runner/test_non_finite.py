@@ -111,6 +111,7 @@ def test_rollbacks_end_the_run_when_they_do_not_help(tmp_path: Path, monkeypatch
         _run(tmp_path, "train.non_finite=rollback", "train.max_rollbacks=2")
 
 
+@pytest.mark.slow
 def test_a_run_that_halted_may_go_on_by_skipping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls, whole = iter(range(1, 1000)), VlaPolicy.loss
     monkeypatch.setattr(

@@ -104,6 +104,7 @@ def test_a_tracker_that_is_still_down_is_told_and_gets_everything_later(tmp_path
     assert (run.dir / "late" / "metrics.csv").read_text() == (run.dir / "csv" / "metrics.csv").read_text()
 
 
+@pytest.mark.slow
 def test_a_sync_of_no_run_in_particular_delivers_all_that_are_over_and_lack_something(
     tmp_path: Path, switched: Path
 ) -> None:

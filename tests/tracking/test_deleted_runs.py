@@ -52,6 +52,7 @@ def delivering(run: ExampleRun, config: BackendConfig) -> Iterator[Callable[[], 
 
 
 @pytest.mark.parametrize("what", ["run", "experiment"])
+@pytest.mark.slow
 def test_mlflow_gets_everything_after_a_deletion_in_the_middle_was_undone(
     run: ExampleRun, empty_store: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:

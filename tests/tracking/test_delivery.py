@@ -186,6 +186,7 @@ def test_a_killed_delivery_process_goes_on_without_gaps_or_duplicates(
 
 
 @pytest.mark.usefixtures("empty_store")  # MLflow is imported there, with its warnings
+@pytest.mark.slow
 def test_an_mlflow_store_whose_creation_was_cut_is_made_again(run_dir: Path, eventually: Eventually) -> None:
     run = start(run_dir, MLFLOW)
     run.log({"train_closs": 0.5}, step=1)
@@ -201,6 +202,7 @@ def test_an_mlflow_store_whose_creation_was_cut_is_made_again(run_dir: Path, eve
 
 
 @pytest.mark.usefixtures("empty_store")
+@pytest.mark.slow
 def test_an_mlflow_store_that_could_not_be_created_is_created_by_the_same_process_later(run_dir: Path) -> None:
     """The disk is full, which a limit on the size of files stands for."""
     run_dir.mkdir(parents=True)
@@ -238,6 +240,7 @@ def test_a_delivery_process_that_dies_is_replaced_while_training_goes_on(
     assert run.finish("FINISHED").complete
 
 
+@pytest.mark.slow
 def test_wandb_goes_on_after_failed_openings_and_a_killed_client(
     run_dir: Path, wandb_server: WandbDouble, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
@@ -259,6 +262,7 @@ def test_wandb_goes_on_after_failed_openings_and_a_killed_client(
     assert wandb_rows(wandb_server) == journal_rows(run_dir)
 
 
+@pytest.mark.slow
 def test_rows_that_wandb_refused_without_an_error_are_delivered_when_it_takes_them(
     run_dir: Path, wandb_server: WandbDouble, eventually: Eventually
 ) -> None:
