@@ -1,0 +1,146 @@
+"""README.md and CONTRIBUTING.md: their examples run, their commands parse, their keys and paths exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+from program import TOY
+from typer.core import TyperGroup
+
+from vlatrack.cli.main import app
+from vlatrack.spec.identity import flatten
+from vlatrack.spec.load import load_spec
+
+ROOT = Path(__file__).parents[1]
+README, GUIDE = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
+
+ELSEWHERE = (
+    ("README.md", "with vlatrack.start_run(", "tests/tracking/test_start_run.py"),
+    ("CONTRIBUTING.md", 'yield Metric("acc_near"', "tests/metrics/test_metric_recipe.py"),
+    ("CONTRIBUTING.md", 'states["acc_near"]', "tests/metrics/test_metric_recipe.py"),
+    ("CONTRIBUTING.md", "class ChunkSmoothness", "tests/models/test_loss_term_recipe.py"),
+    ("CONTRIBUTING.md", "class TestMyTracker", "tests/tracking/test_tracker_recipe.py"),
+    ("CONTRIBUTING.md", "# npz_folder.py", "tests/data/test_adding_a_dataset_format.py"),
+    ("CONTRIBUTING.md", "class TestNpzFolder", "tests/data/test_adding_a_dataset_format.py"),
+    ("CONTRIBUTING.md", "# arena.py", "tests/envs/test_adding_a_simulator.py"),
+    ("CONTRIBUTING.md", "class TestArena", "tests/envs/test_adding_a_simulator.py"),
+)
+"""Examples that another test carries out: the document, what the example holds, and that test."""
+
+
+def blocks(file: Path, language: str) -> list[str]:
+    return re.findall(rf"^ *```{language}\n(.*?)^ *```$", file.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    """The calls of vlatrack in README.md's shell blocks, without comments and without what launches them."""
+    lines = [line for block in blocks(README, "sh") for line in block.splitlines()]
+    found = [re.search(r"(?:^|/|-m )vlatrack (.*)", line) for line in lines]
+    return [match[1] for match in found if match]
+
+
+def test_the_training_of_the_readme_runs_on_a_small_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = [block for block in blocks(README, "python") if "vlatrack.train(" in block]
+    assert len(code.splitlines()) <= 10
+    experiment = yaml.safe_load(TOY.read_text())
+    experiment["train"] |= {"batch_size": 64, "micro_batch": 64}
+    experiment["evaluate"] = {"open_loop": {"max_samples": 32}}
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "quickstart.yaml").write_text(yaml.safe_dump(experiment))
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(code, str(README), "exec"), names)
+    assert len((names["run"].path / "log_train.txt").read_text().splitlines()) == 2
+    assert (tmp_path / "policy" / "policy.safetensors").is_file()
+
+
+def test_every_other_python_example_is_carried_out_by_the_test_that_is_named_here() -> None:
+    examples = [(file.name, code) for file in (README, GUIDE) for code in blocks(file, "python")]
+    others = [(name, code) for name, code in examples if "vlatrack.train(" not in code]
+    for name, code in others:
+        assert sum(name == document and mark in code for document, mark, _ in ELSEWHERE) == 1, f"{name}:\n{code}"
+    assert len(others) == len(ELSEWHERE)
+    for document, _, test in ELSEWHERE:
+        text = (ROOT / test).read_text()
+        assert document.removesuffix(".md") in text or "import code_of" in text, test
+
+
+@pytest.mark.parametrize("line", commands())
+def test_command_of_the_readme_parses(line: str) -> None:
+    command = typer.main.get_command(app)
+    words = shlex.split(line, comments=True)
+    path = ["vlatrack"]
+    while isinstance(command, TyperGroup):
+        assert words, f"vlatrack {line}: no command"
+        assert words[0] in command.commands, f"vlatrack has no command {words[0]}"
+        path.append(words[0])
+        command = command.commands[words.pop(0)]
+    with command.make_context(" ".join(path), words) as context:
+        assert context.args == []
+
+
+def test_a_command_with_an_option_that_does_not_exist_does_not_parse() -> None:
+    with pytest.raises(Exception, match="No such option"):
+        test_command_of_the_readme_parses("run experiments/quickstart.yaml --rezume latest")
+
+
+@pytest.mark.parametrize("file", [README, GUIDE], ids=lambda file: file.name)
+def test_overrides_of_the_shell_examples_are_keys_of_an_experiment(file: Path, tmp_path: Path) -> None:
+    words = [word for block in blocks(file, "sh") for word in shlex.split(block, comments=True)]
+    overrides = [word for word in words if re.match(r"[a-z_]+(\.[a-z_]+)+=|init_from=", word)]
+    for override in overrides:
+        load_spec(ROOT / "experiments" / "quickstart.yaml", [override])
+    assert overrides or file == GUIDE
+
+
+def test_overview_of_the_yaml_shows_every_key_with_its_default(tmp_path: Path) -> None:
+    (overview,) = [block for block in blocks(README, "yaml") if block.startswith("name: my-experiment")]
+    file = tmp_path / "overview.yaml"
+    file.write_text(overview)
+    shown = load_spec(file)
+    keys = _keys(yaml.safe_load(overview))
+    # What a source or a tracker may have beside its kind, `vlatrack schema` lists.
+    listed = {key for key in _keys(shown.model_dump(mode="json")) if not re.match(r"data\.(train|val_ind)\.", key)}
+    assert listed - keys == set()
+
+    required = {key: value for key, value in yaml.safe_load(overview).items() if key in ("name", "backbone", "data")}
+    required["backbone"] = {"init": "scratch", "preset": "tiny"}
+    required["data"] = {key: required["data"][key] for key in ("cameras", "train", "val_ind")}
+    file.write_text(yaml.safe_dump(required))
+    defaults = flatten(load_spec(file))
+    wrong = {key: value for key, value in flatten(shown).items() if defaults[key] != value}
+    assert wrong == {}, "the overview shows other values than the defaults"
+
+
+def _keys(value: object, prefix: str = "") -> set[str]:
+    if not isinstance(value, dict):
+        return set()
+    return {prefix + key for key in value} | {
+        path for key, child in value.items() for path in _keys(child, f"{prefix}{key}.")
+    }
+
+
+@pytest.mark.parametrize("number", range(len(blocks(README, "yaml"))))
+def test_yaml_of_the_readme_loads(number: int, tmp_path: Path) -> None:
+    """A block that shows some keys alone changes those of the quickstart."""
+    shown = yaml.safe_load(blocks(README, "yaml")[number])
+    experiment = yaml.safe_load((ROOT / "experiments" / "quickstart.yaml").read_text())
+    for section, keys in shown.items():
+        if section == "backbone" and "init" not in keys:
+            keys = experiment["backbone"] | keys
+        experiment[section] = keys
+    (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(experiment))
+    load_spec(tmp_path / "experiment.yaml")
+
+
+@pytest.mark.parametrize(
+    "file", [README, GUIDE, ROOT / "docker" / "README.md"], ids=["README", "CONTRIBUTING", "docker"]
+)
+def test_every_path_that_a_document_names_exists(file: Path) -> None:
+    named = re.findall(r"`((?:vlatrack|tests|experiments|docker)/[\w./-]+)`", file.read_text(encoding="utf-8"))
+    named += re.findall(r"\b((?:vlatrack|tests|experiments|docker)/[\w./-]+\.(?:py|yaml|md))\b", file.read_text())
+    assert named
+    assert [path for path in sorted(set(named)) if not (ROOT / path).exists()] == []
