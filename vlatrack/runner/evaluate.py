@@ -71,7 +71,7 @@ class OpenLoopEvaluation:
 
 
 def evaluate_run(
-    path: Path,
+    path: str | Path,
     *,
     checkpoint: str = "best",
     callbacks: Sequence[Callback] = (),
@@ -90,7 +90,7 @@ def evaluate_run(
     """
     group = group or ProcessGroup()
     with group.main_process_first():
-        directory = RunDirectory.open(path)
+        directory = RunDirectory.open(Path(path))
         chosen = directory.checkpoints.find(checkpoint)
         if group.is_main_process:
             directory.checkpoints.check(chosen)

@@ -8,7 +8,7 @@ from vlatrack.runner.directory import RunDirectory
 from vlatrack.training.checkpoint.contents import TRAINING_FILES, clear_write_errors, inside, write_manifest
 
 
-def export_policy(run: Path, output: Path, *, checkpoint: str = "best") -> str:
+def export_policy(run: str | Path, output: str | Path, *, checkpoint: str = "best") -> str:
     """Copy the policy of a checkpoint to the folder ``output`` and return its digest, the same as the checkpoint's.
 
     Args:
@@ -18,7 +18,8 @@ def export_policy(run: Path, output: Path, *, checkpoint: str = "best") -> str:
         VlatrackError: there is no such run or checkpoint, it is damaged or was made by vlatrack 0.1.0, or ``output``
             exists or cannot be written.
     """
-    store = RunDirectory.open(run).checkpoints
+    output = Path(output)
+    store = RunDirectory.open(Path(run)).checkpoints
     chosen = store.find(checkpoint)
     manifest = store.check(chosen)
     if manifest.format == 1:

@@ -27,7 +27,7 @@ from vlatrack.training.process_group import ProcessGroup
 def run_experiment(
     spec: ExperimentSpec,
     *,
-    runs: Path = Path("runs"),
+    runs: str | Path = "runs",
     command: Sequence[str] = (),
     callbacks: Sequence[Callback] = (),
     group: ProcessGroup | None = None,
@@ -43,7 +43,7 @@ def run_experiment(
         accelerator = _check_setup(spec, group)
         experiment = Experiment.new(spec, _init_from(spec))
         job = Job(experiment, accelerator, describe_run(experiment, command, group.world_size))
-    directory = RunDirectory.create(runs, spec) if group.is_main_process else None
+    directory = RunDirectory.create(Path(runs), spec) if group.is_main_process else None
     directory = group.broadcast(directory)
     assert directory is not None, "the main process created it"
     if group.is_main_process:
@@ -53,7 +53,7 @@ def run_experiment(
 
 
 def resume_run(
-    path: Path,
+    path: str | Path,
     *,
     checkpoint: str = "last",
     overrides: Iterable[str] = (),
@@ -76,7 +76,7 @@ def resume_run(
     """
     group = group or ProcessGroup()
     with group.main_process_first():
-        directory = RunDirectory.open(path)
+        directory = RunDirectory.open(Path(path))
         store = directory.checkpoints
         if group.is_main_process and directory.journal.exists() and not is_being_written(directory.journal):
             store.recover()

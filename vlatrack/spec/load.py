@@ -17,7 +17,7 @@ from vlatrack.spec.yaml_tree import Problem, Tree, parse_value, read_tree, scala
 MAX_BYTES = 1 << 20
 
 
-def load_spec(path: Path, overrides: Sequence[str] = (), *, stored: bool = False) -> ExperimentSpec:
+def load_spec(path: str | Path, overrides: Sequence[str] = (), *, stored: bool = False) -> ExperimentSpec:
     """Read the experiment at `path` and apply ``key=value`` overrides in order.
 
     Args:
@@ -26,7 +26,7 @@ def load_spec(path: Path, overrides: Sequence[str] = (), *, stored: bool = False
     Raises:
         SpecError: one line for each mistake, first those of the file, then those of the overrides.
     """
-    tree = read_tree(_read_text(path), name=str(path))
+    tree = read_tree(_read_text(Path(path)), name=str(path))
     if not isinstance(tree.root, dict):
         found = "the file is empty" if tree.root is None else "this is not one"
         problem = Problem(tree.place(()), (), f"expected a mapping of keys such as 'name: my-experiment'; {found}")
