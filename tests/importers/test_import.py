@@ -53,6 +53,7 @@ def stored_runs(runs: Path) -> list[Run]:
         return list(client.search_runs([e.experiment_id for e in client.search_experiments()]))
 
 
+@pytest.mark.slow
 def test_an_output_folder_becomes_one_finished_run_however_often_it_is_imported(program, old: Path) -> None:
     done = program.run("import", old, "--name", "libero")
     assert done.returncode == 0, done.stderr

@@ -78,6 +78,7 @@ def test_a_run_with_the_example_logs_it_raw_and_weighted_on_every_split(program:
     assert "train_weighted_smoothness" in logged
 
 
+@pytest.mark.slow
 def test_a_run_whose_own_term_is_no_scalar_ends_with_one_line(program: Program) -> None:
     (source,) = _blocks("python")
     (program.folder / "wrong.py").write_text(source.replace(".square().sum()", ".square()"))

@@ -9,7 +9,8 @@ from vlatrack.runner.run import run_experiment
 from vlatrack.spec.load import load_spec
 
 
-@pytest.mark.parametrize("family", [pytest.param("llama", marks=pytest.mark.slow), "qwen3"])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_two_changed_lines_train_another_backbone_and_its_losses_fall(tmp_path, family) -> None:
     spec = load_spec(TOY, ["backbone.kind=causal_lm", f"backbone.family={family}"])
     run = run_experiment(spec, runs=tmp_path)

@@ -57,7 +57,7 @@ def _names(run: Path) -> list[str]:
     ("number", "raised", "reason"),
     [
         (signal.SIGTERM, SystemExit, "SIGTERM"),
-        (signal.SIGINT, KeyboardInterrupt, "interrupted from the keyboard"),
+        pytest.param(signal.SIGINT, KeyboardInterrupt, "interrupted from the keyboard", marks=pytest.mark.slow),
     ],
 )
 def test_a_run_that_is_stopped_in_its_first_epoch_leaves_a_checkpoint_to_go_on_from(
@@ -73,6 +73,7 @@ def test_a_run_that_is_stopped_in_its_first_epoch_leaves_a_checkpoint_to_go_on_f
     assert (run / "log_train.txt").read_text() == (whole / "log_train.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_signal_to_save_leaves_a_checkpoint_and_the_run_goes_on(tmp_path: Path) -> None:
     run = _run(tmp_path, SignalAt(3, signal.SIGUSR1), overrides=("train.checkpoint.keep_last=9",))
     assert finish_of(run)["status"] == "FINISHED"

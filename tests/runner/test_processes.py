@@ -92,6 +92,7 @@ def test_the_first_process_alone_writes_and_says_how_many_there_were(one_and_two
     assert processes == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_mistake_is_told_once_and_nothing_is_left(program: Program) -> None:
     done = program.run_many("run", TOY, "train.batch_size=1")
     told = [line for line in done.stderr.splitlines() if line.startswith("error:")]

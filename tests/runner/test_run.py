@@ -82,6 +82,7 @@ def test_resumed_run_matches_uninterrupted_run_bitwise(program, finished_run: Pa
     assert _train_records(journal_of(run)) == _train_records(journal_of(finished_run))
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_run_as_killed(program) -> None:
     process = program.start("run", TOY, "train.epochs=500")
     assert process.stdout is not None

@@ -167,6 +167,7 @@ def test_a_killed_trainer_leaves_a_run_that_is_killed_everywhere_and_can_go_on(
     assert metric_history(stored_run_dir / "journal.jsonl")["train_closs"][9:11] == [(9, 0.1), (10, -10.0)]
 
 
+@pytest.mark.slow
 def test_a_killed_delivery_process_goes_on_without_gaps_or_duplicates(
     stored_run_dir: Path, wandb_server: WandbDouble, eventually: Eventually
 ) -> None:

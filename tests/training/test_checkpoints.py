@@ -199,7 +199,9 @@ print([path.name for path in store.folder.iterdir() if path.name != ".checked"])
 """
 
 
-@pytest.mark.parametrize("size", [1, 100, 1000], ids=["text", "weights", "optimiser"])
+@pytest.mark.parametrize(
+    "size", [pytest.param(1, marks=pytest.mark.slow), 100, pytest.param(1000, marks=pytest.mark.slow)]
+)
 def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(tmp_path: Path, size: int) -> None:
     """A limit on the size of a file stands in for a disk that takes so many bytes and no more."""
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] == resource.RLIM_INFINITY
