@@ -136,9 +136,8 @@ def test_the_options_that_are_checked_are_those_of_the_class(kind: str, backend:
 
 def test_the_readme_shows_a_cell_that_can_be_run_again(stored_run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(import vlatrack\n.*?)```", readme, re.DOTALL)
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "start_run" in block)
     assert len(code.splitlines()) <= 10
-    code = code.replace("import vlatrack\n", "from vlatrack.tracking import run as vlatrack\n")
     folder = stored_run_dir.parents[2]
     stored_run_dir.rmdir()
     monkeypatch.chdir(folder)
