@@ -223,7 +223,7 @@ def test_torchrun_told_to_stop_in_the_first_epoch_leaves_a_checkpoint(program: P
 def _await_step(program: Program, step: int) -> Path:
     give_up = time.monotonic() + 100
     while time.monotonic() < give_up:
-        for journal in (program.folder / "runs").glob("*/2*/journal.jsonl"):
+        for journal in (program.folder / "runs").glob("*/*/journal.jsonl"):
             if f'"step":{step},' in journal.read_text():
                 return journal.parent
         time.sleep(0.1)

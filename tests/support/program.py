@@ -62,9 +62,9 @@ class Program:
         return _outcome(self._start([sys.executable, "-m", *launch, "-m", "vlatrack", *map(str, arguments)]))
 
     def only_run(self) -> Path:
-        runs = list((self.folder / "runs").glob("*/2*"))
-        assert len(runs) == 1, runs
-        return runs[0]
+        specs = list((self.folder / "runs").glob("*/*/spec.yaml"))  # beside the runs, MLflow's own folders
+        assert len(specs) == 1, specs
+        return specs[0].parent
 
     def close(self) -> None:
         for process in self._started:
