@@ -142,6 +142,9 @@ def test_a_checkpoint_is_read_whole_once_and_again_only_when_a_file_has_changed(
     store.check(path)
     store.check(path)
     assert checked == ["step-00000001"]
+    (store.folder / ".checked" / "step-00000001.json").write_bytes(b"")  # as a power cut leaves it
+    store.check(path)
+    assert len(checked) == 2
 
 
 @pytest.mark.parametrize("damage", ["truncated", "altered", "removed"])

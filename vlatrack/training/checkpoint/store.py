@@ -66,7 +66,8 @@ class CheckpointStore:
         """
         manifest = read_manifest(checkpoint)
         stamp = self.folder / _CHECKED / f"{checkpoint.name}.json"
-        if not stamp.is_file() or json.loads(stamp.read_text()) != _fingerprint(checkpoint, manifest):
+        # Compared as text: after a power cut the stamp may be empty.
+        if not stamp.is_file() or stamp.read_bytes() != _fingerprint(checkpoint, manifest):
             check_files(checkpoint, manifest)
             if os.access(self.folder, os.W_OK):  # a read-only folder is verified each time
                 self._stamp(checkpoint, manifest)
@@ -143,7 +144,7 @@ class CheckpointStore:
         stamp = self.folder / _CHECKED / f"{checkpoint.name}.json"
         stamp.parent.mkdir(exist_ok=True)
         unfinished = stamp.with_suffix(f".{os.getpid()}")  # renamed: a kill must not leave half of it
-        unfinished.write_text(json.dumps(_fingerprint(checkpoint, manifest)))
+        unfinished.write_bytes(_fingerprint(checkpoint, manifest))
         unfinished.replace(stamp)
 
 
@@ -182,7 +183,7 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(_STEP))
 
 
-def _fingerprint(checkpoint: Path, manifest: Manifest) -> dict[str, list[int]]:
+def _fingerprint(checkpoint: Path, manifest: Manifest) -> bytes:
     """Size and modification time of each file; while they are the same, the file is taken as unchanged."""
     found = {}
     for name in [*manifest.sha256, FILES]:
@@ -191,4 +192,4 @@ def _fingerprint(checkpoint: Path, manifest: Manifest) -> dict[str, list[int]]:
             raise CheckpointError(f"{file}: no such file; not a complete checkpoint")
         stat = file.stat()
         found[name] = [stat.st_size, stat.st_mtime_ns]
-    return found
+    return json.dumps(found).encode()
