@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from vlatrack.data.cache import CodeCache
 from vlatrack.data.episodes import Episode
 from vlatrack.data.loading import epoch_order, even_subset
-from vlatrack.data.samples import Encoding, SampleSet, check_lengths, encode_episodes
+from vlatrack.data.samples import Encoding, SampleSet, check_fit, check_lengths, encode_episodes
 from vlatrack.errors import DataError, TokenError
 from vlatrack.tokens.bins import Bins, ValueRange
 from vlatrack.tokens.layout import TokenLayout
@@ -208,3 +208,10 @@ def test_an_even_subset_is_spread_over_all_samples(samples, batch_size, limit) -
     assert numbers == sorted(numbers)
     if len(numbers) > 1:
         assert (numbers[0], numbers[-1]) == (0, samples - 1)
+
+
+def test_an_action_that_is_not_a_number_is_named_before_it_becomes_a_bin() -> None:
+    source = Source()
+    source.episodes()[0].actions[3] = np.nan
+    with pytest.raises(DataError, match=r"^source: actions of episode 0 hold NaN or infinity; leave it out$"):
+        check_fit(source, source.episodes(), cameras=("front",), action_dim=1, state_dim=None, horizon=HORIZON)

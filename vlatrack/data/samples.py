@@ -160,6 +160,10 @@ def check_fit(
             f"{source.name}: states have {source.state_dim} numbers, the experiment's state range has {state_dim}; "
             "correct tokenizer.statistics or set data.use_state: false"
         )
+    for episode in episodes:
+        for name, values in (("actions", episode.actions), ("states", episode.states)):
+            if values is not None and not np.isfinite(values).all():
+                raise DataError(f"{source.name}: {name} of episode {episode.index} hold NaN or infinity; leave it out")
     longest = max((episode.length for episode in episodes), default=0)
     if longest < horizon:
         raise DataError(
