@@ -94,6 +94,37 @@ def test_a_stop_during_an_evaluation_leaves_a_checkpoint_that_closes_the_epoch_a
         assert (run / name).read_text() == (whole / name).read_text()
 
 
+def test_a_run_that_is_stopped_at_its_last_step_takes_no_further_one_when_it_is_resumed(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        _run(tmp_path, SignalAt(4, signal.SIGTERM), overrides=("train.max_steps=4", "evaluate.open_loop=null"))
+    (run,) = (tmp_path / "runs" / "toy").iterdir()
+    assert _names(run) == ["step-00000004"]
+    resume_run(run)
+    assert _names(run) == ["step-00000004"]
+    assert len((run / "log_train.txt").read_text().splitlines()) == 1
+    assert finish_of(run)["status"] == "FINISHED"
+
+
+class FailsAtCheckpoint(Callback):
+    """Ends a run where a kill may end it as well: right after a checkpoint is in place."""
+
+    def on_checkpoint(self, state, path: Path, policy_sha256: str) -> None:
+        raise RuntimeError(path.name)
+
+
+def test_an_end_right_after_the_last_checkpoint_loses_no_epoch_and_a_resume_finishes_the_run(
+    tmp_path: Path, whole: Path
+) -> None:
+    with pytest.raises(RuntimeError, match="step-00000015"):
+        _run(tmp_path, FailsAtCheckpoint())
+    (run,) = (tmp_path / "runs" / "toy").iterdir()
+    assert finish_of(run)["status"] == "FAILED"
+    resume_run(run)
+    assert finish_of(run)["status"] == "FINISHED"
+    for name in ("log_train.txt", "log_eval_ind.txt", "log_eval_ood.txt"):
+        assert (run / name).read_text() == (whole / name).read_text()
+
+
 def _under_deferred_signals(*actions: Callable[[], object]) -> None:
     with Interruption(ProcessGroup()) as signals:
         signals.deferred = True

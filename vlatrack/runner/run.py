@@ -17,6 +17,7 @@ from vlatrack.spec.identity import differences, flatten, split_by_resume
 from vlatrack.spec.load import dump_spec
 from vlatrack.spec.models import ExperimentSpec
 from vlatrack.tracking.backends.registry import check_backend
+from vlatrack.tracking.journal.history import run_status
 from vlatrack.tracking.journal.journal import is_being_written
 from vlatrack.tracking.privacy import secret_within
 from vlatrack.training.callback import Callback
@@ -129,6 +130,8 @@ def _check_same_experiment(
 
 def _nothing_left(directory: RunDirectory, checkpoint: Path, spec: ExperimentSpec) -> str | None:
     """A message that there is nothing left to train; None if there is."""
+    if run_status(directory.path).status != "FINISHED":  # it may have been killed between its last step and its end
+        return None
     counters, train = read_counters(checkpoint), spec.train
     is_done = counters["epoch"] >= train.epochs or (train.max_steps is not None and counters["step"] >= train.max_steps)
     if not is_done or counters["step_in_epoch"]:

@@ -122,7 +122,7 @@ class Training:
             except RollbackError as error:
                 state = self._roll_back(error, state, checkpoints)
             except NonFiniteError as error:
-                raise NonFiniteError(f"{error}; {_remedy(checkpoints.last_name)}") from None
+                raise NonFiniteError(f"{error}; {self._remedy(checkpoints.last_name)}") from None
             throughput.restart()
         return state
 
@@ -145,8 +145,6 @@ class Training:
                 with throughput.paused():
                     checkpoints.save(state)
                 self.interruption.raise_if_stopped()
-            if state.step == self.total_steps:
-                break
         guard.check(state)
 
     def _take_step(
@@ -189,17 +187,18 @@ class Training:
         is_best = self._update_best(state, results)
         every = settings.save_every_steps
         is_due = state.epoch % settings.save_every_epochs == 0 or (every is not None and state.step % every == 0)
+        for callback in self.callbacks:  # before saving: a resume does not repeat the epoch of its checkpoint
+            callback.on_epoch(state, results)
         if is_due or is_best or self.is_complete(state):
             checkpoints.save(state)
-        for callback in self.callbacks:
-            callback.on_epoch(state, results)
         self.interruption.raise_if_stopped()
 
     def _micro_batches(self, state: TrainState) -> Iterator[list[Batch]]:
         """This rank's micro batches of each remaining step of the epoch; an empty list where it has no sample."""
         settings, size = self.settings, self.settings.micro_batch or self.settings.batch_size
         order = epoch_order(len(self.samples), batch_size=settings.batch_size, seed=settings.seed, epoch=state.epoch)
-        shards = [self.group.shard(batch) for batch in order[state.step_in_epoch :]]
+        left = max(0, self.total_steps - state.step)  # max_steps may end the training inside an epoch
+        shards = [self.group.shard(batch) for batch in order[state.step_in_epoch :][:left]]
         steps = [[shard[i : i + size] for i in range(0, len(shard), size)] for shard in shards]
         on_gpu = self.accelerator.device.type == "cuda"
         rows = list(itertools.chain.from_iterable(steps))
@@ -274,7 +273,7 @@ class Training:
         """Restore the last checkpoint, and exclude the step that was not finite from then on."""
         if state.rollbacks >= self.settings.max_rollbacks:
             raise NonFiniteError(
-                f"{error}, after {state.rollbacks} rollbacks; {_remedy(checkpoints.last_name)}"
+                f"{error}, after {state.rollbacks} rollbacks; {self._remedy(checkpoints.last_name)}"
             ) from None
         restored = checkpoints.restore_last()
         restored.rollbacks, restored.skipped_steps = state.rollbacks + 1, state.skipped_steps
@@ -283,7 +282,12 @@ class Training:
             callback.on_rollback(restored, state.step)
         return restored
 
-
-def _remedy(last_checkpoint: str | None) -> str:
-    kept = f"the last checkpoint, {last_checkpoint}, is as it was" if last_checkpoint else "no checkpoint was saved yet"
-    return f"{kept}; lower optim.lr, look at the data of that step, or set train.non_finite to skip or rollback"
+    def _remedy(self, last_checkpoint: str | None) -> str:
+        kept = (
+            f"the last checkpoint, {last_checkpoint}, is as it was"
+            if last_checkpoint
+            else "no checkpoint was saved yet"
+        )
+        if self.settings.non_finite == "halt":
+            return f"{kept}; lower optim.lr, look at the data of that step, or set train.non_finite to skip or rollback"
+        return f"{kept}; lower optim.lr, or look at the data of that step"
