@@ -65,11 +65,19 @@ def _values(states: MetricStates) -> dict[str, float]:
     return metric_values(split_metrics(horizon=3, action_dim=2, image_slots=10, losses=DOCUMENTED_LOSSES), states)
 
 
-def test_a_window_without_samples_has_losses_of_zero_and_nothing_else() -> None:
+def test_a_window_without_a_step_that_was_taken_has_losses_of_nan_and_nothing_else() -> None:
+    """Zero would be the best loss there ever was."""
     losses = {"closs", "loss_ct", "z_loss", "loss", "weighted_loss_ct", "weighted_z_loss"}
-    assert _values(MetricStates()) == dict.fromkeys(losses, 0)
     nothing_counted = {"acc_action": (torch.zeros(3, 2), 0), "acc_image": (torch.zeros(10), torch.zeros(10))}
-    assert _values(MetricStates.of(nothing_counted)).keys() == losses
+    for states in (MetricStates(), _states(closs=(0.0, 0), loss_ct=(0.0, 0)), MetricStates.of(nothing_counted)):
+        values = _values(states)
+        assert values.keys() == losses
+        assert all(map(math.isnan, values.values()))
+
+
+def test_a_loss_term_without_a_count_beside_one_that_has_one_is_zero() -> None:
+    values = _values(_states(closs=(6.0, 3), loss_ct=(0.0, 0)))
+    assert (values["closs"], values["loss_ct"], values["z_loss"], values["loss"]) == (2, 0, 0, 2)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """A loss or gradient that is not finite: it never reaches the weights, whatever the run does about it."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,17 @@ def test_skipping_leaves_the_step_out_counts_it_and_says_so(tmp_path: Path) -> N
     assert (counted[3], counted[4], counted[5]) == (0, 1, 1)
     train = [json.loads(line) for line in (run / "log_train.txt").read_text().splitlines()]
     assert all(line["train_loss"] == line["train_loss"] for line in train)  # no NaN: the step is not among the samples
+
+
+def test_skipping_ends_the_run_when_no_step_can_be_taken_any_more(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match=r"^step 12: .*, as in the 10 steps before it; .*lower optim\.lr, or look"):
+        _run(tmp_path, "optim.lr=1e30", "optim.schedule=constant", "optim.warmup_epochs=0", "train.non_finite=skip")
+    (run,) = (tmp_path / "runs" / "toy").iterdir()
+    assert finish_of(run)["status"] == "FAILED"
+    losses = {r["step"]: r["data"]["train_loss"] for r in _records(run, "metrics")}
+    assert math.isfinite(losses[1])
+    assert losses[2] == "NaN"  # not 0, which would be the best of all
+    assert len([r for r in _records(run, "event") if r["data"]["alert"]]) == 1
 
 
 @pytest.mark.usefixtures("_nan_in_step_4")

@@ -1,5 +1,6 @@
 """The metrics of the loss terms and of their weighted sum."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -29,16 +30,19 @@ DOCUMENTED_LOSSES: Weights = {CLOSS: 1.0, LOSS_CT: 10.0, Z_LOSS: 1e-5}
 
 
 def loss_metrics(losses: Weights) -> Iterator[Metric]:
-    """Each term's mean (0 without a count), their weighted sum `loss`, and each term's part of it."""
+    """Each term's mean, their weighted sum `loss`, and each term's part of it.
+
+    A term without a count is 0. If none has one, no step of the window was taken, and all of them are NaN.
+    """
     lower, group = Direction.LOWER, "loss"
     for term in losses:
-        yield Metric(term.name, term.meaning, term.unit, lower, group, value=_weighted_sum({term: 1.0}))
+        yield Metric(term.name, term.meaning, term.unit, lower, group, value=_weighted_sum({term: 1.0}, losses))
     parts = " + ".join(f"weighted_{term.name}" if term.logs_weighted else term.name for term in losses)
-    yield Metric("loss", f"{parts}, what is optimised", "mixed", lower, group, value=_weighted_sum(losses))
+    yield Metric("loss", f"{parts}, what is optimised", "mixed", lower, group, value=_weighted_sum(losses, losses))
     for term, weight in losses.items():
         if term.logs_weighted:
             name, meaning = f"weighted_{term.name}", f"share of {term.name} in the loss"
-            yield Metric(name, meaning, "mixed", lower, group, value=_weighted_sum({term: weight}))
+            yield Metric(name, meaning, "mixed", lower, group, value=_weighted_sum({term: weight}, losses))
 
 
 def gradient_share_metrics(losses: Weights) -> Iterator[Metric]:
@@ -52,9 +56,11 @@ def gradient_share_name(term: str) -> str:
     return f"gradient_share_{term}"
 
 
-def _weighted_sum(losses: Weights) -> Value:
+def _weighted_sum(part: Weights, losses: Weights) -> Value:
     def value(states: MetricStates) -> float:
-        means = {term: states[term.name].overall_mean() if term.name in states else 0.0 for term in losses}
-        return sum(weight * means[term] for term, weight in losses.items())
+        if not any(states[term.name].count.any() for term in losses if term.name in states):
+            return math.nan
+        means = {term: states[term.name].overall_mean() if term.name in states else 0.0 for term in part}
+        return sum(weight * means[term] for term, weight in part.items())
 
     return value

@@ -108,8 +108,9 @@ class VlaPolicy(nn.Module):
     def metric_values(self, states: MetricStates) -> dict[str, float]:
         """The metrics of a window, by name without the prefix of the split. Synchronises with the device once.
 
-        A loss term without a count is 0; any other metric without one (action errors of a window without action rows,
-        accuracies of image slots that did not occur) is left out.
+        A loss term without a count is 0, or NaN if no term has one, as in a window whose steps were all skipped. Any
+        other metric without one (action errors of a window without action rows, accuracies of image slots that did not
+        occur) is left out.
         """
         return metric_values(self._metrics, states)
 

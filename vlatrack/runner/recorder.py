@@ -51,6 +51,7 @@ class RunRecorder(Callback):
     ) -> None:
         self._directory, self._tracked, self._schema = directory, tracked, schema
         self._keep_last, self._processes = keep_last, processes
+        self._has_alerted = False
         directory.evaluation.mkdir(exist_ok=True)  # runs of vlatrack 0.1.0 have none
 
     def on_resume(self, state: TrainState, checkpoint: Path, changes: tuple[str, ...]) -> None:
@@ -81,7 +82,9 @@ class RunRecorder(Callback):
         self._tracked.event("checkpoint", {"step": state.step, "epoch": state.epoch, **named})
 
     def on_non_finite(self, step: int, reason: str) -> None:
-        self._tracked.event("non_finite", {"step": step, "reason": reason}, alert=True)
+        # One alert, not one for each of the steps that train.non_finite: skip may leave out.
+        self._tracked.event("non_finite", {"step": step, "reason": reason}, alert=not self._has_alerted)
+        self._has_alerted = True
 
     def on_rollback(self, state: TrainState, from_step: int) -> None:
         self._rewind(state)

@@ -333,7 +333,7 @@ class TrainSpec(Model):
     non_finite: Literal["halt", "skip", "rollback"] = Field(
         "halt",
         description="a step whose loss or gradient is not finite is never taken; then end the run as FAILED, go on "
-        "without that batch, or return to the last checkpoint and go on without it",
+        "without that batch (ten in a row at most), or return to the last checkpoint and go on without it",
     )
     max_rollbacks: PositiveInt = Field(3, description="non_finite: rollback ends the run as FAILED after this many")
     precision: Literal["fp32", "bf16"] = Field("bf16", description="arithmetic of the forward and backward pass")

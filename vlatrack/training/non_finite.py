@@ -11,6 +11,9 @@ from vlatrack.training.callback import Callback
 from vlatrack.training.optimisation import StepResult
 from vlatrack.training.state import TrainState
 
+MOST_SKIPPED_IN_A_ROW = 10
+"""More steps in a row are not a matter of their data: the weights are finite, but no longer those of a policy."""
+
 
 class RollbackError(Exception):
     """Asks the loop to return to the last checkpoint and to leave out the batch of ``step`` from then on."""
@@ -33,6 +36,7 @@ class NonFiniteGuard:
         self._at_once = device.type == "cpu"
         self._none = torch.zeros((), dtype=torch.int64, device=device)
         self._count, self._first = self._none, self._none  # steps not taken since the last check, and the first of them
+        self._in_a_row = self._none  # steps not taken since the last one that was
         self._last: StepResult | None = None
 
     def note(self, state: TrainState, result: StepResult) -> None:
@@ -44,6 +48,7 @@ class NonFiniteGuard:
         bad = ~result.finite
         self._first = torch.where(bad & (self._count == 0), state.step, self._first)
         self._count = self._count + bad
+        self._in_a_row = torch.where(bad, self._in_a_row + 1, 0)
         self._last = result
         if self._at_once:
             self.check(state)
@@ -52,7 +57,8 @@ class NonFiniteGuard:
         """Read from the device how many steps were not taken, and act on it.
 
         Raises:
-            NonFiniteError: the action is ``halt``.
+            NonFiniteError: the action is ``halt``, or ``skip`` and more than ``MOST_SKIPPED_IN_A_ROW`` steps in a row
+                were not taken.
             RollbackError: the action is ``rollback``.
         """
         count, first = int(self._count), int(self._first)
@@ -69,5 +75,7 @@ class NonFiniteGuard:
             callback.on_non_finite(first, reason)
         if self._action == "halt":
             raise NonFiniteError(reason)
+        if self._action == "skip" and (in_a_row := int(self._in_a_row)) > MOST_SKIPPED_IN_A_ROW:
+            raise NonFiniteError(f"{reason}, as in the {in_a_row - 1} steps before it")
         if self._action == "rollback":
             raise RollbackError(first, reason)
