@@ -166,9 +166,10 @@ def test_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 def test_ctrl_c_exits_with_130_and_no_traceback(tmp_path: Path) -> None:
     fifo = tmp_path / "exp.yaml"
     subprocess.run(["mkfifo", str(fifo)], check=True)
-    # Opening this end returns once the program has opened the other and waits for content.
-    with start_program("validate", str(fifo)) as process, fifo.open("wb"):
-        process.send_signal(signal.SIGINT)
+    with start_program("validate", str(fifo)) as process:
+        with fifo.open("wb"):  # opening this end returns once the program has opened the other
+            process.send_signal(signal.SIGINT)
+        # Closed by now: Python may have entered the read with the signal pending, which would wait for ever.
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in err
