@@ -9,7 +9,8 @@ import torch
 from program import TOY, Program
 
 from vlatrack.builders.policy import StoredPolicy, build_policy
-from vlatrack.errors import CheckpointError
+from vlatrack.errors import CheckpointError, VlatrackError
+from vlatrack.runner.evaluate import evaluate_run
 from vlatrack.runner.export import export_policy
 from vlatrack.runner.run import run_experiment
 from vlatrack.spec.load import load_spec
@@ -56,3 +57,51 @@ def test_export_from_the_command_line_names_the_policy(program: Program, run: Pa
     assert done.returncode == 0, done.stderr
     digest = json.loads((program.folder / "policy" / "files.json").read_text())["policy_sha256"]
     assert done.stdout == f"wrote policy: policy {digest[:12]}\n"
+
+
+@pytest.fixture(scope="module")
+def policy(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported") / "policy"
+    export_policy(run, folder)
+    return folder
+
+
+def test_an_exported_policy_is_evaluated_as_in_its_run_and_keeps_the_numbers(
+    run: Path, policy: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (checkpoint,) = (run / "checkpoints").glob("step-*")
+    in_the_run, alone = evaluate_run(checkpoint, overrides=["data.val_ood=null"]), evaluate_run(policy)
+    assert in_the_run.file == run / "evaluation" / "step-00000002.json"
+    of_both = {name: value for name, value in alone.metrics.items() if name.startswith("val_ind_")}
+    assert in_the_run.metrics == of_both
+    assert "val_ood_closs" in alone.metrics
+    stored = json.loads((policy / "evaluation.json").read_text())
+    assert stored["policy_sha256"] == read_manifest(checkpoint).policy_sha256
+    assert stored["fingerprints"]["data.val_ind"] == in_the_run.data["data.val_ind"]
+    assert list((tmp_path / "cache" / "vlatrack" / "codes").iterdir())
+    records = [json.loads(line)["data"] for line in (run / "journal.jsonl").read_text().splitlines()]
+    (event,) = [record["data"] for record in records if record.get("name") == "evaluation"]
+    assert "data.val_ood.kind: custom -> null" in event["changes"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"overrides": ["tokenizer.bins=16"]}, r"is evaluated as it was trained, but tokenizer\.bins: 32 -> 16; only"),
+        ({"overrides": ["data.val_ind=null", "data.val_ood=null"]}, "its experiment has no validation data; name it"),
+        ({"checkpoint": "last"}, "is a checkpoint itself; leave out last"),
+    ],
+    ids=["bins", "no data", "checkpoint"],
+)
+def test_what_cannot_be_evaluated_is_one_line(policy: Path, arguments: dict, told: str) -> None:
+    with pytest.raises(VlatrackError, match=told) as caught:
+        evaluate_run(policy, **arguments)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_new_run_may_start_from_an_exported_policy(policy: Path, tmp_path: Path) -> None:
+    spec = load_spec(TOY, ["train.max_steps=1", "evaluate.open_loop=null", f"init_from={policy}"])
+    child = run_experiment(spec, runs=tmp_path / "runs")
+    (origin,) = json.loads(child.manifest_file.read_text())["lineage"]
+    assert origin["policy_sha256"] == read_manifest(policy).policy_sha256

@@ -28,6 +28,11 @@ _UNFINISHED = ".partial"
 ABANDONED_AFTER_S = 24 * 3600  # a file that another host writes grows with every episode
 
 
+def user_cache() -> Path:
+    """The folder for image codes that belong to no run: ``$XDG_CACHE_HOME/vlatrack/codes``, by default in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlatrack" / "codes"
+
+
 class FrameEncoder(Protocol):
     """What the cache needs of an image tokenizer."""
 

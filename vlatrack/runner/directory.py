@@ -6,14 +6,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Self
 
-from vlatrack.errors import SpecError
+from vlatrack.errors import CheckpointError, SpecError
 from vlatrack.metrics.schema import TRAIN
 from vlatrack.reports.epoch_log import LOG_FILES
 from vlatrack.spec.identity import Scalar
 from vlatrack.spec.load import dump_spec, load_spec
 from vlatrack.spec.models import ExperimentSpec
 from vlatrack.tracking.journal.history import last_start
-from vlatrack.tracking.run_files import RunFiles
+from vlatrack.tracking.run_files import RunFiles, resolved_path
+from vlatrack.training.checkpoint.contents import FILES, Manifest, check_files, read_manifest
 from vlatrack.training.checkpoint.store import CheckpointStore
 
 
@@ -145,3 +146,37 @@ class RunDirectory(RunFiles):
         unfinished = self.spec_file.with_suffix(".partial")
         unfinished.write_text(dump_spec(spec))
         unfinished.replace(self.spec_file)
+
+
+def find_checkpoint(place: Path, which: str | None = None, *, default: str) -> tuple[Path, RunDirectory | None]:
+    """A checkpoint, and the run that it belongs to; None for an exported policy.
+
+    Args:
+        place: a run directory, one of its checkpoints, or an exported policy.
+        which: of a run: ``last``, ``best`` or the name of a checkpoint folder; None: ``default``.
+
+    Raises:
+        VlatrackError: there is none, or ``which`` is given for a folder that is a checkpoint itself.
+    """
+    folder = resolved_path(place)
+    if not (folder / FILES).is_file():
+        run = RunDirectory.open(place)
+        return run.checkpoints.find(which or default), run
+    if which is not None:
+        raise CheckpointError(f"{place}: is a checkpoint itself; leave out {which}")
+    run_dir = folder.parent.parent
+    is_of_a_run = folder.parent.name == "checkpoints" and (run_dir / "spec.yaml").is_file()
+    return folder, RunDirectory.open(run_dir) if is_of_a_run else None
+
+
+def verify_checkpoint(checkpoint: Path, run: RunDirectory | None) -> Manifest:
+    """The manifest of a checkpoint from ``find_checkpoint``, after its files have been verified.
+
+    Raises:
+        CheckpointError: a file is missing, truncated or altered, or a later vlatrack wrote it.
+    """
+    if run is not None:
+        return run.checkpoints.check(checkpoint)
+    manifest = read_manifest(checkpoint)
+    check_files(checkpoint, manifest)
+    return manifest

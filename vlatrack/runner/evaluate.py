@@ -1,7 +1,8 @@
 """Evaluate a policy on the validation splits: while it trains, or a checkpoint of a run at any later time."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -11,15 +12,18 @@ from accelerate import Accelerator
 from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.policy import StoredPolicy
 from vlatrack.builders.training import build_accelerator
-from vlatrack.data.cache import CodeCache
+from vlatrack.data.cache import CodeCache, user_cache
 from vlatrack.data.loading import even_subset, load_batches
 from vlatrack.data.samples import SampleSet
+from vlatrack.errors import CheckpointError, SpecError
 from vlatrack.evaluation.open_loop import evaluate_open_loop
 from vlatrack.metrics.schema import EVALUATE, VAL_IND, VAL_OOD
 from vlatrack.models.policy import VlaPolicy
-from vlatrack.runner.directory import RunDirectory
+from vlatrack.runner.directory import RunDirectory, find_checkpoint, verify_checkpoint
 from vlatrack.runner.recorder import start_tracking
-from vlatrack.spec.models import OpenLoopSpec
+from vlatrack.spec.identity import differences, flatten
+from vlatrack.spec.load import load_spec
+from vlatrack.spec.models import ExperimentSpec, OpenLoopSpec
 from vlatrack.tracking.backends.base import Status
 from vlatrack.tracking.journal.history import run_status
 from vlatrack.training.callback import Callback, EpochResults, SplitResult
@@ -27,6 +31,9 @@ from vlatrack.training.checkpoint.store import step_of
 from vlatrack.training.loop import EvaluationStopped, Training
 from vlatrack.training.process_group import ProcessGroup
 from vlatrack.training.state import TrainState
+
+_MAY_CHANGE = ("data.val_ind", "data.val_ood", "evaluate.", "train.device")
+"""Settings of an evaluation that may differ from those of the training."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,8 @@ class Evaluation:
     policy_sha256: str
     metrics: dict[str, float]  # by full metric name, such as val_ind_closs
     file: Path  # the JSON file they were written to
+    data: Mapping[str, str]  # digests of the validation data, by name
+    changes: tuple[str, ...]  # settings that differ from those of the checkpoint
 
 
 @dataclass(frozen=True)
@@ -73,29 +82,36 @@ class OpenLoopEvaluation:
 def evaluate_run(
     path: str | Path,
     *,
-    checkpoint: str = "best",
+    checkpoint: str | None = None,
+    overrides: Iterable[str] = (),
     callbacks: Sequence[Callback] = (),
     group: ProcessGroup | None = None,
 ) -> Evaluation:
-    """Open-loop evaluation of a checkpoint of the run at ``path``; needs only the checkpoint and the validation data.
+    """Open-loop evaluation of a checkpoint; needs only the checkpoint and the validation data.
 
-    The metrics go into the run's journal, as ``evaluate/val_ind_closs`` at the checkpoint's step, together with the
-    policy's digest, and from there to the trackers. Several ranks share the samples; the main process writes.
+    ``path`` is a run, one of its checkpoints, or an exported policy. The metrics of a run's checkpoint go into its
+    journal, as ``evaluate/val_ind_closs`` at the checkpoint's step, together with the policy's digest, and from there
+    to the trackers; those of an exported policy into its ``evaluation.json``. Several ranks share the samples; the main
+    process writes.
 
     Args:
-        checkpoint: ``best``, ``last`` or the name of a checkpoint folder.
+        checkpoint: of a run: ``best``, ``last`` or the name of a checkpoint folder; None: the best.
+        overrides: ``key=value`` changes to the validation data and to how it is evaluated, such as
+            ``data.val_ind.path=/data/held-out`` or ``evaluate.open_loop.batch_size=4``.
 
     Raises:
-        VlatrackError: there is no such run or checkpoint, it is damaged, or the validation data is missing.
+        VlatrackError: there is no such checkpoint, it is damaged, an override changes the policy, or the validation
+            data is missing.
     """
     group = group or ProcessGroup()
     with group.main_process_first():
-        directory = RunDirectory.open(Path(path))
-        chosen = directory.checkpoints.find(checkpoint)
+        chosen, run = find_checkpoint(Path(path), checkpoint, default="best")
         if group.is_main_process:
-            directory.checkpoints.check(chosen)
-        stored = StoredPolicy.open(chosen, directory.settings_at_start())
-        spec = stored.spec
+            verify_checkpoint(chosen, run)
+        stored = StoredPolicy.open(chosen, {} if run is None else run.settings_at_start())
+        spec = load_spec(stored.record.spec_file, tuple(overrides), stored=True)
+        changes = _checked_changes(stored, spec)
+        file = _result_file(chosen, run)
         accelerator = build_accelerator(spec)
         experiment = Experiment.of(stored, spec, (VAL_IND, VAL_OOD))
         policy = experiment.policy(accelerator.device)
@@ -105,7 +121,8 @@ def evaluate_run(
             for callback in callbacks:
                 callback.on_encode(split, done, total)
 
-        samples = experiment.samples(encoding, CodeCache(directory.code_cache), on_encode)
+        cache = CodeCache(user_cache() if run is None else run.code_cache)
+        samples = experiment.samples(encoding, cache, on_encode)
     settings = spec.evaluate.open_loop or OpenLoopSpec()
     results: dict[str, SplitResult] = {}
     for split, split_samples in samples.items():
@@ -113,10 +130,51 @@ def evaluate_run(
             callback.on_stage(f"evaluating {chosen.name} on {split}: {len(split_samples)} samples")
         results[split] = evaluate_split(policy, split_samples, settings, accelerator, group)
     metrics = {f"{split}_{name}": v for split, result in results.items() for name, v in result.metrics.items()}
-    evaluation = Evaluation(chosen, stored.record.policy_sha256, metrics, directory.evaluation / f"{chosen.name}.json")
+    data = {name: digest for name, digest in experiment.fingerprints.items() if name.startswith("data.")}
+    evaluation = Evaluation(chosen, stored.record.policy_sha256, metrics, file, data, changes)
     if group.is_main_process:
-        _record(directory, evaluation)
+        _write(evaluation)
+        if run is not None:
+            _record(run, evaluation)
     return evaluation
+
+
+def _checked_changes(stored: StoredPolicy, spec: ExperimentSpec) -> tuple[str, ...]:
+    """The settings that overrides have changed.
+
+    Raises:
+        SpecError: one of them is about something else than the evaluation, or there is no validation data.
+    """
+    changes = differences(flatten(stored.spec), flatten(spec))
+    others = [str(change) for change in changes if not change.path.startswith(_MAY_CHANGE)]
+    if others:
+        raise SpecError(
+            f"{stored.record.checkpoint}: is evaluated as it was trained, but {'; '.join(others)}; only "
+            f"{', '.join(_MAY_CHANGE)} may change"
+        )
+    if spec.data.val_ind is None and spec.data.val_ood is None:
+        raise SpecError(
+            f"{stored.record.checkpoint}: its experiment has no validation data; name it: "
+            "'data.val_ind={kind: lerobot, path: FOLDER}'"
+        )
+    return tuple(map(str, changes))
+
+
+def _result_file(checkpoint: Path, run: RunDirectory | None) -> Path:
+    """Where the metrics go.
+
+    Raises:
+        CheckpointError: it cannot be written; to be known before the evaluation, not after it.
+    """
+    file = checkpoint / "evaluation.json" if run is None else run.evaluation / f"{checkpoint.name}.json"
+    try:
+        file.parent.mkdir(exist_ok=True)  # runs of vlatrack 0.1.0 have none
+        writable = os.access(file if file.exists() else file.parent, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise CheckpointError(f"{file}: cannot be written; make it writable, or evaluate a copy")
+    return file
 
 
 def evaluate_split(
@@ -135,17 +193,28 @@ def evaluate_split(
     return SplitResult(policy.metric_values(states), states)
 
 
-def _record(directory: RunDirectory, evaluation: Evaluation) -> None:
-    """Write the JSON file and, if the run is over, add the metrics to its journal and trackers."""
-    name, step = evaluation.checkpoint.name, step_of(evaluation.checkpoint)
-    content = {"checkpoint": name, "policy_sha256": evaluation.policy_sha256, **evaluation.metrics}
-    evaluation.file.parent.mkdir(exist_ok=True)
+def _write(evaluation: Evaluation) -> None:
+    content = {
+        "checkpoint": evaluation.checkpoint.name,
+        "policy_sha256": evaluation.policy_sha256,
+        "fingerprints": evaluation.data,
+        "changes": list(evaluation.changes),
+        **evaluation.metrics,
+    }
     evaluation.file.write_text(json.dumps(content, indent=1) + "\n")
-    before = run_status(directory.path)
+
+
+def _record(run: RunDirectory, evaluation: Evaluation) -> None:
+    """Add the metrics to a run's journal and trackers, if the run is over."""
+    before = run_status(run.path)
     if before.status == "RUNNING":
         return  # another process holds the journal; the JSON file has the numbers
-    tracked = start_tracking(directory, directory.spec(), tags=directory.tags_at_start(), resume=True)
-    tracked.event("evaluation", {"checkpoint": name, "step": step, "policy_sha256": evaluation.policy_sha256})
+    name, step = evaluation.checkpoint.name, step_of(evaluation.checkpoint)
+    event: dict[str, str | int] = {"checkpoint": name, "step": step, "policy_sha256": evaluation.policy_sha256}
+    if evaluation.changes:
+        event["changes"] = "; ".join(evaluation.changes)
+    tracked = start_tracking(run, run.spec(), tags=run.tags_at_start(), resume=True)
+    tracked.event("evaluation", event)
     tracked.log({f"{EVALUATE}{metric}": value for metric, value in evaluation.metrics.items()}, step=step)
     tracked.log_artifact(evaluation.file, name=f"evaluation/{evaluation.file.name}")
     tracked.finish(cast(Status, before.status), reason=before.reason)

@@ -4,24 +4,24 @@ import shutil
 from pathlib import Path
 
 from vlatrack.errors import CheckpointError
-from vlatrack.runner.directory import RunDirectory
+from vlatrack.runner.directory import find_checkpoint, verify_checkpoint
 from vlatrack.training.checkpoint.contents import TRAINING_FILES, clear_write_errors, inside, write_manifest
 
 
-def export_policy(run: str | Path, output: str | Path, *, checkpoint: str = "best") -> str:
+def export_policy(path: str | Path, output: str | Path, *, checkpoint: str | None = None) -> str:
     """Copy the policy of a checkpoint to the folder ``output`` and return its digest, the same as the checkpoint's.
 
     Args:
-        checkpoint: ``best``, ``last`` or the name of a checkpoint folder.
+        path: a run, or one of its checkpoints.
+        checkpoint: of a run: ``best``, ``last`` or the name of a checkpoint folder; None: the best.
 
     Raises:
         VlatrackError: there is no such run or checkpoint, it is damaged or was made by vlatrack 0.1.0, or ``output``
             exists or cannot be written.
     """
     output = Path(output)
-    store = RunDirectory.open(Path(run)).checkpoints
-    chosen = store.find(checkpoint)
-    manifest = store.check(chosen)
+    chosen, run = find_checkpoint(Path(path), checkpoint, default="best")
+    manifest = verify_checkpoint(chosen, run)
     if manifest.format == 1:
         raise CheckpointError(
             f"{chosen}: made by vlatrack 0.1.0, whose checkpoints are not self-contained; "

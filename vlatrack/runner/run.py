@@ -10,7 +10,7 @@ from vlatrack.builders.policy import StoredPolicy, build_schema
 from vlatrack.builders.trackers import build_backends
 from vlatrack.builders.training import build_accelerator, check_processes
 from vlatrack.errors import CheckpointError, SpecError
-from vlatrack.runner.directory import RunDirectory
+from vlatrack.runner.directory import RunDirectory, find_checkpoint, verify_checkpoint
 from vlatrack.runner.execution import Job, execute
 from vlatrack.runner.manifest import describe_run, write_manifest
 from vlatrack.spec.identity import differences, flatten, split_by_resume
@@ -159,10 +159,9 @@ def _init_from(spec: ExperimentSpec) -> StoredPolicy | None:
     if spec.init_from is None:
         return None
     place, _, which = spec.init_from.partition("@")
-    directory = RunDirectory.open(Path(place))
-    checkpoint = directory.checkpoints.find(which or "last")
-    directory.checkpoints.check(checkpoint)
-    stored = StoredPolicy.open(checkpoint, directory.settings_at_start())
+    checkpoint, run = find_checkpoint(Path(place), which or None, default="last")
+    verify_checkpoint(checkpoint, run)
+    stored = StoredPolicy.open(checkpoint, {} if run is None else run.settings_at_start())
     changed = [
         difference
         for difference in differences(stored.settings, flatten(spec))

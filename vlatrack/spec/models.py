@@ -442,7 +442,8 @@ class ExperimentSpec(Model):
     init_from: str | None = Field(
         None,
         pattern=r"^[^@]+(@[A-Za-z0-9-]+)?$",
-        description="RUN or RUN@CHECKPOINT (last, best or step-…): start with the weights and tokenizers of that run",
+        description="RUN or RUN@CHECKPOINT (last, best or step-…), or the folder of an exported policy: start with its "
+        "weights and tokenizers",
     )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="of weights, data order and dropout")
     backbone: BackboneSpec
