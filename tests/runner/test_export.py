@@ -9,10 +9,10 @@ import torch
 from program import TOY, Program
 
 from vlatrack.builders.policy import StoredPolicy, build_policy
-from vlatrack.errors import CheckpointError, VlatrackError
+from vlatrack.errors import CheckpointError, SpecError, VlatrackError
 from vlatrack.runner.evaluate import evaluate_run
 from vlatrack.runner.export import export_policy
-from vlatrack.runner.run import run_experiment
+from vlatrack.runner.run import resume_run, run_experiment
 from vlatrack.spec.load import load_spec
 from vlatrack.tokens.images import ImageTokenizer
 from vlatrack.training.checkpoint.contents import load_weights, read_counters, read_manifest
@@ -88,7 +88,7 @@ def test_an_exported_policy_is_evaluated_as_in_its_run_and_keeps_the_numbers(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ({"overrides": ["tokenizer.bins=16"]}, r"is evaluated as it was trained, but tokenizer\.bins: 32 -> 16; only"),
+        ({"overrides": ["tokenizer.bins=16"]}, r"an evaluation cannot change tokenizer\.bins: 32 -> 16; it can"),
         ({"overrides": ["data.val_ind=null", "data.val_ood=null"]}, "its experiment has no validation data; name it"),
         ({"checkpoint": "last"}, "is a checkpoint itself; leave out last"),
     ],
@@ -98,6 +98,13 @@ def test_what_cannot_be_evaluated_is_one_line(policy: Path, arguments: dict, tol
     with pytest.raises(VlatrackError, match=told) as caught:
         evaluate_run(policy, **arguments)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_policy_is_no_run_to_resume(policy: Path) -> None:
+    with pytest.raises(
+        SpecError, match=r"a checkpoint or an exported policy, not a run; init_from=.* starts a new run"
+    ):
+        resume_run(policy)
 
 
 def test_a_new_run_may_start_from_an_exported_policy(policy: Path, tmp_path: Path) -> None:

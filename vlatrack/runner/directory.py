@@ -45,6 +45,8 @@ class RunDirectory(RunFiles):
         Raises:
             SpecError: ``path`` is not a run directory.
         """
+        if (path / FILES).is_file():
+            raise SpecError(f"{path}: a checkpoint or an exported policy, not a run; init_from={path} starts a new run")
         if not (path / "spec.yaml").is_file():
             raise SpecError(f"{path}: not a run directory (it has no spec.yaml); give runs/<experiment>/<run-id>")
         return cls(path)

@@ -32,8 +32,8 @@ from vlatrack.training.loop import EvaluationStopped, Training
 from vlatrack.training.process_group import ProcessGroup
 from vlatrack.training.state import TrainState
 
-_MAY_CHANGE = ("data.val_ind", "data.val_ood", "evaluate.", "train.device")
-"""Settings of an evaluation that may differ from those of the training."""
+_OF_AN_EVALUATION = ("data.val_ind", "data.val_ood", "evaluate", "train.device")
+"""Settings that may differ from those of the training."""
 
 
 @dataclass(frozen=True)
@@ -146,11 +146,11 @@ def _checked_changes(stored: StoredPolicy, spec: ExperimentSpec) -> tuple[str, .
         SpecError: one of them is about something else than the evaluation, or there is no validation data.
     """
     changes = differences(flatten(stored.spec), flatten(spec))
-    others = [str(change) for change in changes if not change.path.startswith(_MAY_CHANGE)]
+    others = [str(change) for change in changes if not change.path.startswith(_OF_AN_EVALUATION)]
     if others:
         raise SpecError(
-            f"{stored.record.checkpoint}: is evaluated as it was trained, but {'; '.join(others)}; only "
-            f"{', '.join(_MAY_CHANGE)} may change"
+            f"{stored.record.checkpoint}: an evaluation cannot change {'; '.join(others)}; it can change "
+            f"{', '.join(_OF_AN_EVALUATION)}"
         )
     if spec.data.val_ind is None and spec.data.val_ood is None:
         raise SpecError(
