@@ -81,7 +81,7 @@ def test_halting_keeps_and_names_the_last_good_checkpoint(tmp_path: Path) -> Non
 
 @pytest.mark.usefixtures("_nan_in_step_4")
 def test_skipping_leaves_the_step_out_counts_it_and_says_so(tmp_path: Path) -> None:
-    run = _run(tmp_path, "train.non_finite=skip", *EVERY_STEP)
+    run = _run(tmp_path, "train.non_finite=skip", "train.max_steps=6", *EVERY_STEP)
     assert finish_of(run)["status"] == "FINISHED"
     weights = [load_file(run / "checkpoints" / f"step-{step:08d}" / "policy.safetensors") for step in (3, 4, 5)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -107,12 +107,13 @@ def test_skipping_ends_the_run_when_no_step_can_be_taken_any_more(tmp_path: Path
 
 @pytest.mark.usefixtures("_nan_in_step_4")
 def test_rolling_back_returns_to_the_checkpoint_and_leaves_the_batch_out(tmp_path: Path) -> None:
-    run = _run(tmp_path, "train.non_finite=rollback", "train.checkpoint.every_steps=2", "train.checkpoint.keep_last=99")
+    every_two = ("train.checkpoint.every_steps=2", "train.checkpoint.keep_last=99")
+    run = _run(tmp_path, "train.non_finite=rollback", "train.max_steps=6", *every_two)
     assert finish_of(run)["status"] == "FINISHED"
     (event,) = _events(run, "rollback")
     assert event == {"step": 2, "from_step": 4}
     state = json.loads((max((run / "checkpoints").glob("step-*")) / "state.json").read_text())["counters"]
-    assert (state["rollbacks"], state["excluded_steps"], state["skipped_steps"], state["step"]) == (1, [4], 1, 30)
+    assert (state["rollbacks"], state["excluded_steps"], state["skipped_steps"], state["step"]) == (1, [4], 1, 6)
     assert _is_finite(max((run / "checkpoints").glob("step-*")))
 
 

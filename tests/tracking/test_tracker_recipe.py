@@ -139,6 +139,7 @@ def test_the_line_of_the_yaml_and_the_entry_point_deliver_a_run(package: Path, r
     assert (run_dir / "mine" / "run.sqlite").exists()
 
 
+@pytest.mark.slow
 def test_the_contract_runs_on_the_tracker_as_the_recipe_writes_it(package: Path, tmp_path: Path) -> None:
     imports = "from my_package.tracker import MyTracker, read_my_tracker, status_of_my_tracker\n"
     (tmp_path / "test_my_tracker.py").write_text(imports + block("python"))
