@@ -4,8 +4,13 @@ Every message is one line that names the place and the remedy. The command line 
 message alone and exits with code 2; a broken invariant is an ``AssertionError`` instead.
 """
 
+import errno
+
 USER_ERROR = 2
 """Exit code of the command line after one of them."""
+
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The numbers of an OSError for which the remedy is to free some disk space."""
 
 
 class VlatrackError(Exception):
@@ -28,12 +33,20 @@ class CheckpointError(VlatrackError):
     """A checkpoint is missing, damaged, or of another geometry."""
 
 
+class BackboneError(VlatrackError):
+    """A custom backbone does not do what the protocol of backbones says."""
+
+
 class LossError(VlatrackError):
     """A loss term cannot be used: its name is taken, or it does not return a loss."""
 
 
 class TrainingError(VlatrackError):
     """A training cannot continue."""
+
+
+class RunError(VlatrackError):
+    """The files of a run cannot be written."""
 
 
 class NonFiniteError(TrainingError):

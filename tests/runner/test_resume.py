@@ -107,7 +107,7 @@ def test_a_finished_run_says_that_nothing_is_left_to_train(run: Path) -> None:
     said = Said()
     resume_run(run, callbacks=[said])
     assert said.warnings == [
-        f"nothing left to train: {run} is done after 1 epochs, 4 steps · "
+        f"nothing left to train: {run} is done after 4 steps · "
         f"extend it: vlatrack run --resume {run} train.max_steps=8"
     ]
     assert said.steps == []

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from vlatrack.builders.data import Split, build_norm_stats, check_data, data_fingerprints, open_splits
 from vlatrack.builders.policy import StoredPolicy, backbone_factory, build_policy
 from vlatrack.data.cache import CodeCache
+from vlatrack.data.episodes import checked_frames
 from vlatrack.data.samples import Encoding, SampleKind, SampleSet, check_lengths, encode_episodes
 from vlatrack.data.statistics import NormStats
 from vlatrack.errors import DataError
@@ -170,7 +171,7 @@ class Experiment:
         parts = []
         for number in chosen:
             for camera in cameras:
-                frames = train.source.frames(train.episodes[number], camera)
+                frames = checked_frames(train.source, train.episodes[number], camera)
                 parts.append(frames[np.linspace(0, len(frames) - 1, min(per_video, len(frames))).round().astype(int)])
         return np.concatenate(parts)
 

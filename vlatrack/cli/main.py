@@ -15,7 +15,7 @@ from vlatrack.cli.importing import import_logs
 from vlatrack.cli.run import run
 from vlatrack.cli.spec import schema, validate
 from vlatrack.cli.ui import ui
-from vlatrack.errors import USER_ERROR, VlatrackError
+from vlatrack.errors import DISK_IS_FULL, USER_ERROR, VlatrackError
 
 INTERRUPTED = 130
 
@@ -58,6 +58,9 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except OSError as error:
+        if error.errno in DISK_IS_FULL:
+            place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+            _exit_with([f"{place}{error.strerror}; free some disk space"])
         if error.filename is None or error.strerror is None:
             raise  # not about a file that a user could fix
         _exit_with([f"{os.fsdecode(error.filename)}: {error.strerror}"])

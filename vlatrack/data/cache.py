@@ -18,7 +18,7 @@ import psutil
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vlatrack.data.episodes import Episode, EpisodeSource
+from vlatrack.data.episodes import Episode, EpisodeSource, checked_frames
 from vlatrack.errors import DataError
 
 Codes = NDArray[np.int64]
@@ -112,13 +112,7 @@ def _encode(
 ) -> Iterator[Codes]:
     done, total = 0, sum(episode.length for episode in episodes)
     for episode in episodes:
-        frames = source.frames(episode, camera)
-        if len(frames) != episode.length:
-            raise DataError(
-                f"{source.name}: episode {episode.index} has {episode.length} actions "
-                f"but {len(frames)} frames of {camera}; leave this episode out"
-            )
-        yield encoder.encode(frames)
+        yield encoder.encode(checked_frames(source, episode, camera))
         done += episode.length
         if progress is not None:
             progress(done, total)

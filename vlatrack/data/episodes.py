@@ -107,6 +107,24 @@ def select_episodes(
     return sorted(chosen, key=lambda episode: episode.index)
 
 
+def checked_frames(source: EpisodeSource, episode: Episode, camera: str) -> NDArray[np.uint8]:
+    """The frames uint8 [T, height, width, 3] of one camera.
+
+    Raises:
+        DataError: they are something else, or another number than the episode has actions.
+    """
+    frames = source.frames(episode, camera)
+    place = f"{source.name}: episode {episode.index}"
+    if len(frames) != episode.length:
+        raise DataError(
+            f"{place} has {episode.length} actions but {len(frames)} frames of {camera}; leave this episode out"
+        )
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
+        found = f"{frames.dtype} {list(frames.shape)}"
+        raise DataError(f"{place}: frames of {camera} are {found}, expected uint8 [steps, height, width, 3]")
+    return frames
+
+
 def content_fingerprint(root: Path, files: Iterable[Path]) -> str:
     """SHA-256 (hex) over the names below `root` and the contents of `files`, in the order of the names.
 

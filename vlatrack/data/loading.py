@@ -1,5 +1,6 @@
 """Batches in an order that depends only on the seed and the epoch, so a run can resume at any position."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -38,5 +39,15 @@ def load_batches(
         # A generator of its own: the default would draw from the one that dropout uses, and a resumed run,
         # which creates a new iterator, would get other dropout masks than the uninterrupted one.
         generator=torch.Generator(),
+        worker_init_fn=_leave_signals_to_the_training,
     )
     return iter(loader)
+
+
+def _leave_signals_to_the_training(worker: int) -> None:
+    """Ctrl-C and Slurm reach the workers as well; the last step before a checkpoint still needs them.
+
+    They end with the iterator, or soon after the process that trains.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

@@ -10,7 +10,7 @@ from vlatrack.models.policy import VlaPolicy
 from vlatrack.tokens.batch import Batch
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: what a backbone caches here must serve training, too
 def evaluate_open_loop(
     policy: VlaPolicy,
     batches: Iterable[Batch],

@@ -146,6 +146,8 @@ class MetricSchema:
             return f"no metric is called {self.suggest(name)}"
         if self._metrics[name].direction is Direction.NONE:
             return f"neither lower nor higher is better of {name}"
+        if name.startswith(EVALUATE):
+            return f"{name} is what `vlatrack evaluate` measures; training measures {name.removeprefix(EVALUATE)}"
         if self._metrics[name].value is None:
             return f"{name} is not a mean over an epoch"
         return None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vlatrack.errors import BackboneError
 from vlatrack.metrics.declarations import split_metrics
 from vlatrack.metrics.metric import metric_values
 from vlatrack.metrics.states import MetricStates
@@ -63,9 +64,16 @@ class VlaPolicy(nn.Module):
         """Run the backbone once, compute logits at supervised positions only, and the head on rows with actions.
 
         Raises:
+            BackboneError: the backbone does not return hidden states of each position.
             LossError: a loss term does not return what it should.
         """
         hidden = self.backbone(batch.input_ids, attention_mask(batch.input_ids, self.layout))
+        expected = (*batch.input_ids.shape, self.backbone.width)
+        if hidden.shape != expected:
+            raise BackboneError(
+                f"backbone {type(self.backbone).__name__}: forward() returned {list(hidden.shape)}; "
+                f"expected hidden states of {list(expected)}, one for each position"
+            )
         supervised = hidden.flatten(0, 1)[batch.supervised]
         tokens = token_losses(supervised, self.backbone.output_layer, batch.targets)
         has_actions = len(batch.action_rows) > 0

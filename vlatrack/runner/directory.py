@@ -1,12 +1,13 @@
 """The files of a run, below ``runs/<experiment>/<run-id>/``."""
 
 import secrets
+import shutil
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Self
 
-from vlatrack.errors import CheckpointError, SpecError
+from vlatrack.errors import DISK_IS_FULL, CheckpointError, RunError, SpecError
 from vlatrack.metrics.schema import TRAIN
 from vlatrack.reports.epoch_log import LOG_FILES
 from vlatrack.spec.identity import Scalar
@@ -35,6 +36,7 @@ class RunDirectory(RunFiles):
             directory = cls(path)
             directory.spec_file.write_text(dump_spec(spec))
         except OSError as error:
+            shutil.rmtree(path, ignore_errors=True)
             raise SpecError(f"{path}: cannot be created ({error.strerror}); choose another --runs") from error
         return directory
 
@@ -146,8 +148,21 @@ class RunDirectory(RunFiles):
     def replace_spec(self, spec: ExperimentSpec) -> None:
         """Replace the spec, atomically, by the one that the run resumes with."""
         unfinished = self.spec_file.with_suffix(".partial")
-        unfinished.write_text(dump_spec(spec))
+        write_in_run(unfinished, dump_spec(spec))
         unfinished.replace(self.spec_file)
+
+
+def write_in_run(file: Path, text: str) -> None:
+    """Write a file of a run.
+
+    Raises:
+        RunError: the disk is full, or the file cannot be written.
+    """
+    try:
+        file.write_text(text)
+    except OSError as error:
+        remedy = "free some disk space" if error.errno in DISK_IS_FULL else "make it writable"
+        raise RunError(f"{file}: cannot be written ({error.strerror}); {remedy}") from error
 
 
 def find_checkpoint(place: Path, which: str | None = None, *, default: str) -> tuple[Path, RunDirectory | None]:

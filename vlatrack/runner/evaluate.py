@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.policy import StoredPolicy
+from vlatrack.builders.trackers import build_backends
 from vlatrack.builders.training import build_accelerator
 from vlatrack.data.cache import CodeCache, user_cache
 from vlatrack.data.loading import even_subset, load_batches
@@ -19,13 +20,15 @@ from vlatrack.errors import CheckpointError, SpecError
 from vlatrack.evaluation.open_loop import evaluate_open_loop
 from vlatrack.metrics.schema import EVALUATE, VAL_IND, VAL_OOD
 from vlatrack.models.policy import VlaPolicy
-from vlatrack.runner.directory import RunDirectory, find_checkpoint, verify_checkpoint
-from vlatrack.runner.recorder import start_tracking
+from vlatrack.runner.directory import RunDirectory, find_checkpoint, verify_checkpoint, write_in_run
+from vlatrack.runner.recorder import check_no_secret, start_tracking
 from vlatrack.spec.identity import differences, flatten
 from vlatrack.spec.load import load_spec
 from vlatrack.spec.models import ExperimentSpec, OpenLoopSpec
 from vlatrack.tracking.backends.base import Status
+from vlatrack.tracking.backends.registry import check_backend
 from vlatrack.tracking.journal.history import run_status
+from vlatrack.tracking.privacy import redact
 from vlatrack.training.callback import Callback, EpochResults, SplitResult
 from vlatrack.training.checkpoint.store import step_of
 from vlatrack.training.loop import EvaluationStopped, Training
@@ -111,7 +114,10 @@ def evaluate_run(
         stored = StoredPolicy.open(chosen, {} if run is None else run.settings_at_start())
         spec = load_spec(stored.record.spec_file, tuple(overrides), stored=True)
         changes = _checked_changes(stored, spec)
+        check_no_secret(spec)
         file = _result_file(chosen, run)
+        for backend in [] if run is None else build_backends(run.spec().tracking.backends):
+            check_backend(backend)
         accelerator = build_accelerator(spec)
         experiment = Experiment.of(stored, spec, (VAL_IND, VAL_OOD))
         policy = experiment.policy(accelerator.device)
@@ -201,7 +207,7 @@ def _write(evaluation: Evaluation) -> None:
         "changes": list(evaluation.changes),
         **evaluation.metrics,
     }
-    evaluation.file.write_text(json.dumps(content, indent=1) + "\n")
+    write_in_run(evaluation.file, redact(json.dumps(content, indent=1)) + "\n")
 
 
 def _record(run: RunDirectory, evaluation: Evaluation) -> None:

@@ -24,7 +24,7 @@ from vlatrack.tracking.run import DatasetInput, TrackedRun
 from vlatrack.tracking.system import SystemSampler
 from vlatrack.training.callback import Callback, RunEnd
 from vlatrack.training.checkpoint.contents import TrainingParts
-from vlatrack.training.checkpoint.store import RunCheckpoints, step_of
+from vlatrack.training.checkpoint.store import CheckpointStore, RunCheckpoints, name_of, step_of
 from vlatrack.training.interruption import Interruption
 from vlatrack.training.process_group import ProcessGroup
 from vlatrack.training.state import TrainState, seed_rank
@@ -49,6 +49,7 @@ def execute(job: Job, directory: RunDirectory, callbacks: Sequence[Callback], gr
         if group.is_main_process:
             _run_main_process(job, directory, callbacks, group, interruption)
             return
+        group.broadcast(None)
         try:
             _train(job, directory, (), group, interruption)
         except BaseException as error:
@@ -63,12 +64,13 @@ def _run_main_process(
     """Train, and record the end in the journal and at every tracker, however the training ends."""
     for callback in callbacks:
         callback.on_run_start(directory.path)
-    remove_reasons(directory)
     tracked, spec = _start_tracking(job, directory), job.experiment.spec
+    remove_reasons(directory)
+    group.broadcast(None)  # the run is ours: until now, its directory may have been that of a living one
     failure: BaseException | None = None
     ending = Ending("FAILED", "why it failed could not be found out")
     try:
-        if job.changes:
+        if job.resume_from is not None and directory.spec() != spec:
             directory.replace_spec(spec)
         tracked.log_artifact(directory.spec_file, name="spec.yaml")
         tracked.log_artifact(directory.manifest_file, name="manifest.json")
@@ -144,7 +146,7 @@ def _train(
         train_samples = samples.pop(TRAIN)
         training = build_training(experiment, policy, train_samples, job.accelerator, group, interruption, callbacks)
         parts = build_training_parts(experiment, training, encoding, directory.tokenizer)
-        state = _initial_state(job, parts, group)
+        state = _initial_state(job, parts, directory.checkpoints, group)
         if job.resume_from is not None:
             notify("on_resume", state, job.resume_from, job.changes)
     group.broadcast_weights(policy)
@@ -157,12 +159,17 @@ def _train(
     training.run(state, checkpoints, OpenLoopEvaluation(experiment.spec.evaluate.open_loop, training, samples))
 
 
-def _initial_state(job: Job, parts: TrainingParts, group: ProcessGroup) -> TrainState:
+def _initial_state(job: Job, parts: TrainingParts, checkpoints: CheckpointStore, group: ProcessGroup) -> TrainState:
     """The state to train from. Seeds this rank's generators; a resume restores weights and optimiser as well."""
     step = 0 if job.resume_from is None else step_of(job.resume_from)
     if not group.is_main_process:  # rank 0 keeps the generator that drew the weights, as a single process does
         seed_rank(job.experiment.spec.seed, group.rank, step)
-    return TrainState() if job.resume_from is None else parts.restore(job.resume_from)
+    if job.resume_from is None:
+        return TrainState()
+    state = parts.restore(job.resume_from)
+    if state.best_step is not None and name_of(state.best_step) not in {path.name for path in checkpoints.all()}:
+        state.best_value, state.best_step = None, None  # a later one was better, so it was deleted
+    return state
 
 
 def _finish(

@@ -16,6 +16,7 @@ import torch
 
 from vlatrack import __version__
 from vlatrack.builders.experiment import Experiment
+from vlatrack.runner.directory import write_in_run
 from vlatrack.tracking.privacy import redact
 
 _PACKAGES = ("torch", "transformers", "accelerate", "numpy", "pyarrow", "av", "mlflow", "wandb", "pydantic")
@@ -51,7 +52,7 @@ def describe_run(experiment: Experiment, command: Sequence[str], processes: int)
 
 def write_manifest(file: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest. It is uploaded to trackers, so keys in the command or in uncommitted code are redacted."""
-    file.write_text(redact(json.dumps(manifest, indent=1)) + "\n")
+    write_in_run(file, redact(json.dumps(manifest, indent=1)) + "\n")
 
 
 def _packages() -> dict[str, str]:

@@ -4,15 +4,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vlatrack.builders.trackers import build_backends
+from vlatrack.errors import SpecError
 from vlatrack.metrics.declarations import action_error_grids
 from vlatrack.metrics.schema import TRAIN, MetricSchema
 from vlatrack.reports.action_errors import append_action_errors, drop_action_errors_from
 from vlatrack.reports.epoch_log import LOG_FILES, append_epoch, drop_epochs_from
 from vlatrack.runner.directory import RunDirectory
 from vlatrack.spec.identity import flatten
+from vlatrack.spec.load import dump_spec
 from vlatrack.spec.models import ExperimentSpec
 from vlatrack.tracking.backends.base import Scalar
 from vlatrack.tracking.journal.history import REWOUND
+from vlatrack.tracking.privacy import secret_within
 from vlatrack.tracking.run import DatasetInput, TrackedRun
 from vlatrack.training.callback import Callback, EpochResults
 from vlatrack.training.state import TrainState
@@ -41,6 +44,16 @@ def start_tracking(
         resume=resume,
         resume_step=resume_step,
     )
+
+
+def check_no_secret(spec: ExperimentSpec) -> None:
+    """Check that what is sent to the trackers has no key in it.
+
+    Raises:
+        SpecError: a value of the spec is that of an environment variable which holds a secret.
+    """
+    if variable := secret_within(dump_spec(spec)):
+        raise SpecError(f"the experiment holds the value of {variable} and is sent to the trackers; remove it")
 
 
 class RunRecorder(Callback):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -13,13 +14,12 @@ from vlatrack.errors import CheckpointError, SpecError
 from vlatrack.runner.directory import RunDirectory, find_checkpoint, verify_checkpoint
 from vlatrack.runner.execution import Job, execute
 from vlatrack.runner.manifest import describe_run, write_manifest
+from vlatrack.runner.recorder import check_no_secret
 from vlatrack.spec.identity import differences, flatten, split_by_resume
-from vlatrack.spec.load import dump_spec
 from vlatrack.spec.models import ExperimentSpec
 from vlatrack.tracking.backends.registry import check_backend
 from vlatrack.tracking.journal.history import run_status
 from vlatrack.tracking.journal.journal import is_being_written
-from vlatrack.tracking.privacy import secret_within
 from vlatrack.training.callback import Callback
 from vlatrack.training.checkpoint.contents import read_counters
 from vlatrack.training.process_group import ProcessGroup
@@ -87,7 +87,13 @@ def resume_run(
         spec = directory.spec(overrides)
         stored = StoredPolicy.open(chosen, directory.settings_at_start())
         _check_same_experiment(directory, stored, spec)
-        if nothing_left := _nothing_left(directory, chosen, spec):
+        counters = read_counters(chosen)
+        if spec.train.max_steps is not None and spec.train.max_steps < counters["step"]:
+            raise SpecError(
+                f"train.max_steps = {spec.train.max_steps} is below the {counters['step']} steps of {chosen.name}; "
+                "raise it, or go on from an earlier --checkpoint"
+            )
+        if nothing_left := _nothing_left(directory, counters, spec):
             for callback in callbacks:
                 callback.on_warning(nothing_left)
             return directory
@@ -128,25 +134,22 @@ def _check_same_experiment(
     return tuple(map(str, allowed))
 
 
-def _nothing_left(directory: RunDirectory, checkpoint: Path, spec: ExperimentSpec) -> str | None:
+def _nothing_left(directory: RunDirectory, counters: Mapping[str, Any], spec: ExperimentSpec) -> str | None:
     """A message that there is nothing left to train; None if there is."""
-    if run_status(directory.path).status != "FINISHED":  # it may have been killed between its last step and its end
-        return None
-    counters, train = read_counters(checkpoint), spec.train
+    train = spec.train
     is_done = counters["epoch"] >= train.epochs or (train.max_steps is not None and counters["step"] >= train.max_steps)
-    if not is_done or counters["step_in_epoch"]:
+    if not is_done or run_status(directory.path).status != "FINISHED":  # killed between its last step and its end
         return None
     longer = f"train.max_steps={2 * train.max_steps}" if train.max_steps else f"train.epochs={2 * train.epochs}"
     return (
-        f"nothing left to train: {directory.path} is done after {counters['epoch']} epochs, {counters['step']} steps · "
+        f"nothing left to train: {directory.path} is done after {counters['step']} steps · "
         f"extend it: vlatrack run --resume {directory.path} {longer}"
     )
 
 
 def _check_setup(spec: ExperimentSpec, group: ProcessGroup) -> Accelerator:
     """Check everything that needs no data, and return the device and precision to train with."""
-    if variable := secret_within(dump_spec(spec)):
-        raise SpecError(f"the experiment holds the value of {variable} and is sent to the trackers; remove it")
+    check_no_secret(spec)
     check_processes(spec, group)
     build_schema(spec)
     accelerator = build_accelerator(spec)
@@ -165,11 +168,12 @@ def _init_from(spec: ExperimentSpec) -> StoredPolicy | None:
     changed = [
         difference
         for difference in differences(stored.settings, flatten(spec))
-        if difference.path.startswith("backbone.")
+        if difference.path.startswith(("backbone.", "tokenizer.image.", "tokenizer.bins"))
         and not difference.path.endswith(("dropout", "checkpoint", "max_seq_len"))
     ]
     if changed:
         raise CheckpointError(
-            f"init_from: {spec.init_from}: of another geometry than this experiment ({'; '.join(map(str, changed))})"
+            f"init_from: {spec.init_from}: of another geometry than this experiment ({'; '.join(map(str, changed))}); "
+            "its weights and tokenizers are used as they are"
         )
     return stored

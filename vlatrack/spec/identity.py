@@ -33,6 +33,9 @@ NOT_DECIDING = (
 Paths are among them because only the content counts: it enters the hash as a fingerprint.
 """
 
+OF_A_NEW_RUN = ("name", "init_from")
+"""Settings that do not decide the result, either, but that a run has from its start to its end."""
+
 EXTENDING = ("train.epochs", "train.max_steps", "train.non_finite", "train.max_rollbacks")
 """Settings that decide the result and may still change on resume: how long to train, and what to do about a NaN."""
 
@@ -97,7 +100,8 @@ def split_by_resume(changes: Iterable[Difference]) -> tuple[list[Difference], li
     allowed: list[Difference] = []
     for change in changes:
         shortens = change.path == "train.epochs" and cast(int, change.after) < cast(int, change.before)
-        may_change = _matches(change.path, (*NOT_DECIDING, *EXTENDING)) and not shortens
+        may_change = _matches(change.path, (*NOT_DECIDING, *EXTENDING)) and change.path not in OF_A_NEW_RUN
+        may_change = may_change and not shortens
         (allowed if may_change else forbidden).append(change)
     return forbidden, allowed
 

@@ -32,7 +32,7 @@ def gradient_shares(
     parts = policy.weighted_terms(output, counts)
     norms = {}
     for term in policy.losses:
-        if term.weight > 0 and term.name in parts:
+        if term.weight > 0 and term.name in parts and parts[term.name].requires_grad:
             gradients = torch.autograd.grad(parts[term.name], parameters, retain_graph=True, allow_unused=True)
             norms[term.name] = torch.nn.utils.get_total_norm([g for g in gradients if g is not None]).double()
     total = sum(norms.values())

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
@@ -169,7 +169,7 @@ class Training:
         throughput.count(micro_batches)
         if shares:
             self._log(state, shares)
-        if state.step % self.settings.log_every == 0:
+        if state.step % self.settings.log_every == 0 or state.step == self.total_steps:
             guard.check(state)
             self._log(state, self._window_metrics(state, result, lr, throughput))
         return save_requested
@@ -189,7 +189,11 @@ class Training:
         is_due = state.epoch % settings.save_every_epochs == 0 or (every is not None and state.step % every == 0)
         for callback in self.callbacks:  # before saving: a resume does not repeat the epoch of its checkpoint
             callback.on_epoch(state, results)
-        if is_due or is_best or self.is_complete(state):
+        if self.is_complete(state) and before.step_in_epoch < self.steps_per_epoch:
+            # max_steps ended the training inside the epoch, which an extended run completes.
+            best = {name: getattr(state, name) for name in ("best_metric", "best_value", "best_step")}
+            checkpoints.save(replace(before, **best))
+        elif is_due or is_best or self.is_complete(state):
             checkpoints.save(state)
         self.interruption.raise_if_stopped()
 

@@ -66,8 +66,8 @@ def train_step(
 ) -> StepResult:
     """One optimiser step; the gradient equals that of one batch with the samples of all ranks.
 
-    If the loss of any rank or the gradient norm is not finite, weights and optimiser stay unchanged. This is decided on
-    the device, without a synchronisation.
+    If the loss of any rank or the gradient norm is not finite, weights, buffers and optimiser stay unchanged. This is
+    decided on the device, without a synchronisation.
 
     Args:
         micro_batches: this rank's samples; empty if it has none in this step.
@@ -77,12 +77,14 @@ def train_step(
     for param_group in optimizer.param_groups:
         param_group["lr"] = lr
     states, total = MetricStates(), torch.zeros((), device=accelerator.device)
+    buffers = [(buffer, buffer.clone()) for buffer in policy.buffers() if buffer.is_floating_point()]
     loss_totals: dict[str, Tensor] = {}
     for batch in micro_batches:
         with accelerator.autocast():
             output = policy(batch.to(accelerator.device))
         loss = policy.loss(output, counts)
-        accelerator.backward(loss)
+        if loss.requires_grad:  # it need not where all that this batch trains is frozen
+            accelerator.backward(loss)
         states, total = states + output.states, total + loss.detach()
         loss_totals = {name: loss_totals.get(name, 0) + own.detach() for name, own in output.totals.items()}
     _mark_non_finite(policy.parameters(), total)
@@ -93,6 +95,8 @@ def train_step(
     optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    for buffer, before in buffers:  # such as the running means of a backbone's batch norm
+        buffer.copy_(torch.where(finite, buffer, before))
     return StepResult(states.where(finite), total, loss_totals, norm, finite)
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from vlatrack.errors import TrainingError
 from vlatrack.training.process_group import ProcessGroup, RankLostError
 
 T = TypeVar("T")
@@ -44,7 +45,14 @@ class TorchProcessGroup(ProcessGroup):
 
     @classmethod
     def join(cls) -> Self:
-        """Join the group that the environment variables of torchrun describe."""
+        """Join the group that the environment variables of torchrun describe.
+
+        Raises:
+            TrainingError: one of them is missing.
+        """
+        missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        if missing:
+            raise TrainingError(f"environment: {', '.join(missing)} is not set; start several processes with torchrun")
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         return cls()
 

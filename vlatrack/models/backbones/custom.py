@@ -1,11 +1,11 @@
 """Backbones of other packages, named in the YAML by ``kind: custom``."""
 
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
-from vlatrack.errors import SpecError
+from vlatrack.errors import BackboneError, SpecError
 from vlatrack.models.backbones.base import Backbone, BackboneFactory, BackboneSource, Geometry
 
 Option = str | int | float | bool | None
@@ -43,7 +43,24 @@ class _ClassFactory(BackboneFactory):
     arguments: Mapping[str, Option]
 
     def open(self) -> BackboneSource:
-        return BackboneSource(build=partial(self.backbone, **self.arguments))
+        return BackboneSource(build=self._build)
+
+    def _build(self) -> Backbone:
+        """The backbone, of which a checkpoint will be able to make another one.
+
+        Raises:
+            BackboneError: its geometry() is not JSON, or not the class's keyword arguments.
+        """
+        backbone = self.backbone(**self.arguments)
+        name = type(backbone).__name__
+        try:
+            geometry = json.loads(json.dumps(dict(backbone.geometry())))
+            inspect.signature(self.backbone).bind(**{**self.arguments, **geometry})
+        except (TypeError, ValueError) as error:
+            raise BackboneError(
+                f"backbone {name}: geometry() must be JSON values that {name}(…) takes as keyword arguments ({error})"
+            ) from error
+        return backbone
 
     def from_geometry(self, geometry: Geometry) -> Backbone:
         """Geometry comes from the stored policy, everything else (such as dropout) from the experiment."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from vlatrack.errors import TrackerError
+from vlatrack.metrics.names import EVALUATE
 from vlatrack.tracking.backends.base import Scalar
 from vlatrack.tracking.journal.journal import is_being_written
 from vlatrack.tracking.journal.records import (
@@ -63,12 +64,17 @@ def run_status(run_dir: Path) -> RunStatus:
     journal = RunFiles(run_dir).journal
     if not journal.exists():
         raise TrackerError(f"{run_dir}: no run directory (journal.jsonl is missing)")
-    step = next((record.step for record in records_backwards(journal) if record.step is not None), None)
+    step = next((record.step for record in records_backwards(journal) if _is_of_training(record)), None)
     if (end := finish_record(journal)) is not None:
         return RunStatus(end.data["status"], end.data["reason"], step)
     if is_being_written(journal):
         return RunStatus("RUNNING", None, step)
     return RunStatus("KILLED", "the training process is gone", step)
+
+
+def _is_of_training(record: Record) -> bool:
+    """Whether a record says how far training has come; an evaluation stands at the step of its checkpoint."""
+    return record.step is not None and not all(name.startswith(EVALUATE) for name in record.data)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ optimizer.pt and state.json are only needed to resume; an exported policy has ne
 only the weights, optimizer.pt, state.json with bins and ranges, and files.json.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -26,9 +25,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
-from vlatrack.errors import CheckpointError
+from vlatrack.errors import DISK_IS_FULL, CheckpointError
 from vlatrack.metrics.states import MetricStates, states_from_v1
 from vlatrack.training.process_group import ProcessGroup
 from vlatrack.training.state import RandomState, TrainState
@@ -39,7 +38,7 @@ OPTIMIZER, STATE = "optimizer.pt", "state.json"
 TRAINING_FILES = (OPTIMIZER, STATE)
 """Needed to resume a training, not to act."""
 
-_TORCH_SAVE = ("PytorchStreamWriter", "inline_container")
+_TORCH_SAVE = ("PytorchStreamWriter", "inline_container", "iostream")
 """Names in the message of the RuntimeError that torch.save raises when a file cannot be written."""
 
 _NOT_THE_POLICY = (*TRAINING_FILES, "spec.yaml")
@@ -137,7 +136,8 @@ class TrainingParts:
         Raises:
             CheckpointError: the disk is full, or the folder cannot be written.
         """
-        weights = {name: value.contiguous() for name, value in self.policy.state_dict().items()}
+        own = self.policy.state_dict()
+        weights = {name: own[name].contiguous() for name, kept in _stored_names(own).items() if name == kept}
         with clear_write_errors(folder):
             self.write_policy_files(folder)
             save_file(weights, folder / WEIGHTS)
@@ -214,12 +214,25 @@ def load_weights(checkpoint: Path, policy: nn.Module) -> None:
         CheckpointError: the file is damaged or of another geometry.
     """
     try:
-        policy.load_state_dict(load_file(checkpoint / WEIGHTS))
+        weights = load_file(checkpoint / WEIGHTS)
+        shared = {name: kept for name, kept in _stored_names(policy.state_dict()).items() if name != kept}
+        policy.load_state_dict(weights | {name: weights[kept] for name, kept in shared.items() if kept in weights})
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{checkpoint / WEIGHTS}: unreadable or truncated ({error})") from error
     except RuntimeError as error:
         problem = str(error).splitlines()[-1].strip()
         raise CheckpointError(f"{checkpoint}: of another geometry than this experiment ({problem})") from error
+
+
+def _stored_names(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """The name under which each tensor is stored: that of the first, where several are one, such as tied weights."""
+    first: dict[tuple[object, ...], str] = {}
+    return {
+        name: first.setdefault((value.data_ptr(), value.dtype, value.shape, value.stride()), name)
+        if value.numel()
+        else name
+        for name, value in state.items()
+    }
 
 
 @contextmanager
@@ -230,7 +243,7 @@ def clear_write_errors(folder: Path) -> Iterator[None]:
     except (OSError, SafetensorError, RuntimeError) as error:
         if type(error) is RuntimeError and not any(name in str(error) for name in _TORCH_SAVE):
             raise
-        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if isinstance(error, OSError) and error.errno not in DISK_IS_FULL:
             reason, remedy = error.strerror or str(error), "check its permissions"
         else:
             reason, remedy = str(error).splitlines()[0], "free some disk space"

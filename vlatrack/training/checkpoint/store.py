@@ -1,6 +1,7 @@
 """The checkpoints of a run: saved atomically, found by name, pruned when newer ones exist."""
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from vlatrack.training.state import TrainState
 _STEP = "step-"
 _REWOUND = "rewound"
 _CHECKED = ".checked"
+_log = logging.getLogger(__name__)
 
 
 class CheckpointStore:
@@ -76,7 +78,7 @@ class CheckpointStore:
     # --- writing -----------------------------------------------------------------------------------
 
     def recover(self) -> None:
-        """Clean up after a kill in the middle of `save`: an unfinished folder, or an old one moved aside."""
+        """Clean up after a kill: an unfinished folder, an old one moved aside, or one that was being deleted."""
         for aside in self.folder.glob(f".{_STEP}*.replaced"):
             target = self.folder / aside.name.removeprefix(".").removesuffix(".replaced")
             if (target / FILES).is_file():
@@ -84,8 +86,9 @@ class CheckpointStore:
             else:
                 shutil.rmtree(target, ignore_errors=True)
                 aside.rename(target)
-        for unfinished in self.folder.glob(f".{_STEP}*"):
-            shutil.rmtree(unfinished)
+        for unfinished in [*self.folder.glob(f".{_STEP}*"), *self.folder.glob(f"{_STEP}*")]:
+            if unfinished.name.startswith(".") or not (unfinished / FILES).is_file():
+                shutil.rmtree(unfinished)
 
     def save(self, parts: TrainingParts, state: TrainState) -> tuple[Path, Manifest | None]:
         """Write ``step-<number>`` and return its path, with its manifest on the main process. All ranks call this.
@@ -141,11 +144,15 @@ class CheckpointStore:
         (self.folder / _CHECKED / f"{path.name}.json").unlink(missing_ok=True)
 
     def _stamp(self, checkpoint: Path, manifest: Manifest) -> None:
+        """Remember that a checkpoint is whole. Where that cannot be written, it is verified again the next time."""
         stamp = self.folder / _CHECKED / f"{checkpoint.name}.json"
-        stamp.parent.mkdir(exist_ok=True)
         unfinished = stamp.with_suffix(f".{os.getpid()}")  # renamed: a kill must not leave half of it
-        unfinished.write_bytes(_fingerprint(checkpoint, manifest))
-        unfinished.replace(stamp)
+        try:
+            stamp.parent.mkdir(exist_ok=True)
+            unfinished.write_bytes(_fingerprint(checkpoint, manifest))
+            unfinished.replace(stamp)
+        except OSError as error:
+            _log.warning("%s: cannot be written (%s); %s is verified each time", stamp, error.strerror, checkpoint.name)
 
 
 class RunCheckpoints:
