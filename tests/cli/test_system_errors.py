@@ -1,5 +1,6 @@
 """What the operating system refuses is one line that names the path, and exit code 2; never a traceback."""
 
+import errno
 import os
 import socket
 import sqlite3
@@ -85,6 +86,18 @@ def test_an_error_of_the_system_that_nobody_foresaw_names_its_file(
     monkeypatch.setattr(main_module, "app", lambda: os.close(-1))
     with pytest.raises(OSError, match="Bad file descriptor"):
         main()
+
+
+@pytest.mark.parametrize("where", ["/dev/full", None])
+def test_a_full_disk_that_nobody_foresaw_says_to_free_some_space(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, where: str | None
+) -> None:
+    def write() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), where)
+
+    monkeypatch.setattr(main_module, "app", write)
+    place = "" if where is None else f"{where}: "
+    assert error_of(capsys, monkeypatch) == f"{place}No space left on device; free some disk space"
 
 
 def test_a_run_begins_neither_below_a_file_nor_on_a_full_disk(tmp_path: Path) -> None:

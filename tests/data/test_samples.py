@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlatrack.data.cache import CodeCache
-from vlatrack.data.episodes import Episode
+from vlatrack.data.episodes import Episode, checked_frames
 from vlatrack.data.loading import epoch_order, even_subset
 from vlatrack.data.samples import Encoding, SampleSet, check_fit, check_lengths, encode_episodes
 from vlatrack.errors import DataError, TokenError
@@ -215,3 +215,17 @@ def test_an_action_that_is_not_a_number_is_named_before_it_becomes_a_bin() -> No
     source.episodes()[0].actions[3] = np.nan
     with pytest.raises(DataError, match=r"^source: actions of episode 0 hold NaN or infinity; leave it out$"):
         check_fit(source, source.episodes(), cameras=("front",), action_dim=1, state_dim=None, horizon=HORIZON)
+
+
+@pytest.mark.parametrize(
+    ("frames", "found"),
+    [
+        (np.zeros((STEPS, 32, 32, 3)), r"float64 \[6, 32, 32, 3\]"),
+        (np.zeros((STEPS, 32, 32), np.uint8), r"uint8 \[6, 32, 32\]"),
+    ],
+)
+def test_frames_that_are_no_images_are_named_with_what_they_are(monkeypatch, frames: np.ndarray, found: str) -> None:
+    source = Source()
+    monkeypatch.setattr(source, "frames", lambda episode, camera: frames)
+    with pytest.raises(DataError, match=f"^source: episode 0: frames of front are {found}, expected uint8"):
+        checked_frames(source, source.episodes()[0], "front")

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vlatrack.builders.policy import backbone_factory, build_policy
-from vlatrack.errors import SpecError
+from vlatrack.errors import BackboneError, SpecError
 from vlatrack.models.backbones.base import Backbone, BackboneFactory, BackboneSource, Geometry
 from vlatrack.runner.run import run_experiment
 from vlatrack.spec.load import load_spec
@@ -121,3 +121,21 @@ def test_a_target_that_is_no_backbone_is_refused_in_one_line(target, options, me
     with pytest.raises(SpecError, match=message) as caught:
         backbone_factory(toy(target, options)).open()
     assert len(str(caught.value).splitlines()) == 1
+
+
+class AnotherWidth(TorchBackbone):
+    def geometry(self) -> Geometry:
+        return {"hidden": 32}
+
+
+class NoJson(TorchBackbone):
+    def geometry(self) -> Geometry:
+        return {"dtype": torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("AnotherWidth", "unexpected keyword argument 'hidden'"), ("NoJson", "not JSON serializable")]
+)
+def test_a_geometry_of_which_no_backbone_can_be_made_is_told_before_training(name: str, why: str) -> None:
+    with pytest.raises(BackboneError, match=rf"backbone {name}: geometry\(\) must be JSON values .*{why}"):
+        backbone_factory(toy(name, options="{}")).open().build()

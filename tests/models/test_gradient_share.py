@@ -64,3 +64,38 @@ def test_gradients_that_are_being_accumulated_stay(make_policy, rows, accelerato
     after = {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_batch_that_trains_nothing_of_a_frozen_policy_changes_nothing(make_policy, rows, accelerator) -> None:
+    policy = make_policy()
+    policy.backbone.requires_grad_(False)
+    before = {name: value.clone() for name, value in policy.state_dict().items()}
+    optimizer = adamw(policy, lr=0.1, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
+    world, both = collate([rows[1]], LAYOUT), collate(rows[:2], LAYOUT)
+    counts = policy.loss_counts(world)
+    train_step(
+        policy, optimizer, [world], counts, accelerator=accelerator, group=ProcessGroup(), lr=0.1, clip_grad=None
+    )
+    assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
+    shares = gradient_shares(policy, both, policy.loss_counts(both), accelerator)
+    assert shares == {"gradient_share_closs": 0.0, "gradient_share_loss_ct": 1.0, "gradient_share_z_loss": 0.0}
+
+
+def test_a_step_that_is_not_taken_leaves_running_means_as_they_were(make_policy, rows, accelerator) -> None:
+    policy = make_policy().train()
+    policy.backbone.register_buffer("mean", torch.zeros(()))
+
+    def keep_mean(module, _, hidden) -> None:
+        module.mean.copy_(hidden.detach().mean())
+
+    policy.backbone.register_forward_hook(keep_mean)
+    optimizer = adamw(policy, lr=0.1, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
+    batch = collate(rows, LAYOUT)
+    settings = {"accelerator": accelerator, "group": ProcessGroup(), "lr": 0.0, "clip_grad": None}
+    train_step(policy, optimizer, [batch], policy.loss_counts(batch), **settings)
+    mean = policy.backbone.mean.item()
+    assert mean != 0
+    with torch.no_grad():
+        policy.backbone.output_layer[0] = torch.nan
+    assert not train_step(policy, optimizer, [batch], policy.loss_counts(batch), **settings).finite
+    assert policy.backbone.mean.item() == mean

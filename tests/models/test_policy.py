@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vlatrack.errors import CheckpointError
+from vlatrack.errors import BackboneError, CheckpointError
 from vlatrack.metrics.schema import MetricSchema
 from vlatrack.metrics.states import MetricStates
 from vlatrack.models.attention import attention_mask
@@ -225,3 +225,13 @@ def test_infinite_losses_stay_infinite(make_policy, rows) -> None:
     assert math.isfinite(named["closs"])
     assert math.isfinite(named["acc_action"])
     assert non_finite_terms(output.totals) == ["z_loss"]
+
+
+def test_hidden_states_of_another_length_are_an_error(make_policy, rows, monkeypatch) -> None:
+    policy, batch = make_policy(), collate(rows, LAYOUT)
+    forward = policy.backbone.forward
+    monkeypatch.setattr(policy.backbone, "forward", lambda ids, mask: forward(ids, mask)[:, 1:])
+    with pytest.raises(
+        BackboneError, match=r"backbone ChameleonBackbone: forward\(\) returned .*; expected hidden states"
+    ):
+        policy(batch)

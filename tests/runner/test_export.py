@@ -91,10 +91,12 @@ def test_an_exported_policy_is_evaluated_as_in_its_run_and_keeps_the_numbers(
         ({"overrides": ["tokenizer.bins=16"]}, r"an evaluation cannot change tokenizer\.bins: 32 -> 16; it can"),
         ({"overrides": ["data.val_ind=null", "data.val_ood=null"]}, "its experiment has no validation data; name it"),
         ({"checkpoint": "last"}, "is a checkpoint itself; leave out last"),
+        ({"overrides": ["data.val_ind.tasks=[planted-0123456789]"]}, "holds the value of WANDB_API_KEY and is sent to"),
     ],
-    ids=["bins", "no data", "checkpoint"],
+    ids=["bins", "no data", "checkpoint", "key"],
 )
-def test_what_cannot_be_evaluated_is_one_line(policy: Path, arguments: dict, told: str) -> None:
+def test_what_cannot_be_evaluated_is_one_line(policy: Path, monkeypatch, arguments: dict, told: str) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "planted-0123456789")
     with pytest.raises(VlatrackError, match=told) as caught:
         evaluate_run(policy, **arguments)
     assert len(str(caught.value).splitlines()) == 1

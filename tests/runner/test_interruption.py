@@ -105,6 +105,24 @@ def test_a_run_that_is_stopped_at_its_last_step_takes_no_further_one_when_it_is_
     assert finish_of(run)["status"] == "FINISHED"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_process_group_leaves_the_data_workers_to_the_last_step(
+    program: Program, eventually, number: signal.Signals
+) -> None:
+    """As Slurm, `timeout` and a terminal send it."""
+    settings = ("train.epochs=200", "train.workers=2", "evaluate.open_loop=null", "tracking.log_every=1")
+    process = program.start("run", TOY, *settings)
+    _read_until(process, "epoch 1/200")
+    journal = program.only_run() / "journal.jsonl"
+    eventually(lambda: '"step":18,' in journal.read_text())
+    os.killpg(process.pid, number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (143 if number == signal.SIGTERM else 130), err
+    assert finish_of(program.only_run())["status"] == "KILLED"
+    assert len(_names(program.only_run())) == 2  # that of the epoch, and one after the last step
+
+
 class FailsAtCheckpoint(Callback):
     """Ends a run where a kill may end it as well: right after a checkpoint is in place."""
 

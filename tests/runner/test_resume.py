@@ -14,7 +14,7 @@ from vlatrack.runner.directory import RunDirectory
 from vlatrack.runner.run import resume_run, run_experiment
 from vlatrack.spec.load import load_spec
 from vlatrack.training.callback import Callback
-from vlatrack.training.checkpoint.contents import read_manifest
+from vlatrack.training.checkpoint.contents import read_manifest, write_manifest
 
 QUICK = (
     "train.max_steps=4",
@@ -56,6 +56,8 @@ class Said(Callback):
         ("train.batch_size=8", "train.batch_size: 16 -> 8"),
         ("tokenizer.bins=16", "tokenizer.bins: 32 -> 16"),
         ("data.sample_every=2", "data.sample_every: 1 -> 2"),
+        ("name=other", "name: toy -> other"),
+        ("init_from=runs/other", "init_from: null -> runs/other"),
     ],
 )
 def test_a_setting_that_decides_the_result_is_named_and_nothing_is_touched(run: Path, override: str, told: str) -> None:
@@ -107,8 +109,7 @@ def test_a_finished_run_says_that_nothing_is_left_to_train(run: Path) -> None:
     said = Said()
     resume_run(run, callbacks=[said])
     assert said.warnings == [
-        f"nothing left to train: {run} is done after 4 steps · "
-        f"extend it: vlatrack run --resume {run} train.max_steps=8"
+        f"nothing left to train: {run} is done after 4 steps · extend it: vlatrack run --resume {run} train.max_steps=8"
     ]
     assert said.steps == []
 
@@ -162,3 +163,38 @@ def test_weights_of_another_geometry_are_refused_in_one_line(run: Path, tmp_path
         run_experiment(load_spec(TOY, [f"init_from={run}", override]), runs=tmp_path / "new")
     assert told in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_run_that_max_steps_ended_inside_an_epoch_completes_it_when_it_is_extended(run: Path, tmp_path: Path) -> None:
+    resume_run(run, overrides=["train.max_steps=15"])
+    whole = run_experiment(load_spec(TOY, [*QUICK, "train.max_steps=15"]), runs=tmp_path / "whole").path
+    last = Path("checkpoints", "step-00000015", "policy.safetensors")
+    assert (run / last).read_bytes() == (whole / last).read_bytes()
+    assert (run / "log_train.txt").read_text() == (whole / "log_train.txt").read_text()
+
+
+def test_a_shorter_training_than_the_checkpoint_has_behind_it_is_refused(run: Path) -> None:
+    with pytest.raises(
+        SpecError, match=r"train\.max_steps = 3 is below the 4 steps of step-00000004; raise it, or go on"
+    ):
+        resume_run(run, overrides=["train.max_steps=3"])
+
+
+def test_the_spec_of_a_run_is_that_of_its_last_resume_and_the_last_window_is_logged(run: Path) -> None:
+    for steps in (3, 4):
+        overrides = [f"train.max_steps={steps}", "tracking.log_every=2"]
+        resume_run(run, checkpoint="step-00000002", overrides=overrides)
+        assert RunDirectory.open(run).spec().train.max_steps == steps
+        records = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
+        assert [r["step"] for r in records if r["kind"] == "metrics"][-1] == steps
+
+
+def test_a_best_checkpoint_that_was_deleted_since_is_not_the_best_of_a_resumed_run(run: Path) -> None:
+    checkpoint = run / "checkpoints" / "step-00000002"
+    state = json.loads((checkpoint / "state.json").read_text())
+    state["counters"] |= {"best_step": 1, "best_value": 0.0, "best_metric": "val_ind_loss_ct"}
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    write_manifest(checkpoint)
+    resume_run(run, checkpoint="step-00000002", overrides=["train.max_steps=3"])
+    assert RunDirectory.open(run).checkpoints.find("best").name == "step-00000003"

@@ -212,6 +212,12 @@ BAD_FILES = {
         "epochs: 3\n  checkpoint: {best_metric: train_samples_per_s}",
         "17  train.checkpoint.best_metric: train_samples_per_s is not a mean over an epoch",
     ),
+    "best metric of evaluate": (
+        "epochs: 3",
+        "epochs: 3\n  checkpoint: {best_metric: evaluate/val_ind_closs}",
+        "17  train.checkpoint.best_metric: evaluate/val_ind_closs is what `vlatrack evaluate` measures; training "
+        "measures val_ind_closs",
+    ),
     "own loss term without weight": (
         "optim:",
         'loss:\n  terms:\n    - {kind: custom, target: "my.terms:Mine"}\noptim:',

@@ -30,6 +30,7 @@ def test_the_newest_start_is_found_behind_what_only_looks_like_one(journal: Jour
 def test_only_a_step_before_the_last_logged_one_is_a_rewind(journal: Journal) -> None:
     journal.append(Kind.START, {"tags": {"vlatrack.rewound.1": "4-5", "vlatrack.commit": "abc"}})
     journal.append(Kind.METRICS, {"train_closs": 1.0}, step=8)
+    journal.append(Kind.METRICS, {"evaluate/val_ind_closs": 1.0}, step=2)  # of a checkpoint, later than the training
     journal.close()
     kept = {"vlatrack.rewound.1": "4-5"}
     for step in (None, 8, 9):

@@ -1,9 +1,11 @@
 """Which names say that their value is a secret: in a spec, in an override, in a parameter."""
 
+import json
+
 import pytest
 
 from vlatrack.spec.secrets import SECRET_KEY, may_hold_secret
-from vlatrack.tracking.privacy import HIDDEN, redact_param
+from vlatrack.tracking.privacy import HIDDEN, redact, redact_param
 
 SECRETS = (
     "token hf_token HF_TOKEN hub-token api_key apikey API_KEY WANDB_API_KEY access_token auth_token refresh_token "
@@ -31,3 +33,24 @@ def test_a_token_of_the_vocabulary_is_no_secret(name: str) -> None:
     assert not SECRET_KEY.search(name)
     assert not may_hold_secret(f"{name}=</s>")
     assert not may_hold_secret(f'tracker={{"{name}": </s>}}')
+
+
+def test_a_password_is_hidden_in_json_and_where_another_begins_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKER_PASSWORD", 'pa"ss\\w0rd-ä')
+    monkeypatch.setenv("A_TOKEN", "abcdefgh")
+    monkeypatch.setenv("B_TOKEN", "abcdefghijklmnop")
+    command = ["vlatrack", 'note=pa"ss\\w0rd-ä', "abcdefghijklmnop"]
+    for text in (json.dumps(command), json.dumps(command, ensure_ascii=False)):
+        assert json.loads(redact(text)) == ["vlatrack", f"note={HIDDEN}", HIDDEN]
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("postgresql://u:p@ss@host/db", "postgresql://***@host/db"),
+        ("https://ghp_0123456789@github.com/x", "https://***@github.com/x"),
+        ("ssh://git@github.com/x", "ssh://git@github.com/x"),
+    ],
+)
+def test_what_logs_in_at_an_address_is_hidden(address: str, shown: str) -> None:
+    assert redact(f"cloned from {address} today") == f"cloned from {shown} today"

@@ -1,5 +1,6 @@
 """Checkpoints on the disk: whole or not there, found by name, told apart when damaged."""
 
+import dataclasses
 import json
 import os
 import resource
@@ -10,12 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from vlatrack.errors import CheckpointError
 from vlatrack.metrics.states import MetricStates
 from vlatrack.training.checkpoint import contents
-from vlatrack.training.checkpoint.contents import TrainingParts, read_manifest
+from vlatrack.training.checkpoint.contents import TrainingParts, load_weights, read_manifest
 from vlatrack.training.checkpoint.store import CheckpointStore
 from vlatrack.training.optimisation import adamw
 from vlatrack.training.process_group import ProcessGroup
@@ -122,6 +124,38 @@ def test_a_kill_while_a_checkpoint_is_replaced_never_loses_the_only_one(store, m
     store.check(kept)
     assert ((kept / "policy.safetensors").read_bytes() == before) == (moment != "after it is")
     assert [entry.name for entry in store.folder.glob(".step*")] == []
+
+
+def test_a_checkpoint_that_was_being_deleted_is_removed(store) -> None:
+    kept, half = _save(store, step=1), _save(store, step=2)
+    (half / "files.json").unlink()  # the first that goes
+    store.recover()
+    assert [path.name for path in store.folder.glob("step-*")] == [kept.name]
+
+
+def test_a_stamp_that_cannot_be_written_is_told_and_does_no_harm(store, caplog) -> None:
+    path = _save(store, step=1)
+    shutil.rmtree(store.folder / ".checked")
+    (store.folder / ".checked").touch()
+    store.check(path)
+    assert "step-00000001 is verified each time" in caplog.text
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.output = nn.Embedding(3, 2), nn.Linear(2, 3, bias=False)
+        self.output.weight = self.embed.weight
+
+
+def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
+    policy, again = Tied(), Tied()
+    parts = dataclasses.replace(_parts(), policy=policy, optimizer=torch.optim.SGD(policy.parameters()))
+    path, _ = CheckpointStore(tmp_path / "checkpoints").save(parts, TrainState(step=1))
+    assert list(load_file(path / "policy.safetensors")) == ["embed.weight"]
+    load_weights(path, again)
+    assert torch.equal(again.output.weight, policy.embed.weight)
+    assert again.output.weight is again.embed.weight
 
 
 def test_checkpoints_beyond_a_resume_are_set_aside_and_only_the_last_ones_stay_there(store) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from launching import end_family, torchrun
 
+from vlatrack.errors import TrainingError
 from vlatrack.training.process_group import ProcessGroup, combine_by_name
+from vlatrack.training.torch_process_group import TorchProcessGroup
 
 HERE = Path(__file__).parent
 
@@ -84,3 +86,14 @@ def test_a_process_alone_exchanges_nothing() -> None:
     assert group.shard([1, 2]) == [1, 2]
     assert group.combine({"speed": 2.0}, {"speed": "sum"}) == {"speed": 2.0}
     assert group.all_gather(3) == [3]
+
+
+def test_a_launcher_that_sets_half_of_the_environment_is_told_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(
+        TrainingError, match="MASTER_ADDR, MASTER_PORT is not set; start several processes with torchrun"
+    ):
+        TorchProcessGroup.join()

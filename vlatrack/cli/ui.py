@@ -74,6 +74,8 @@ def _serve(command: list[str]) -> int:
     """Run the server in its own process group, and end the whole group when this process ends."""
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # under nohup it outlives its terminal
+        signal.signal(signal.SIGHUP, _interrupt)
     server = subprocess.Popen(command, env=os.environ | quiet, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         return server.wait()

@@ -83,7 +83,8 @@ def _git(folder: Path) -> dict[str, Any] | None:
         return None
 
     def run_git(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([git, "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+        command = [git, "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
 
     commit = run_git("rev-parse", "HEAD")
     if commit.returncode != 0:

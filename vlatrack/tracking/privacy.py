@@ -1,5 +1,6 @@
 """Keeps secrets out of everything that is written or shown, and strangers out of the files of a run."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -11,15 +12,20 @@ _SECRET_PARAM = re.compile(r"(^|[._-])(api_?key|token|password|passwd|passphrase
 _VOCABULARY = "bos|eos|pad|unk|sep|cls|mask|special|image|img|frame|text|action|state|start|end|stop|begin|per"
 _VOCABULARY_TOKEN = re.compile(rf"(^|[._-])({_VOCABULARY})[_-]token$", re.IGNORECASE)
 """A token of a language model's vocabulary: `eos_token` is no secret, `hf_token` is."""
-_URI_PASSWORD = re.compile(r"(?<=://)[^/\s@]*:[^/\s@]+(?=@)")
+_URI_PASSWORD = re.compile(r"(?<=://)[^/\s@]*:[^/\s]+(?=@)|(?<=https://)[^/\s@]+(?=@)|(?<=http://)[^/\s@]+(?=@)")
+"""A password in an address, or what stands alone before the @ of a web address, such as a GitHub token."""
 _SHORTEST_SECRET = 8
 """Shorter values (`1`, `true`) occur everywhere and are no secrets."""
 
 
 def redact(text: str) -> str:
-    """The text without the keys, tokens and passwords of the environment and without passwords in addresses."""
-    for value in _secrets().values():
-        text = text.replace(value, HIDDEN)
+    """The text without the keys, tokens and passwords of the environment and without passwords in addresses.
+
+    The text may be JSON, in which a password looks different.
+    """
+    for secret in sorted(_secrets().values(), key=len, reverse=True):  # one may begin with another
+        for spelling in {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}:
+            text = text.replace(spelling, HIDDEN)
     return _URI_PASSWORD.sub(HIDDEN, text)
 
 
