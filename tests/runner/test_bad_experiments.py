@@ -2,12 +2,15 @@
 
 import importlib.util
 import json
+import subprocess
+from pathlib import Path
 
 import pytest
 from program import TOY
 
 from vlatrack.builders.policy import backbone_factory, build_policy
 from vlatrack.errors import VlatrackError
+from vlatrack.runner import manifest
 from vlatrack.runner.manifest import write_manifest
 from vlatrack.runner.run import resume_run, run_experiment
 from vlatrack.spec.load import load_spec
@@ -60,6 +63,19 @@ def test_keys_are_hidden_in_the_manifest_that_trackers_get(tmp_path, monkeypatch
     monkeypatch.setenv("MY_TOKEN", "planted-0123456789abcdef")
     write_manifest(tmp_path / "manifest.json", {"git": {"diff": '+KEY = "planted-0123456789abcdef"\n'}})
     assert json.loads((tmp_path / "manifest.json").read_text()) == {"git": {"diff": '+KEY = "***"\n'}}
+
+
+def test_uncommitted_text_that_is_not_utf8_is_described(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", "-C", str(tmp_path), *who, *arguments], check=True, capture_output=True)
+
+    (tmp_path / "notes.txt").write_text("coffee\n")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    (tmp_path / "notes.txt").write_bytes("café\n".encode("latin-1"))
+    assert "+caf\ufffd" in manifest._git(tmp_path)["diff"]
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch) -> None:

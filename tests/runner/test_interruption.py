@@ -57,6 +57,7 @@ def _names(run: Path) -> list[str]:
     ("number", "raised", "reason"),
     [
         (signal.SIGTERM, SystemExit, "SIGTERM"),
+        pytest.param(signal.SIGHUP, SystemExit, "SIGHUP, the terminal was closed", marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, KeyboardInterrupt, "interrupted from the keyboard", marks=pytest.mark.slow),
     ],
 )
@@ -121,6 +122,16 @@ def test_a_signal_to_the_whole_process_group_leaves_the_data_workers_to_the_last
     assert process.returncode == (143 if number == signal.SIGTERM else 130), err
     assert finish_of(program.only_run())["status"] == "KILLED"
     assert len(_names(program.only_run())) == 2  # that of the epoch, and one after the last step
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_when_nobody_reads_its_output_any_more(program: Program) -> None:
+    process = program.start("run", TOY, "train.max_steps=2", "evaluate.open_loop=null")
+    _read_until(process, "run ")
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
+    assert finish_of(program.only_run())["status"] == "FINISHED"
 
 
 class FailsAtCheckpoint(Callback):

@@ -2,11 +2,12 @@
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import IO, TYPE_CHECKING, Any, Self, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from vlatrack.runner.evaluate import Evaluation
     from vlatrack.training.state import TrainState
 
+_log = logging.getLogger(__name__)
 _ON_BAR = ("closs", "loss_ct", "z_loss", "l1_loss_action")
 
 
@@ -33,12 +35,41 @@ def prepare_process() -> None:
     warnings.filterwarnings("ignore", module="torch.optim.lr_scheduler")
 
 
+class _Output:
+    """Standard output, whose reader may leave (a pipe, a terminal that is closed)."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stdout, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return sys.stdout.write(text)
+        except OSError as error:
+            raise BrokenPipeError from error
+
+    def flush(self) -> None:
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            raise BrokenPipeError from error
+
+
+class _RunConsole(Console):
+    """A console without which a run goes on."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # for what is still in the buffer
+        _log.warning("nobody reads the output any more; the run goes on without")
+
+
 class TerminalDisplay(Callback):
     """Draws a run's progress with rich."""
 
     def __init__(self, *, shown: bool = True) -> None:
         """`shown` is false on all ranks but one."""
-        self._console = Console(highlight=False, quiet=not shown)
+        self._console = _RunConsole(file=cast(IO[str], _Output()), highlight=False, quiet=not shown)
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),

@@ -78,7 +78,7 @@ def _is_external(error: BaseException) -> bool:
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, Terminated):
-        return REASONS[signal.SIGTERM]
+        return REASONS[error.number]
     if isinstance(error, KeyboardInterrupt):
         return REASONS[signal.SIGINT]
     if isinstance(error, RankLostError):

@@ -1,4 +1,4 @@
-"""Signals during training: SIGTERM and Ctrl-C save a checkpoint and end it, SIGUSR1 saves one and continues."""
+"""Signals during training: SIGTERM, SIGHUP and Ctrl-C save a checkpoint and end it, SIGUSR1 saves one and continues."""
 
 import signal
 import threading
@@ -8,25 +8,30 @@ from typing import Self
 
 from vlatrack.training.process_group import ProcessGroup
 
-TERMINATED = 143
-"""Exit code after SIGTERM, as a shell shows it."""
-
 GRACE_S = 20.0
 """Seconds that a step and a checkpoint may take after a signal. Slurm and Kubernetes kill after 30, Docker after 10."""
 
-REASONS = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "interrupted from the keyboard"}
+REASONS = {
+    signal.SIGTERM: "SIGTERM",
+    signal.SIGHUP: "SIGHUP, the terminal was closed",
+    signal.SIGINT: "interrupted from the keyboard",
+}
 
 
 class Terminated(BaseException):
-    """SIGTERM was received: the run ends as KILLED."""
+    """SIGTERM or SIGHUP was received: the run ends as KILLED."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(number.name)
+        self.number = number
 
 
 class Interruption:
     """Turns signals into requests that the training loop handles between steps, and into exceptions elsewhere.
 
-    While `deferred`, the first SIGTERM or SIGINT only requests a checkpoint and the end; after `GRACE_S`, or at a
-    second signal, the exception is raised as it is elsewhere. Once `ending` is set, signals are ignored so that the end
-    of the run reaches its journal, except for Ctrl-C in a single process.
+    While `deferred`, the first SIGTERM, SIGHUP or SIGINT only requests a checkpoint and the end; after `GRACE_S`, or at
+    a second signal, the exception is raised as it is elsewhere. Once `ending` is set, signals are ignored so that the
+    end of the run reaches its journal, except for Ctrl-C in a single process.
     """
 
     def __init__(self, group: ProcessGroup) -> None:
@@ -43,9 +48,12 @@ class Interruption:
             handlers = {
                 signal.SIGTERM: self._stop,
                 signal.SIGINT: self._stop,
+                signal.SIGHUP: self._stop,
                 signal.SIGUSR1: self._want_checkpoint,
                 signal.SIGALRM: self._grace_is_over,
             }
+            if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup
+                del handlers[signal.SIGHUP]
             self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         return self
 
@@ -56,7 +64,7 @@ class Interruption:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if isinstance(error, Terminated):
-            raise SystemExit(TERMINATED)
+            raise SystemExit(128 + error.number)  # as a shell shows it
 
     @property
     def stop_wanted(self) -> bool:
@@ -64,12 +72,13 @@ class Interruption:
         return self.received is not None
 
     def take_requests(self) -> list[float]:
-        """What signals have asked of this rank (1 or 0): a checkpoint, the end by SIGTERM, the end by Ctrl-C.
+        """What signals have asked of this rank (1 or 0): a checkpoint, the end by a signal, the end by Ctrl-C.
 
         Their sums over all ranks go to `apply_requests`, so that all ranks act after the same step.
         """
         wanted, self._checkpoint_wanted = self._checkpoint_wanted, False
-        return [float(wanted), float(self.received == signal.SIGTERM), float(self.received == signal.SIGINT)]
+        terminated = self.received is not None and self.received != signal.SIGINT
+        return [float(wanted), float(terminated), float(self.received == signal.SIGINT)]
 
     def apply_requests(self, requests: Sequence[float]) -> bool:
         """Adopt what any rank was asked for, given the sums over all ranks; returns whether to save a checkpoint."""
@@ -88,7 +97,7 @@ class Interruption:
     def _raise_if_received(self) -> None:
         if self.received is not None:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            raise Terminated if self.received == signal.SIGTERM else KeyboardInterrupt
+            raise KeyboardInterrupt if self.received == signal.SIGINT else Terminated(self.received)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         is_first = self.received is None
