@@ -2,12 +2,15 @@ import itertools
 import json
 import logging
 import math
+import os
 import stat
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ import torch
 from vlatrack.errors import TrackerError
 from vlatrack.tracking.journal.journal import Journal, is_being_written
 from vlatrack.tracking.journal.records import JournalReader, finish_record, last_record, read_records, records_backwards
+from vlatrack.tracking.lock import FileLock
 
 
 def _open(path: Path) -> Journal:
@@ -220,6 +224,24 @@ def test_a_forked_data_worker_neither_holds_nor_breaks_the_journal(path: Path) -
         assert not is_being_written(path)  # the child is still alive
         trainer.stdin.close()
     assert [record.data for record in read_records(path)] == [{}]
+
+
+@pytest.mark.parametrize(("owner", "name"), [(threading.Thread, "join"), (os, "fdatasync"), (FileLock, "release")])
+def test_an_interrupted_close_is_finished_by_the_next_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch, owner: object, name: str
+) -> None:
+    journal = _open(path)
+    journal.append("event", {})
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            journal.close()
+    assert is_being_written(path)
+    for _ in range(2):
+        journal.close()
+    assert not is_being_written(path)
+    assert list(path.parent.iterdir()) == [path]
+    _write(path, 1)
 
 
 def test_a_full_disk_costs_records_but_neither_the_run_nor_the_sequence(path: Path) -> None:

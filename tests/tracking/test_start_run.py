@@ -1,8 +1,12 @@
 """Runs of a notebook or a script: `start_run`, again and again in the same process."""
 
 import inspect
+import json
+import os
 import re
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -12,7 +16,7 @@ from vlatrack.tracking.backends.mlflow.backend import MlflowBackend
 from vlatrack.tracking.backends.registry import BUILT_IN, backend_config, backends_of
 from vlatrack.tracking.backends.tensorboard import TensorboardBackend
 from vlatrack.tracking.backends.wandb.backend import WandbBackend
-from vlatrack.tracking.journal.journal import is_being_written
+from vlatrack.tracking.journal.journal import Journal, is_being_written
 from vlatrack.tracking.journal.records import read_records
 from vlatrack.tracking.run import BackendConfig, TrackedRun, metric_history, run_status, start_run
 from vlatrack.tracking.run_files import RunFiles
@@ -67,6 +71,60 @@ def test_a_run_that_the_same_process_left_open_in_the_directory_is_killed_and_be
     with pytest.raises(TrackerError, match="holds a run already; resume it"):
         start()
     assert not is_being_written(run_dir / "journal.jsonl")
+
+
+def interrupt_once(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None:
+    """Ctrl-C the next time that the main thread has called this function."""
+    real, pressed = getattr(owner, name), []
+
+    def interrupted(*arguments: object) -> object:
+        done = real(*arguments)
+        if threading.current_thread() is threading.main_thread() and not pressed:
+            pressed.append(True)
+            raise KeyboardInterrupt
+        return done
+
+    monkeypatch.setattr(owner, name, interrupted)
+
+
+@pytest.mark.parametrize(("owner", "name"), [(os, "fdatasync"), (threading.Thread, "join"), (os, "close")])
+def test_ctrl_c_while_a_run_ends_is_raised_and_leaves_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: object, name: str
+) -> None:
+    run = start_run("exp", runs=tmp_path / "runs", backends=[])
+    (path,) = run_dirs(tmp_path)
+    with pytest.raises(KeyboardInterrupt), run:
+        interrupt_once(monkeypatch, owner, name)
+    assert not is_being_written(path / "journal.jsonl")
+    assert not (path / "journal.lease").exists()
+    assert run_status(path).status == "FINISHED"
+    assert run.finish("FAILED").complete
+    start_run("exp", runs=tmp_path / "runs", backends=[], resume=path.name).finish("FINISHED")
+    assert [r.data["status"] for r in read_records(path / "journal.jsonl") if r.kind == "finish"] == ["FINISHED"] * 2
+
+
+def test_ctrl_c_while_a_full_disk_is_waited_for_leaves_the_end_to_the_next_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start_run("exp", runs=tmp_path / "runs", backends=[])
+    write, full = Journal._write, iter([True])
+    monkeypatch.setattr(Journal, "_write", lambda journal, line: not next(full, False) and write(journal, line))
+    interrupt_once(monkeypatch, time, "sleep")
+    with pytest.raises(KeyboardInterrupt):
+        run.finish("FINISHED")
+    assert run_status(run_dirs(tmp_path)[0]).status == "FINISHED"
+
+
+def test_the_trackers_of_a_run_whose_end_was_interrupted_hear_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., None]
+) -> None:
+    run = start_run("exp", runs=tmp_path / "runs", backends=[CSV])
+    interrupt_once(monkeypatch, os, "fdatasync")
+    with pytest.raises(KeyboardInterrupt):
+        run.finish("FINISHED")
+    told = run_dirs(tmp_path)[0] / "csv" / "run.json"
+    eventually(lambda: told.exists() and json.loads(told.read_text())["status"] == "FINISHED")
+    eventually(lambda: not any(thread.name == "delivery-left" for thread in threading.enumerate()))
 
 
 @pytest.mark.parametrize("by", ["id", "directory"])

@@ -258,32 +258,54 @@ class TrackedRun:
         """
         if self._ended:
             return
-        self._ended = True
         until = int((time.time() + PATIENCE_WITHOUT_TRAINER_S) * 1000)
         data = {"status": status, "reason": None if reason is None else redact(reason), "deliver_until_ms": until}
         self._journal.append(Kind.FINISH, data, t_ms=t_ms, patience_s=disk_timeout_s)
+        self._ended = True  # not before: of a call that was interrupted, the next one is to write the record
         self._journal.sync_or_warn()
 
     def close(self, timeout_s: float = 60) -> DeliveryReport:
         """Release the journal and wait, at most about `timeout_s` seconds, until the trackers have everything.
 
-        A run without an end is KILLED. A second call changes nothing.
+        A run without an end is KILLED. A second call changes nothing. Ctrl-C meanwhile is raised at once: the journal
+        is released all the same, and the delivery process goes on alone.
         """
-        if self._report is None:
-            self.end("KILLED", reason="closed without an end", disk_timeout_s=timeout_s)
-            self._journal.close()
-            _OPEN_RUNS.pop(self._files.run_dir, None)
-            if self._delivery is not None:
-                self._delivery.await_end(timeout_s)
-            self._report = delivery_report(self._files.run_dir, self._labels, lost=self._journal.lost)
-        return self._report
+        return self._end_and_close("KILLED", "closed without an end", timeout_s)
 
     def finish(
         self, status: Status, *, reason: str | None = None, timeout_s: float = 60, t_ms: int | None = None
     ) -> DeliveryReport:
         """`end` and `close`; a second call changes nothing."""
-        self.end(status, reason, t_ms, disk_timeout_s=timeout_s)
-        return self.close(timeout_s)
+        return self._end_and_close(status, reason, timeout_s, t_ms)
+
+    def _end_and_close(
+        self, status: Status, reason: str | None, timeout_s: float, t_ms: int | None = None
+    ) -> DeliveryReport:
+        if self._report is None:
+            try:
+                self.end(status, reason, t_ms, disk_timeout_s=timeout_s)
+                self._release()
+                if self._delivery is not None:
+                    self._delivery.await_end(timeout_s)
+            except BaseException:  # Ctrl-C above all: a notebook lives on, and would keep the lock
+                self._abandon(status, reason, t_ms)
+                raise
+            self._report = delivery_report(self._files.run_dir, self._labels, lost=self._journal.lost)
+        return self._report
+
+    def _abandon(self, status: Status, reason: str | None, t_ms: int | None) -> None:
+        try:
+            self.end(status, reason, t_ms, disk_timeout_s=0)
+            self._release()
+        finally:
+            if self._delivery is not None:
+                self._delivery.leave()
+                self._delivery = None  # which a later call must not wait for: another run may have it ended
+
+    def _release(self) -> None:
+        self._journal.close()
+        if _OPEN_RUNS.get(self._files.run_dir) is self:
+            del _OPEN_RUNS[self._files.run_dir]
 
     def _numbers_of(self, metrics: Mapping[str, object]) -> dict[str, float]:
         if not isinstance(metrics, Mapping):

@@ -50,6 +50,13 @@ class DeliveryProcess:
             time.sleep(FIRST_PAUSE_S)
             self._spawn()
 
+    def leave(self) -> None:
+        """Let the process deliver the rest alone, and return at once."""
+        self._finishing.set()
+        self._watcher.join()
+        if self._process is not None:  # somebody has to take its exit code, or it stays a zombie
+            threading.Thread(target=self._process.wait, name="delivery-left", daemon=True).start()
+
     def _is_over(self, give_up: float) -> bool:
         if self._process is None:
             return time.monotonic() >= give_up

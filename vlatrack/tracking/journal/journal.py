@@ -55,6 +55,7 @@ class Journal:
         self._head = f'{{"v":{VERSION},"run":{json.dumps(run)},"writer":{json.dumps(writer)},"seq":'
         self._lock = threading.Lock()
         self._closing = threading.Event()
+        self._released = False
         self._syncing = threading.Thread(target=self._sync_each_second, name="journal-sync", daemon=True)
         self._syncing.start()
         _OPEN_JOURNALS.add(self)
@@ -122,15 +123,16 @@ class Journal:
         self._synced_seq = seq
 
     def close(self) -> None:
-        """Sync and release the file; a second call does nothing."""
-        if self._closing.is_set():
+        """Sync and release the file. A second call finishes what an interrupted first one left, or does nothing."""
+        if self._released:
             return
         self._closing.set()
-        self._syncing.join()
-        self.sync_or_warn()
-        os.close(self._fd)
-        self._fd = -1
+        self._syncing.join()  # it renews the lease, so it ends before the lease goes
+        if self._fd >= 0:
+            self.sync_or_warn()
+        self._close_file()
         self._file_lock.release()
+        self._released = True
 
     def _append_line(self, rest: str) -> int | None:
         seq = self._next_seq
@@ -172,11 +174,16 @@ class Journal:
             _log.warning("%s: not on the disk yet (%s)", self.path, error)
 
     def _forget_in_child(self) -> None:
-        if not self._closing.is_set():
+        if not self._released:
             self._closing.set()
-            os.close(self._fd)
-            self._fd = -1
+            self._close_file()
             self._file_lock.forget()
+            self._released = True
+
+    def _close_file(self) -> None:
+        fd, self._fd = self._fd, -1  # first, so that an interrupted close never closes a number that is another file's
+        if fd >= 0:
+            os.close(fd)
 
 
 _OPEN_JOURNALS: "weakref.WeakSet[Journal]" = weakref.WeakSet()
