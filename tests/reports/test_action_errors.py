@@ -104,10 +104,39 @@ def test_a_table_without_rows_draws_nothing(table: Path, tmp_path: Path) -> None
     assert not (tmp_path / "none.png").exists()
 
 
-@pytest.mark.parametrize("text", ["a,b\n1,2\n", "split,epoch,route,step,X,dimension,l1\ntrain,0,head,0,9,0,much\n"])
-def test_another_table_is_one_line(table: Path, text: str) -> None:
-    table.write_text(text)
-    with pytest.raises(DataError, match="not a table with the columns split, epoch, route"):
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a,b\n1,2\n", r"\.csv:1: not a table with the columns split, epoch, route.*; restore that line"),
+        ("{header}train,0,head,0,9,0,much\n", r"\.csv:2: not a row with the columns split, epoch.*; remove the line"),
+        ("{header}train,0,head,0,9,0,0.5\ngarbage\n", r"\.csv:3: not a row"),
+        ("{header}train,0,head,0,9,0,0.5\n\n", r"\.csv:3: not a row"),
+        ("{header}train,0,head,0,9\x850,0.5\n", r"\.csv:2: not a row"),
+    ],
+)
+def test_a_damaged_table_is_one_line_with_its_place_and_stays_as_it_is(table: Path, text: str, told: str) -> None:
+    table.write_text(text.format(header="split,epoch,route,step,X,dimension,l1\n"), encoding="utf-8")
+    before = table.read_bytes()
+    with pytest.raises(DataError, match=told):
         read_last_errors(table)
-    with pytest.raises(DataError, match=r"gone\.csv: cannot be read \(No such file"):
-        read_last_errors(table.with_name("gone.csv"))
+    with pytest.raises(DataError, match=told):
+        drop_action_errors_from(table, 0)
+    assert table.read_bytes() == before
+
+
+def test_a_table_that_cannot_be_read_or_written_is_one_line(table: Path) -> None:
+    with pytest.raises(DataError, match=r"action_errors\.csv: cannot be read \(No such file.*restore the file"):
+        read_last_errors(table)
+    table.write_bytes(b"split\xff\n")
+    with pytest.raises(DataError, match=r"action_errors\.csv: is not UTF-8 text; restore the file"):
+        drop_action_errors_from(table, 0)
+    table.unlink()
+    table.symlink_to("/dev/full")
+    with pytest.raises(DataError, match=r"action_errors\.csv: cannot be written \(No space left.*; free space"):
+        append_action_errors(table, "train", 0, _grids(1))
+
+
+def test_a_torn_last_row_is_no_value_of_the_heat_map(table: Path) -> None:
+    append_action_errors(table, "train", 0, {"head": [[0.25], [0.5]]})
+    table.write_text(table.read_text()[:-2])  # `0.` of 0.5
+    assert read_last_errors(table) == {("train", "head"): (0, [[0.25]])}

@@ -4,11 +4,10 @@ Legend: H steps of a chunk, A numbers of an action. A route is how actions are p
 most probable tokens) or `head` (by the continuous head).
 """
 
-import csv
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -19,14 +18,25 @@ from matplotlib.figure import Figure
 from vlatrack.errors import DataError
 from vlatrack.metrics.metric import ACTION_UNIT
 from vlatrack.metrics.names import SPLITS, step_slot
+from vlatrack.reports.line_files import append_text, read_text, replace_text
 from vlatrack.reports.panels import DPI, STYLES, write_png
 
 Grid = Sequence[Sequence[float]]
 """[H][A] mean L1 errors in normalised actions; NaN where logits were not finite."""
 
 COLUMNS = ("split", "epoch", "route", "step", "X", "dimension", "l1")
+_HEADER = ",".join(COLUMNS) + "\n"
 ROUTES = {"token": "decoded from tokens", "head": "continuous head"}
 _CELL_INCHES = 0.46
+
+
+class _Row(NamedTuple):
+    split: str
+    epoch: int
+    route: str
+    step: int
+    dimension: int
+    l1: float
 
 
 def append_action_errors(file: Path, split: str, epoch: int, grids: Mapping[str, Grid]) -> None:
@@ -35,6 +45,9 @@ def append_action_errors(file: Path, split: str, epoch: int, grids: Mapping[str,
     Args:
         epoch: counted from 0, as in the log files.
         grids: by route, as `action_error_grids` of vlatrack.metrics.declarations returns them.
+
+    Raises:
+        DataError: the file cannot be written.
     """
     rows = [
         (split, epoch, route, step, step_slot(step, len(grid)), dimension, error)
@@ -42,43 +55,52 @@ def append_action_errors(file: Path, split: str, epoch: int, grids: Mapping[str,
         for step, errors in enumerate(grid)
         for dimension, error in enumerate(errors)
     ]
-    with file.open("a", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerows([COLUMNS, *rows] if stream.tell() == 0 else rows)
+    append_text(file, "".join(",".join(map(str, row)) + "\n" for row in rows), heading=_HEADER)
 
 
 def drop_action_errors_from(file: Path, epoch: int) -> None:
     """Remove the rows of `epoch` and later, which a resumed run writes again; nothing if there is no file.
 
     An incomplete last line, left by a killed run, is removed as well.
+
+    Raises:
+        DataError: the file cannot be read or written, or is not such a table.
     """
-    if not file.exists():
-        return
-    header, *rows = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")] or [""]
-    unfinished = file.with_suffix(f".{os.getpid()}")
-    unfinished.write_text("".join([header, *(row for row in rows if int(row.split(",")[1]) < epoch)]))
-    unfinished.replace(file)
+    if file.exists():
+        kept = [line for line, row in _rows(file) if row.epoch < epoch]
+        replace_text(file, "".join([_HEADER, *kept]))
 
 
 def read_last_errors(file: Path) -> dict[tuple[str, str], tuple[int, list[list[float]]]]:
-    """The last epoch of each split and route in the table `file`, and its grid [H][A].
+    """The last epoch of each split and route in the table `file`, and its grid [H][A]; an incomplete last line, left by
+    a killed run, does not count.
 
     Raises:
         DataError: the file cannot be read, or is not such a table.
     """
     cells: dict[tuple[str, str], tuple[int, dict[tuple[int, int], float]]] = {}
-    try:
-        with file.open(newline="") as stream:
-            for row in csv.DictReader(stream):
-                key, epoch = (row["split"], row["route"]), int(row["epoch"])
-                if key not in cells or cells[key][0] != epoch:
-                    cells[key] = epoch, {}
-                cells[key][1][int(row["step"]), int(row["dimension"])] = float(row["l1"])
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{file}: not a table with the columns {', '.join(COLUMNS)}") from error
+    for _, row in _rows(file):
+        key = row.split, row.route
+        if key not in cells or cells[key][0] != row.epoch:
+            cells[key] = row.epoch, {}
+        cells[key][1][row.step, row.dimension] = row.l1
     return {key: (epoch, _grid(found)) for key, (epoch, found) in cells.items()}
+
+
+def _rows(file: Path) -> list[tuple[str, _Row]]:
+    """The complete lines below the header, and what they say."""
+    header, *lines = [line + "\n" for line in read_text(file).split("\n")[:-1]] or [_HEADER]
+    if header != _HEADER:
+        raise DataError(f"{file}:1: not a table with the columns {', '.join(COLUMNS)}; restore that line")
+    return [(line, _parse(line, place=f"{file}:{number}")) for number, line in enumerate(lines, start=2)]
+
+
+def _parse(line: str, *, place: str) -> _Row:
+    try:
+        split, epoch, route, step, _, dimension, l1 = line.split(",")
+        return _Row(split, int(epoch), route, int(step), int(dimension), float(l1))
+    except ValueError:
+        raise DataError(f"{place}: not a row with the columns {', '.join(COLUMNS)}; remove the line") from None
 
 
 def _grid(cells: Mapping[tuple[int, int], float]) -> list[list[float]]:

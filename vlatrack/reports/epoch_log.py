@@ -6,7 +6,6 @@ reads but stricter parsers do not.
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from vlatrack.errors import DataError
 from vlatrack.metrics.schema import TRAIN, VAL_IND, VAL_OOD
+from vlatrack.reports.line_files import append_text, read_text, replace_text
 
 LOG_FILES = {
     TRAIN: ("log_train.txt", "train_"),
@@ -50,7 +50,7 @@ def read_epoch_log(split: str, path: Path) -> EpochLog:
     """
     prefix = LOG_FILES[split][1]
     by_epoch: dict[int, dict[str, float]] = {}
-    for number, line in enumerate(_lines(path)):
+    for number, line in enumerate(read_text(path).splitlines()):
         fields = _parse(line, place=f"{path}:{number + 1}")
         by_epoch[_epoch_of(fields, number)] = {
             name.removeprefix(prefix): value for name, value in fields.items() if name != "epoch"
@@ -65,11 +65,7 @@ def append_epoch(file: Path, record: Mapping[str, float]) -> None:
     Raises:
         DataError: the file cannot be written.
     """
-    try:
-        with file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(dict(record)) + "\n")
-    except OSError as error:
-        raise DataError(f"{file}: cannot be written ({error.strerror}); free space or make it writable") from None
+    append_text(file, json.dumps(dict(record)) + "\n")
 
 
 def drop_epochs_from(file: Path, epoch: int) -> None:
@@ -82,25 +78,9 @@ def drop_epochs_from(file: Path, epoch: int) -> None:
     """
     if not file.exists():
         return
-    whole = [line for line in _lines(file, keepends=True) if line.endswith("\n")]
+    whole = [line for line in read_text(file).splitlines(keepends=True) if line.endswith("\n")]
     numbered = [(_epoch_of(_parse(line, place=f"{file}:{i + 1}"), i), line) for i, line in enumerate(whole)]
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        unfinished.write_text("".join(line for number, line in numbered if number < epoch), encoding="utf-8")
-        unfinished.replace(file)
-    except OSError as error:
-        raise DataError(f"{file}: cannot be written ({error.strerror}); free space or make it writable") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _lines(path: Path, *, keepends: bool = False) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines(keepends)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); restore the file") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 text; restore the file") from error
+    replace_text(file, "".join(line for number, line in numbered if number < epoch))
 
 
 def _epoch_of(fields: dict[str, float], number: int) -> int:
