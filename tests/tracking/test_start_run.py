@@ -73,6 +73,34 @@ def test_a_run_that_the_same_process_left_open_in_the_directory_is_killed_and_be
     assert not is_being_written(run_dir / "journal.jsonl")
 
 
+def test_a_run_tells_its_directory_and_its_id(tmp_path: Path) -> None:
+    with start_run("exp", runs=tmp_path / "runs", backends=[]) as run:
+        assert [run.path] == run_dirs(tmp_path)
+    with start_run("exp", runs=tmp_path / "runs", backends=[], resume=run.run_id) as again:
+        assert (again.path, again.run_id) == (run.path, run.path.name)
+
+
+def test_a_file_is_logged_by_its_path_as_text_from_here_or_else_from_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here.txt").write_text("not of the run")
+    with start_run("exp", runs=tmp_path / "runs", backends=[]) as run:
+        monkeypatch.chdir(tmp_path)
+        for name in ("here.txt", "notes.txt"):
+            (run.path / name).write_text("of the run")
+        run.log_artifact("notes.txt", name="a")
+        run.log_artifact(f"runs/exp/{run.run_id}/notes.txt", name="b")
+        run.log_artifact(str(run.path / "notes.txt"), name="c")
+        run.log_artifact(Path("notes.txt"), name="d")
+        for outside in ("here.txt", "../../../here.txt", f"runs/exp/{run.run_id}/../../../here.txt"):
+            with pytest.raises(TrackerError, match=r"here\.txt: lies outside the run directory"):
+                run.log_artifact(outside, name="e")
+        with pytest.raises(TrackerError, match=r"artifact gone\.txt: no such file or folder"):
+            run.log_artifact("gone.txt", name="f")
+    logged = [r.data for r in read_records(run.path / "journal.jsonl") if r.kind == "artifact"]
+    assert [(data["name"], data["place"]) for data in logged] == [(name, "notes.txt") for name in "abcd"]
+
+
 def interrupt_once(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None:
     """Ctrl-C the next time that the main thread has called this function."""
     real, pressed = getattr(owner, name), []

@@ -116,6 +116,16 @@ class TrackedRun:
         self.last_step = 0
         """The training step that was logged last."""
 
+    @property
+    def path(self) -> Path:
+        """The run directory, `<runs>/<experiment>/<run-id>`."""
+        return self._files.run_dir
+
+    @property
+    def run_id(self) -> str:
+        """The name of the run directory, by which `start_run` resumes it."""
+        return self.path.name
+
     @classmethod
     def start(
         cls,
@@ -216,20 +226,24 @@ class TrackedRun:
         self._journal.append(Kind.METRICS, metrics, step=step, t_ms=t_ms)
 
     def log_artifact(
-        self, path: Path, *, name: str, aliases: Sequence[str] = (), sha256: Mapping[str, str] | None = None
+        self, path: Path | str, *, name: str, aliases: Sequence[str] = (), sha256: Mapping[str, str] | None = None
     ) -> None:
         """Hand a file or folder of the run directory, now complete, to the trackers as `name` (`checkpoints/epoch-3`).
 
+        A relative `path` is one of the current directory or, where there is no such file, of the run directory.
         `aliases` are further names of this version, such as `best`, for trackers that have such. Each file is read once
         for its SHA-256, except those whose hexadecimal digest `sha256` gives, by path inside the artifact.
 
         Raises TrackerError if it is missing, empty, or outside the run directory, or if a given digest is none.
         """
-        relative = path_in_run(path, self._files.run_dir)
+        path = Path(path)
+        if not path.exists() and (self.path / path).exists():
+            path = self.path / path
+        relative = path_in_run(path, self.path)
         known = KnownDigests(sha256 or {}, at_ms=None)
         if wrong := [file for file, digest in known.sha256.items() if not _SHA256.fullmatch(digest)]:
             raise TrackerError(f"artifact {name}: {wrong[0]}: its sha256 is not 64 hexadecimal digits")
-        artifact = read_artifact(checked_artifact_name(name), relative, self._files.run_dir, known=known)
+        artifact = read_artifact(checked_artifact_name(name), relative, self.path, known=known)
         files = {file.name: file.sha256 for file in artifact.files}
         data = {"name": name, "place": relative, "sha256": artifact.sha256, "files": files, "aliases": list(aliases)}
         self._journal.append(Kind.ARTIFACT, data)
