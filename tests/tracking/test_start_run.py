@@ -8,8 +8,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from vlatrack.errors import MissingPackageError, TrackerError
 from vlatrack.tracking.backends.mlflow.backend import MlflowBackend
@@ -197,6 +200,45 @@ def test_a_tracker_that_cannot_be_used_is_one_line_and_nothing_is_made(
     with pytest.raises((TrackerError, MissingPackageError), match=told):
         start_run("exp", runs=tmp_path / "runs", backends=[backend])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"backends": "mlflow"}, r"backends='mlflow': not a list; write backends=\['mlflow'\]"),
+        ({"backends": {"kind": "mlflow"}}, "backends: a dict is not a list; put it into brackets"),
+        ({"backends": CSV}, "backends: a BackendConfig is not a list"),
+        ({"backends": 5}, "backends: a int is not a list"),
+        ({"backends": [None]}, "backends: None is no tracker; write a name such as 'mlflow'"),
+        ({"params": {1: "a"}}, "params: the key 1 is no text; write '1'"),
+        ({"params": {"p": {1, 2}}}, r"params\['p'\]: a value of type set cannot be kept; write str"),
+        ({"params": {"p": torch.ones(2)}}, r"params\['p'\]: a value of type Tensor that cannot be kept"),
+        ({"params": {"p": [object()]}}, r"params\['p'\]: a value of type list that cannot be kept"),
+        ({"params": [("a", 1)]}, "params: a value of type list is no mapping; write a dict"),
+        ({"tags": {5: "n"}}, "tags: the key 5 is no text; write '5'"),
+        ({"tags": {"n": None}}, r"tags\['n'\]: a value of type NoneType is no tag; give a text"),
+        ({"tags": {"n": ["a"]}}, r"tags\['n'\]: a value of type list is no tag"),
+        ({"name": 5}, "name: a value of type int is no text"),
+        ({"group": Path("g")}, "group: a value of type PosixPath is no text"),
+    ],
+)
+def test_an_argument_of_a_wrong_type_is_one_line_and_nothing_is_made(
+    tmp_path: Path, arguments: Mapping[str, Any], told: str
+) -> None:
+    with pytest.raises(TrackerError, match=told) as error:
+        start_run("exp", runs=tmp_path / "runs", **{"backends": [], **arguments})
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_and_paths_among_params_and_tags_are_kept_as_a_tracker_shows_them(tmp_path: Path) -> None:
+    params = {"lr": np.float32(0.5), "n": np.int64(3), "t": torch.tensor(0.25), "p": Path("x"), "betas": (0.9, 0.95)}
+    tags = {"n": 5, "x": 0.5, "on": True, "p": Path("x"), "token": "hidden", "by": "me"}
+    run = start_run("exp", runs=tmp_path / "runs", backends=[], params={**params, "none": None}, tags=tags)
+    run.finish("FINISHED")
+    start = next(read_records(run.path / "journal.jsonl"))
+    assert start.data["params"] == {"lr": 0.5, "n": 3, "t": 0.25, "p": "x", "betas": "[0.9, 0.95]", "none": None}
+    assert start.data["tags"] == {"n": "5", "x": "0.5", "on": "true", "p": "x", "token": "***", "by": "me"}
 
 
 @pytest.mark.parametrize(

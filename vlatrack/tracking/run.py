@@ -12,9 +12,10 @@ from types import TracebackType
 from typing import Any, Self, SupportsFloat
 
 from vlatrack.errors import TrackerError
+from vlatrack.tracking.arguments import checked_text, plain_backends, plain_params, plain_tags
 from vlatrack.tracking.artifacts import KnownDigests, checked_artifact_name, path_in_run, read_artifact
 from vlatrack.tracking.backends.base import BackendConfig, DatasetInput, Scalar, Status
-from vlatrack.tracking.backends.registry import backend_config, backend_label, backends_text, check_backend, notice_of
+from vlatrack.tracking.backends.registry import backend_label, backends_text, check_backend, notice_of
 from vlatrack.tracking.delivery.report import BackendDelivery, DeliveryReport, delivery_report
 from vlatrack.tracking.delivery.supervisor import DeliveryProcess, end_delivery
 from vlatrack.tracking.delivery.worker import PATIENCE_WITHOUT_TRAINER_S
@@ -63,9 +64,11 @@ def start_run(
     (`{"kind": "wandb", "project": "vla"}`), or `BackendConfig`; None: MLflow on SQLite in `runs`. `name` is what the
     trackers show, the run's id if None. `resume` continues a run instead, by its id or its directory.
 
-    Raises TrackerError or MissingPackageError for a name, a run or a backend that cannot be used.
+    `params` and `tags` are texts and numbers; paths become text, and lists and mappings among the `params` JSON.
+
+    Raises TrackerError or MissingPackageError, before it makes anything, for what cannot be used.
     """
-    configs = [BackendConfig("mlflow")] if backends is None else [backend_config(backend) for backend in backends]
+    configs = [BackendConfig("mlflow")] if backends is None else plain_backends(backends)
     if not _EXPERIMENT.fullmatch(experiment):
         raise TrackerError(
             f"experiment {experiment!r}: use at most 100 letters, digits and ._-, a letter or digit first"
@@ -153,13 +156,22 @@ class TrackedRun:
         A run that this process has left open in that directory, as an interrupted cell of a notebook does, is KILLED
         first, and begins again: from `resume_step`, or else from the very start.
 
-        Raises TrackerError or MissingPackageError for a backend that cannot be used, a run that is being written, or
-        one that exists and is not to be resumed.
+        Raises TrackerError or MissingPackageError for a backend, parameter or tag that cannot be used, a run that is
+        being written, or one that exists and is not to be resumed.
         """
         if not _UID.fullmatch(uid):
             raise TrackerError(f"run uid {uid!r}: use at most 64 letters, digits and ._-")
         for config in backends:
             check_backend(config)
+        kept = plain_params(params)
+        data: dict[str, Any] = {
+            "name": checked_text("name", name),
+            "experiment": experiment,
+            "params": {k: redact_param(k, v) if isinstance(v, str) else v for k, v in kept.items()},
+            "tags": {key: redact_param(key, value) for key, value in plain_tags(tags).items()},
+            "datasets": [asdict(dataset) | {"source": redact(dataset.source)} for dataset in datasets],
+            "group": checked_text("group", group),
+        }
         files = RunFiles(run_dir)
         if (left_open := _OPEN_RUNS.get(files.run_dir)) is not None:
             _log.warning("%s: this process has it open; that run is KILLED, and begins again", files.run_dir)
@@ -177,14 +189,7 @@ class TrackedRun:
             _check_continues(files, uid, resume)
             end_delivery(files)
             rewinds = Rewinds.of(files.run_dir, resume_step)
-            data = {
-                "name": name,
-                "experiment": experiment,
-                "params": {k: redact_param(k, v) if isinstance(v, str) else v for k, v in params.items()},
-                "tags": {key: redact_param(key, value) for key, value in tags.items()} | dict(rewinds.tags),
-                "datasets": [asdict(dataset) | {"source": redact(dataset.source)} for dataset in datasets],
-                "group": group,
-            }
+            data["tags"] |= rewinds.tags
             _begin(files, journal, backends, data, t_ms)
         except BaseException:
             journal.close()
