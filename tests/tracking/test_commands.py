@@ -218,6 +218,52 @@ def test_status_reads_the_end_of_a_long_journal_only(tmp_path: Path) -> None:
         call("status", "--runs", tmp_path / "none")
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"[\xff]", "damaged ('utf-8' codec can't decode"),
+        (b'[{"kind": "comet"}]', "damaged (no backend is called 'comet'); resume the run to write it anew"),
+        (b"{", "damaged (Expecting property name"),
+    ],
+)
+def test_a_run_that_cannot_be_read_is_named_by_every_command_and_hides_no_other(
+    tmp_path: Path, content: bytes, reason: str
+) -> None:
+    run = run_with(tmp_path)
+    run.finish("FINISHED")
+    runs = run.dir.parent.parent
+    damaged = runs / "contract" / f"run-{'with-a-long-name-' * 6}0"
+    shutil.copytree(run.dir, damaged)
+    (damaged / "delivery" / "backends.json").write_bytes(content)
+    line = f"{damaged}: unreadable: {damaged}/delivery/backends.json: {reason}"
+
+    shown = call("status", "--runs", runs)
+    assert (shown.exit_code, shown.output.count(line)) == (0, 1)
+    assert ["contract/run-1", "FINISHED", "9", "no", "backends"] in lines_of(shown)
+    for command in (["sync"], ["reap"], ["sync", "--audit"]):
+        told = call(*command, "--runs", runs)
+        assert (told.exit_code, told.output.count(line)) == (1, 1)
+        assert "nothing to deliver" not in told.output
+        assert "no stale runs" not in told.output
+    assert f"{run.dir}  FINISHED, no backends" in told.output
+
+
+def test_an_audit_of_all_runs_goes_on_after_a_damaged_journal(tmp_path: Path) -> None:
+    run = run_with(tmp_path)
+    run.finish("FINISHED")
+    runs = run.dir.parent.parent
+    damaged = runs / "contract" / "run-0"
+    shutil.copytree(run.dir, damaged)
+    lines = (damaged / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    (damaged / "journal.jsonl").write_bytes(b"".join([*lines[:3], b"damage\n", *lines[4:]]))
+    told = call("sync", "--audit", "--runs", runs)
+    assert told.exit_code == 1
+    assert f"{damaged}/journal.jsonl: byte {sum(map(len, lines[:3]))} begins no journal record" in told.output
+    assert f"{run.dir}  FINISHED, no backends" in told.output
+    with pytest.raises(TrackerError, match="begins no journal record"):
+        call("sync", "--audit", damaged)
+
+
 def test_the_last_line_of_an_incomplete_run_names_the_command_that_completes_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

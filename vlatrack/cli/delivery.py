@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from vlatrack.tracking.delivery.audit import BackendAudit
-    from vlatrack.tracking.delivery.report import BackendDelivery, RunOverview
+    from vlatrack.tracking.delivery.report import BackendDelivery, RunOverview, Unreadable
 
 INCOMPLETE = 1
 Runs = Annotated[Path, typer.Option(help="Folder that holds all runs.")]
@@ -32,8 +32,8 @@ def sync(
 ) -> None:
     """Deliver to the trackers what they do not have yet of runs that are over.
 
-    A run whose process died is KILLED, in its journal and at every tracker. Exit code 1: something is left, or the
-    audit found a difference.
+    A run whose process died is KILLED, in its journal and at every tracker. Exit code 1: something is left, a run
+    cannot be read, or the audit found a difference.
 
     Examples:
 
@@ -44,12 +44,15 @@ def sync(
     [bold]vlatrack sync --audit --backend mlflow[/bold]
     """
     console = _console()
-    chosen = paths or _undelivered_runs(runs, backend, audited=audit)
-    if not chosen:
+    chosen, all_readable = paths or [], True
+    if not paths:
+        overviews, all_readable = _readable_runs(console, runs)
+        chosen = _undelivered_runs(overviews, backend, audited=audit)
+    if not chosen and all_readable:
         _say(console, f"nothing to deliver in {runs}")
     # An error stops the command for runs that were named; among all runs, some may be busy.
     complete = [_sync_one(console, run, backend, patience, audit=audit, tolerant=not paths) for run in chosen]
-    if not all(complete):
+    if not all_readable or not all(complete):
         raise typer.Exit(INCOMPLETE)
 
 
@@ -67,11 +70,12 @@ def status(runs: Runs = Path("runs")) -> None:
     table.add_column("run", no_wrap=True)  # can be copied
     for heading in ("status", "last step", "undelivered"):
         table.add_column(heading)
-    stale, incomplete = 0, 0
+    stale, incomplete, unreadable = 0, 0, []
     for entry in run_overviews(runs):
         name = entry.run_dir.relative_to(runs).as_posix()
         if not isinstance(entry, RunOverview):
-            table.add_row(name, f"unreadable: {entry.reason}", "-", "-")
+            unreadable.append(entry)
+            table.add_row(name, "unreadable: see below", "-", "-")
             continue
         stale += entry.stale
         incomplete += entry.is_over and entry.lacks_something
@@ -81,6 +85,8 @@ def status(runs: Runs = Path("runs")) -> None:
         _say(console, f"no runs in {runs}")
         return
     console.print(table)
+    for entry in unreadable:
+        _say(console, _unreadable_line(entry))
     where = "" if runs == Path("runs") else f" --runs {runs}"
     if stale:
         _say(console, f"{stale} stale (RUNNING, but the process is gone); `vlatrack reap{where}` sets KILLED")
@@ -91,31 +97,42 @@ def status(runs: Runs = Path("runs")) -> None:
 def reap(runs: Runs = Path("runs"), patience: Patience = 60.0) -> None:
     """Set runs whose process is gone to KILLED, in their journals and at every tracker.
 
-    Exit code 1: a tracker could not be updated; `vlatrack sync` does it later.
+    Exit code 1: a tracker could not be updated, and `vlatrack sync` does it later; or a run cannot be read.
 
     Example: [bold]vlatrack reap --runs runs[/bold]
     """
-    from vlatrack.tracking.delivery.report import RunOverview, run_overviews
-
     console = _console()
-    entries = [entry for entry in run_overviews(runs) if isinstance(entry, RunOverview)]
+    entries, all_readable = _readable_runs(console, runs)
     for entry in entries:
         if entry.writer is not None and not entry.writer.is_here:
             _say(console, f"{entry.run_dir}: {'written' if not entry.stale else 'was written'} by {entry.writer}")
     stale = [entry.run_dir for entry in entries if entry.stale]
-    if not stale:
+    if not stale and all_readable:
         _say(console, f"no stale runs in {runs}")
     delivered = [_sync_one(console, run, None, patience, audit=False, tolerant=True) for run in stale]
-    if not all(delivered):
+    if not all_readable or not all(delivered):
         raise typer.Exit(INCOMPLETE)
 
 
-def _undelivered_runs(runs: Path, backend: str | None, *, audited: bool) -> list[Path]:
-    """The runs that are over and not completely delivered, or all that are over if they are to be audited."""
+def _readable_runs(console: "Console", runs: Path) -> "tuple[list[RunOverview], bool]":
+    """The runs that can be read, and whether these are all; prints the others, each with the reason."""
     from vlatrack.tracking.delivery.report import RunOverview, run_overviews
+
+    readable, all_readable = [], True
+    for entry in run_overviews(runs):
+        if isinstance(entry, RunOverview):
+            readable.append(entry)
+        else:
+            all_readable = False
+            _say(console, _unreadable_line(entry))
+    return readable, all_readable
+
+
+def _undelivered_runs(overviews: "list[RunOverview]", backend: str | None, *, audited: bool) -> list[Path]:
+    """The runs that are over and not completely delivered, or all that are over if they are to be audited."""
     from vlatrack.tracking.delivery.sync import has_backend
 
-    over = [entry for entry in run_overviews(runs) if isinstance(entry, RunOverview) and entry.is_over]
+    over = [entry for entry in overviews if entry.is_over]
     wanted = [entry.run_dir for entry in over if audited or entry.lacks_something]
     return [run for run in wanted if backend is None or has_backend(run, backend)]
 
@@ -137,15 +154,15 @@ def _sync_one(
                 patience_s=patience_s,
                 on_progress=lambda now: shown.update(f"{sum(b.undelivered for b in now.backends)} records left"),
             )
+        _say(console, f"{run}  {run_status(run).status}{'' if report.backends else ', no backends'}")
+        for share in report.backends:
+            _say(console, f"  {_delivery_line(share)}")
+        agrees = not audit or _show_audit(console, audit_run(run, chosen_backends(run, backend)))
     except TrackerError as error:
         if not tolerant:
             raise
         _say(console, str(error))
         return False
-    _say(console, f"{run}  {run_status(run).status}{'' if report.backends else ', no backends'}")
-    for share in report.backends:
-        _say(console, f"  {_delivery_line(share)}")
-    agrees = not audit or _show_audit(console, audit_run(run, chosen_backends(run, backend)))
     return report.complete and agrees
 
 
@@ -158,6 +175,10 @@ def _console() -> "Console":
 def _say(console: "Console", text: str) -> None:
     """Print one line without wrapping it, so that paths can be copied."""
     console.print(text, soft_wrap=True)
+
+
+def _unreadable_line(entry: "Unreadable") -> str:
+    return f"{entry.run_dir.absolute()}: unreadable: {entry.reason}"
 
 
 def _delivery_line(share: "BackendDelivery") -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlatrack.errors import TrackerError
-from vlatrack.tracking.backends.registry import backend_label, backends_of
+from vlatrack.tracking.backends.registry import BUILT_IN, backend_label, backends_of
 from vlatrack.tracking.delivery.cursor import CursorFile
 from vlatrack.tracking.journal.history import RunStatus, run_status
 from vlatrack.tracking.journal.records import finish_record, last_record
@@ -39,17 +39,25 @@ class DeliveryReport:
 
 
 def labels_of(run_dir: Path) -> list[str]:
-    """The backends that a run reports to, as `mlflow-0`; none if it has none or never started."""
+    """The backends that a run reports to, as `mlflow-0`; none if it has none or never started.
+
+    Raises TrackerError if the file that names them is damaged.
+    """
+    file = RunFiles(run_dir).backends
     try:
-        text = RunFiles(run_dir).backends.read_text()
+        configs = backends_of(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []
-    try:
-        return [backend_label(config, index) for index, config in enumerate(backends_of(text))]
+    except OSError as error:
+        raise TrackerError(f"{file}: cannot be read ({error.strerror}); make it readable") from error
     except (ValueError, TypeError) as error:
-        raise TrackerError(
-            f"{RunFiles(run_dir).backends}: damaged ({error}); resume the run to write it anew"
-        ) from error
+        raise TrackerError(f"{file}: damaged ({error}); resume the run to write it anew") from error
+    for config in configs:
+        if config.kind not in (*BUILT_IN, "custom"):
+            raise TrackerError(
+                f"{file}: damaged (no backend is called {config.kind!r}); resume the run to write it anew"
+            )
+    return [backend_label(config, index) for index, config in enumerate(configs)]
 
 
 def delivery_report(run_dir: Path, labels: Iterable[str], *, lost: int = 0) -> DeliveryReport:
