@@ -1,6 +1,7 @@
 """Old output folders become runs: log files, event files, both; as real processes, delivered to MLflow."""
 
 import json
+import math
 import os
 import sys
 import warnings
@@ -138,10 +139,42 @@ def test_what_cannot_be_imported_is_one_line_with_its_place(
         read_rows(find_sources([old]))
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (f'{{"epoch": {"9" * 400}}}', ":1: epoch 999999999999 is not the number of an epoch; remove the line"),
+        ('{"epoch": 1e300}', ":1: epoch 1e[+]300 is not the number of an epoch; remove the line"),
+        (f'{{"train_closs": {"9" * 400}}}', ":1: train_closs is larger than any float; remove the line"),
+        ('{"a":' * 100_000, ":1: not a JSON object of numbers; remove the line"),
+    ],
+)
+def test_a_number_that_is_none_of_a_training_is_one_line_with_its_place(old: Path, line: str, told: str) -> None:
+    (old / "log_train.txt").write_text(line + "\n")
+    with pytest.raises(DataError, match=rf"log_train\.txt{told}"):
+        read_rows(find_sources([old]))
+
+
+def test_epochs_below_zero_need_the_length_of_an_epoch_beside_event_files(old: Path) -> None:
+    for file in old.iterdir():
+        file.write_text('{"x_closs": 1.0, "epoch": -1}\n')
+    add_events(old / "tensorboard", [(step, 1000.0 + step, {"train_closs": 1.0}) for step in range(30)])
+    told = r"log_train\.txt, log_eval_ind\.txt, log_eval_ood\.txt: only epochs below 0.*; give --steps-per-epoch"
+    with pytest.raises(DataError, match=told):
+        read_rows(find_sources([old]))
+    assert [row.step for row in read_rows(find_sources([old]), steps_per_epoch=10).rows][:4] == [-1, -1, -1, 0]
+
+
+@pytest.mark.parametrize("time", [math.nan, math.inf, 1e300])
+def test_a_time_of_an_event_file_that_is_none_is_one_line(old: Path, time: float) -> None:
+    add_events(old, [(0, 1000.0, {"train_closs": 1.0}), (7, time, {"train_closs": 1.0})])
+    with pytest.raises(DataError, match=r"events\.out\.tfevents\.\S+: step 7 has the time \S+; leave the file out"):
+        read_rows(find_sources([old]))
+
+
 def test_a_mistake_in_the_options_of_an_import_is_one_line(program, old: Path) -> None:
     for options, told in (
         (("--name", "a/b"), "--name 'a/b': use at most 100 letters"),
-        (("--name", "x", "--backends", "[{kind: mlflw}]"), "backends.0"),
+        (("--name", "x", "--backends", "[{kind: mlflw}]"), "--backends: backends.0"),
         (("--name", "x", "--backends", "[{kind: mlflow, uri: x}]"), "backends.0.mlflow.uri"),
         (
             ("--name", "x", "--runs", old / "log_train.txt"),

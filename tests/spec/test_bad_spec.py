@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vlatrack.errors import SpecError
-from vlatrack.spec.load import load_spec
+from vlatrack.spec.load import load_spec, parse_backends
 
 GOOD = """\
 name: demo
@@ -393,3 +393,21 @@ def test_no_message_speaks_of_the_validation_library(good: Path) -> None:
         assert not re.search(
             r"(?i)pydantic|input should|value error|literal\[|https?://|extra inputs", message_of(good)
         )
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("mlflow", "not a list"),
+        ("null", "not a list"),
+        ("{kind: mlflow}", "not a list"),
+        ("[mlflow]", "backends.0: "),
+        ("[{kind", "not valid YAML"),
+    ],
+)
+def test_trackers_of_the_command_line_that_are_no_list_are_one_line_with_an_example(text: str, told: str) -> None:
+    with pytest.raises(SpecError) as error:
+        parse_backends(text)
+    assert str(error.value).startswith(f"--backends: {told}")
+    assert str(error.value).endswith('; write a list such as "[{kind: mlflow}]", or "[]" for none')
+    assert "\n" not in str(error.value)

@@ -138,6 +138,9 @@ def _names_of(tags: set[str], schema: MetricSchema) -> dict[str, str]:
 
 def _guess_steps_per_epoch(events: Sequence[Row], logs: Sequence[EpochLog]) -> int:
     epochs = max((log.epochs[-1] for log in logs if log.epochs), default=0) + 1
+    if epochs < 1:
+        names = ", ".join(LOG_FILES[log.split][0] for log in logs)
+        raise DataError(f"{names}: only epochs below 0, which do not tell how long one is; give --steps-per-epoch")
     return max(1, round((events[-1].step + 1) / epochs))
 
 

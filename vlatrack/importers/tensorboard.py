@@ -16,6 +16,8 @@ EVENT_FILES = "events.out.tfevents.*"
 """What the names of event files look like."""
 
 _SCALARS = "scalars"
+_LATEST_S = 1e11
+"""Unix time in the year 5138; far later ones are no milliseconds that a tracker can store."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,13 @@ def _entries(path: Path) -> Iterator[tuple[int, int, str, float]]:
                 scalar_tags.add(value.tag)  # told with the first value of a tag only
             number = _number(value, value.tag in scalar_tags)
             if number is not None:
-                yield round(event.wall_time * 1000), event.step, value.tag, number
+                yield _milliseconds(event, path), event.step, value.tag, number
+
+
+def _milliseconds(event: "Event", path: Path) -> int:
+    if not abs(event.wall_time) < _LATEST_S:  # also NaN
+        raise DataError(f"{path}: step {event.step} has the time {event.wall_time}; leave the file out")
+    return round(event.wall_time * 1000)
 
 
 def _events(path: Path) -> Iterator["Event"]:

@@ -5,7 +5,6 @@ reads but stricter parsers do not.
 """
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,9 @@ LOG_FILES = {
     VAL_OOD: ("log_eval_ood.txt", "val_"),
 }
 """File and name prefix of each split; both evaluation files use plain ``val_``."""
+
+_EPOCHS = 2**31
+"""No training has as many, and their steps fit into 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,12 @@ def _epoch_of(fields: dict[str, float], number: int) -> int:
 def _parse(line: str, *, place: str) -> dict[str, float]:
     try:
         fields: Any = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict) or not all(isinstance(value, int | float) for value in fields.values()):
         raise DataError(f"{place}: not a JSON object of numbers; remove the line")
-    if not math.isfinite(fields.get("epoch", 0)):
-        raise DataError(f"{place}: epoch {fields['epoch']} is not the number of an epoch; remove the line")
+    if not abs(fields.get("epoch", 0)) < _EPOCHS:  # also NaN
+        raise DataError(f"{place}: epoch {str(fields['epoch'])[:12]} is not the number of an epoch; remove the line")
+    if too_large := [name for name, value in fields.items() if isinstance(value, int) and value.bit_length() > 1023]:
+        raise DataError(f"{place}: {too_large[0]} is larger than any float; remove the line")
     return fields

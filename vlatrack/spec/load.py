@@ -46,15 +46,21 @@ def parse_backends(text: str) -> tuple[Backend, ...]:
     """The tracker backends in `text`, written as in the YAML of `tracking.backends`: ``[{kind: mlflow}]``.
 
     Raises:
-        SpecError: the first mistake, in one line.
+        SpecError: the first mistake of this value of ``--backends``, in one line.
     """
+    example = 'write a list such as "[{kind: mlflow}]", or "[]" for none'
     try:
-        return TrackingSpec.model_validate({"backends": parse_value(text)}, strict=True).backends
+        value = parse_value(text)
+    except ValueError as error:
+        raise SpecError(f"--backends: {error}; {example}") from None
+    if not isinstance(value, tuple):
+        raise SpecError(f"--backends: not a list; {example}")
+    try:
+        return TrackingSpec.model_validate({"backends": value}, strict=True).backends
     except ValidationError as error:
         first = error.errors()[0]
-        raise SpecError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    except ValueError as error:
-        raise SpecError(f"backends: {error}") from None
+        place = ".".join(map(str, first["loc"]))
+        raise SpecError(f"--backends: {place}: {first['msg']}; {example}") from None
 
 
 def dump_spec(spec: ExperimentSpec) -> str:
