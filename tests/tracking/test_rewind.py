@@ -7,6 +7,7 @@ import pytest
 from vlatrack.tracking.journal.history import Rewinds, last_start
 from vlatrack.tracking.journal.journal import Journal
 from vlatrack.tracking.journal.records import Kind
+from vlatrack.tracking.run import TrackedRun
 
 
 @pytest.fixture
@@ -38,3 +39,19 @@ def test_only_a_step_before_the_last_logged_one_is_a_rewind(journal: Journal) ->
     rewound = Rewinds.of(journal.path.parent, 6)
     assert rewound.tags == kept | {"vlatrack.rewound.2": "7-8"}
     assert rewound.new == {"number": 2, "from_step": 7, "to_step": 8}
+
+
+def test_a_rollback_is_counted_among_the_rewinds_of_a_resumed_run(run_dir: Path) -> None:
+    words = {"uid": "u1", "name": "n", "experiment": "e", "backends": [], "params": {}, "tags": {}}
+    with TrackedRun.start(run_dir, **words) as run:
+        run.log({"train_closs": 1.0}, step=8)
+        run.rewind(6, 8)
+        run.log({"train_closs": 1.0}, step=9)
+    with TrackedRun.start(run_dir, **words, resume=True, resume_step=3) as run:
+        run.event("odd", {"text": '"name":"rewound"'})
+        assert last_start(run_dir / "journal.jsonl").data["tags"] == {
+            "vlatrack.rewound.1": "6-8",
+            "vlatrack.rewound.2": "4-9",
+        }
+        run.rewind(2, 3)
+    assert Rewinds.of(run_dir, None).tags.keys() == {f"vlatrack.rewound.{number}" for number in (1, 2, 3)}

@@ -14,7 +14,6 @@ from vlatrack.spec.identity import flatten
 from vlatrack.spec.load import dump_spec
 from vlatrack.spec.models import ExperimentSpec
 from vlatrack.tracking.backends.base import Scalar
-from vlatrack.tracking.journal.history import REWOUND
 from vlatrack.tracking.privacy import secret_within
 from vlatrack.tracking.run import DatasetInput, TrackedRun
 from vlatrack.training.callback import Callback, EpochResults
@@ -101,7 +100,7 @@ class RunRecorder(Callback):
 
     def on_rollback(self, state: TrainState, from_step: int) -> None:
         self._rewind(state)
-        self._tracked.event(REWOUND, {"number": state.rollbacks, "from_step": state.step + 1, "to_step": from_step})
+        self._tracked.rewind(state.step + 1, from_step)
         self._tracked.event("rollback", {"step": state.step, "from_step": from_step}, alert=True)
 
     def _rewind(self, state: TrainState) -> None:

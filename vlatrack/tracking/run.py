@@ -116,6 +116,7 @@ class TrackedRun:
         self._told: set[str] = set()
         self._ended = False
         self._report: DeliveryReport | None = None
+        self._rewinds = 0
         self.last_step = 0
         """The training step that was logged last."""
 
@@ -196,6 +197,7 @@ class TrackedRun:
             raise
         run = cls(files, journal, backends)
         run.last_step = max(resume_step or 0, 0)
+        run._rewinds = len(rewinds.tags)
         if rewinds.new is not None:
             run.event(REWOUND, rewinds.new)
         if run._delivery is not None:
@@ -257,6 +259,11 @@ class TrackedRun:
         """Write what happened; with `alert` the trackers tell the people who watch the run."""
         safe = {key: redact_param(key, value) if isinstance(value, str) else value for key, value in data.items()}
         self._journal.append(Kind.EVENT, {"name": name, "data": safe, "alert": alert})
+
+    def rewind(self, from_step: int, to_step: int) -> None:
+        """Mark the training steps from one to another, inclusive, as ones that the run goes back over."""
+        self._rewinds += 1
+        self.event(REWOUND, {"number": self._rewinds, "from_step": from_step, "to_step": to_step})
 
     def sync(self) -> None:
         """Return when everything logged so far is on the disk."""

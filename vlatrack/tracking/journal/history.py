@@ -25,6 +25,7 @@ REWOUND = "rewound"
 
 _REWOUND_TAG = "vlatrack.rewound."
 _START_MARK = b'"kind":"start"'
+_REWOUND_MARK = f'"name":"{REWOUND}"'.encode()
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class Rewinds:
         """What it means to continue the run from `resume_step`; None: from where its journal ends, if it has one."""
         start = last_start(RunFiles(run_dir).journal)
         tags = {} if start is None else {k: v for k, v in start.data["tags"].items() if k.startswith(_REWOUND_TAG)}
+        tags |= {} if start is None else _rewound_in(RunFiles(run_dir).journal)
         reached = None if start is None else run_status(run_dir).last_step
         if resume_step is None or reached is None or reached <= resume_step:
             return cls(tags, None)
@@ -110,6 +112,20 @@ def last_start(journal: Path) -> Record | None:
                 return records[0]
             found = content.rfind(_START_MARK, 0, begin)  # it was a value of another record
     return None
+
+
+def _rewound_in(journal: Path) -> dict[str, str]:
+    """The tags of the rewinds that a journal tells of; a rollback has no tag of its own while training goes on."""
+    tags = {}
+    with journal.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        found = content.find(_REWOUND_MARK)
+        while found >= 0:
+            records = JournalReader(journal, offset=content.rfind(b"\n", 0, found) + 1).read(1)
+            if records and records[0].kind == Kind.EVENT and records[0].data["name"] == REWOUND:
+                span = records[0].data["data"]
+                tags[f"{_REWOUND_TAG}{span['number']}"] = f"{span['from_step']}-{span['to_step']}"
+            found = content.find(_REWOUND_MARK, found + len(_REWOUND_MARK))
+    return tags
 
 
 class ValueCount:
