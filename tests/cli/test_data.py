@@ -1,5 +1,6 @@
 """`vlatrack data`, in this process."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from vlatrack.errors import DataError, SpecError
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "tests" / "data" / "fixtures"
+LIBERO = FIXTURES / "libero-hdf5"
 
 
 def output_of(*words: str | Path) -> str:
@@ -38,10 +40,18 @@ def test_info_shows_tasks_cameras_ranges_size_and_fingerprint() -> None:
 
 
 def test_info_reads_libero_folders_too() -> None:
-    told = output_of("info", FIXTURES / "libero-hdf5")
+    told = output_of("info", LIBERO)
     assert "put the cream cheese in the bowl" in told
     assert "agentview_rgb (64 x 64), eye_in_hand_rgb (64 x 64)" in told
     assert "7 / 8 numbers" in told
+
+
+def test_info_shows_a_task_that_looks_like_markup_as_it_is(monkeypatch) -> None:
+    from vlatrack.data.formats.libero import LiberoDataset
+
+    episodes = [dataclasses.replace(episode, task="pick [/b] [red]up") for episode in LiberoDataset(LIBERO).episodes()]
+    monkeypatch.setattr(LiberoDataset, "episodes", lambda self: episodes)
+    assert "pick [/b] [red]up" in output_of("info", LIBERO)
 
 
 def test_info_of_something_else_is_a_data_error(tmp_path: Path) -> None:

@@ -108,6 +108,19 @@ def test_a_cut_off_file_is_named(copy: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", [OSError, RuntimeError, ValueError, KeyError])
+def test_whatever_h5py_says_of_a_damaged_file_is_one_line(copy: Path, monkeypatch, kind: type[Exception]) -> None:
+    def fail(*_: object) -> None:
+        raise kind("Link iteration failed\nbad local heap signature")
+
+    monkeypatch.setattr(h5py.Group, "__iter__", fail)
+    with pytest.raises(
+        DataError, match=f"{FILE}: damaged HDF5 file .*Link iteration failed.*restore the file$"
+    ) as told:
+        LiberoDataset(copy).episodes()
+    assert len(str(told.value).splitlines()) == 1
+
+
 def test_a_file_of_something_else_is_named(copy: Path) -> None:
     with h5py.File(copy / "other.hdf5", "w") as file:
         file["temperatures"] = [1.0, 2.0]

@@ -1,10 +1,11 @@
 """Episodes as samples, the cache of image codes, and the order of batches."""
 
+import fcntl
+import hashlib
 import os
 import resource
 import socket
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -126,16 +127,25 @@ def test_frames_are_encoded_once_and_read_from_the_cache_after_that(tmp_path) ->
     assert not list(tmp_path.glob("*.partial"))
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "text", "of fewer episodes"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "one bit", "of an earlier version", "of fewer episodes"])
 def test_a_damaged_file_of_the_cache_is_written_anew(tmp_path: Path, damage: str) -> None:
     before = _samples(tmp_path, _encoding(), "vla")
     for file in tmp_path.glob("*.arrow"):
-        content = {"cut": file.read_bytes()[:-100], "empty": b"", "text": b"not an Arrow file"}.get(damage)
+        whole = file.read_bytes()
+        content = {
+            "cut": whole[:-100],
+            "empty": b"",
+            "text": b"not an Arrow file",
+            "one bit": whole[:400] + bytes([whole[400] ^ 1]) + whole[401:],
+            "of an earlier version": whole[:-32],
+        }.get(damage)
         if content is None:
-            with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, pa.schema([("codes", pa.int32())])):
+            fewer = pa.BufferOutputStream()
+            with pa.ipc.new_file(fewer, pa.schema([("codes", pa.int32())])):
                 pass
-        else:
-            file.write_bytes(content)
+            content = fewer.getvalue().to_pybytes()
+            content += hashlib.sha256(content).digest()
+        file.write_bytes(content)
     images = ColourEncoder()
     after = _samples(tmp_path, _encoding(images=images), "vla")
     assert images.encoded == 2 * STEPS
@@ -162,17 +172,27 @@ def test_a_disk_that_fills_up_while_codes_are_written_is_one_line_and_leaves_not
 
 
 def test_what_killed_runs_left_unfinished_is_removed_and_what_is_being_written_stays(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", "pass"]) as process:
-        process.wait()
-    killed = tmp_path / f"a.{socket.gethostname()}.{process.pid}.partial"
-    written = tmp_path / f"b.{socket.gethostname()}.{os.getppid()}.partial"
+    killed = tmp_path / f"a.{socket.gethostname()}.17.partial"
+    written = tmp_path / f"b.{socket.gethostname()}.17.partial"  # the pid of another container
     elsewhere = tmp_path / "c.elsewhere.17.partial"
-    abandoned = tmp_path / "d.17.partial"
-    for file in (killed, written, elsewhere, abandoned):
+    new = tmp_path / f"d.{socket.gethostname()}.17.partial"
+    abandoned = tmp_path / "e.17.partial"
+    for file in (killed, written, elsewhere, new, abandoned):
         file.write_text("half")
+    a_minute_ago = time.time() - 60
+    for file in (killed, written, elsewhere):
+        os.utime(file, (a_minute_ago, a_minute_ago))
     os.utime(abandoned, (0, 0))
+    with written.open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        _samples(tmp_path, _encoding(), "vla")
+    assert set(tmp_path.glob("*.partial")) == {written, elsewhere, new}
+
+
+def test_a_file_that_another_run_finishes_meanwhile_does_no_harm(tmp_path: Path, monkeypatch) -> None:
+    gone = tmp_path / f"a.{socket.gethostname()}.17.partial"
+    monkeypatch.setattr(Path, "glob", lambda folder, pattern: iter([gone]))
     _samples(tmp_path, _encoding(), "vla")
-    assert set(tmp_path.glob("*.partial")) == {written, elsewhere}
 
 
 def test_an_episode_with_too_few_frames_is_named(tmp_path) -> None:

@@ -109,7 +109,7 @@ def info(
         tables = [_overview(source, episodes, path), _task_table(episodes), *_range_tables(episodes)]
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give the folder of a dataset") from None
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)  # a task may be called "pick [/b] up"
     for table in tables:
         console.print(table)
         console.print()
@@ -153,7 +153,8 @@ def _progress_bars(wanted: dict[str, int]) -> "Iterator[ProgressCallback]":
 
     from vlatrack.envs.record import TaskProgress
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[detail]}"))
+    name, detail_of = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[detail]}"))
+    columns = (name, BarColumn(), MofNCompleteColumn(), detail_of)
     with Progress(*columns, TimeElapsedColumn()) as bars:
         ids = {task: bars.add_task(task, total=number, detail="", start=False) for task, number in wanted.items()}
 

@@ -4,17 +4,17 @@ Encoding images is the slow part of preparing data and depends only on the image
 key is those two fingerprints, the camera and the episodes.
 """
 
+import fcntl
 import hashlib
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import psutil
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -24,7 +24,10 @@ from vlatrack.errors import DataError
 Codes = NDArray[np.int64]
 Progress = Callable[[int, int], None]  # frames done, frames in all
 
+_DIGEST_BYTES = hashlib.sha256().digest_size
 _UNFINISHED = ".partial"
+_UNTIL_LOCKED_S = 1.0
+"""A new file is locked a moment after it appears."""
 ABANDONED_AFTER_S = 24 * 3600  # a file that another host writes grows with every episode
 
 
@@ -45,7 +48,11 @@ class FrameEncoder(Protocol):
 
 
 class CodeCache:
-    """Arrow files below one folder, one for each (dataset, camera, episodes, tokenizer)."""
+    """Arrow files below one folder, one for each (dataset, camera, episodes, tokenizer).
+
+    Behind the Arrow content stands its SHA-256, which is compared before anything is read from it: a bit that has
+    changed would be another token.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -86,9 +93,11 @@ class CodeCache:
         with _may_fail(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             _remove_abandoned(self._folder)
+            claim = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
             sink = pa.OSFile(str(unfinished), "wb")
         try:
             with _may_fail(self._folder):
+                _lock(claim)  # as long as this process lives, so that no other takes the file for abandoned
                 writer = pa.ipc.new_file(sink, schema)
             for codes in encoded:
                 column = pa.FixedSizeListArray.from_arrays(pa.array(codes.astype(np.int32).ravel()), side**2)
@@ -97,9 +106,13 @@ class CodeCache:
             with _may_fail(self._folder):
                 writer.close()
                 sink.close()
+                with unfinished.open("rb") as content:
+                    os.write(claim, hashlib.file_digest(content, "sha256").digest())
+                os.fsync(claim)
                 unfinished.replace(file)
         finally:
             sink.close()
+            os.close(claim)
             unfinished.unlink(missing_ok=True)
 
 
@@ -122,7 +135,11 @@ def _read(file: Path, lengths: Sequence[int], side: int) -> list[Codes] | None:
     """The codes of each episode; None if there is no file, or a damaged one."""
     try:
         with pa.memory_map(str(file)) as mapped:
-            stored = pa.ipc.open_file(mapped)
+            whole = mapped.read_buffer()
+            content, digest = whole[:-_DIGEST_BYTES], whole[-_DIGEST_BYTES:]
+            if hashlib.sha256(content).digest() != digest.to_pybytes():
+                return None
+            stored = pa.ipc.open_file(content)
             columns = [stored.get_batch(number).column(0) for number in range(stored.num_record_batches)]
             if [len(column) for column in columns] != list(lengths):
                 return None
@@ -135,12 +152,35 @@ def _read(file: Path, lengths: Sequence[int], side: int) -> list[Codes] | None:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove what a killed run left unfinished: one of this host, or one that nobody writes to any more."""
+    """Remove what a killed run left unfinished: one of this host, or one that nobody writes to any more.
+
+    The writer of a file of this host holds its lock; a pid would not tell, since containers share a host's name.
+    """
     for file in folder.glob(f"*{_UNFINISHED}"):
-        host, _, pid = file.name.removesuffix(_UNFINISHED).partition(".")[2].rpartition(".")
-        died = host == socket.gethostname() and pid.isdecimal() and not psutil.pid_exists(int(pid))
-        if died or time.time() - file.stat().st_mtime > ABANDONED_AFTER_S:
-            file.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another run has just finished or removed it
+            age_s = time.time() - file.stat().st_mtime
+            is_of_this_host = file.name.partition(".")[2].startswith(f"{socket.gethostname()}.")
+            died = is_of_this_host and age_s > _UNTIL_LOCKED_S and not _is_locked(file)
+            if died or age_s > ABANDONED_AFTER_S:
+                file.unlink()
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock an open file; returns whether that is known to hold, which a file system without locks cannot tell."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _is_locked(file: Path) -> bool:
+    """Whether another process has, or may have, the lock of a file."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        return not _lock(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -127,11 +128,14 @@ def moving_steps(actions: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.array(kept, dtype=np.int64)
 
 
-def _open(path: Path) -> h5py.File:
+@contextmanager
+def _open(path: Path) -> Iterator[h5py.File]:
+    """The file, for reading; what h5py raises meanwhile, wherever the damage is, becomes a DataError."""
     try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise DataError(f"{path}: damaged HDF5 file ({str(error).splitlines()[0]}); restore the file") from None
+        with h5py.File(path, "r") as file:
+            yield file
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise DataError(f"{path}: damaged HDF5 file ({str(error).splitlines()[0]}); restore the file") from error
 
 
 def _array(file: h5py.File, name: str) -> NDArray[np.generic]:
