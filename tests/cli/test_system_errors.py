@@ -88,6 +88,17 @@ def test_an_error_of_the_system_that_nobody_foresaw_names_its_file(
         main()
 
 
+def test_a_current_directory_that_was_deleted_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    told = error_of(capsys, monkeypatch, "status", "--runs", "runs")
+    assert told == "the current directory has been deleted; change to another one"
+
+
 @pytest.mark.parametrize("where", ["/dev/full", None])
 def test_a_full_disk_that_nobody_foresaw_says_to_free_some_space(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, where: str | None

@@ -133,6 +133,7 @@ def test_the_latest_run_is_the_one_that_was_started_last(run: Path) -> None:
 
 
 def test_a_new_run_starts_from_the_weights_of_another_and_keeps_the_lineage(run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.move(run.parents[1], tmp_path / "a@b"), *run.parts[-2:])
     spec = load_spec(TOY, [*QUICK, f"init_from={run}@step-00000002", "optim.lr=1e-9", "optim.schedule=constant"])
     child = run_experiment(spec, runs=tmp_path / "children").path
     parent = run / "checkpoints" / "step-00000002"

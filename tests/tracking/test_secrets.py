@@ -50,6 +50,7 @@ def test_a_password_is_hidden_in_json_and_where_another_begins_with_it(monkeypat
         ("postgresql://u:p@ss@host/db", "postgresql://***@host/db"),
         ("https://ghp_0123456789@github.com/x", "https://***@github.com/x"),
         ("ssh://git@github.com/x", "ssh://git@github.com/x"),
+        ('["mlflow://x:5000","mail","a@b"]', '["mlflow://x:5000","mail","a@b"]'),
     ],
 )
 def test_what_logs_in_at_an_address_is_hidden(address: str, shown: str) -> None:

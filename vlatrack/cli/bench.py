@@ -84,6 +84,8 @@ def tracking(
     from vlatrack.cli.progress import prepare_process
 
     parts = _chosen_parts(only)
+    if "steps" in parts:
+        _check_experiment(experiment)
     sizes = Sizes(calls, records, journal, experiment, pairs)
     output.open("a").close()  # fails now, not after minutes
     prepare_process()
@@ -115,6 +117,15 @@ def _chosen_parts(only: str) -> list[str]:
     if unknown := [part for part in wanted if part not in PARTS]:
         raise SpecError(f"--only {only}: no part {unknown[0]!r}; choose from {', '.join(PARTS)}, separated by commas")
     return [part for part in PARTS if part in wanted]
+
+
+def _check_experiment(file: Path) -> None:
+    """Check it now: the steps are measured last, after minutes."""
+    from vlatrack.spec.load import load_spec
+
+    if not file.exists():
+        raise SpecError(f"{file}: no such file; name one with --experiment, or leave steps out with --only")
+    load_spec(file)
 
 
 def _write(output: Path, figures: list[Figure]) -> None:
@@ -154,8 +165,6 @@ def _journal(folder: Path, sizes: Sizes) -> "Iterator[Figure]":
 
 
 def _steps(folder: Path, sizes: Sizes) -> "Iterator[Figure]":
-    if not sizes.experiment.exists():
-        raise SpecError(f"{sizes.experiment}: no such file; name one with --experiment, or leave steps out with --only")
     from vlatrack.bench.steps import measure_step_time
 
     steps = measure_step_time(sizes.experiment, folder / "runs", sizes.pairs)

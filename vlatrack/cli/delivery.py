@@ -130,8 +130,13 @@ def _readable_runs(console: "Console", runs: Path) -> "tuple[list[RunOverview], 
 
 def _undelivered_runs(overviews: "list[RunOverview]", backend: str | None, *, audited: bool) -> list[Path]:
     """The runs that are over and not completely delivered, or all that are over if they are to be audited."""
+    from vlatrack.errors import TrackerError
     from vlatrack.tracking.delivery.sync import has_backend
 
+    if backend is not None and overviews and not any(has_backend(entry.run_dir, backend) for entry in overviews):
+        raise TrackerError(
+            f"--backend {backend}: none of these runs has such a tracker; `vlatrack status` shows theirs"
+        )
     over = [entry for entry in overviews if entry.is_over]
     wanted = [entry.run_dir for entry in over if audited or entry.lacks_something]
     return [run for run in wanted if backend is None or has_backend(run, backend)]

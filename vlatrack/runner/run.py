@@ -1,5 +1,6 @@
 """Start an experiment as a new run, or resume a run from a checkpoint."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -161,8 +162,9 @@ def _check_setup(spec: ExperimentSpec, group: ProcessGroup) -> Accelerator:
 def _init_from(spec: ExperimentSpec) -> StoredPolicy | None:
     if spec.init_from is None:
         return None
-    place, _, which = spec.init_from.partition("@")
-    checkpoint, run = find_checkpoint(Path(place), which or None, default="last")
+    named = re.fullmatch(r"(.+?)(?:@([A-Za-z0-9-]+))?", spec.init_from)
+    assert named is not None, "the spec checks it"
+    checkpoint, run = find_checkpoint(Path(named[1]), named[2], default="last")
     verify_checkpoint(checkpoint, run)
     stored = StoredPolicy.open(checkpoint, {} if run is None else run.settings_at_start())
     changed = [

@@ -441,7 +441,7 @@ class ExperimentSpec(Model):
     name: Name
     init_from: str | None = Field(
         None,
-        pattern=r"^[^@]+(@[A-Za-z0-9-]+)?$",
+        pattern=r"^.+?(@[A-Za-z0-9-]+)?$",
         description="RUN or RUN@CHECKPOINT (last, best or step-…), or the folder of an exported policy: start with its "
         "weights and tokenizers",
     )

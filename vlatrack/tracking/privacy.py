@@ -12,7 +12,9 @@ _SECRET_PARAM = re.compile(r"(^|[._-])(api_?key|token|password|passwd|passphrase
 _VOCABULARY = "bos|eos|pad|unk|sep|cls|mask|special|image|img|frame|text|action|state|start|end|stop|begin|per"
 _VOCABULARY_TOKEN = re.compile(rf"(^|[._-])({_VOCABULARY})[_-]token$", re.IGNORECASE)
 """A token of a language model's vocabulary: `eos_token` is no secret, `hf_token` is."""
-_URI_PASSWORD = re.compile(r"(?<=://)[^/\s@]*:[^/\s]+(?=@)|(?<=https://)[^/\s@]+(?=@)|(?<=http://)[^/\s@]+(?=@)")
+_URI_PASSWORD = re.compile(
+    r"(?<=://)[^/\s@\"]*:[^/\s\"]+(?=@)|(?<=https://)[^/\s@\"]+(?=@)|(?<=http://)[^/\s@\"]+(?=@)"
+)
 """A password in an address, or what stands alone before the @ of a web address, such as a GitHub token."""
 _SHORTEST_SECRET = 8
 """Shorter values (`1`, `true`) occur everywhere and are no secrets."""

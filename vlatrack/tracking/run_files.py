@@ -59,6 +59,8 @@ def resolved_path(path: Path) -> Path:
         raise TrackerError(f"{str(path)!r}: a path with a newline or another control character; choose another")
     try:
         return path.resolve()
+    except FileNotFoundError as error:  # of the current directory, not of the path
+        raise TrackerError("the current directory has been deleted; change to another one") from error
     except RuntimeError as error:
         raise TrackerError(f"{path}: a loop of symbolic links; choose another path") from error
 
