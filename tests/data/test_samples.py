@@ -1,5 +1,6 @@
 """Episodes as samples, the cache of image codes, and the order of batches."""
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -193,6 +194,60 @@ def test_a_file_that_another_run_finishes_meanwhile_does_no_harm(tmp_path: Path,
     gone = tmp_path / f"a.{socket.gethostname()}.17.partial"
     monkeypatch.setattr(Path, "glob", lambda folder, pattern: iter([gone]))
     _samples(tmp_path, _encoding(), "vla")
+
+
+def test_a_file_that_is_locked_is_kept_however_old_it_is(tmp_path: Path) -> None:
+    written = tmp_path / f"a.{socket.gethostname()}.17.partial"
+    with written.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        os.utime(written, (0, 0))
+        _samples(tmp_path, _encoding(), "vla")
+    assert written.exists()
+
+
+def test_where_there_are_no_locks_the_age_of_a_file_tells_whether_it_is_abandoned(tmp_path: Path, monkeypatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    written, abandoned = (tmp_path / f"{name}.{socket.gethostname()}.17.partial" for name in "ab")
+    for file, changed in ((written, time.time() - 60), (abandoned, 0)):
+        file.write_text("half")
+        os.utime(file, (changed, changed))
+    _samples(tmp_path, _encoding(), "vla")
+    assert list(tmp_path.glob("*.partial")) == [written]
+
+
+def test_two_writers_of_the_same_pid_and_host_name_do_not_share_a_file(tmp_path: Path) -> None:
+    """As in two containers: the second writes the same codes while the first is at it."""
+
+    class Slow(ColourEncoder):
+        def encode(self, frames: np.ndarray) -> np.ndarray:
+            if not self.encoded:
+                _samples(tmp_path, _encoding(images=other), "vla")
+                written.extend(tmp_path.glob("*.partial"))
+            return super().encode(frames)
+
+    first, other, written = Slow(), ColourEncoder(), []
+    samples = _samples(tmp_path, _encoding(images=first), "vla")
+    assert len(written) == 1, "the file of the first is still there when the second has finished"
+    assert _images_in(samples[4]) == [4, 104]
+
+
+def test_what_another_user_left_unfinished_does_no_harm(tmp_path: Path, monkeypatch) -> None:
+    left = tmp_path / f"a.{socket.gethostname()}.17.partial"
+    left.write_text("half")
+    os.utime(left, (0, 0))
+
+    def refuse(file: Path, *rest: int) -> int:
+        if file == left:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+        return os_open(file, *rest)
+
+    os_open = os.open
+    monkeypatch.setattr(os, "open", refuse)  # file permissions refuse nothing to root
+    _samples(tmp_path, _encoding(), "vla")
+    assert left.exists()
 
 
 def test_an_episode_with_too_few_frames_is_named(tmp_path) -> None:

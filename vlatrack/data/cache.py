@@ -7,6 +7,7 @@ key is those two fingerprints, the camera and the episodes.
 import fcntl
 import hashlib
 import os
+import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -88,16 +89,18 @@ class CodeCache:
     def _write(self, file: Path, encoded: Iterator[Codes], side: int) -> None:
         """One record batch for each episode, into a file that appears when it is whole."""
         schema = pa.schema([("codes", pa.list_(pa.int32(), side**2))])
-        # A name of its own: two runs that start together must not write into one another's file.
-        unfinished = file.with_suffix(f".{socket.gethostname()}.{os.getpid()}{_UNFINISHED}")
+        # A name of its own: two runs that start together must not write into one another's file. The pid alone would
+        # not do, since runs in containers may share both it and the host's name.
+        unfinished = file.with_suffix(f".{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(8)}{_UNFINISHED}")
         with _may_fail(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             _remove_abandoned(self._folder)
-            claim = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            claim = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
             sink = pa.OSFile(str(unfinished), "wb")
         try:
             with _may_fail(self._folder):
-                _lock(claim)  # as long as this process lives, so that no other takes the file for abandoned
+                with suppress(OSError):  # where there are no locks, the age of the file speaks for this process
+                    _lock(claim)
                 writer = pa.ipc.new_file(sink, schema)
             for codes in encoded:
                 column = pa.FixedSizeListArray.from_arrays(pa.array(codes.astype(np.int32).ravel()), side**2)
@@ -152,35 +155,45 @@ def _read(file: Path, lengths: Sequence[int], side: int) -> list[Codes] | None:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove what a killed run left unfinished: one of this host, or one that nobody writes to any more.
-
-    The writer of a file of this host holds its lock; a pid would not tell, since containers share a host's name.
-    """
+    """Remove what killed runs left unfinished."""
     for file in folder.glob(f"*{_UNFINISHED}"):
-        with suppress(FileNotFoundError):  # another run has just finished or removed it
-            age_s = time.time() - file.stat().st_mtime
-            is_of_this_host = file.name.partition(".")[2].startswith(f"{socket.gethostname()}.")
-            died = is_of_this_host and age_s > _UNTIL_LOCKED_S and not _is_locked(file)
-            if died or age_s > ABANDONED_AFTER_S:
+        # Another run has just finished or removed it, or it is another user's to remove.
+        with suppress(FileNotFoundError, PermissionError):
+            if _is_abandoned(file):
                 file.unlink()
 
 
-def _lock(descriptor: int) -> bool:
-    """Lock an open file; returns whether that is known to hold, which a file system without locks cannot tell."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+def _is_abandoned(file: Path) -> bool:
+    """Whether nobody writes a file any more: its writer would hold its lock, or the file would grow.
+
+    Only the age judges a file of another host, and one whose file system has no locks. A pid would not tell, since
+    containers share a host's name.
+    """
+    age_s = time.time() - file.stat().st_mtime
+    is_locked = _has_writer(file)
+    if is_locked:
         return False
-    return True
+    is_of_this_host = file.name.partition(".")[2].startswith(f"{socket.gethostname()}.")
+    return age_s > (_UNTIL_LOCKED_S if is_of_this_host and is_locked is not None else ABANDONED_AFTER_S)
 
 
-def _is_locked(file: Path) -> bool:
-    """Whether another process has, or may have, the lock of a file."""
+def _has_writer(file: Path) -> bool | None:
+    """Whether another process has locked a file; None if its file system does not tell."""
     descriptor = os.open(file, os.O_RDONLY)
     try:
-        return not _lock(descriptor)
+        _lock(descriptor)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
     finally:
         os.close(descriptor)
+    return False
+
+
+def _lock(descriptor: int) -> None:
+    """Lock an open file until it is closed, without waiting for another process that has."""
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextmanager
