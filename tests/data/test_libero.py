@@ -121,6 +121,15 @@ def test_whatever_h5py_says_of_a_damaged_file_is_one_line(copy: Path, monkeypatc
     assert len(str(told.value).splitlines()) == 1
 
 
+def test_damage_that_h5py_has_no_words_for_is_told_by_its_kind(copy: Path, monkeypatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(h5py.Group, "__iter__", fail)
+    with pytest.raises(DataError, match=rf"{FILE}: damaged HDF5 file \(RuntimeError\); restore the file$"):
+        LiberoDataset(copy).episodes()
+
+
 def test_a_file_of_something_else_is_named(copy: Path) -> None:
     with h5py.File(copy / "other.hdf5", "w") as file:
         file["temperatures"] = [1.0, 2.0]

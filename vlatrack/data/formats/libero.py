@@ -135,7 +135,12 @@ def _open(path: Path) -> Iterator[h5py.File]:
         with h5py.File(path, "r") as file:
             yield file
     except (OSError, RuntimeError, ValueError, KeyError) as error:
-        raise DataError(f"{path}: damaged HDF5 file ({str(error).splitlines()[0]}); restore the file") from error
+        raise DataError(f"{path}: damaged HDF5 file ({_reason(error)}); restore the file") from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what h5py says, which may be nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _array(file: h5py.File, name: str) -> NDArray[np.generic]:
@@ -148,7 +153,7 @@ def _array(file: h5py.File, name: str) -> NDArray[np.generic]:
     try:
         array: NDArray[np.generic] = found[:]
     except OSError as error:
-        raise DataError(f"{file.filename}: {name}: damaged ({str(error).splitlines()[0]}); restore the file") from None
+        raise DataError(f"{file.filename}: {name}: damaged ({_reason(error)}); restore the file") from None
     return array
 
 
