@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from vlatrack.cli.data import app
+from vlatrack.cli.data import _progress_bars, app
 from vlatrack.cli.main import app as program
+from vlatrack.envs.record import TaskProgress
 from vlatrack.errors import DataError, SpecError
 
 ROOT = Path(__file__).parents[2]
@@ -49,9 +50,17 @@ def test_info_reads_libero_folders_too() -> None:
 def test_info_shows_a_task_that_looks_like_markup_as_it_is(monkeypatch) -> None:
     from vlatrack.data.formats.libero import LiberoDataset
 
-    episodes = [dataclasses.replace(episode, task="pick [/b] [red]up") for episode in LiberoDataset(LIBERO).episodes()]
+    task = "pick [/b] [red]:up:"
+    episodes = [dataclasses.replace(episode, task=task) for episode in LiberoDataset(LIBERO).episodes()]
     monkeypatch.setattr(LiberoDataset, "episodes", lambda self: episodes)
-    assert "pick [/b] [red]up" in output_of("info", LIBERO)
+    assert task in output_of("info", LIBERO)
+
+
+def test_the_bars_of_a_recording_show_a_task_that_looks_like_markup_as_it_is(capsys) -> None:
+    task = "pick [/b] [red]:up:"
+    with _progress_bars({task: 1}) as show:
+        show(TaskProgress(task, wanted=1, episodes=1, attempts=1, frames=5))
+    assert task in capsys.readouterr().out
 
 
 def test_info_of_something_else_is_a_data_error(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def info(
         tables = [_overview(source, episodes, path), _task_table(episodes), *_range_tables(episodes)]
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give the folder of a dataset") from None
-    console = Console(highlight=False, markup=False)  # a task may be called "pick [/b] up"
+    console = Console(highlight=False, markup=False, emoji=False)  # a task may be called "pick [/b] up" or ":x:"
     for table in tables:
         console.print(table)
         console.print()
