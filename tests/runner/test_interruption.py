@@ -141,6 +141,7 @@ class FailsAtCheckpoint(Callback):
         raise RuntimeError(path.name)
 
 
+@pytest.mark.slow
 def test_an_end_right_after_the_last_checkpoint_loses_no_epoch_and_a_resume_finishes_the_run(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="step-00000002"):
         _run(tmp_path, FailsAtCheckpoint(), overrides=("train.max_steps=2",))

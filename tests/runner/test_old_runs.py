@@ -78,6 +78,7 @@ def test_what_has_changed_since_an_old_run_began_is_named(old) -> None:
         resume_run(old["killed"], overrides=["optim.lr=0.1", "seed=4"])
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_delivered_to_a_tracker_that_had_nothing_of_it(program, old) -> None:
     done = program.run("sync", old["killed"], "--audit")
     assert done.returncode == 0, done.stdout + done.stderr

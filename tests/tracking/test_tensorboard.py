@@ -112,7 +112,9 @@ def test_two_that_write_the_same_file_do_not_mix(run: ExampleRun) -> None:
             second.open(run.start_value(), -1)
 
 
-@pytest.mark.parametrize("killed_after", [0, 700, 2900])
+@pytest.mark.parametrize(
+    "killed_after", [pytest.param(0, marks=pytest.mark.slow), 700, pytest.param(2900, marks=pytest.mark.slow)]
+)
 def test_a_delivery_process_that_is_killed_goes_on_without_gaps_or_duplicates(
     run_dir: Path, eventually: Callable[..., None], killed_after: int
 ) -> None:

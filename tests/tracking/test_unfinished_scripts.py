@@ -25,8 +25,8 @@ UNTOLD = "the training process ended without saying why"
 @pytest.mark.parametrize(
     ("script", "code", "status", "reason"),
     [
-        pytest.param(PLAIN, 0, "KILLED", UNTOLD, id="ends"),
-        pytest.param(f"{PLAIN}sys.exit(3)", 3, "KILLED", UNTOLD, id="exits"),
+        pytest.param(PLAIN, 0, "KILLED", UNTOLD, id="ends", marks=pytest.mark.slow),
+        pytest.param(f"{PLAIN}sys.exit(3)", 3, "KILLED", UNTOLD, id="exits", marks=pytest.mark.slow),
         pytest.param(f"{PLAIN}raise ValueError('x')", 1, "KILLED", UNTOLD, id="raises"),
         pytest.param(f"{BLOCK}raise ValueError('x')", 1, "FAILED", "ValueError: x", id="raises-in-a-with-block"),
     ],
