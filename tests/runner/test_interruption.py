@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -53,6 +53,14 @@ def _names(run: Path) -> list[str]:
     return [path.name for path in CheckpointStore(run / "checkpoints").all()]
 
 
+@pytest.fixture
+def hangup() -> Iterator[Callable[[signal.Handlers], object]]:
+    """Sets what this process does at a SIGHUP, which under nohup is nothing."""
+    before = signal.getsignal(signal.SIGHUP)
+    yield partial(signal.signal, signal.SIGHUP)
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(
     ("number", "raised", "reason"),
     [
@@ -62,8 +70,9 @@ def _names(run: Path) -> list[str]:
     ],
 )
 def test_a_run_that_is_stopped_in_its_first_epoch_leaves_a_checkpoint_to_go_on_from(
-    tmp_path: Path, whole: Path, number: signal.Signals, raised: type[BaseException], reason: str
+    tmp_path: Path, whole: Path, hangup, number: signal.Signals, raised: type[BaseException], reason: str
 ) -> None:
+    hangup(signal.SIG_DFL)
     with pytest.raises(raised):
         _run(tmp_path, SignalAt(3, number))
     (run,) = (tmp_path / "runs" / "toy").iterdir()
@@ -158,6 +167,14 @@ def _under_deferred_signals(*actions: Callable[[], object]) -> None:
         signals.deferred = True
         for action in actions:
             action()
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored(hangup) -> None:
+    for before, handled in ((signal.SIG_IGN, False), (signal.SIG_DFL, True)):
+        hangup(before)
+        with Interruption(ProcessGroup()):
+            assert (signal.getsignal(signal.SIGHUP) is not before) == handled
+        assert signal.getsignal(signal.SIGHUP) is before
 
 
 def test_the_grace_ends_a_step_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
