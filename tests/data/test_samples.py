@@ -193,7 +193,9 @@ def test_what_killed_runs_left_unfinished_is_removed_and_what_is_being_written_s
 def test_a_file_that_another_run_finishes_meanwhile_does_no_harm(tmp_path: Path, monkeypatch) -> None:
     gone = tmp_path / f"a.{socket.gethostname()}.17.partial"
     monkeypatch.setattr(Path, "glob", lambda folder, pattern: iter([gone]))
-    _samples(tmp_path, _encoding(), "vla")
+    images = ColourEncoder()
+    assert len(_samples(tmp_path, _encoding(images=images), "vla")) == STEPS - HORIZON + 1
+    assert images.encoded == 2 * STEPS
 
 
 def test_a_file_that_is_locked_is_kept_however_old_it_is(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ class Callback:
         """Training metrics over the steps since the last call, by full name such as ``train_closs``."""
 
     def on_epoch(self, state: "TrainState", results: EpochResults) -> None:
-        """An epoch and its evaluations are done; ``state.epoch`` already counts it."""
+        """An epoch and its evaluations are done; ``state.epoch`` already counts it. Its checkpoint follows."""
 
     def on_checkpoint(self, state: "TrainState", path: Path, policy_sha256: str) -> None:
         """A checkpoint has been written to ``path``."""

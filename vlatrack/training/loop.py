@@ -175,7 +175,7 @@ class Training:
         return save_requested
 
     def _finish_epoch(self, state: TrainState, checkpoints: Checkpoints, evaluate: Evaluate) -> None:
-        """Evaluate, save a checkpoint if it is due, and report the epoch."""
+        """Evaluate, report the epoch, and save a checkpoint if one is due."""
         settings, before = self.settings, copy(state)
         results = {TRAIN: self._reduce(state.finish_epoch())}
         try:
