@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from happens import DOCUMENT as TABLE
+from happens import document as table_of_the_tests
 from program import TOY
 from typer.core import TyperGroup
 
@@ -144,3 +146,7 @@ def test_every_path_that_a_document_names_exists(file: Path) -> None:
     named += re.findall(r"\b((?:vlatrack|tests|experiments|docker)/[\w./-]+\.(?:py|yaml|md))\b", file.read_text())
     assert named
     assert [path for path in sorted(set(named)) if not (ROOT / path).exists()] == []
+
+
+def test_the_table_of_what_happens_is_the_one_that_the_tests_make() -> None:
+    assert TABLE.read_text(encoding="utf-8") == table_of_the_tests(), "write it anew: python tests/support/happens.py"

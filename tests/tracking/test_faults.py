@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from fault_proxy import Fault, FaultProxy
+from happens import happens
 from mlflow.tracking import MlflowClient
 from mlflow_server import MlflowServer
 
@@ -64,6 +65,11 @@ def rows_at(server: MlflowServer, uid: str) -> tuple[Counter[tuple[str, int, int
     return Counter((m.key, m.timestamp, m.step, m.value) for h in histories for m in h), [r.info.status for r in runs]
 
 
+@happens(
+    "server",
+    "requests are refused, hang, are cut, come late, or get 401, 403, 404, 429 or 500",
+    "delivery tries again, with pauses of up to 30 s; nothing is lost or stored twice",
+)
 @pytest.mark.parametrize("name", FAULTS)
 def test_nothing_is_lost_or_doubled_while_the_way_to_the_server_fails(
     run_dir: Path, mlflow_server: MlflowServer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, name: str
@@ -84,6 +90,9 @@ def test_nothing_is_lost_or_doubled_while_the_way_to_the_server_fails(
     assert (cursor.seq, cursor.error, cursor.dead_letters) == (STEPS + 1, None, 0)
 
 
+@happens(
+    "process", "the delivery process is killed", "another takes over where the trackers are; none has a second run"
+)
 def test_a_delivery_killed_before_it_knows_the_run_that_it_made_makes_no_second_one(
     run_dir: Path, mlflow_server: MlflowServer, proxy: FaultProxy
 ) -> None:
