@@ -6,6 +6,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,9 +15,9 @@ from io import BufferedIOBase
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-FaultKind = Literal["refuse", "hang", "cut", "cut_upload", "status", "slow"]
+FaultKind = Literal["refuse", "hang", "cut", "cut_upload", "status", "slow", "throttle"]
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "host"}
-_CHUNK, _REMEMBERED = 1 << 16, 1 << 20
+_CHUNK, _SLOW_CHUNK, _REMEMBERED = 1 << 16, 1 << 13, 1 << 20
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -25,12 +26,13 @@ class Fault:
     """`refuse` resets the connection, `hang` says nothing for `seconds` and then resets it, `cut` lets the server
     store the request and resets before the answer, `cut_upload` resets both sides when `after_bytes` of the request's
     body have been passed on, `status` answers with that number instead of the server, `slow`
-    answers `seconds` late."""
+    answers `seconds` late, `throttle` takes `bytes_per_s` of the request's body."""
 
     kind: FaultKind
     status: int = 500
     seconds: float = 1.0
     after_bytes: int = 0
+    bytes_per_s: int = 0
     text: str = "a fault"
 
 
@@ -112,6 +114,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.owner.ending.wait(seconds)
             case Fault("cut_upload", after_bytes=limit):
                 body.limit = limit
+            case Fault("throttle", bytes_per_s=rate):
+                body.pause_s = _SLOW_CHUNK / rate
             case _:
                 pass
         try:
@@ -163,12 +167,17 @@ class _Body:
         self.limit = length
         """After so many bytes the connection is cut."""
         self.beginning = bytearray()
+        self.pause_s = 0.0
+        """After each of its small parts, where it is taken slowly."""
         self._source = source
         self._passed = 0
 
     def read(self, size: int = _CHUNK) -> bytes:
         if self._passed >= self.limit < self.length:
             raise ConnectionError("the upload is cut")
+        if self.pause_s:
+            time.sleep(self.pause_s)
+            size = min(size, _SLOW_CHUNK)
         chunk = self._source.read(min(size, self.limit - self._passed))
         if not chunk and self._passed < self.limit:
             raise ConnectionError("the client went away")

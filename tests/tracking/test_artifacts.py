@@ -100,8 +100,7 @@ def test_mlflow_copies_checkpoints_when_asked_whatever_their_size(filled_run_dir
 def test_mlflow_has_more_patience_with_a_large_file_only_while_it_is_uploaded(
     filled_run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mlflow_artifacts, "LARGE", MB)
-    monkeypatch.setattr(mlflow_artifacts, "SLOWEST_STORE_PER_S", 10_000)
+    monkeypatch.setattr(mlflow_artifacts, "SLOWEST_UPLOAD_PER_S", 10_000)
     seen: dict[str, str] = {}
     log_artifact = MlflowClient.log_artifact
 
@@ -114,7 +113,8 @@ def test_mlflow_has_more_patience_with_a_large_file_only_while_it_is_uploaded(
     backend = connect(BackendConfig("mlflow"), filled_run_dir)
     backend.open(start("u1"), -1)
     backend.put_artifact(read_artifact("report", "report", filled_run_dir))
-    assert seen == {"large.bin": "130", "small.bin": "30"}
+    backend.put_artifact(read_artifact("a.bin", "checkpoints/step-1/a.bin", filled_run_dir))
+    assert seen == {"large.bin": "130", "small.bin": "130", "a.bin": "30"}
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "30"
 
 

@@ -18,7 +18,7 @@ from vlatrack.testing.example_run import ExampleRun
 from vlatrack.tracking.backends.base import BackendConfig
 from vlatrack.tracking.backends.mlflow.runs import runs_with_uid
 from vlatrack.tracking.backends.registry import backends_text, connect
-from vlatrack.tracking.delivery import tail
+from vlatrack.tracking.delivery import backoff
 from vlatrack.tracking.delivery.cursor import Cursor, CursorFile
 from vlatrack.tracking.delivery.tail import Tail
 from vlatrack.tracking.journal.journal import Journal
@@ -30,8 +30,8 @@ Eventually = Callable[..., None]
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ExampleRun:
-    monkeypatch.setattr(tail, "FIRST_BACKOFF_S", 0.01)
-    monkeypatch.setattr(tail, "LONGEST_BACKOFF_S", 0.2)
+    monkeypatch.setattr(backoff, "FIRST_S", 0.01)
+    monkeypatch.setattr(backoff, "LONGEST_S", 0.2)
     return ExampleRun(tmp_path)
 
 

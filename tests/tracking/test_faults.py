@@ -17,7 +17,7 @@ from mlflow_server import MlflowServer
 
 from vlatrack.tracking.backends.base import BackendConfig
 from vlatrack.tracking.backends.registry import connect
-from vlatrack.tracking.delivery import tail
+from vlatrack.tracking.delivery import backoff
 from vlatrack.tracking.delivery.cursor import CursorFile
 from vlatrack.tracking.delivery.tail import Tail
 from vlatrack.tracking.journal.journal import Journal
@@ -74,7 +74,7 @@ def rows_at(server: MlflowServer, uid: str) -> tuple[Counter[tuple[str, int, int
 def test_nothing_is_lost_or_doubled_while_the_way_to_the_server_fails(
     run_dir: Path, mlflow_server: MlflowServer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(tail, "FIRST_BACKOFF_S", 0.001)
+    monkeypatch.setattr(backoff, "FIRST_S", 0.001)
     files = write_run(run_dir, f"run-{name}")
     rng = random.Random(name)
     proxy.script.extend(FAULTS[name] if rng.random() < 0.4 else None for _ in range(15))
@@ -126,8 +126,8 @@ FAILURES = {
 def test_what_fails_once_at_each_address_is_neither_buried_nor_stored_twice(
     run_dir: Path, mlflow_server: MlflowServer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(tail, "FIRST_BACKOFF_S", 0.001)
-    monkeypatch.setattr(tail, "LONGEST_BACKOFF_S", 0.02)
+    monkeypatch.setattr(backoff, "FIRST_S", 0.001)
+    monkeypatch.setattr(backoff, "LONGEST_S", 0.02)
     asked: Counter[tuple[str, str]] = Counter()
 
     def fail_once(method: str, path: str) -> Fault | None:

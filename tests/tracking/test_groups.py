@@ -1,5 +1,6 @@
 """Runs of one sweep are shown together: `tracking.group` at MLflow, on SQLite and on a server, and at W&B."""
 
+import contextlib
 import json
 import threading
 from collections.abc import Callable, Sequence
@@ -34,15 +35,21 @@ def groups_of(client: MlflowClient, experiment: str) -> dict[str, list[str]]:
     return {run.info.run_name: sorted(child.info.run_name for child in asked[run.info.run_id]) for run in top}
 
 
+def describe(run_dir: Path, of_run: RunStart) -> None:
+    with contextlib.closing(connect(MLFLOW, run_dir)) as backend:
+        backend.open(of_run, -1)
+        assert backend.describe(of_run) == []
+
+
 def ids(runs: Sequence[Run]) -> list[str]:
     return [run.info.run_id for run in runs]
 
 
 def test_runs_of_a_group_are_children_of_one_finished_run_also_after_a_replay(stored_run_dir: Path) -> None:
     for uid in ("u1", "u2", "u1"):  # the last one is a replay
-        connect(MLFLOW, stored_run_dir).open(start(uid), -1)
-    connect(MLFLOW, stored_run_dir).open(start("alone", group=None), -1)
-    connect(MLFLOW, stored_run_dir).open(start("other", group="wd sweep's"), -1)
+        describe(stored_run_dir, start(uid))
+    describe(stored_run_dir, start("alone", group=None))
+    describe(stored_run_dir, start("other", group="wd sweep's"))
     client = MlflowClient(f"sqlite:///{stored_run_dir.parent.parent / 'mlflow.db'}")
     assert groups_of(client, "exp") == {"lr-sweep": ["u1", "u2"], "wd sweep's": ["other"], "alone": []}
     statuses = {run.info.run_name: run.info.status for run in client.search_runs(["1"])}
@@ -53,10 +60,10 @@ def test_runs_of_a_group_are_children_of_one_finished_run_also_after_a_replay(st
 
 def test_a_group_whose_run_was_deleted_gets_another_one(stored_run_dir: Path) -> None:
     client = MlflowClient(f"sqlite:///{stored_run_dir.parent.parent / 'mlflow.db'}")
-    connect(MLFLOW, stored_run_dir).open(start("u1"), -1)
+    describe(stored_run_dir, start("u1"))
     (parent,) = runs_with_uid(client, "1", "group:1:lr-sweep")
     client.delete_run(parent.info.run_id)
-    connect(MLFLOW, stored_run_dir).open(start("u1"), 0)
+    describe(stored_run_dir, start("u1"))
     assert groups_of(client, "exp") == {"lr-sweep": ["u1"]}
 
 
@@ -78,11 +85,13 @@ def test_runs_that_start_at_once_on_a_server_make_one_group(
     monkeypatch.setattr(mlflow_runs, "runs_with_uid", look)
     server = BackendConfig("mlflow", options={"tracking_uri": mlflow_server.url})
     backends = [connect(server, tmp_path / uid) for uid in uids]
-    opens: list[Callable[[], object]] = [
-        lambda backend=backend, uid=uid: backend.open(start(uid, experiment="at-once"), -1)
+    for backend, uid in zip(backends, uids, strict=True):
+        backend.open(start(uid, experiment="at-once"), -1)
+    described: list[Callable[[], object]] = [
+        lambda backend=backend, uid=uid: backend.describe(start(uid, experiment="at-once"))
         for backend, uid in zip(backends, uids, strict=True)
     ]
-    threads = [threading.Thread(target=action) for action in opens]
+    threads = [threading.Thread(target=action) for action in described]
     for thread in threads:
         thread.start()
     for thread in threads:

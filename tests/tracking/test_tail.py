@@ -3,63 +3,18 @@
 import json
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from memory_tracker import Memory, Run
 
-from vlatrack.tracking.backends.base import Artifact, Audit, Position, RejectedError, Rejection, RunFinish, RunStart
-from vlatrack.tracking.delivery import tail
-from vlatrack.tracking.delivery.cursor import Cursor, CursorFile
+from vlatrack.tracking.backends.base import Artifact, Position, RunFinish, RunStart
+from vlatrack.tracking.delivery import backoff, tail
+from vlatrack.tracking.delivery.cursor import Cursor
 from vlatrack.tracking.delivery.tail import Tail
 from vlatrack.tracking.journal.journal import Journal
-from vlatrack.tracking.journal.records import Record, read_records
-from vlatrack.tracking.privacy import private_directory
-from vlatrack.tracking.run_files import RunFiles
-
-
-class Memory:
-    """A tracker in memory that survives its connections."""
-
-    def __init__(self) -> None:
-        self.url: str | None = "memory"
-        self.rows: dict[int, Record] = {}
-        self.batches: list[list[int]] = []
-        self.artifacts: list[Artifact] = []
-        self.alerts: list[str] = []
-        self.statuses: list[str] = []
-        self.starts: list[RunStart] = []
-        self.poison: set[int] = set()
-        self.failures: list[Exception] = []
-        self.wants_all = False
-
-    def open(self, start: RunStart, acknowledged: int) -> Position:
-        self.starts.append(start)
-        self.statuses.append("RUNNING")
-        return Position(0, 0) if self.wants_all else Position(acknowledged + 1, acknowledged + 1)
-
-    def deliver(self, records: Sequence[Record]) -> list[Rejection]:
-        self.batches.append([record.seq for record in records])
-        if any(record.seq in self.poison for record in records):
-            raise RejectedError("poison")
-        self.rows |= {record.seq: record for record in records}
-        if self.failures:  # stored, but the answer is lost
-            raise self.failures.pop()
-        return []
-
-    def put_artifact(self, artifact: Artifact) -> None:
-        self.artifacts.append(artifact)
-
-    def alert(self, title: str, text: str, record: Record) -> None:
-        self.alerts.append(f"{title} ({text})")
-
-    def finish(self, finish: RunFinish) -> None:
-        self.statuses.append(finish.status)
-
-    def audit(self, start: RunStart) -> Audit:
-        return Audit(metric_keys=1, last_seq=max(self.rows))
-
-    def close(self) -> None: ...
+from vlatrack.tracking.journal.records import read_records
 
 
 class NothingAfterFinish(Memory):
@@ -71,6 +26,7 @@ class NothingAfterFinish(Memory):
 
     def open(self, start: RunStart, acknowledged: int) -> Position:
         position = super().open(start, acknowledged)
+        self.statuses.append("RUNNING")
         self._answer()
         return position
 
@@ -91,42 +47,9 @@ class NothingAfterFinish(Memory):
             raise ConnectionError("cut")
 
 
-class Run:
-    """A run whose journal a test writes and whose delivery it runs in a thread."""
-
-    def __init__(self, run_dir: Path) -> None:
-        self.dir = run_dir
-        self.files = RunFiles(run_dir)
-        private_directory(self.files.delivery)
-        self.stopping = threading.Event()
-        self.cursor_file = CursorFile(self.files.delivery, "memory-0")
-        self.start()
-
-    def start(self, **params: int) -> None:
-        self.append("start", {"name": "n", "experiment": "e", "params": params, "tags": {}})
-
-    def append(self, kind: str, data: dict[str, object], *, step: int | None = None) -> None:
-        journal = Journal.open(self.files.journal, run="u1", writer="trainer")
-        journal.append(kind, data, step=step)
-        journal.close()
-
-    def log(self, steps: range) -> None:
-        journal = Journal.open(self.files.journal, run="u1", writer="trainer")
-        for step in steps:
-            journal.append("metrics", {"train_closs": float(step)}, step=step)
-        journal.close()
-
-    def finish(self) -> None:
-        self.append("finish", {"status": "FINISHED", "reason": None, "deliver_until_ms": 0})
-
-    def deliver(self, connect: Callable[[], Memory]) -> Cursor:
-        Tail(self.dir, "memory-0", connect, self.stopping).run()
-        return self.cursor_file.read()
-
-
 @pytest.fixture
 def run(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setattr(tail, "FIRST_BACKOFF_S", 0.001)
+    monkeypatch.setattr(backoff, "FIRST_S", 0.001)
     return Run(run_dir)
 
 
@@ -240,15 +163,15 @@ def test_a_backend_that_lost_everything_is_given_everything(run: Run, memory: Me
     assert sorted(memory.rows) == [1, 2, 3, 4, 5, 8, 9]
 
 
-def test_a_resumed_run_is_opened_again_with_its_new_params_and_then_finished_again(run: Run, memory: Memory) -> None:
+def test_a_resumed_run_is_described_again_with_its_new_params_and_its_last_end_counts(run: Run, memory: Memory) -> None:
     run.finish()
     run.start(epochs=2)
     run.log(range(2))
     run.finish()
     cursor = run.deliver(lambda: memory)
-    assert [start.params for start in memory.starts] == [{}, {"epochs": 2}]
-    assert memory.statuses == ["RUNNING", "FINISHED", "RUNNING", "FINISHED"]
-    assert cursor.start_offset > 0
+    assert [(start.params, start.seq) for start in memory.starts] == [({}, 0), ({"epochs": 2}, 2)]
+    assert memory.statuses == ["RUNNING", "RUNNING", "FINISHED"]
+    assert cursor.seq == 5
 
 
 def log_file(run: Run, name: str) -> None:
@@ -290,12 +213,12 @@ def test_the_end_is_held_back_while_the_journal_is_being_written(
         data = {"name": f"{number}.txt", "place": f"{number}.txt", "sha256": "", "files": {}}
         journal.append("artifact", data)
         eventually(lambda number=number: len(memory.artifacts) == number + 1)
-        assert (memory.statuses, run.cursor_file.read().seq) == (["RUNNING"], 0)
+        assert (memory.statuses, delivery.finished) == (["RUNNING"], False)
     journal.close()
     thread.join(60)
     assert delivery.finished
     assert memory.statuses == ["RUNNING", "FINISHED"]
-    assert run.cursor_file.read().seq == 4
+    assert (run.cursor_file.read().seq, run.cursor_file.read().is_all) == (4, True)
 
 
 def test_a_run_that_got_a_file_after_its_end_was_delivered_ends_once_more(run: Run, memory: Memory) -> None:
@@ -303,18 +226,19 @@ def test_a_run_that_got_a_file_after_its_end_was_delivered_ends_once_more(run: R
     run.deliver(lambda: memory)
     log_file(run, "late.txt")
     assert run.deliver(lambda: memory).seq == 2
-    assert memory.statuses == ["RUNNING", "FINISHED", "RUNNING", "FINISHED"]
+    assert memory.statuses == ["RUNNING", "FINISHED", "FINISHED"]
     assert [artifact.name for artifact in memory.artifacts] == ["late.txt"]
 
 
-def test_a_resumed_run_ends_before_it_begins_again_also_with_files_in_between(run: Run, memory: Memory) -> None:
+def test_files_between_an_end_and_a_resume_arrive(run: Run, memory: Memory) -> None:
     run.finish()
     log_file(run, "figure.txt")
     run.start(epochs=2)
     run.log(range(2))
     run.finish()
     cursor = run.deliver(lambda: memory)
-    assert memory.statuses == ["RUNNING", "FINISHED", "RUNNING", "FINISHED"]
+    assert memory.statuses == ["RUNNING", "RUNNING", "FINISHED"]
+    assert [artifact.name for artifact in memory.artifacts] == ["figure.txt"]
     assert (sorted(memory.rows), cursor.seq) == ([4, 5], 6)
 
 
@@ -330,7 +254,7 @@ def test_delivery_that_is_told_to_stop_goes_on_later(run: Run, memory: Memory) -
     run.finish()
     run.deliver(lambda: memory)
     assert memory.batches == [[1, 2, 3]]
-    assert memory.statuses == ["RUNNING", "RUNNING", "FINISHED"]
+    assert memory.statuses == ["RUNNING", "FINISHED"]
 
 
 def test_a_journal_torn_at_any_byte_is_delivered_without_loss_or_repetition(run: Run) -> None:

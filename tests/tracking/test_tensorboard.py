@@ -30,6 +30,7 @@ def read(run: ExampleRun) -> EventAccumulator:
 def deliver(run: ExampleRun) -> None:
     with contextlib.closing(backend_of(run)) as backend:
         position = backend.open(run.start_value(), -1)
+        backend.describe(run.start_value())
         backend.deliver([record for record in run.metrics() if record.seq >= position.metrics_from])
         if run.records()[-1].kind == "finish":
             backend.finish(RunFinish.of(run.records()[-1]))
@@ -77,6 +78,7 @@ def test_a_file_that_does_not_fit_its_note_is_written_anew(run: ExampleRun, dama
             events.write_bytes(whole[:-5])
     with contextlib.closing(backend_of(run)) as backend:
         assert backend.open(run.start_value(), 20) == Position(0, 0)
+        backend.describe(run.start_value())
         backend.deliver(run.metrics())
     assert events.read_bytes() == whole
 
@@ -98,7 +100,8 @@ def test_a_run_that_went_back_shows_the_later_values(run: ExampleRun) -> None:
         run.append("metrics", {"train_closs": -float(step)}, step=step)
     with contextlib.closing(backend_of(run)) as backend:
         again = next(record for record in run.records()[1:] if record.kind == "start")
-        position = backend.open(RunStart.of(again), again.seq)
+        position = backend.open(run.start_value(), again.seq - 1)
+        backend.describe(RunStart.of(again))
         backend.deliver([record for record in run.metrics() if record.seq >= position.metrics_from])
     shown = [(point.step, point.value) for point in read(run).Scalars("train_closs")]
     assert [step for step, _ in shown] == list(range(15))

@@ -28,7 +28,7 @@ import sqlite3
 from vlatrack.tracking.backends.base import Audit, Position, metric_name
 
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS run (id INTEGER PRIMARY KEY CHECK (id = 0), name TEXT, status TEXT);
+CREATE TABLE IF NOT EXISTS run (id INTEGER PRIMARY KEY CHECK (id = 0), name TEXT, status TEXT, ended_ms INTEGER);
 CREATE TABLE IF NOT EXISTS rows (seq INTEGER, name TEXT, step INTEGER, t_ms INTEGER, value TEXT,
     PRIMARY KEY (seq, name));
 CREATE TABLE IF NOT EXISTS files (name TEXT PRIMARY KEY, sha256 TEXT);
@@ -44,9 +44,12 @@ class MyTracker:
     def open(self, start, acknowledged):
         self.path.parent.mkdir(exist_ok=True)
         self._do(SCHEMA)
-        self._do("INSERT INTO run VALUES (0, ?, NULL) ON CONFLICT DO NOTHING", (start.name,))
-        self._do("UPDATE run SET status = 'RUNNING'")
+        self._do("INSERT INTO run VALUES (0, ?, NULL, NULL) ON CONFLICT DO NOTHING", (start.name,))
         return Position(acknowledged + 1, acknowledged + 1)
+
+    def describe(self, start):
+        self._do("UPDATE run SET status = 'RUNNING' WHERE ended_ms IS NULL OR ended_ms <= ?", (start.t_ms,))
+        return []
 
     def deliver(self, records):
         for r in records:
@@ -62,7 +65,7 @@ class MyTracker:
         pass
 
     def finish(self, finish):
-        self._do("UPDATE run SET status = ?", (finish.status,))
+        self._do("UPDATE run SET status = ?, ended_ms = ?", (finish.status, finish.t_ms))
 
     def audit(self, start):
         if not self.path.exists():

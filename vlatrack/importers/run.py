@@ -99,8 +99,9 @@ def _is_delivered(files: RunFiles, backends: Sequence[BackendConfig]) -> bool:
     last = last_record(files.journal)
     assert last is not None, "an ended run has records"
     labels = [backend_label(config, index) for index, config in enumerate(backends)]
+    cursors = [CursorFile(files.delivery, label).read() for label in labels]
     same = files.backends.read_text() == backends_text(backends)
-    return same and all(CursorFile(files.delivery, label).read().seq == last.seq for label in labels)
+    return same and all(cursor.seq == last.seq and cursor.is_all for cursor in cursors)
 
 
 def _check_writable(runs: Path) -> None:

@@ -77,6 +77,7 @@ class BackendContract(ABC):
         run.log(30)
         with contextlib.closing(self.connect(run.dir)) as backend:
             position = backend.open(run.start_value(), -1)
+            backend.describe(run.start_value())
             first = run.metrics()[:10]
             _deliver_metrics(backend, position, first)
             _deliver_metrics(backend, position, first)  # the answer was lost
@@ -135,6 +136,7 @@ class BackendContract(ABC):
         (run.dir / "spec.yaml").write_bytes(b"a: 1\n")
         with contextlib.closing(self.connect(run.dir)) as backend:
             backend.open(run.start_value(), -1)
+            backend.describe(run.start_value())
             for content in (b"first", b"first", b"second"):
                 (folder / "weights.bin").write_bytes(content)
                 backend.put_artifact(read_artifact("tokenizer", "tokenizer", run.dir))
@@ -178,23 +180,19 @@ class BackendContract(ABC):
     def _deliver(self, run: ExampleRun, *, acknowledged: int = -1) -> int:
         """Deliver as the delivery process does, and return the last acknowledged sequence number."""
         records = run.records()
-        started = [r for r in records if r.kind == Kind.START and r.seq <= acknowledged + 1][-1]
         with contextlib.closing(self.connect(run.dir)) as backend:
-            position = backend.open(RunStart.of(started), acknowledged)
-            index = 0
-            while index < len(records):
-                record = records[index]
-                index += 1
+            position = backend.open(run.start_value(), acknowledged)
+            for record in records:
+                is_wanted = record.seq >= position.others_from
                 match record.kind:
                     case Kind.METRICS:
                         _deliver_metrics(backend, position, [record])
-                    case Kind.START if record.seq > max(started.seq, acknowledged):
-                        started, acknowledged, index = record, record.seq, 0  # the backend says what it still wants
-                        position = backend.open(RunStart.of(record), acknowledged)
-                    case Kind.EVENT if record.seq >= position.others_from:
+                    case Kind.START if is_wanted:
+                        assert backend.describe(RunStart.of(record)) == []
+                    case Kind.EVENT if is_wanted:
                         backend.alert(record.data["name"], "", record)
-                    case Kind.FINISH if record.seq >= position.others_from and record.seq > started.seq:
-                        backend.finish(RunFinish.of(record))
+            if records[-1].kind == Kind.FINISH:
+                backend.finish(RunFinish.of(records[-1]))
         return records[-1].seq
 
     def _expect(self, run: ExampleRun, status: str) -> None:

@@ -24,8 +24,14 @@ class CsvBackend:
         private_directory(self._table.parent)
         self._table.touch(mode=0o600)
         os.truncate(self._table, self._noted.get("size", 0))  # a crash may have left a part of a batch
-        self._note({"seq": -1, **self._noted, "name": start.name, "params": dict(start.params), "status": "RUNNING"})
-        return Position(self._noted["seq"] + 1, acknowledged + 1)
+        is_new = not self._noted
+        self._note({"seq": -1, "size": 0, **self._noted, "name": start.name})
+        return Position(self._noted["seq"] + 1, 0 if is_new else acknowledged + 1)
+
+    def describe(self, start: RunStart) -> list[Rejection]:
+        has_ended = self._noted.get("ended_ms", -1) > start.t_ms
+        self._note({"params": dict(start.params), **({} if has_ended else {"status": "RUNNING"})})
+        return []
 
     def deliver(self, records: Sequence[Record]) -> list[Rejection]:
         new = [record for record in records if record.seq > self._noted["seq"]]
@@ -43,14 +49,14 @@ class CsvBackend:
         self._note({f"alert {record.seq}": f"{title}: {text}"})
 
     def finish(self, finish: RunFinish) -> None:
-        self._note({"status": finish.status, "reason": finish.reason})
+        self._note({"status": finish.status, "reason": finish.reason, "ended_ms": finish.t_ms})
 
     def audit(self, start: RunStart) -> Audit:
         if not self._noted:
             return Audit()
         with self._table.open(newline="") as file:
             points = {tuple(row[1:]) for row in csv.reader(file)}
-        return Audit(self._noted["status"], len({point[2] for point in points}), len(points), self._noted["seq"])
+        return Audit(self._noted.get("status"), len({point[2] for point in points}), len(points), self._noted["seq"])
 
     def close(self) -> None:
         """Nothing is held open between calls."""

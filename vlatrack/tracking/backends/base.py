@@ -57,6 +57,8 @@ class RunStart:
     datasets: tuple[DatasetInput, ...] = ()
     group: str | None = None
     """What a tracker shows this run together with, inside its experiment: the runs of a sweep."""
+    seq: int = 0
+    """Its journal record: 0 of a new run, more of one that was resumed."""
 
     @classmethod
     def of(cls, record: Record) -> "RunStart":
@@ -70,6 +72,7 @@ class RunStart:
             t_ms=record.t_ms,
             datasets=tuple(DatasetInput(**fields) for fields in data.get("datasets", ())),
             group=data.get("group"),
+            seq=record.seq,
         )
 
 
@@ -174,13 +177,21 @@ class Backend(Protocol):
     """A tracker. Every call may be repeated after a crash and must not store anything twice.
 
     All methods raise `RejectedError` for what can never be delivered, and anything else for what may work later.
+    What a method raises stops nothing else: records of one kind are delivered while another kind fails, and so is the
+    end of the run, which is told again if something is delivered after it.
     """
 
     url: str | None
     """Where a person finds the run, once it is open."""
 
     def open(self, start: RunStart, acknowledged: int) -> Position:
-        """Find or create the remote run and mark it running; `acknowledged` is the last delivered seq, or -1."""
+        """Find or create the remote run, of which `start` is the first start, and nothing more: a name or a value that
+        the tracker refuses must not keep metrics away. `acknowledged` is the last seq up to which all is delivered, or
+        -1."""
+
+    def describe(self, start: RunStart) -> list[Rejection]:
+        """Mark the run running, unless it has ended since, and store its params, tags, datasets and group; returns the
+        parts that were refused. Called for the first start and for each resume."""
 
     def deliver(self, records: Sequence[Record]) -> list[Rejection]:
         """Store records of kind `metrics`, ascending in seq; returns the parts that were refused."""
@@ -218,6 +229,14 @@ class Buffers(Protocol):
 
         Called often; how often it asks the tracker is its own affair. Raises if the records no longer get there.
         """
+
+
+@runtime_checkable
+class UploadsAside(Protocol):
+    """What a backend has besides `Backend` if another thread may call `put_artifact` meanwhile: a large file on a slow
+    network then keeps nothing else waiting. `finish` may be called meanwhile, too."""
+
+    uploads_aside: Literal[True]
 
 
 def metric_name(name: str, naming: str) -> str:

@@ -13,7 +13,7 @@ from vlatrack.errors import TrackerError
 from vlatrack.tracking.backends.base import Backend, Scalar
 
 GROUP = "vlatrack.backends"
-_METHODS = ("open", "deliver", "put_artifact", "alert", "finish", "audit", "close")
+_METHODS = ("open", "describe", "deliver", "put_artifact", "alert", "finish", "audit", "close")
 
 
 class BackendClass(Protocol):

@@ -47,18 +47,20 @@ class Written:
     """What the event file holds in its first `size` bytes."""
 
     size: int = 0
-    seq: int = -1
-    """The last record of it."""
     metrics_seq: int = -1
     """The last record of metrics in it."""
+    start_seq: int = -1
+    """The last start record in it."""
     start_ms: int = 0
     finish_ms: int = 0
     status: str | None = None
     last_step: int = 0
-    resumed: bool = False
-    """The run was continued, and no metric has been written since."""
+    resumed_seq: int = -1
+    """The start record of a run that was continued, of which no metric has been written since."""
     artifacts: dict[str, str] = field(default_factory=dict)
     """SHA-256 by name."""
+    alerts: tuple[int, ...] = ()
+    """Their records."""
 
 
 class TensorboardBackend:
@@ -86,22 +88,32 @@ class TensorboardBackend:
         self._written = known
         if known.size == 0:
             self._write([Event(wall_time=start.t_ms / 1000, file_version="brain.Event:2")])
-        if known.start_ms != start.t_ms:
-            self._begin(start, resumed=known.size > 0)
-        from_record = known.seq + 1
-        return Position(from_record, min(from_record, acknowledged + 1))
+        return Position(known.metrics_seq + 1, 0 if known.size == 0 else acknowledged + 1)
+
+    def describe(self, start: RunStart) -> list[Rejection]:
+        if start.seq > self._written.start_seq:
+            step, is_over = self._written.last_step, self._written.finish_ms > start.t_ms
+            params = _text(PARAMS, _table({k: scalar_text(v) for k, v in start.params.items()}), start.t_ms, step)
+            events = [params, _text(TAGS, _table(start.tags), start.t_ms, step)]
+            events += [] if is_over else [_text(STATUS, "RUNNING", start.t_ms, step)]
+            status = self._written.status if is_over else "RUNNING"
+            resumed = start.seq if self._written.metrics_seq >= 0 else -1
+            self._write(events, status=status, start_seq=start.seq, start_ms=start.t_ms, resumed_seq=resumed)
+        return []
 
     def deliver(self, records: Sequence[Record]) -> list[Rejection]:
-        new = [record for record in records if record.seq > self._written.seq]
+        new = [record for record in records if record.seq > self._written.metrics_seq]
         if not new:
             return []
         events = [self._event_of(record) for record in new]
-        first, steps = new[0].step or 0, [record.step or 0 for record in new]
-        if self._written.resumed and first <= self._written.last_step:
+        resumed_seq = self._written.resumed_seq
+        first, last_step = new[0].step or 0, new[-1].step or 0
+        if 0 <= resumed_seq < new[0].seq and first <= self._written.last_step:
             # TensorBoard then leaves out what was logged from this step on before the run went back.
             session = SessionLog(status=SessionLog.SessionStatus.START)
             events.insert(0, Event(wall_time=new[0].t_ms / 1000, step=first, session_log=session))
-        self._write(events, seq=new[-1].seq, metrics_seq=new[-1].seq, last_step=steps[-1], resumed=False)
+        resumed_seq = -1 if new[0].seq > resumed_seq else resumed_seq
+        self._write(events, metrics_seq=new[-1].seq, last_step=last_step, resumed_seq=resumed_seq)
         return []
 
     def put_artifact(self, artifact: Artifact) -> None:
@@ -113,9 +125,9 @@ class TensorboardBackend:
         self._write([event], artifacts={**self._written.artifacts, artifact.name: artifact.sha256})
 
     def alert(self, title: str, text: str, record: Record) -> None:
-        if record.seq > self._written.seq:
+        if record.seq not in self._written.alerts:
             event = _text(f"alerts/{title}", text, record.t_ms, self._written.last_step)
-            self._write([event], seq=record.seq)
+            self._write([event], alerts=(*self._written.alerts, record.seq))
 
     def finish(self, finish: RunFinish) -> None:
         if self._written.finish_ms != finish.t_ms:
@@ -142,15 +154,6 @@ class TensorboardBackend:
             self._lock.release()
             self._lock = None
 
-    def _begin(self, start: RunStart, *, resumed: bool) -> None:
-        step = self._written.last_step
-        events = [
-            _text(STATUS, "RUNNING", start.t_ms, step),
-            _text(PARAMS, _table({k: scalar_text(v) for k, v in start.params.items()}), start.t_ms, step),
-            _text(TAGS, _table(start.tags), start.t_ms, step),
-        ]
-        self._write(events, status="RUNNING", start_ms=start.t_ms, resumed=resumed)
-
     def _event_of(self, record: Record) -> Event:
         values = [Summary.Value(tag=metric_name(n, self._naming), simple_value=v) for n, v in record.data.items()]
         return Event(wall_time=record.t_ms / 1000, step=record.step or 0, summary=Summary(value=values))
@@ -170,10 +173,12 @@ class TensorboardBackend:
 
 def _read_note(folder: Path) -> Written | None:
     try:
-        return Written(**json.loads((folder / NOTE_FILE).read_bytes()))
+        fields = json.loads((folder / NOTE_FILE).read_bytes())
+        known = {field.name for field in dataclasses.fields(Written)}  # vlatrack 0.1 noted others as well
+        return Written(**{name: value for name, value in fields.items() if name in known})
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         _log.warning("%s: damaged (%s); writing the event file anew", NOTE_FILE, error)
         return None
 

@@ -68,8 +68,8 @@ def delivery_report(run_dir: Path, labels: Iterable[str], *, lost: int = 0) -> D
     shares = []
     for label in labels:
         cursor = CursorFile(files.delivery, label).read()
-        done = cursor.seq + 1
-        shares.append(BackendDelivery(label, done, total - done, cursor.dead_letters, cursor.url, cursor.error))
+        done = cursor.delivered_of(total)
+        shares.append(BackendDelivery(label, done, total - done, cursor.dead_letters, cursor.url, cursor.reason))
     return DeliveryReport(tuple(shares), lost)
 
 

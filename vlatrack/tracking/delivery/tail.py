@@ -1,16 +1,20 @@
-"""One backend following one journal: deliver, acknowledge, retry with backoff, set aside what is refused for good."""
+"""One backend following one journal: deliver, acknowledge, retry with backoff, set aside what is refused.
+
+Metrics go in batches; other records one by one, each as soon as it is read. What fails is tried again later and keeps
+nothing else waiting: not metrics a file, not files a metric, and none of them the end of the run, which is told as soon
+as everything else has been attempted, and once more if anything arrives after it.
+"""
 
 import contextlib
 import logging
-import random
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vlatrack.errors import TrackerError
-from vlatrack.tracking.artifacts import KnownDigests, read_artifact
 from vlatrack.tracking.backends.base import (
     ONLY_ONE,
     Backend,
@@ -19,17 +23,15 @@ from vlatrack.tracking.backends.base import (
     Position,
     RejectedError,
     Rejection,
-    RunEvent,
+    RemoteDeletedError,
     RunFinish,
     RunStart,
-    Scalar,
-    TakesEvents,
-    scalar_text,
 )
-from vlatrack.tracking.delivery.cursor import Cursor, CursorFile
+from vlatrack.tracking.delivery.backoff import Backoff
+from vlatrack.tracking.delivery.cursor import Cursor, CursorFile, Mark, SetAside
+from vlatrack.tracking.delivery.others import OtherRecords, one_line
 from vlatrack.tracking.journal.journal import is_being_written
 from vlatrack.tracking.journal.records import JournalReader, Kind, Record, finish_record, last_record
-from vlatrack.tracking.privacy import redact
 from vlatrack.tracking.run_files import RunFiles
 
 BATCH_RECORDS = 500
@@ -38,18 +40,31 @@ BATCH_INTERVAL_S = 5.0
 however few they are, and that time would be taken from the training."""
 MAX_IN_FLIGHT = 50_000
 """Records that a backend may have taken and not stored yet: they lie in the memory of its client."""
+SHRINK_AFTER = 3
+"""Failures in a row after which batches become smaller: something in them, or their size, may be at fault."""
+END_WAITS_S = 5.0
+"""How long the end of a run waits for an upload that goes on."""
 POLL_S = 0.25
-FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
+LARGEST = 2**63
 
 _log = logging.getLogger(__name__)
 
 
+class MetricsFailedError(Exception):
+    """Metrics could not be delivered, and are not tried again for so long; the connection is opened again, and other
+    records go on."""
+
+    def __init__(self, pause_s: float) -> None:
+        super().__init__(pause_s)
+        self.pause_s = pause_s
+
+
 @dataclass(frozen=True)
 class Delivered:
-    """Where delivery stands after a batch or one other record, and what the backend refused of that."""
+    """Where the delivery of metrics stands after a batch, and what the backend refused of that."""
 
-    cursor: Cursor
-    rejections: tuple[Rejection, ...] = ()
+    mark: Mark
+    rejections: Sequence[Rejection] = ()
 
 
 class Tail:
@@ -64,19 +79,23 @@ class Tail:
         *,
         destination: Destination = ONLY_ONE,
     ) -> None:
-        self._run_dir = run_dir
         self._journal = RunFiles(run_dir).journal
         self._label = label
         self._connect = connect
         self._stopping = stopping
         self._draining = threading.Event()
         self._file = CursorFile(RunFiles(run_dir).delivery, label)
-        self._cursor = self._stored_cursor(destination)
+        self._cursor = self._saved = self._stored_cursor(destination)
+        self._others = OtherRecords(run_dir, label, self._cursor.set_aside)
+        self._position = Position(0, 0)
+        self._reader = JournalReader(self._journal)
+        self._reads_metrics = True
         self._in_flight: deque[Delivered] = deque()
-        """What was delivered, oldest first, and not acknowledged yet: the backend has not stored it for good, or it
-        comes after the finish record that is held back."""
-        self._end: Record | None = None
-        """The finish record that the backend is told last: some trackers take nothing after it."""
+        """What was delivered of metrics, oldest first, and not acknowledged yet: the backend has not stored it."""
+        self._trouble, self._metrics_trouble = Backoff(), Backoff()
+        self._batch_records = BATCH_RECORDS
+        self._suspect: SetAside | None = None
+        """A record of metrics that alone could not be delivered. Whether the next one can tells if it is to blame."""
         self.finished = self._is_complete(self._cursor)
         """Whether the backend has everything of a run that is over."""
 
@@ -93,12 +112,13 @@ class Tail:
 
     def _is_complete(self, cursor: Cursor) -> bool:
         last = last_record(self._journal)
-        return last is not None and last.seq == cursor.seq and finish_record(self._journal) is not None
+        has_all = last is not None and last.seq == cursor.seq and cursor.is_all
+        return has_all and finish_record(self._journal) is not None
 
     @property
-    def acknowledged(self) -> int:
-        """The last sequence number that the backend has for good, or -1."""
-        return self._cursor.seq
+    def progress(self) -> tuple[int, ...]:
+        """Changes whenever the backend has got something more."""
+        return (self._saved.metrics.seq, self._saved.others.seq, len(self._saved.set_aside))
 
     def drain(self) -> None:
         """The run is over: no longer let records come together."""
@@ -106,153 +126,232 @@ class Tail:
 
     def run(self) -> None:
         """Follow the journal to the finish record, through every failure, or until told to stop."""
-        failures = 0
         while not self.finished and not self._stopping.is_set():
-            before = self._cursor.seq
+            before = self.progress
             try:
                 self._follow()
-            except Exception as error:
-                self.finished = False  # what the cursor says counts
-                failures = 0 if self._cursor.seq > before else failures + 1
-                delay = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(failures, 10)) * random.uniform(0.8, 1.2)  # noqa: S311
-                self._note(error, delay)
-                self._stopping.wait(delay)
+                self._await_something_due()
+            except MetricsFailedError as error:
+                self._note(error, error.pause_s)
+            except Exception as error:  # the clients of the trackers raise whatever they like; the cursor shows it
+                self._trouble = self._trouble if self.progress == before else Backoff()
+                pause = self._trouble.failed()
+                self._note(error, pause)
+                self._stopping.wait(pause)
 
-    def _note(self, error: Exception, delay: float) -> None:
-        text = redact(" ".join(f"{type(error).__name__}: {error}".split()))[:500]
-        _log.warning("%s: %s; next attempt in %.1f s", self._label, text, delay)
-        _log.debug("%s", self._label, exc_info=error)
+    def _note(self, error: Exception, pause: float) -> None:
+        cause = error.__cause__ if isinstance(error, MetricsFailedError) else error
+        assert isinstance(cause, Exception), "it was raised from one"
+        text = one_line(cause)
+        _log.warning("%s: %s; next attempt in %.1f s", self._label, text, pause)
+        _log.debug("%s", self._label, exc_info=cause)
+        self._cursor = replace(self._cursor, error=text)
         try:
-            self._acknowledge(replace(self._cursor, error=text))
+            self._save()
         except OSError as full:  # the disk may have space again at the next attempt
             _log.warning("%s: the cursor cannot be written (%s)", self._label, full)
 
-    def _acknowledge(self, cursor: Cursor) -> None:
-        if cursor != self._cursor:
-            self._file.write(cursor)
-        self._cursor = cursor
+    def _save(self) -> None:
+        refused = self._others.take_refused()
+        if refused:
+            buried = self._cursor.dead_letters + self._file.add_dead_letters(refused)
+            self._cursor = replace(self._cursor, dead_letters=buried)
+        self._cursor = replace(self._cursor, set_aside=self._others.left)
+        if self._cursor != self._saved:
+            self._file.write(self._cursor)
+        self._saved = self._cursor
 
     def _follow(self) -> None:
+        """Deliver what there is, tell the end, and leave."""
         with contextlib.closing(self._connect()) as backend:
             self._attach(backend)
+            is_released, ends_at = False, 0.0
             while not self._stopping.is_set():
-                delivered = self._has_room and self._deliver_next(backend)
-                self._acknowledge_stored(backend)
-                if delivered:
+                if self._deliver_some(backend):
+                    is_released = False
                     continue
-                if self.finished and not self._in_flight:
-                    return
-                if not self._has_room or self._draining.wait(BATCH_INTERVAL_S):
+                end = finish_record(self._journal)
+                if end is not None and is_released and (self._others.are_tried or time.monotonic() > ends_at):
+                    return self._tell_end(backend, end)
+                if end is not None and not is_released and not is_being_written(self._journal):
+                    # The journal is read once more: something may have come before it was released.
+                    is_released, ends_at = True, time.monotonic() + END_WAITS_S
+                elif is_released or not self._has_room or self._draining.wait(BATCH_INTERVAL_S):
                     self._stopping.wait(POLL_S)
+        return None
 
     def _attach(self, backend: Backend) -> None:
         self._in_flight.clear()
-        acknowledged = self._cursor.seq
-        following = JournalReader(self._journal, offset=self._cursor.offset).read(1)
-        if following and following[0].kind == Kind.START:
-            self._cursor = replace(self._cursor, start_offset=self._cursor.offset)
-        self._start = JournalReader(self._journal, offset=self._cursor.start_offset).read(1)[0]
-        end = finish_record(self._journal)
-        # Of a run that was delivered to its end, and got more files since, the end is told once more.
-        self._end = end if end is not None and self._start.seq < end.seq <= acknowledged else None
-        self._position = backend.open(RunStart.of(self._start), acknowledged)
-        follows_on = self._position == Position(acknowledged + 1, acknowledged + 1)
-        self._reader = JournalReader(self._journal, offset=self._cursor.offset if follows_on else 0)
-        self.finished = False
-        self._acknowledge(replace(self._cursor, url=backend.url, error=None))
+        start = JournalReader(self._journal).read(1)
+        if not start or start[0].kind != Kind.START:
+            raise TrackerError(f"{self._journal}: does not begin with the start of a run")
+        cursor = self._cursor
+        self._position = position = backend.open(RunStart.of(start[0]), cursor.seq)
+        if position.metrics_from <= cursor.metrics.seq:
+            self._others.forget(metrics=True)
+            self._cursor = replace(self._cursor, metrics=Mark())
+        if position.others_from <= cursor.seq:
+            self._others.forget(metrics=False)
+            self._cursor = replace(self._cursor, others=Mark())
+        self._cursor = replace(
+            self._cursor,
+            url=backend.url,
+            error=cursor.error if self._metrics_trouble.failures else None,
+            end_is_due=self._has_passed(finish_record(self._journal)),  # told once more, whatever happens now
+        )
+        self._read_from_here()
+        self._save()
+
+    def _has_passed(self, end: Record | None) -> bool:
+        return end is not None and end.seq <= self._cursor.others.seq
+
+    def _read_from_here(self) -> None:
+        """In the order of the journal; while metrics cannot be delivered, the other records alone."""
+        self._reads_metrics = self._metrics_trouble.is_due
+        place = self._cursor.offset if self._reads_metrics else self._cursor.others.offset
+        self._reader = JournalReader(self._journal, offset=place)
+
+    def _deliver_some(self, backend: Backend) -> bool:
+        """Deliver a batch of metrics or other records; whether something new was there or became of what was left. What
+        fails time and again does not count: the end of the run would never be told."""
+        before = self._others.left
+        if not self._reads_metrics and self._metrics_trouble.is_due:
+            self._read_from_here()
+        if not self._reads_metrics:
+            moved = self._deliver_next_other(backend)
+        else:
+            moved = self._has_room and self._deliver_next(backend)
+        self._others.attempt(backend, self._reached.seq)
+        self._others.collect()
+        self._acknowledge_stored(backend)
+        self._save()
+        return moved or len(before) != len(self._others.left)
 
     def _deliver_next(self, backend: Backend) -> bool:
-        """Deliver a batch of metrics or one other record; False if there is nothing yet."""
-        begin = self._reader.offset
-        released = self._end is not None and not is_being_written(self._journal)  # asked before the journal is read
-        records = self._reader.read(BATCH_RECORDS)
+        """Deliver the next batch of metrics or the next other record."""
+        records = self._reader.read(self._batch_records)
         if not records:
-            if released:
-                self._tell_end(backend)
             return False
         last = records[-1]
-        continued = last.kind == Kind.START and last.seq > self._start.seq
-        if continued and self._end is not None:
-            self._tell_end(backend)
-        if last.kind == Kind.METRICS:
-            rejections = self._deliver_metrics(backend, [r for r in records if r.seq >= self._position.metrics_from])
-        elif last.kind == Kind.FINISH:
-            rejections = []
-            self._end = last if last.seq > self._start.seq else None  # else it is of an earlier part of the run
-        else:
-            rejections = self._deliver_other(backend, last) if last.seq >= self._position.others_from else []
-        reached = self._reached
-        if last.seq > reached.seq:
-            dead_letters = reached.dead_letters + len(rejections)
-            reached = replace(reached, offset=self._reader.offset, seq=last.seq, dead_letters=dead_letters)
-            reached = replace(reached, start_offset=begin) if continued else reached
-            self._in_flight.append(Delivered(reached, tuple(rejections)))
-            if continued:
-                self._acknowledge_stored(backend)
-                self._attach(backend)
+        mark = Mark(self._reader.offset, last.seq)
+        rejections = self._deliver_metrics(backend, records) if last.kind == Kind.METRICS else []
+        if self._suspect is None and mark.seq > self._reached.seq:
+            self._in_flight.append(Delivered(mark, rejections))
+        if mark.seq > self._cursor.others.seq:
+            self._cursor = replace(self._cursor, others=mark)
+            self._deliver_other(backend, last, self._reader.begin)
         return True
 
-    def _tell_end(self, backend: Backend) -> None:
-        assert self._end is not None, "the end was read"
-        backend.finish(RunFinish.of(self._end))
-        self._end, self.finished = None, True
+    def _deliver_next_other(self, backend: Backend) -> bool:
+        """Deliver the next record that is not of metrics."""
+        record = self._reader.read_to_other()
+        if record is None:
+            return False
+        self._cursor = replace(self._cursor, others=Mark(self._reader.offset, record.seq))
+        self._deliver_other(backend, record, self._reader.begin)
+        return record.kind != Kind.METRICS
 
-    @property
-    def _has_room(self) -> bool:
-        return self._reached.seq - self._cursor.seq < MAX_IN_FLIGHT
+    def _deliver_other(self, backend: Backend, record: Record, offset: int) -> None:
+        if record.kind == Kind.FINISH:
+            self._cursor = replace(self._cursor, end_is_due=True)
+            return
+        if record.kind == Kind.START:
+            self._cursor = replace(self._cursor, end_is_due=False)  # an end that came before it is none any more
+        if record.kind != Kind.METRICS and record.seq >= self._position.others_from:
+            self._others.add(SetAside(record.seq, offset, record.kind))
+            self._others.attempt(backend, self._reached.seq, seq=record.seq)
 
-    @property
-    def _reached(self) -> Cursor:
-        """The cursor of what was delivered last, stored or not."""
-        return self._in_flight[-1].cursor if self._in_flight else self._cursor
+    def _deliver_metrics(self, backend: Backend, records: Sequence[Record]) -> list[Rejection]:
+        """Deliver those of the records that the backend does not have. Raises MetricsFailedError, after which batches
+        shrink until a record fails alone; it is set aside as soon as the next one proves that it is to blame."""
+        first = max(self._reached.seq + 1, self._position.metrics_from)
+        suspect = -1 if self._suspect is None else self._suspect.seq
+        new = [record for record in records if record.seq >= first and record.seq != suspect]
+        wanted = [record for record in new if _has_plain_place(record)]
+        rejections = [Rejection(r.seq, r.kind, "no tracker has such a step or time") for r in new if r not in wanted]
+        if not wanted:
+            return rejections
+        try:
+            rejections += self._deliver_or_halve(backend, wanted)
+        except RemoteDeletedError:
+            raise
+        except Exception as error:
+            raise self._metrics_failed(wanted, error) from error
+        self._metrics_trouble = Backoff()
+        self._batch_records = min(BATCH_RECORDS, 2 * self._batch_records)
+        self._cursor = replace(self._cursor, error=None)
+        if self._suspect is not None and isinstance(backend, Buffers):  # it takes nothing out of turn
+            rejections.append(Rejection(self._suspect.seq, Kind.METRICS, str(self._suspect.error)))
+        elif self._suspect is not None:
+            self._others.add(self._suspect)
+        self._suspect = None
+        return rejections
 
-    def _acknowledge_stored(self, backend: Backend) -> None:
-        """Move the cursor behind what the backend has for good; of the rest it would be told again after a crash."""
-        stored = backend.stored() if self._in_flight and isinstance(backend, Buffers) else None
-        held_from = None if self._end is None else self._end.seq
-        stored_now: list[Delivered] = []
-        while self._in_flight:
-            seq = self._in_flight[0].cursor.seq
-            if (stored is not None and seq > stored) or (held_from is not None and seq >= held_from):
-                break
-            stored_now.append(self._in_flight.popleft())
-        if stored_now:
-            self._file.add_dead_letters([rejection for batch in stored_now for rejection in batch.rejections])
-            self._acknowledge(stored_now[-1].cursor)
+    def _metrics_failed(self, records: Sequence[Record], error: Exception) -> MetricsFailedError:
+        pause_s = self._metrics_trouble.failed()
+        failures, suspect = self._metrics_trouble.failures, self._suspect
+        self._suspect = None
+        if len(records) == 1 and suspect is None and failures > SHRINK_AFTER:
+            self._suspect = SetAside(records[0].seq, self._reader.begin, Kind.METRICS, one_line(error))
+        if failures >= SHRINK_AFTER:
+            self._batch_records = max(1, len(records) // 8)
+        return MetricsFailedError(pause_s)
 
-    def _deliver_metrics(self, backend: Backend, records: list[Record]) -> list[Rejection]:
-        """Deliver; where the backend refuses several records, find the bad ones by halving."""
-        if not records:
-            return []
+    def _deliver_or_halve(self, backend: Backend, records: Sequence[Record]) -> list[Rejection]:
+        """Where the backend refuses several records for good, find the bad ones by halving."""
         try:
             return backend.deliver(records)
         except RejectedError as verdict:
             if len(records) == 1:
                 return [Rejection(records[0].seq, records[0].kind, str(verdict))]
         half = len(records) // 2
-        return self._deliver_metrics(backend, records[:half]) + self._deliver_metrics(backend, records[half:])
+        return self._deliver_or_halve(backend, records[:half]) + self._deliver_or_halve(backend, records[half:])
 
-    def _deliver_other(self, backend: Backend, record: Record) -> list[Rejection]:
-        data = record.data
+    def _tell_end(self, backend: Backend, end: Record) -> None:
         try:
-            match record.kind:
-                case Kind.START:
-                    pass  # the run is opened by `_attach`
-                case Kind.ARTIFACT:
-                    known = KnownDigests(data.get("files", {}), record.t_ms)
-                    artifact = read_artifact(data["name"], data["place"], self._run_dir, known=known)
-                    backend.put_artifact(replace(artifact, aliases=tuple(data.get("aliases", ()))))
-                case Kind.EVENT:
-                    if isinstance(backend, TakesEvents):
-                        backend.event(RunEvent.of(record))
-                    if data["alert"]:
-                        backend.alert(data["name"], _event_text(data["data"]), record)
-                case _:
-                    raise RejectedError("a record of a later vlatrack")
-        except (RejectedError, TrackerError) as verdict:
-            return [Rejection(record.seq, f"{record.kind} {data.get('name', '')}".strip(), str(verdict))]
-        return []
+            backend.finish(RunFinish.of(end))
+        except RejectedError as verdict:
+            self._others.refuse([Rejection(end.seq, end.kind, str(verdict))])
+        self._cursor = replace(self._cursor, end_is_due=False)
+        self._acknowledge_stored(backend)
+        self._save()
+        self.finished = self._is_complete(self._cursor)
+
+    def _await_something_due(self) -> None:
+        """After the end was told: until something that failed can be tried again, or something new is there."""
+        while not self.finished and not self._stopping.is_set():
+            last = last_record(self._journal)
+            is_new = last is not None and last.seq > self._cursor.others.seq
+            lacks_metrics = self._cursor.metrics.seq < self._cursor.others.seq
+            if is_new or self._others.is_any_due or (lacks_metrics and self._metrics_trouble.is_due):
+                return
+            self._others.collect()
+            self._save()
+            self.finished = self._is_complete(self._cursor)
+            self._stopping.wait(0 if self.finished else POLL_S)
+
+    @property
+    def _has_room(self) -> bool:
+        return self._reached.seq - self._cursor.metrics.seq < MAX_IN_FLIGHT
+
+    @property
+    def _reached(self) -> Mark:
+        """Up to where metrics were delivered, stored or not."""
+        return self._in_flight[-1].mark if self._in_flight else self._cursor.metrics
+
+    def _acknowledge_stored(self, backend: Backend) -> None:
+        """Move the mark of metrics behind what the backend has for good; of the rest it would be told again after a
+        crash."""
+        try:
+            stored = backend.stored() if self._in_flight and isinstance(backend, Buffers) else None
+        except Exception as error:
+            raise MetricsFailedError(self._metrics_trouble.failed()) from error
+        while self._in_flight and (stored is None or self._in_flight[0].mark.seq <= stored):
+            delivered = self._in_flight.popleft()
+            self._others.refuse(delivered.rejections)
+            self._cursor = replace(self._cursor, metrics=delivered.mark)
 
 
-def _event_text(data: Mapping[str, Scalar]) -> str:
-    return ", ".join(f"{key}: {scalar_text(value)}" for key, value in data.items())
+def _has_plain_place(record: Record) -> bool:
+    """Whether step and time are whole numbers of 64 bits, which is what trackers have for them."""
+    return all(type(number) is int and -LARGEST <= number < LARGEST for number in (record.step or 0, record.t_ms))

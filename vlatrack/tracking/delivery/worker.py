@@ -21,6 +21,7 @@ from pathlib import Path
 from vlatrack.errors import TrackerError
 from vlatrack.tracking.backends.registry import backend_label, backends_of, connect, destination_of
 from vlatrack.tracking.delivery.tail import Tail
+from vlatrack.tracking.delivery.uploads import Uploads
 from vlatrack.tracking.journal.journal import Journal, is_being_written
 from vlatrack.tracking.journal.records import Kind, finish_record, last_record
 from vlatrack.tracking.lock import FileLock, LockHeldError
@@ -81,7 +82,9 @@ def _serve(
             threads.append(threading.Thread(target=tails[-1].run, name=label, daemon=True))
     for thread in threads:
         thread.start()
-    patience = _Patience(files.journal, tails) if patience_s is None else _PatienceWithProgress(tails, patience_s)
+    patience = (
+        _Patience(files.journal, tails) if patience_s is None else _PatienceWithProgress(files, tails, patience_s)
+    )
     while any(thread.is_alive() for thread in threads) and not stopping.wait(WATCH_S):
         lock.beat()
         if patience.is_over():
@@ -97,18 +100,19 @@ def _lower_priority() -> None:
 
 
 class _PatienceWithProgress:
-    """For a run that is over; lasts until no backend has acknowledged anything for so long."""
+    """For a run that is over; lasts until no backend has got anything for so long, a part of a large file included."""
 
-    def __init__(self, tails: Sequence[Tail], seconds: float) -> None:
+    def __init__(self, files: RunFiles, tails: Sequence[Tail], seconds: float) -> None:
         self._tails, self._seconds = tails, seconds
+        self._uploads = Uploads(files)
         for tail in tails:
             tail.drain()
-        self._seen: list[int] = []
+        self._seen: list[tuple[int, ...]] = []
         self._at = 0.0
 
     def is_over(self) -> bool:
-        now = [tail.acknowledged for tail in self._tails]
-        if now != self._seen:
+        now = [tail.progress for tail in self._tails]
+        if now != self._seen or self._uploads.have_moved():
             self._seen, self._at = now, time.monotonic()
         return time.monotonic() > self._at + self._seconds
 

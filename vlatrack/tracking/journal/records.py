@@ -19,6 +19,7 @@ from typing import Any
 from vlatrack.errors import TrackerError
 
 _BLOCK = 1 << 16
+_KIND, _METRICS = b'"kind":"', b'metrics"'
 
 
 class Kind(StrEnum):
@@ -65,7 +66,9 @@ class JournalReader:
     def __init__(self, path: Path, *, offset: int = 0) -> None:
         self.path = path
         self.offset = offset
-        """Where the next record begins: the end of the last one that `read` returned."""
+        """Where the next record begins: the end of the last one that was returned, or passed over."""
+        self.begin = offset
+        """Where the last record begins that was returned."""
 
     def read(self, limit: int) -> list[Record]:
         """The next records: up to `limit` of metrics, or one of another kind; none if there are none yet.
@@ -83,10 +86,32 @@ class JournalReader:
                 if records and record.kind != Kind.METRICS:
                     break
                 records.append(record)
+                self.begin = self.offset
                 self.offset += len(line)
                 if record.kind != Kind.METRICS:
                     break
         return records
+
+    def read_to_other(self) -> Record | None:
+        """The next record that is not of metrics; if there is none yet, the last one of metrics; None if none is left.
+
+        However many records of metrics are passed over, they cost little. Raises TrackerError for a damaged line.
+        """
+        line = b""
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            while (next_line := file.readline()).endswith(b"\n"):
+                line = next_line
+                self.begin = self.offset
+                self.offset += len(line)
+                if not _is_of_metrics(line):
+                    break
+        return _decoded(line, self.path, self.begin) if line else None
+
+
+def _is_of_metrics(line: bytes) -> bool:
+    """Whether a line is of metrics, without decoding it: the first key `kind` is the record's, as `data` comes last."""
+    return line.startswith(_METRICS, line.find(_KIND) + len(_KIND))
 
 
 def read_records(path: Path, *, start_offset: int = 0) -> Iterator[Record]:

@@ -4,7 +4,8 @@ import contextlib
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from http import HTTPStatus
 from pathlib import PurePosixPath
 
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric, Run
@@ -15,19 +16,22 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
 from mlflow.utils.rest_utils import http_request
+from requests import HTTPError
 
-from vlatrack.tracking.artifacts import CHECKPOINTS, CopyRule, reference_text
+from vlatrack.tracking.artifacts import BYTES_PER_MB, CHECKPOINTS, CopyRule, reference_text
 from vlatrack.tracking.backends.base import Artifact, ArtifactFile, RejectedError, Scalar, remote_path, scalar_text
 from vlatrack.tracking.backends.mlflow.runs import METRICS_PER_BATCH, batches, mlflow_key, verdicts
 
 REFERENCE = ".reference.json"
 """Ends the name of the file that is uploaded instead of files that are not copied."""
 
-LARGE = 100_000_000
-SLOWEST_STORE_PER_S = 20_000_000
+SLOWEST_UPLOAD_PER_S = 20_000
 """Bytes."""
+MOST_PATIENCE_S = 3600
 
-_one_large_upload = threading.Lock()
+_lock = threading.Lock()
+_uploads: list[int] = []
+"""The sizes of the files that are being uploaded now, in bytes; a run may have several MLflow servers."""
 
 
 def put_artifact(client: MlflowClient, run_id: str, artifact: Artifact, rule: CopyRule) -> None:
@@ -62,23 +66,42 @@ def _done(state: str, artifact: Artifact, total: int) -> int:
 
 def _upload(client: MlflowClient, run_id: str, artifact: Artifact, file: ArtifactFile) -> None:
     folder = PurePosixPath(remote_path(artifact, file)).parent.as_posix()
-    with _patience(file.size) if file.size > LARGE else contextlib.nullcontext():
-        client.log_artifact(run_id, str(file.path), None if folder == "." else folder)
+    try:
+        with _patience(file.size):
+            client.log_artifact(run_id, str(file.path), None if folder == "." else folder)
+    except HTTPError as error:
+        if error.response is None or error.response.status_code != HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            raise
+        raise RejectedError(
+            f"{file.name}: the server takes no file of {file.size / BYTES_PER_MB:.1f} MB (413); raise its limit, or "
+            "lower copy_up_to_mb: larger files are then known by reference"
+        ) from error
 
 
 @contextlib.contextmanager
 def _patience(size: int) -> Iterator[None]:
-    """A server puts a file into its store before it answers, which takes longer than any other request may take.
+    """A slow network, or a server that puts a file into its store before it answers, takes longer than any other
+    request may take.
 
     MLflow's client reads its one patience for all requests from the environment, at each request.
     """
-    with _one_large_upload:
-        name, usual = MLFLOW_HTTP_REQUEST_TIMEOUT.name, MLFLOW_HTTP_REQUEST_TIMEOUT.get()
-        os.environ[name] = str(usual + size // SLOWEST_STORE_PER_S)
-        try:
-            yield
-        finally:
-            os.environ[name] = str(usual)
+    _set_patience(lambda: _uploads.append(size))
+    try:
+        yield
+    finally:
+        _set_patience(lambda: _uploads.remove(size))
+
+
+def _set_patience(change_uploads: Callable[[], None]) -> None:
+    with _lock:
+        usual = MLFLOW_HTTP_REQUEST_TIMEOUT.get() - _extra_patience()
+        change_uploads()
+        os.environ[MLFLOW_HTTP_REQUEST_TIMEOUT.name] = str(usual + _extra_patience())
+
+
+def _extra_patience() -> int:
+    """Seconds."""
+    return min(max(_uploads, default=0) // SLOWEST_UPLOAD_PER_S, MOST_PATIENCE_S)
 
 
 def put_checkpoint(

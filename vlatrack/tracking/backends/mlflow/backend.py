@@ -8,6 +8,7 @@ import secrets
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from mlflow.entities import Dataset, InputTag, Metric, Param, Run
 from mlflow.entities import DatasetInput as MlflowDatasetInput
@@ -30,15 +31,16 @@ from vlatrack.tracking.backends.base import (
 )
 from vlatrack.tracking.backends.mlflow.artifacts import put_artifact, put_checkpoint
 from vlatrack.tracking.backends.mlflow.runs import (
-    LONGEST_KEY,
     METRICS_PER_BATCH,
-    PARAMS_PER_BATCH,
+    Refused,
     batches,
     find_or_create_experiment,
     find_or_create_run,
     join_group,
+    log_in_batches,
+    long_names,
     mlflow_key,
-    put_tags,
+    run_tags,
     runs_with_uid,
     verdicts,
 )
@@ -51,6 +53,7 @@ STORE, UNFINISHED = "mlflow.db", ".unfinished"
 STORE_TIMEOUT_S = 90.0
 """Longer than a process on another host that is gone is taken for alive."""
 LONGEST_PARAM = 6000
+INFINITE = "its values of ±1.797e308 are ±Infinity, which MLflow cannot store"
 LONGEST_DATASET_NAME, LONGEST_DIGEST = 500, 36
 
 
@@ -59,6 +62,8 @@ class MlflowBackend:
 
     MLflow stores the same (key, timestamp, step, value) once, so a replay adds nothing.
     """
+
+    uploads_aside: Literal[True] = True
 
     def __init__(
         self,
@@ -78,7 +83,8 @@ class MlflowBackend:
         self._experiment = experiment
         self._copy_rule = CopyRule(copy_checkpoints, copy_up_to_mb)
         self._run_id = self._uid = ""
-        self._infinite: set[str] = set()
+        self._noted: set[str] = set()
+        """Tags that say what MLflow does not show of a metric."""
 
     def open(self, start: RunStart, acknowledged: int) -> Position:
         uri = self._store
@@ -93,33 +99,40 @@ class MlflowBackend:
             experiment = find_or_create_experiment(self._client, self._experiment or start.experiment, location)
             run, is_new = find_or_create_run(self._client, experiment, start, note)
         self._run_id = run.info.run_id
-        self._client.update_run(self._run_id, status="RUNNING")
-        if start.group is not None:
-            join_group(self._client, run, start.group)
-        self._put_params(run, start.params)
-        self._put_tags({mlflow_key(name): value for name, value in start.tags.items()})
         local = uri.startswith("sqlite:")
         page = f"{redact(uri).rstrip('/')}/#/experiments/{experiment}/runs/{self._run_id}"
         self.url = f"vlatrack ui --runs {self._runs}" if local and self._uri is None else page
-        self._put_datasets(start.datasets)
         self._uid = start.uid
         return Position(0, 0) if is_new else Position(acknowledged + 1, acknowledged + 1)
 
+    def describe(self, start: RunStart) -> list[Rejection]:
+        run = self._client.get_run(self._run_id)
+        if run.info.end_time is None or run.info.end_time <= start.t_ms:
+            self._client.update_run(self._run_id, status="RUNNING")
+        if start.group is not None:
+            join_group(self._client, run, start.group)
+        refused = self._put_params(run, start.params)
+        refused += self._put_tags({mlflow_key(name): value for name, value in start.tags.items()})
+        refused += self._put_datasets(start.datasets)
+        return [Rejection(start.seq, what, reason) for what, reason in refused]
+
     def deliver(self, records: Sequence[Record]) -> list[Rejection]:
-        metrics, rejections = [], []
-        for record in records:
-            for name, value in record.data.items():
-                key = mlflow_key(metric_name(name, self._naming))
-                if 0 < len(key) <= LONGEST_KEY:
-                    metrics.append(Metric(key, value, record.t_ms, record.step or 0))
-                else:
-                    rejections.append(Rejection(record.seq, name[:300], f"MLflow keys have 1 to {LONGEST_KEY} letters"))
+        metrics = [
+            Metric(mlflow_key(metric_name(name, self._naming)), value, record.t_ms, record.step or 0)
+            for record in records
+            for name, value in record.data.items()
+        ]
         with verdicts(self._client, self._run_id):
             for batch in batches(metrics, METRICS_PER_BATCH):
                 # Newest first: the store keeps the latest value of each key, and so replaces it once a batch.
                 self._client.log_batch(self._run_id, metrics=batch[::-1], synchronous=True)
-        self._mark_infinite({metric.key for metric in metrics if math.isinf(metric.value)})
-        return rejections
+        notes = long_names({metric_name(name, self._naming) for record in records for name in record.data})
+        for key in {metric.key for metric in metrics if math.isinf(metric.value)}:
+            notes[mlflow_key(f"vlatrack.infinite.{key}")] = INFINITE
+        if new := {tag: text for tag, text in notes.items() if tag not in self._noted}:
+            self._put_tags(new)
+            self._noted |= new.keys()
+        return []
 
     def put_artifact(self, artifact: Artifact) -> None:
         put_artifact(self._client, self._run_id, artifact, self._copy_rule)
@@ -140,7 +153,8 @@ class MlflowBackend:
         put_checkpoint(self._client, self._run_id, event.data, identity=identity, path=path, step=step)
 
     def finish(self, finish: RunFinish) -> None:
-        self._put_tags({} if finish.reason is None else {"vlatrack.reason": finish.reason})
+        if finish.reason is not None:
+            self._put_tags({"vlatrack.reason": finish.reason})
         self._client.set_terminated(self._run_id, finish.status, finish.t_ms)
 
     def audit(self, start: RunStart) -> Audit:
@@ -162,51 +176,43 @@ class MlflowBackend:
     def _store(self) -> str:
         return self._uri or f"sqlite:///{self._runs / STORE}"
 
-    def _put_params(self, run: Run, params: Mapping[str, object]) -> None:
+    def _put_params(self, run: Run, params: Mapping[str, object]) -> Refused:
         """Params are immutable in MLflow: what changed since the first start becomes a tag."""
         texts = {mlflow_key(name): scalar_text(value) for name, value in params.items()}
         known = run.data.params
         new = [Param(key, text[:LONGEST_PARAM]) for key, text in texts.items() if key not in known]
-        for batch in batches(new, PARAMS_PER_BATCH):
-            self._client.log_batch(self._run_id, params=batch, synchronous=True)
-        self._put_tags(
-            {
-                f"vlatrack.changed.{k}": t
-                for k, t in texts.items()
-                if known.get(k, t[:LONGEST_PARAM]) != t[:LONGEST_PARAM]
-            }
-        )
+        refused = log_in_batches(self._client, self._run_id, params=new)
+        tags = {
+            mlflow_key(f"vlatrack.changed.{key}"): text
+            for key, text in texts.items()
+            if known.get(key, text[:LONGEST_PARAM]) != text[:LONGEST_PARAM]
+        }
         cut = sorted(key for key, text in texts.items() if len(text) > LONGEST_PARAM)
         if cut:
-            self._put_tags({"vlatrack.truncated_params": f"whole in the spec artifact: {', '.join(cut)}"})
+            tags["vlatrack.truncated_params"] = f"whole in the spec artifact: {', '.join(cut)}"
+        return refused + self._put_tags(tags | long_names(params))
 
-    def _put_datasets(self, datasets: Sequence[DatasetInput]) -> None:
+    def _put_datasets(self, datasets: Sequence[DatasetInput]) -> Refused:
         """MLflow tells datasets apart by name and digest; splits of the same files need names of their own."""
-        inputs = [
-            MlflowDatasetInput(
-                Dataset(
-                    name=f"{data.name} ({data.split})"[:LONGEST_DATASET_NAME],
-                    digest=data.sha256[:LONGEST_DIGEST],
-                    source_type="vlatrack",
-                    source=json.dumps({"source": data.source}),
-                    profile=json.dumps({"sha256": data.sha256}),
-                ),
-                [InputTag(MLFLOW_DATASET_CONTEXT, data.split)],
+        refused: Refused = []
+        for data in datasets:
+            dataset = Dataset(
+                name=f"{data.name} ({data.split})"[:LONGEST_DATASET_NAME],
+                digest=data.sha256[:LONGEST_DIGEST],
+                source_type="vlatrack",
+                source=json.dumps({"source": data.source}),
+                profile=json.dumps({"sha256": data.sha256}),
             )
-            for data in datasets
-        ]
-        if inputs:
-            self._client.log_inputs(self._run_id, inputs)
+            used = MlflowDatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, data.split)])
+            try:
+                with verdicts(self._client, self._run_id):
+                    self._client.log_inputs(self._run_id, [used])
+            except RejectedError as verdict:
+                refused.append((f"dataset {data.name}", str(verdict)))
+        return refused
 
-    def _mark_infinite(self, keys: set[str]) -> None:
-        """MLflow stores the largest finite number for an infinity: a tag for each key says so."""
-        new = keys - self._infinite
-        told = "its values of ±1.797e308 are ±Infinity, which MLflow cannot store"
-        self._put_tags({f"vlatrack.infinite.{key}"[:LONGEST_KEY]: told for key in new})
-        self._infinite |= new
-
-    def _put_tags(self, tags: Mapping[str, str]) -> None:
-        put_tags(self._client, self._run_id, tags)
+    def _put_tags(self, tags: Mapping[str, str]) -> Refused:
+        return log_in_batches(self._client, self._run_id, tags=run_tags(tags))
 
 
 def _create_store(path: Path) -> None:

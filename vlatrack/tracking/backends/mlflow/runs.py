@@ -3,13 +3,14 @@ deleted them; and names as MLflow keys."""
 
 import contextlib
 import getpass
+import hashlib
 import posixpath
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from mlflow.entities import Experiment, LifecycleStage, Run, RunTag, ViewType
+from mlflow.entities import Experiment, LifecycleStage, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.tracking import MlflowClient
@@ -29,11 +30,16 @@ MOST_ATTEMPTS = 20
 COMMIT_TAG, NO_COMMIT = "vlatrack.commit", "none"
 """Of a run's start; MLflow shows it as the version of the run's source."""
 LONGEST_TAG = 8000
+TOO_LARGE = "error code 413"
+"""In what MLflow's client says of the answer of a proxy."""
 METRICS_PER_BATCH, PARAMS_PER_BATCH = 1000, 100
 _SHOWN_AS_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 """The user interface would otherwise open on its pages for language model applications."""
 
-LONGEST_KEY = 250
+LONGEST_KEY, LONGEST_RUN_NAME = 250, 250
+EMPTY = ":x:"
+"""The key of a name without letters; in other keys, a number follows the x."""
+_DIGEST = 16
 _FORBIDDEN = re.compile(r"[^A-Za-z0-9_/.\- :]|:(?=x)")
 _FORBIDDEN_IN_PATHS = re.compile(r"[^A-Za-z0-9_\- :]|:(?=x)")
 _ESCAPE = re.compile(r":x([0-9a-f]+):")
@@ -42,16 +48,28 @@ T = TypeVar("T")
 
 
 def mlflow_key(name: str) -> str:
-    """The key of a name; distinct names have distinct keys."""
+    """The key of a name; distinct names have distinct keys. One that would be too long is cut and ends in a digest."""
+    if not name:
+        return EMPTY
     # MLflow refuses what is no normal relative path ("a//b", "../a", "."): there, dots and slashes are escaped too.
-    normal = bool(name) and posixpath.normpath(name) == name and not name.startswith(("/", ".."))
+    normal = posixpath.normpath(name) == name and not name.startswith(("/", ".."))
     forbidden = _FORBIDDEN if normal and name != "." else _FORBIDDEN_IN_PATHS
-    return forbidden.sub(lambda match: f":x{ord(match[0]):x}:", name)
+    key = forbidden.sub(lambda match: f":x{ord(match[0]):x}:", name)
+    return key if len(key) <= LONGEST_KEY else f"{key[: LONGEST_KEY - _DIGEST - 1]}:{_digest(name)}"
+
+
+def long_names(names: Iterable[str]) -> dict[str, str]:
+    """Tags that tell the whole of those names whose keys are cut and end in a digest."""
+    return {f"vlatrack.name.{_digest(name)}": name for name in names if mlflow_key(name).endswith(f":{_digest(name)}")}
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:_DIGEST]
 
 
 def name_of_mlflow_key(key: str) -> str:
-    """The inverse of `mlflow_key`."""
-    return _ESCAPE.sub(lambda match: chr(int(match[1], 16)), key)
+    """The inverse of `mlflow_key`, for keys that are not cut."""
+    return "" if key == EMPTY else _ESCAPE.sub(lambda match: chr(int(match[1], 16)), key)
 
 
 def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
@@ -64,10 +82,37 @@ def source_tags() -> dict[str, str]:
     return {MLFLOW_USER: getpass.getuser(), MLFLOW_SOURCE_NAME: "vlatrack", MLFLOW_SOURCE_TYPE: "LOCAL"}
 
 
-def put_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
-    """Set tags of a run, cut to the length that MLflow allows."""
-    for batch in batches([RunTag(key, text[:LONGEST_TAG]) for key, text in tags.items()], PARAMS_PER_BATCH):
-        client.log_batch(run_id, tags=batch, synchronous=True)
+Refused = list[tuple[str, str]]
+"""What a tracker will never take, and why."""
+
+
+def run_tags(tags: Mapping[str, str]) -> list[RunTag]:
+    """Tags of a run, cut to the length that MLflow allows."""
+    return [RunTag(key, text[:LONGEST_TAG]) for key, text in tags.items()]
+
+
+def log_in_batches(
+    client: MlflowClient, run_id: str, *, params: Sequence[Param] = (), tags: Sequence[RunTag] = ()
+) -> Refused:
+    """Log params or tags; of a batch that MLflow refuses, find the bad ones by halving."""
+    refused: Refused = []
+    for batch in batches([*params, *tags], PARAMS_PER_BATCH):
+        refused += _log_or_halve(client, run_id, batch)
+    return refused
+
+
+def _log_or_halve(client: MlflowClient, run_id: str, batch: "Sequence[Param | RunTag]") -> Refused:
+    params = [item for item in batch if isinstance(item, Param)]
+    tags = [item for item in batch if isinstance(item, RunTag)]
+    try:
+        with verdicts(client, run_id):
+            client.log_batch(run_id, params=params, tags=tags, synchronous=True)
+    except RejectedError as verdict:
+        if len(batch) == 1:
+            return [(f"{'param' if params else 'tag'} {batch[0].key}", str(verdict))]
+        half = len(batch) // 2
+        return _log_or_halve(client, run_id, batch[:half]) + _log_or_halve(client, run_id, batch[half:])
+    return []
 
 
 def runs_with_uid(client: MlflowClient, experiment_id: str, uid: str, *, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
@@ -101,7 +146,7 @@ def find_or_create_run(client: MlflowClient, experiment_id: str, start: RunStart
         commit = start.tags.get(COMMIT_TAG, NO_COMMIT)
         if commit != NO_COMMIT:
             tags[MLFLOW_GIT_COMMIT] = commit
-        return client.create_run(experiment_id, start.t_ms, tags=tags, run_name=start.name), True
+        return client.create_run(experiment_id, start.t_ms, tags=tags, run_name=start.name[:LONGEST_RUN_NAME]), True
     run = next((run for run in found if run.info.lifecycle_stage == LifecycleStage.ACTIVE), found[0])
     _check_run(run)
     return run, False
@@ -109,10 +154,13 @@ def find_or_create_run(client: MlflowClient, experiment_id: str, start: RunStart
 
 @contextlib.contextmanager
 def verdicts(client: MlflowClient, run_id: str) -> Iterator[None]:
-    """Turn what MLflow calls invalid into `RejectedError`, unless the run itself is gone: nothing is at fault then."""
+    """Turn what MLflow calls invalid, or a proxy too large, into `RejectedError`, unless the run itself is gone: then
+    nothing is at fault."""
     try:
         yield
     except MlflowException as error:
+        if TOO_LARGE in str(error):
+            raise RejectedError(f"the server takes no request of this size ({error.message})") from error
         if error.error_code != ErrorCode.Name(INVALID_PARAMETER_VALUE):
             raise
         run = client.get_run(run_id)
@@ -158,7 +206,7 @@ def _only_parent(client: MlflowClient, experiment: str, uid: str, group: str) ->
     parents = runs_with_uid(client, experiment, uid)
     if not parents:
         tags = {UID_TAG: uid, **source_tags()}
-        client.create_run(experiment, time.time_ns() // 1_000_000, tags=tags, run_name=group)
+        client.create_run(experiment, time.time_ns() // 1_000_000, tags=tags, run_name=group[:LONGEST_RUN_NAME])
         return None
     parent, *superfluous = parents
     try:

@@ -7,9 +7,11 @@ of every chart is the metric `train_step`. What the server holds, not what was s
 import math
 import os
 import shutil
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import wandb
 from wandb.apis.public import Run as PublicRun
@@ -35,11 +37,13 @@ from vlatrack.tracking.journal.records import Record
 from vlatrack.tracking.run_files import RunFiles
 
 X_AXIS = "train_step"
+METRIC = "metric/"
+"""Prefix of metrics whose names W&B, or the x axis, has taken."""
 BEST = "best/"
 """Prefix of a metric's best value in the summary; the last value stands under the metric's own name."""
 
 EXIT_CODES = {"FINISHED": 0, "FAILED": 1, "KILLED": 255}
-LONGEST_TAG, ROWS_PER_PAGE, RETRIES = 64, 1000, 5
+LONGEST_TAG, LONGEST_RUN_NAME, ROWS_PER_PAGE, RETRIES = 64, 128, 1000, 5
 INIT_TIMEOUT_S, NO_PROGRESS_S = 60.0, 5.0
 ASK_EVERY_S, STALLED_S = 15.0, 300.0
 """The client uploads every 15 s; after a refusal it stops for good without an error."""
@@ -47,6 +51,8 @@ ASK_EVERY_S, STALLED_S = 15.0, 300.0
 
 class WandbBackend:
     """One W&B run whose id is the run's uid."""
+
+    uploads_aside: Literal[True] = True
 
     def __init__(
         self,
@@ -72,6 +78,7 @@ class WandbBackend:
         self._ask_at = self._stalled_at = 0.0
         self._public: PublicRun | None = None
         self._best = BestValues({})
+        self._uploading = threading.Lock()
 
     def open(self, start: RunStart, acknowledged: int) -> Position:
         self.close()
@@ -82,7 +89,6 @@ class WandbBackend:
         for superseded in (self._folder / "wandb").glob(f"offline-run-*-{start.uid}"):
             shutil.rmtree(superseded)
         self._run = run = self._init(start)
-        run.config.update({"tags": dict(start.tags)}, allow_val_change=True)
         run.define_metric(X_AXIS, hidden=True)
         run.define_metric("*", step_metric=X_AXIS)
         known = dict(run.summary).items()
@@ -92,22 +98,28 @@ class WandbBackend:
         if self._online:
             self.url = run.url
             self._sent_seq = self._stored_seq = run.starting_step - 1
-            return Position(run.starting_step, acknowledged + 1)
+            return Position(run.starting_step, acknowledged + 1 if run.resumed else 0)
         # Offline files cannot be continued: a new one holds the whole run, the journal has everything.
         self.url = f"with a key: vlatrack sync {self._folder}" if self._may_go_online else str(Path(run.dir).parent)
         return Position(0, 0)
+
+    def describe(self, start: RunStart) -> list[Rejection]:
+        run = self._open_run
+        run.config.update({**start.params, "tags": dict(start.tags)}, allow_val_change=True)
+        run.tags = [f"{name}:{value}"[:LONGEST_TAG] for name, value in start.tags.items()]
+        return []
 
     def deliver(self, records: Sequence[Record]) -> list[Rejection]:
         if self._stored_seq >= self._sent_seq:
             self._expect_progress()
         for record in records:
-            row = {metric_name(name, self._naming): value for name, value in record.data.items()}
+            row = {wandb_key(metric_name(name, self._naming)): value for name, value in record.data.items()}
             row |= {X_AXIS: record.step or 0, "_timestamp": record.t_ms / 1000}
             # Committed, else the client keeps the row to itself until the next one comes.
             self._open_run.log(row, step=record.seq, commit=True)
             self._sent_seq = record.seq
         if improved := self._best.improved_by(records):
-            best = {f"{BEST}{metric_name(name, self._naming)}": value for name, value in improved.items()}
+            best = {f"{BEST}{wandb_key(metric_name(name, self._naming))}": value for name, value in improved.items()}
             self._open_run.summary.update(best)
         return []
 
@@ -126,7 +138,8 @@ class WandbBackend:
         return self._stored_seq if self._stored_seq < self._sent_seq else None
 
     def put_artifact(self, artifact: Artifact) -> None:
-        put_artifact(self._open_run, artifact, self._copy_rule, wait=self._online)
+        with self._uploading:
+            put_artifact(self._open_run, artifact, self._copy_rule, wait=self._online)
 
     def alert(self, title: str, text: str, record: Record) -> None:
         self._open_run.alert(title, text)
@@ -137,8 +150,9 @@ class WandbBackend:
             run.summary["reason"] = finish.reason
         if self._online:
             self._public_run()  # asked for while the run is still known here
-        self._run = None
-        run.finish(exit_code=EXIT_CODES[finish.status])
+        with self._uploading:  # the client would give up an upload that it waits for
+            self._run = None
+            run.finish(exit_code=EXIT_CODES[finish.status])
         if self._online:
             self._confirm()
 
@@ -169,13 +183,11 @@ class WandbBackend:
         try:
             return wandb.init(
                 id=start.uid,
-                name=start.name,
+                name=start.name[:LONGEST_RUN_NAME],
                 project=self._project,
                 entity=self._entity,
                 group=start.group or start.experiment,
                 job_type=None if start.group is None else start.experiment,
-                config=dict(start.params),
-                tags=[f"{name}:{value}"[:LONGEST_TAG] for name, value in start.tags.items()],
                 dir=self._folder,
                 mode="online" if self._online else "offline",
                 resume="allow" if self._online else None,
@@ -239,6 +251,18 @@ def _quiet_settings(*, online: bool) -> wandb.Settings:
         x_file_stream_retry_max=RETRIES,
         x_graphql_retry_max=RETRIES,
     )
+
+
+def wandb_key(name: str) -> str:
+    """The key of a metric; distinct names have distinct keys. W&B hides keys that begin with an underscore or takes
+    them for its own, and the x axis is one of ours."""
+    is_taken = name in ("", X_AXIS) or name.startswith(("_", METRIC))
+    return f"{METRIC}{name}" if is_taken else name
+
+
+def name_of_wandb_key(key: str) -> str:
+    """The inverse of `wandb_key`."""
+    return key.removeprefix(METRIC)
 
 
 class BestValues:
