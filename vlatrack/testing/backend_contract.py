@@ -10,12 +10,13 @@ import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vlatrack.testing.example_run import ExampleRun
+from vlatrack.testing.odd_names import ODD_NAMES, random_names
 from vlatrack.tracking.artifacts import read_artifact
-from vlatrack.tracking.backends.base import Audit, Backend, Position, RunFinish, RunStart
+from vlatrack.tracking.backends.base import Audit, Backend, DatasetInput, Position, RunFinish, RunStart
 from vlatrack.tracking.delivery.audit import journal_audit
 from vlatrack.tracking.journal.records import Kind, Record
 
@@ -176,6 +177,80 @@ class BackendContract(ABC):
         self._deliver(run)
         with contextlib.closing(self.connect(run.dir)) as backend:
             _assert_agree(backend.audit(run.start_value()), journal_audit(run.dir))
+
+    def test_odd_names_of_metrics_come_back(self, tmp_path: Path) -> None:
+        run = ExampleRun(tmp_path)
+        run.append(Kind.METRICS, {name: index / 7 for index, name in enumerate(ODD_NAMES)}, step=1)
+        run.log(3, first_step=2)
+        run.finish("FINISHED")
+        self._deliver(run)
+        self._expect(run, "FINISHED")
+
+    def test_ten_thousand_random_names_of_metrics_come_back(self, tmp_path: Path) -> None:
+        run = ExampleRun(tmp_path)
+        names = random_names(10_000)
+        for first in range(0, len(names), 500):
+            run.append(Kind.METRICS, dict.fromkeys(names[first : first + 500], float(first)), step=first)
+        run.finish("FINISHED")
+        self._deliver(run)
+        self._expect(run, "FINISHED")
+
+    def test_steps_as_large_as_an_integer_of_64_bits_come_back(self, tmp_path: Path) -> None:
+        run = ExampleRun(tmp_path)
+        for step in (0, 2**31, 2**53 + 1, 2**63 - 1):
+            run.append(Kind.METRICS, {"train_closs": 0.5}, step=step)
+        run.finish("FINISHED")
+        self._deliver(run)
+        self._expect(run, "FINISHED")
+
+    def test_odd_params_tags_and_datasets_are_stored_or_refused_and_keep_no_metrics_away(self, tmp_path: Path) -> None:
+        run = ExampleRun(tmp_path)
+        start = replace(
+            run.start_value(),
+            name="n" * 1000,
+            params={name: name for name in ODD_NAMES} | {"long": "x" * 100_000},
+            tags={name: name for name in ODD_NAMES} | {"long": "x" * 100_000},
+            datasets=tuple(DatasetInput(name, name, "0" * 64, name) for name in ODD_NAMES),
+            group="g" * 1000,
+        )
+        run.log(5)
+        run.finish("FAILED", reason="字\n" * 10_000)
+        with contextlib.closing(self.connect(run.dir)) as backend:
+            position = backend.open(start, -1)
+            for rejection in backend.describe(start):
+                assert rejection.reason.strip(), rejection
+            _deliver_metrics(backend, position, run.metrics())
+            backend.finish(RunFinish.of(run.records()[-1]))
+        self._expect(run, "FAILED")
+
+    def test_an_odd_alert_arrives_before_the_metrics_that_were_logged_first(self, tmp_path: Path) -> None:
+        run = ExampleRun(tmp_path)
+        run.log(5)
+        run.append(Kind.EVENT, {"name": "字" * 300, "data": {}, "alert": True})
+        run.finish("FINISHED")
+        with contextlib.closing(self.connect(run.dir)) as backend:
+            position = backend.open(run.start_value(), -1)
+            event = run.records()[-2]
+            backend.alert(event.data["name"], "why\n" * 1000, event)
+            _deliver_metrics(backend, position, run.metrics())
+            assert backend.describe(run.start_value()) == []
+            backend.finish(RunFinish.of(run.records()[-1]))
+        self._expect(run, "FINISHED")
+
+    def test_what_comes_after_the_end_is_stored_and_the_end_stays(self, tmp_path: Path) -> None:
+        run = ExampleRun(tmp_path)
+        run.log(5)
+        run.finish("FINISHED")
+        acknowledged = self._deliver(run)
+        (run.dir / "late.txt").write_bytes(b"late")
+        with contextlib.closing(self.connect(run.dir)) as backend:
+            backend.open(run.start_value(), acknowledged)
+            backend.put_artifact(read_artifact("late.txt", "late.txt", run.dir))
+            assert backend.describe(run.start_value()) == []
+            backend.finish(RunFinish.of(run.records()[-1]))
+        files = self.stored(run.dir).files
+        assert files is None or dict(files) == {"late.txt": _digest(b"late")}
+        self._expect(run, "FINISHED")
 
     def _deliver(self, run: ExampleRun, *, acknowledged: int = -1) -> int:
         """Deliver as the delivery process does, and return the last acknowledged sequence number."""

@@ -24,6 +24,7 @@ from mlflow.utils.mlflow_tags import (
 )
 
 from vlatrack.tracking.backends.base import RejectedError, RemoteDeletedError, RunStart
+from vlatrack.tracking.backends.names import escaped, unescaped
 
 UID_TAG = "vlatrack.uid"
 MOST_ATTEMPTS = 20
@@ -42,7 +43,6 @@ EMPTY = ":x:"
 _DIGEST = 16
 _FORBIDDEN = re.compile(r"[^A-Za-z0-9_/.\- :]|:(?=x)")
 _FORBIDDEN_IN_PATHS = re.compile(r"[^A-Za-z0-9_\- :]|:(?=x)")
-_ESCAPE = re.compile(r":x([0-9a-f]+):")
 
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ def mlflow_key(name: str) -> str:
     # MLflow refuses what is no normal relative path ("a//b", "../a", "."): there, dots and slashes are escaped too.
     normal = posixpath.normpath(name) == name and not name.startswith(("/", ".."))
     forbidden = _FORBIDDEN if normal and name != "." else _FORBIDDEN_IN_PATHS
-    key = forbidden.sub(lambda match: f":x{ord(match[0]):x}:", name)
+    key = escaped(name, forbidden)
     return key if len(key) <= LONGEST_KEY else f"{key[: LONGEST_KEY - _DIGEST - 1]}:{_digest(name)}"
 
 
@@ -69,7 +69,7 @@ def _digest(name: str) -> str:
 
 def name_of_mlflow_key(key: str) -> str:
     """The inverse of `mlflow_key`, for keys that are not cut."""
-    return "" if key == EMPTY else _ESCAPE.sub(lambda match: chr(int(match[1], 16)), key)
+    return "" if key == EMPTY else unescaped(key)
 
 
 def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

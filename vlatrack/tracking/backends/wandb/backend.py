@@ -6,6 +6,7 @@ of every chart is the metric `train_step`. What the server holds, not what was s
 
 import math
 import os
+import re
 import shutil
 import threading
 import time
@@ -29,6 +30,7 @@ from vlatrack.tracking.backends.base import (
     RunStart,
     metric_name,
 )
+from vlatrack.tracking.backends.names import escaped, unescaped
 from vlatrack.tracking.backends.wandb.account import resolve_mode
 from vlatrack.tracking.backends.wandb.artifacts import put_artifact
 from vlatrack.tracking.backends.wandb.clients import end_orphaned_clients, end_own_clients, forget_dead_client
@@ -41,6 +43,9 @@ METRIC = "metric/"
 """Prefix of metrics whose names W&B, or the x axis, has taken."""
 BEST = "best/"
 """Prefix of a metric's best value in the summary; the last value stands under the metric's own name."""
+
+_FORBIDDEN = re.compile(r"\\|:(?=x)")
+"""A backslash at the end of a name ends the client's process."""
 
 EXIT_CODES = {"FINISHED": 0, "FAILED": 1, "KILLED": 255}
 LONGEST_TAG, LONGEST_RUN_NAME, ROWS_PER_PAGE, RETRIES = 64, 128, 1000, 5
@@ -256,13 +261,14 @@ def _quiet_settings(*, online: bool) -> wandb.Settings:
 def wandb_key(name: str) -> str:
     """The key of a metric; distinct names have distinct keys. W&B hides keys that begin with an underscore or takes
     them for its own, and the x axis is one of ours."""
-    is_taken = name in ("", X_AXIS) or name.startswith(("_", METRIC))
-    return f"{METRIC}{name}" if is_taken else name
+    key = escaped(name, _FORBIDDEN)
+    is_taken = key in ("", X_AXIS) or key.startswith(("_", METRIC))
+    return f"{METRIC}{key}" if is_taken else key
 
 
 def name_of_wandb_key(key: str) -> str:
     """The inverse of `wandb_key`."""
-    return key.removeprefix(METRIC)
+    return unescaped(key.removeprefix(METRIC))
 
 
 class BestValues:
