@@ -1,19 +1,25 @@
 """A run is the same run however its directory is called: as it is, through a symbolic link, or `.` from inside."""
 
+import contextlib
 import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from happens import happens
 from typer.testing import CliRunner
 
 from vlatrack.cli import ui
 from vlatrack.cli.main import app
 from vlatrack.errors import TrackerError
+from vlatrack.testing.example_run import ExampleRun
 from vlatrack.tracking.backends.base import BackendConfig
 from vlatrack.tracking.backends.mlflow.backend import MlflowBackend
+from vlatrack.tracking.backends.registry import backends_text
 from vlatrack.tracking.backends.wandb.backend import WandbBackend
+from vlatrack.tracking.delivery.sync import sync_run
+from vlatrack.tracking.privacy import write_private
 from vlatrack.tracking.run import TrackedRun
 from vlatrack.tracking.run_files import RunFiles, checked_runs_folder
 
@@ -133,3 +139,64 @@ def test_a_runs_folder_that_is_a_file_or_below_one_or_cannot_be_written_is_refus
         checked_runs_folder(Path("/proc/self/runs"))
     assert checked_runs_folder(tmp_path / "new" / "runs") == tmp_path / "new" / "runs"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def foreign_run(folder: Path) -> Path:
+    """A run that has finished and that no tracker has, as a download or a colleague's folder is."""
+    run = ExampleRun(folder, uid="u")
+    run.finish("FINISHED")
+    RunFiles(run.dir).backends.write_text(backends_text([CSV]))
+    return run.dir
+
+
+TRACKED = (
+    "journal.jsonl journal.lease delivery delivery/deliver.lock delivery/deliver.lease delivery/deliver.log "
+    "delivery/backends.json delivery/custom-0.json delivery/custom-0.dead.jsonl tensorboard wandb"
+).split()
+
+
+@pytest.mark.parametrize("dangling", [False, True], ids=["there", "dangling"])
+@pytest.mark.parametrize("name", TRACKED)
+@happens(
+    "place",
+    "a file or folder that tracking writes, in a run folder of somebody else, is a symbolic link",
+    "the run is one line that names it, and nothing outside is created, cut off or overwritten",
+)
+def test_a_symbolic_link_in_place_of_a_file_of_tracking_is_one_line_and_nothing_outside_changes(
+    tmp_path: Path, name: str, dangling: bool
+) -> None:
+    run = foreign_run(tmp_path)
+    link, outside = run / name, tmp_path / "of-this-user"
+    with contextlib.suppress(FileNotFoundError):
+        link.rename(outside)
+    if not outside.exists():
+        outside.mkdir() if name in ("tensorboard", "wandb") else outside.write_text("mine")
+    link.symlink_to(tmp_path / "nothing" if dangling else outside)
+    before = {path: path.read_bytes() for path in (outside, *outside.rglob("*")) if path.is_file()}
+
+    for use in (sync_run, lambda place: start(place, resume=True)):
+        with pytest.raises(TrackerError) as told:
+            use(run)
+        assert "\n" not in str(told.value)
+    if not (name == "journal.jsonl" and dangling):  # a folder without a journal is no run
+        assert f"{run}: unreadable: {link}: a symbolic link, which no run" in call("status", "--runs", run.parents[1])
+    assert {path: path.read_bytes() for path in (outside, *outside.rglob("*")) if path.is_file()} == before
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_file_is_replaced_and_never_written_through_a_link(tmp_path: Path) -> None:
+    mine, cursor = tmp_path / "mine", tmp_path / "run" / "cursor.json"
+    mine.write_text("mine")
+    cursor.parent.mkdir()
+    cursor.symlink_to(mine)
+    cursor.with_name(f".cursor.json.{os.getpid()}.new").symlink_to(mine)
+    write_private(cursor, "new")
+    assert (mine.read_text(), cursor.read_text(), cursor.is_symlink()) == ("mine", "new", False)
+    assert [path.name for path in cursor.parent.iterdir()] == ["cursor.json"]
+
+
+def test_a_pipe_in_place_of_a_journal_is_one_line_and_keeps_nobody_waiting(tmp_path: Path) -> None:
+    run = foreign_run(tmp_path)
+    (run / "journal.jsonl").unlink()
+    os.mkfifo(run / "journal.jsonl")
+    assert f"{run}/journal.jsonl: no regular file" in call("status", "--runs", run.parents[1])

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlatrack.errors import TrackerError
-from vlatrack.tracking.privacy import write_private
+from vlatrack.tracking.privacy import open_private, write_private
 
 HEARTBEAT_INTERVAL_S = 5.0
 ALIVE_S = 60.0
@@ -76,9 +76,10 @@ class FileLock:
     def acquire(cls, path: Path, *, timeout_s: float = 0.0) -> "FileLock":
         """Lock the file, which is created (mode 0600) if it is missing.
 
-        Raises LockHeldError if somebody else has it for `timeout_s` seconds on, OSError if the disk refuses.
+        Raises LockHeldError if somebody else has it for `timeout_s` seconds on, TrackerError if it is no regular file,
+        OSError if the disk refuses.
         """
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        fd = open_private(path, os.O_RDWR | os.O_CREAT)
         try:
             give_up = time.monotonic() + timeout_s
             while (holder := _try_lock(fd, path)) is not None:
@@ -90,6 +91,11 @@ class FileLock:
             os.close(fd)
             raise
 
+    def write(self, text: str) -> None:
+        """Replace what the locked file holds."""
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, text.encode(), 0)
+
     def beat(self) -> None:
         """Say that the holder is alive, if the last time was some seconds ago; called often by a background thread."""
         now = time.monotonic()
@@ -98,7 +104,7 @@ class FileLock:
         self._next_beat = now + HEARTBEAT_INTERVAL_S
         try:
             try:
-                os.utime(_lease_of(self._path))
+                os.utime(_lease_of(self._path), follow_symlinks=False)
             except FileNotFoundError:  # somebody has removed it
                 _write_lease(self._path)
         except OSError as error:
@@ -121,9 +127,10 @@ class FileLock:
 
 
 def lock_holder(path: Path) -> Holder | None:
-    """Who holds the lock of a file; None if nobody does, or there is no such file."""
+    """Who holds the lock of a file; None if nobody does, or there is no such file. TrackerError if it is no regular
+    file."""
     try:
-        fd = os.open(path, os.O_RDONLY)
+        fd = open_private(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
     try:
@@ -136,9 +143,10 @@ def lock_holder(path: Path) -> Holder | None:
 
 
 def lease_holder(path: Path) -> Holder | None:
-    """Who left a lease beside this file, alive or not; None if there is none."""
+    """Who left a lease beside this file, alive or not; None if there is none. TrackerError if it is no regular file."""
     try:
-        return Holder(**json.loads(_lease_of(path).read_bytes()))
+        with os.fdopen(open_private(_lease_of(path), os.O_RDONLY), "rb") as file:
+            return Holder(**json.load(file))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
@@ -170,7 +178,7 @@ def _write_lease(path: Path) -> None:
 def _create_lease(path: Path) -> bool:
     """Where there is no flock, whoever creates the lease has the lock; False if another process just did."""
     try:
-        fd = os.open(_lease_of(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        fd = open_private(_lease_of(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     except FileExistsError:
         return False
     with os.fdopen(fd, "w") as file:
@@ -186,7 +194,7 @@ def _holder_by_lease(path: Path, *, flock_works: bool) -> Holder | None:
     if holder.is_here:
         return holder if not flock_works and holder.is_alive else None
     try:
-        age_s = time.time() - _lease_of(path).stat().st_mtime
+        age_s = time.time() - _lease_of(path).lstat().st_mtime
     except FileNotFoundError:
         return None
     return holder if age_s < ALIVE_S else None

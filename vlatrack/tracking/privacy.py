@@ -1,9 +1,13 @@
 """Keeps secrets out of everything that is written or shown, and strangers out of the files of a run."""
 
+import errno
 import json
 import os
 import re
+import stat
 from pathlib import Path
+
+from vlatrack.errors import TrackerError
 
 HIDDEN = "***"
 
@@ -58,10 +62,43 @@ def private_directory(path: Path) -> Path:
     return path
 
 
+def open_private(path: Path, flags: int) -> int:
+    """`os.open` of a file of a run; one that it creates is for this user alone (0600).
+
+    Raises TrackerError for what is no regular file: in a folder that somebody else made, a symbolic link may lead to
+    any file of this user, and a pipe never answers. OSError if the disk refuses.
+    """
+    try:
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise _no_file(path) from error
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise _no_file(path)
+    return fd
+
+
+def check_no_links(folder: Path) -> None:
+    """Raise TrackerError if something in the folder, which only holds files that a run wrote itself, is a symbolic
+    link; OSError if it cannot be read."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_symlink():
+                raise _no_file(Path(entry.path))
+
+
+def _no_file(path: Path) -> TrackerError:
+    what = "a symbolic link" if path.is_symlink() else "no regular file"
+    return TrackerError(f"{path}: {what}, which no run writes there; remove it")
+
+
 def write_private(path: Path, text: str) -> None:
     """Replace the file in one step, for this user alone (0600): readers see the old text or the new."""
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    new.unlink(missing_ok=True)  # of an earlier process that had this id, and was killed
+    fd = open_private(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
         with os.fdopen(fd, "w", encoding="utf-8") as file:
             file.write(text)

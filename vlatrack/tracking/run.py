@@ -22,7 +22,7 @@ from vlatrack.tracking.delivery.worker import PATIENCE_WITHOUT_TRAINER_S
 from vlatrack.tracking.journal.history import REWOUND, Rewinds, RunStatus, last_start, metric_history, run_status
 from vlatrack.tracking.journal.journal import Journal
 from vlatrack.tracking.journal.records import Kind, last_record
-from vlatrack.tracking.privacy import private_directory, redact, redact_param, write_private
+from vlatrack.tracking.privacy import check_no_links, private_directory, redact, redact_param, write_private
 from vlatrack.tracking.run_files import RunFiles, checked_runs_folder
 
 __all__ = [
@@ -180,7 +180,7 @@ class TrackedRun:
             if not resume:
                 resume, resume_step = True, -1
         try:
-            private_directory(files.delivery)
+            check_no_links(private_directory(files.delivery))
             journal = Journal.open(files.journal, run=uid, writer="trainer")
         except OSError as error:
             raise TrackerError(

@@ -7,19 +7,26 @@ from pathlib import Path
 
 from vlatrack.errors import TrackerError
 
+_FOLDERS = ("delivery", "tensorboard", "wandb")
+"""In a run directory, what the delivery process writes into."""
+
 
 @dataclass(frozen=True)
 class RunFiles:
     """The files below a run directory `<runs>/<experiment>/<run-id>` that tracking owns.
 
     The directory is resolved once, here: called as `.` or through a symbolic link, a run has the same store. Raises
-    TrackerError for a path that no line can show.
+    TrackerError for a path that no line can show, and for a symbolic link in place of a folder that tracking writes
+    into: a run that somebody else made would have its files written anywhere.
     """
 
     run_dir: Path
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "run_dir", resolved_path(self.run_dir))
+        for name in _FOLDERS:
+            if (self.run_dir / name).is_symlink():
+                raise TrackerError(f"{self.run_dir / name}: a symbolic link, which no run has there; remove it")
 
     @property
     def journal(self) -> Path:

@@ -33,7 +33,7 @@ from vlatrack.tracking.backends.base import (
 )
 from vlatrack.tracking.journal.records import Record
 from vlatrack.tracking.lock import FileLock
-from vlatrack.tracking.privacy import private_directory, write_private
+from vlatrack.tracking.privacy import open_private, private_directory, write_private
 from vlatrack.tracking.run_files import RunFiles
 
 EVENT_FILE, NOTE_FILE = "events.out.tfevents.vlatrack", "written.json"
@@ -79,7 +79,7 @@ class TensorboardBackend:
         self.close()
         private_directory(self._folder)
         self._lock = FileLock.acquire(self._folder / "lock")
-        fd = os.open(self._folder / EVENT_FILE, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        fd = open_private(self._folder / EVENT_FILE, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         self._file = os.fdopen(fd, "ab")
         known = _read_note(self._folder)
         if known is None or os.fstat(fd).st_size < known.size:

@@ -15,7 +15,7 @@ from typing import Any
 from vlatrack.errors import TrackerError
 from vlatrack.tracking.backends.base import Rejection
 from vlatrack.tracking.journal.records import JournalReader, record_ending_at
-from vlatrack.tracking.privacy import redact, write_private
+from vlatrack.tracking.privacy import open_private, redact, write_private
 
 _log = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ class CursorFile:
         new = [rejection for rejection in rejections if (rejection.seq, redact(rejection.what)) not in self._buried]
         now = time.time_ns() // 1_000_000
         lines = "".join(json.dumps({"t_ms": now, **dataclasses.asdict(rejection)}) + "\n" for rejection in new)
-        fd = os.open(self.dead_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        fd = open_private(self.dead_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         with os.fdopen(fd, "w", encoding="utf-8") as file:
             file.write(redact(lines))
         self._buried.update((rejection.seq, redact(rejection.what)) for rejection in new)

@@ -11,6 +11,7 @@ from vlatrack.tracking.delivery.cursor import CursorFile
 from vlatrack.tracking.journal.history import RunStatus, run_status
 from vlatrack.tracking.journal.records import finish_record, last_record
 from vlatrack.tracking.lock import Holder, lease_holder, lock_holder
+from vlatrack.tracking.privacy import check_no_links
 from vlatrack.tracking.run_files import RunFiles, resolved_path
 
 
@@ -41,10 +42,11 @@ class DeliveryReport:
 def labels_of(run_dir: Path) -> list[str]:
     """The backends that a run reports to, as `mlflow-0`; none if it has none or never started.
 
-    Raises TrackerError if the file that names them is damaged.
+    Raises TrackerError if the file that names them is damaged, or a file beside it is a symbolic link.
     """
     file = RunFiles(run_dir).backends
     try:
+        check_no_links(file.parent)
         configs = backends_of(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []

@@ -14,6 +14,7 @@ from vlatrack.errors import TrackerError
 from vlatrack.tracking.backends.custom import environment_for_targets
 from vlatrack.tracking.delivery.worker import COMPLETE
 from vlatrack.tracking.lock import Holder, lock_holder, process_here
+from vlatrack.tracking.privacy import open_private
 from vlatrack.tracking.run_files import RunFiles
 
 GRACE_S = 5.0
@@ -90,7 +91,7 @@ class DeliveryProcess:
 
 def start_worker(files: RunFiles, *arguments: str, serves_custom: bool) -> "subprocess.Popen[bytes]":
     """Start a delivery process of this run, in a session of its own: Ctrl-C in the terminal does not reach it."""
-    log = os.open(files.delivery_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    log = open_private(files.delivery_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:
         return subprocess.Popen(
             [sys.executable, "-m", "vlatrack.tracking.delivery.worker", str(files.run_dir), *arguments],

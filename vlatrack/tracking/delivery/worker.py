@@ -53,7 +53,7 @@ def main(run_dir: Path, *, patience_s: float | None = None, only: Collection[str
     except LockHeldError as error:
         _log.warning("%s delivers this run", error.holder)
         return BUSY
-    files.delivery_lock.write_text(str(os.getpid()))
+    lock.write(str(os.getpid()))
     os.umask(0o077)
     _lower_priority()
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)

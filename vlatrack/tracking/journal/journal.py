@@ -15,6 +15,7 @@ from typing import Any, SupportsFloat
 from vlatrack.errors import TrackerError
 from vlatrack.tracking.journal.records import Kind, finish_record, last_record, newline_before
 from vlatrack.tracking.lock import FileLock, LockHeldError, lock_holder
+from vlatrack.tracking.privacy import open_private
 
 VERSION = 1
 SYNC_INTERVAL_S = 1.0
@@ -64,13 +65,13 @@ class Journal:
     def open(cls, path: Path, *, run: str, writer: str) -> "Journal":
         """Create the file (mode 0600) or continue it, with a torn last line cut off.
 
-        Raises TrackerError if another process is writing it, OSError if the disk refuses.
+        Raises TrackerError if another process is writing it or it is no regular file, OSError if the disk refuses.
         """
         try:
             file_lock = FileLock.acquire(path, timeout_s=_LOCK_TIMEOUT_S)
         except LockHeldError as error:
             raise TrackerError(f"{path}: {error.holder} is writing this run; wait for it or stop it") from error
-        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+        fd = open_private(path, os.O_RDWR | os.O_APPEND)
         try:
             return cls(path, fd, file_lock, run=run, writer=writer)
         except BaseException:
