@@ -115,7 +115,7 @@ class StormRun:
 
     def sync(self) -> "subprocess.Popen[bytes]":
         """Start a `vlatrack sync` of this run."""
-        command = [sys.executable, "-m", "vlatrack", "sync", str(self.files.run_dir)]
+        command = [sys.executable, "-m", "vlatrack", "sync", str(self.files.run_dir), "--trust-backends"]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         return subprocess.Popen(command, env=self._environment(), **quiet)
 
@@ -212,7 +212,8 @@ class StormRun:
     def _environment(self) -> dict[str, str]:
         ours = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "MLFLOW_"))}
         wandb = {"WANDB_BASE_URL": self.rig.to_wandb.url, "WANDB_API_KEY": "k" * 40}
-        return ours | wandb | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+        config = {"XDG_CONFIG_HOME": str(self.files.runs / ".config")}
+        return ours | wandb | config | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
 
     def _at_mlflow(self) -> tuple[list[Row], Sequence[str]]:
         """From the database itself: the server would hide what it holds twice."""

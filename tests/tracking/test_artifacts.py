@@ -282,6 +282,7 @@ def test_a_file_of_2_gib_that_was_cut_in_the_middle_arrives_once_and_whole_in_li
 
     proxy.choose = cut_the_first
     command = [sys.executable, "-m", "vlatrack.tracking.delivery.worker", str(run_dir), "--patience", "300"]
+    command.append("--trust-destination")
     # A process starts with the peak of the one that started it, and this one is large: a small one stands in between.
     code = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); "
     code += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"

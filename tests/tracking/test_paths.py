@@ -89,7 +89,7 @@ def test_a_run_is_resumed_synchronised_and_audited_in_its_place(run: Path, calle
     resumed.log_artifact(path / "figure.png", name="figure.png")
     resumed.log({"train_closs": 0.5}, step=1)
     resumed.finish("FINISHED", timeout_s=0)
-    assert "custom-0 FINISHED 1 1 4 same" in " ".join(call("sync", path, "--audit").split())
+    assert "custom-0 FINISHED 1 1 4 same" in " ".join(call("sync", path, "--audit", "--trust-backends").split())
     assert (run / "csv" / "metrics.csv").read_text().endswith(",1,train_closs,0.5\n")
     assert {path.name for path in run.parents[2].iterdir()} - everything <= {"elsewhere"}
     assert [path.name for path in run.parent.parent.iterdir()] == [run.parent.name]

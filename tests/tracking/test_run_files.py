@@ -22,6 +22,7 @@ from vlatrack.tracking.delivery.worker import close_as_killed
 from vlatrack.tracking.journal.records import read_records
 from vlatrack.tracking.privacy import HIDDEN, redact, redact_param
 from vlatrack.tracking.run import BackendConfig, RunStatus, TrackedRun, metric_history, run_status
+from vlatrack.tracking.trust import OWN_RUN
 
 KEY = "planted-key-0123456789abcdef"
 
@@ -190,7 +191,7 @@ def test_a_run_that_dies_at_its_very_beginning_can_be_delivered(run_dir: Path) -
         "TrackedRun.start(Path(sys.argv[1]), uid='u', name='n', experiment='e', backends=[csv], params={}, tags={})"
     )
     assert subprocess.run([sys.executable, "-c", code, run_dir], check=False).returncode == 9
-    assert sync_run(run_dir).complete
+    assert sync_run(run_dir, trust=OWN_RUN).complete
     assert json.loads((run_dir / "csv" / "run.json").read_text())["status"] == "KILLED"
 
 

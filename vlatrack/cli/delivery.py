@@ -10,10 +10,19 @@ if TYPE_CHECKING:
 
     from vlatrack.tracking.delivery.audit import BackendAudit
     from vlatrack.tracking.delivery.report import BackendDelivery, RunOverview, Unreadable
+    from vlatrack.tracking.trust import Trust
 
 INCOMPLETE = 1
 Runs = Annotated[Path, typer.Option(help="Folder that holds all runs.")]
 Patience = Annotated[float, typer.Option(help="Give up after this many seconds without progress.", min=0.0)]
+
+TrustBackends = Annotated[
+    bool, typer.Option("--trust-backends", help="Import the custom backends that the run folders name.")
+]
+TrustDestination = Annotated[
+    bool,
+    typer.Option("--trust-destination", help="Deliver, with your login, to the servers that the run folders name."),
+]
 
 
 def sync(
@@ -29,6 +38,8 @@ def sync(
     ] = False,
     runs: Runs = Path("runs"),
     patience: Patience = 60.0,
+    trust_backends: TrustBackends = False,
+    trust_destination: TrustDestination = False,
 ) -> None:
     """Deliver to the trackers what they do not have yet of runs that are over.
 
@@ -43,6 +54,8 @@ def sync(
 
     [bold]vlatrack sync --audit --backend mlflow[/bold]
     """
+    from vlatrack.tracking.trust import Trust
+
     console = _console()
     chosen, all_readable = paths or [], True
     if not paths:
@@ -50,8 +63,9 @@ def sync(
         chosen = _undelivered_runs(overviews, backend, audited=audit)
     if not chosen and all_readable:
         _say(console, f"nothing to deliver in {runs}")
+    trust = Trust(trust_backends, trust_destination)
     # An error stops the command for runs that were named; among all runs, some may be busy.
-    complete = [_sync_one(console, run, backend, patience, audit=audit, tolerant=not paths) for run in chosen]
+    complete = [_sync_one(console, run, backend, patience, trust, audit=audit, tolerant=not paths) for run in chosen]
     if not all_readable or not all(complete):
         raise typer.Exit(INCOMPLETE)
 
@@ -94,14 +108,21 @@ def status(runs: Runs = Path("runs")) -> None:
         _say(console, f"{incomplete} not delivered completely; `vlatrack sync{where}` delivers the rest")
 
 
-def reap(runs: Runs = Path("runs"), patience: Patience = 60.0) -> None:
+def reap(
+    runs: Runs = Path("runs"),
+    patience: Patience = 60.0,
+    trust_backends: TrustBackends = False,
+    trust_destination: TrustDestination = False,
+) -> None:
     """Set runs whose process is gone to KILLED, in their journals and at every tracker.
 
     Exit code 1: a tracker could not be updated, and `vlatrack sync` does it later; or a run cannot be read.
 
     Example: [bold]vlatrack reap --runs runs[/bold]
     """
-    console = _console()
+    from vlatrack.tracking.trust import Trust
+
+    console, trust = _console(), Trust(trust_backends, trust_destination)
     entries, all_readable = _readable_runs(console, runs)
     for entry in entries:
         if entry.writer is not None and not entry.writer.is_here:
@@ -109,7 +130,7 @@ def reap(runs: Runs = Path("runs"), patience: Patience = 60.0) -> None:
     stale = [entry.run_dir for entry in entries if entry.stale]
     if not stale and all_readable:
         _say(console, f"no stale runs in {runs}")
-    delivered = [_sync_one(console, run, None, patience, audit=False, tolerant=True) for run in stale]
+    delivered = [_sync_one(console, run, None, patience, trust, audit=False, tolerant=True) for run in stale]
     if not all_readable or not all(delivered):
         raise typer.Exit(INCOMPLETE)
 
@@ -143,7 +164,14 @@ def _undelivered_runs(overviews: "list[RunOverview]", backend: str | None, *, au
 
 
 def _sync_one(
-    console: "Console", run: Path, backend: str | None, patience_s: float, *, audit: bool, tolerant: bool
+    console: "Console",
+    run: Path,
+    backend: str | None,
+    patience_s: float,
+    trust: "Trust",
+    *,
+    audit: bool,
+    tolerant: bool,
 ) -> bool:
     """Deliver one run and print the result; returns whether it is complete. With `tolerant`, errors are printed."""
     from vlatrack.errors import TrackerError
@@ -157,12 +185,13 @@ def _sync_one(
                 run,
                 backend=backend,
                 patience_s=patience_s,
+                trust=trust,
                 on_progress=lambda now: shown.update(f"{sum(b.undelivered for b in now.backends)} records left"),
             )
         _say(console, f"{run}  {run_status(run).status}{'' if report.backends else ', no backends'}")
         for share in report.backends:
             _say(console, f"  {_delivery_line(share)}")
-        agrees = not audit or _show_audit(console, audit_run(run, chosen_backends(run, backend)))
+        agrees = not audit or _show_audit(console, audit_run(run, chosen_backends(run, backend), trust=trust))
     except TrackerError as error:
         if not tolerant:
             raise

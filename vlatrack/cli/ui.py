@@ -73,6 +73,7 @@ def _free_port(host: str, wanted: int) -> int:
 def _serve(command: list[str]) -> int:
     """Run the server in its own process group, and end the whole group when this process ends."""
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    quiet["PYTHONSAFEPATH"] = "1"  # a file mlflow.py in the current folder is not MLflow
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # under nohup it outlives its terminal
         signal.signal(signal.SIGHUP, _interrupt)

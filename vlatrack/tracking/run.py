@@ -24,6 +24,7 @@ from vlatrack.tracking.journal.journal import Journal
 from vlatrack.tracking.journal.records import Kind, last_record
 from vlatrack.tracking.privacy import check_no_links, private_directory, redact, redact_param, write_private
 from vlatrack.tracking.run_files import RunFiles, checked_runs_folder
+from vlatrack.tracking.trust import remember
 
 __all__ = [
     "BackendConfig",
@@ -200,6 +201,7 @@ class TrackedRun:
         run._rewinds = len(rewinds.tags)
         if rewinds.new is not None:
             run.event(REWOUND, rewinds.new)
+        remember(backends)
         if run._delivery is not None:
             run._delivery.start()
         _OPEN_RUNS[files.run_dir] = run

@@ -48,11 +48,15 @@ def check_options(target: str, backend: BackendClass, options: Mapping[str, Scal
         raise TrackerError(f"tracking: custom backend {target}: options: {error}") from error
 
 
-def environment_for_targets(*, serves_custom: bool) -> dict[str, str]:
-    """The environment of a delivery process: it finds a custom backend's module where this process finds it."""
-    if not serves_custom:
-        return dict(os.environ)
-    return os.environ | {"PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)}
+def delivery_environment(*, serves_custom: bool) -> dict[str, str]:
+    """The environment of a delivery process, which imports nothing from the current folder.
+
+    It finds modules where PYTHONPATH says, and a custom backend's module where this process finds it: that may be the
+    current folder.
+    """
+    named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    path = [str(Path(entry).absolute()) for entry in sys.path] if serves_custom else list(filter(os.path.isabs, named))
+    return os.environ | {"PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1"}
 
 
 def _import_target(target: str) -> object:

@@ -127,8 +127,14 @@ def backends_text(configs: Sequence[BackendConfig]) -> str:
 
 
 def backends_of(text: str) -> list[BackendConfig]:
-    """The inverse of `backends_text`."""
-    return [BackendConfig(**fields) for fields in json.loads(text)]
+    """The inverse of `backends_text`; ValueError or TypeError for anything else."""
+    configs = [BackendConfig(**fields) for fields in json.loads(text)]
+    for config in configs:
+        if not isinstance(config.options, dict) or not isinstance(config.target, str | None):
+            raise TypeError("options are no mapping, or a target is no text")
+        if config.naming not in NAMINGS:
+            raise ValueError(f"naming {config.naming!r}")
+    return configs
 
 
 def _target_of(config: BackendConfig) -> str:

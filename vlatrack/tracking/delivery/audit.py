@@ -10,6 +10,7 @@ from vlatrack.tracking.journal.history import ValueCount, run_status
 from vlatrack.tracking.journal.records import JournalReader, Kind, read_records
 from vlatrack.tracking.privacy import redact
 from vlatrack.tracking.run_files import RunFiles
+from vlatrack.tracking.trust import NOTHING, Trust, untrusted
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,18 @@ class BackendAudit:
     """Why the backend is none that could be compared."""
 
 
-def audit_run(run_dir: Path, labels: list[str]) -> list[BackendAudit]:
-    """Ask each of these backends; reads the whole journal. One that cannot be asked now has that as its difference."""
+def audit_run(run_dir: Path, labels: list[str], *, trust: Trust = NOTHING) -> list[BackendAudit]:
+    """Ask each of these backends; reads the whole journal. One that cannot be asked now, or that is not to be trusted,
+    has that as its difference."""
     files = RunFiles(run_dir)
     expected, start = journal_audit(run_dir), _start_of(files.journal)
     audits = []
     for index, config in enumerate(backends_of(files.backends.read_text())):
         label = backend_label(config, index)
         if label in labels:
+            if (reason := untrusted(config, trust=trust)) is not None:
+                audits.append(BackendAudit(label, expected, Audit(), (f"not asked: {reason}",)))
+                continue
             audits.append(_audit_backend(label, config, run_dir, start, expected))
     return audits
 

@@ -1,6 +1,7 @@
 """The delivery process of a run as the training process sees it: started, watched, and waited for at the end."""
 
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
@@ -10,17 +11,27 @@ import threading
 import time
 from pathlib import Path
 
+import vlatrack
 from vlatrack.errors import TrackerError
-from vlatrack.tracking.backends.custom import environment_for_targets
+from vlatrack.tracking.backends.custom import delivery_environment
 from vlatrack.tracking.delivery.worker import COMPLETE
 from vlatrack.tracking.lock import Holder, lock_holder, process_here
 from vlatrack.tracking.privacy import open_private
 from vlatrack.tracking.run_files import RunFiles
+from vlatrack.tracking.trust import OWN_RUN, Trust
 
 GRACE_S = 5.0
 """How long a process that was told to end may take."""
 WATCH_S = 1.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
+
+_PACKAGE_FOLDER = str(Path(vlatrack.__file__).absolute().parents[1])
+_START = (
+    "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); import vlatrack; del sys.path[0]; "
+    "runpy.run_module('vlatrack.tracking.delivery.worker', run_name='__main__', alter_sys=True)"
+)
+"""Runs this very vlatrack, wherever it lies, and looks for nothing else beside it; `python -m` would look for the
+libraries of the trackers in the current folder first."""
 _log = logging.getLogger(__name__)
 
 
@@ -83,22 +94,23 @@ class DeliveryProcess:
 
     def _spawn(self) -> None:
         try:
-            self._process = start_worker(self._files, serves_custom=self._serves_custom)
+            self._process = start_worker(self._files, serves_custom=self._serves_custom, trust=OWN_RUN)
         except OSError as error:  # no memory, no file handle: training is not to end for that
             self._process = None
             _log.warning("%s: its delivery process cannot be started now (%s)", self._files.run_dir, error)
 
 
-def start_worker(files: RunFiles, *arguments: str, serves_custom: bool) -> "subprocess.Popen[bytes]":
+def start_worker(files: RunFiles, *arguments: str, serves_custom: bool, trust: Trust) -> "subprocess.Popen[bytes]":
     """Start a delivery process of this run, in a session of its own: Ctrl-C in the terminal does not reach it."""
+    believed = [f"--trust-{field}" for field, is_believed in dataclasses.asdict(trust).items() if is_believed]
     log = open_private(files.delivery_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:
         return subprocess.Popen(
-            [sys.executable, "-m", "vlatrack.tracking.delivery.worker", str(files.run_dir), *arguments],
+            [sys.executable, "-c", _START, _PACKAGE_FOLDER, str(files.run_dir), *believed, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=environment_for_targets(serves_custom=serves_custom),
+            env=delivery_environment(serves_custom=serves_custom and trust.backends),
             start_new_session=True,
         )
     finally:

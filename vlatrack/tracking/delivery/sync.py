@@ -10,6 +10,7 @@ from vlatrack.tracking.delivery.supervisor import start_worker, stop_worker
 from vlatrack.tracking.delivery.worker import BUSY, close_as_killed
 from vlatrack.tracking.lock import Holder, lock_holder
 from vlatrack.tracking.run_files import RunFiles
+from vlatrack.tracking.trust import NOTHING, Trust
 
 PATIENCE_S = 60.0
 """How long a sync goes on while no backend takes anything."""
@@ -40,12 +41,14 @@ def sync_run(
     *,
     backend: str | None = None,
     patience_s: float = PATIENCE_S,
+    trust: Trust = NOTHING,
     on_progress: Callable[[DeliveryReport], None] | None = None,
 ) -> DeliveryReport:
     """Deliver what the backends of a run do not have yet; a run that died is KILLED, in the journal and everywhere.
 
-    A process of its own delivers, and ends when no backend has taken anything for `patience_s` seconds. Raises
-    TrackerError if the run is still being written or another process delivers it.
+    A backend that is not to be trusted, as the run's folder alone names it, is left out with the reason. A process of
+    its own delivers, and ends when no backend has taken anything for `patience_s` seconds. Raises TrackerError if the
+    run is still being written or another process delivers it.
     """
     labels = chosen_backends(run_dir, backend)
     files = RunFiles(run_dir)
@@ -56,7 +59,7 @@ def sync_run(
     if not labels:
         close_as_killed(files.journal)
         return delivery_report(run_dir, labels)
-    if _run_delivery(run_dir, labels, patience_s, on_progress) == BUSY:
+    if _run_delivery(run_dir, labels, patience_s, trust, on_progress) == BUSY:
         holder = lock_holder(files.delivery_lock) or Holder()
         raise TrackerError(f"{run_dir}: {holder} delivers this run, a sync or the run's own; wait for its end")
     return delivery_report(run_dir, labels)
@@ -67,11 +70,15 @@ def _is_named(label: str, backend: str) -> bool:
 
 
 def _run_delivery(
-    run_dir: Path, labels: Sequence[str], patience_s: float, on_progress: Callable[[DeliveryReport], None] | None
+    run_dir: Path,
+    labels: Sequence[str],
+    patience_s: float,
+    trust: Trust,
+    on_progress: Callable[[DeliveryReport], None] | None,
 ) -> int:
     arguments = ["--patience", str(patience_s), "--only", *labels]
     serves_custom = any(label.startswith("custom-") for label in labels)
-    process = start_worker(RunFiles(run_dir), *arguments, serves_custom=serves_custom)
+    process = start_worker(RunFiles(run_dir), *arguments, serves_custom=serves_custom, trust=trust)
     try:
         while True:
             try:

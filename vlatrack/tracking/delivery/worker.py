@@ -1,6 +1,7 @@
 """The delivery process of one run.
 
-Usage: `python -m vlatrack.tracking.delivery.worker RUN_DIR [--patience S] [--only LABEL…]`. It serves every backend
+Usage: `python -m vlatrack.tracking.delivery.worker RUN_DIR [--patience S] [--only LABEL…] [--trust-backends]
+[--trust-destination]`. It serves every backend
 from its own thread, closes the run as KILLED if the trainer dies, and ends when everything of a run that is over is
 delivered, or when its time is over: after `--patience` seconds without progress, or as `_Patience` says.
 """
@@ -15,11 +16,13 @@ import sys
 import threading
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from vlatrack.errors import TrackerError
 from vlatrack.tracking.backends.registry import backend_label, backends_of, connect, destination_of
+from vlatrack.tracking.delivery.cursor import CursorFile
 from vlatrack.tracking.delivery.tail import Tail
 from vlatrack.tracking.delivery.uploads import Uploads
 from vlatrack.tracking.journal.journal import Journal, is_being_written
@@ -27,6 +30,7 @@ from vlatrack.tracking.journal.records import Kind, finish_record, last_record
 from vlatrack.tracking.lock import FileLock, LockHeldError
 from vlatrack.tracking.privacy import redact
 from vlatrack.tracking.run_files import RunFiles
+from vlatrack.tracking.trust import NOTHING, Trust, untrusted
 
 WATCH_S = 1.0
 PATIENCE_WITHOUT_TRAINER_S = 600.0
@@ -44,8 +48,9 @@ COMPLETE, BUSY, LEFT = 0, 3, 4
 """Exit codes: every backend has everything; another process delivers this run; something is left."""
 
 
-def main(run_dir: Path, *, patience_s: float | None = None, only: Collection[str] = ()) -> int:
-    """Deliver to every backend, or to those in `only`; returns the exit code."""
+def main(run_dir: Path, *, patience_s: float | None = None, only: Collection[str] = (), trust: Trust = NOTHING) -> int:
+    """Deliver to every backend, or to those in `only`; returns the exit code. `trust` is what of the folder is
+    believed."""
     files = RunFiles(run_dir)
     _log_to_standard_error()
     try:
@@ -59,7 +64,7 @@ def main(run_dir: Path, *, patience_s: float | None = None, only: Collection[str
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
-    complete = _serve(files, lock, stopping, patience_s, only)
+    complete = _serve(files, lock, stopping, patience_s, only, trust)
     lock.release()
     if complete:
         return COMPLETE
@@ -69,16 +74,27 @@ def main(run_dir: Path, *, patience_s: float | None = None, only: Collection[str
 
 
 def _serve(
-    files: RunFiles, lock: FileLock, stopping: threading.Event, patience_s: float | None, only: Collection[str]
+    files: RunFiles,
+    lock: FileLock,
+    stopping: threading.Event,
+    patience_s: float | None,
+    only: Collection[str],
+    trust: Trust,
 ) -> bool:
     if patience_s is not None and not is_being_written(files.journal):
         close_as_killed(files.journal)
-    threads, tails = [], []
+    threads, tails, refused = [], [], False
     for index, config in enumerate(backends_of(files.backends.read_text())):
         label = backend_label(config, index)
         if not only or label in only:
             reach = partial(connect, config, files.run_dir)
-            tails.append(Tail(files.run_dir, label, reach, stopping, destination=destination_of(config)))
+            tail = Tail(files.run_dir, label, reach, stopping, destination=destination_of(config))
+            if not tail.finished and (reason := untrusted(config, trust=trust)) is not None:
+                cursor = CursorFile(files.delivery, label)
+                cursor.write(replace(cursor.read(), error=reason))
+                refused = True
+                continue
+            tails.append(tail)
             threads.append(threading.Thread(target=tails[-1].run, name=label, daemon=True))
     for thread in threads:
         thread.start()
@@ -90,7 +106,7 @@ def _serve(
         if patience.is_over():
             _log.warning("time is over")
             return False
-    return not stopping.is_set() and all(tail.finished for tail in tails)
+    return not refused and not stopping.is_set() and all(tail.finished for tail in tails)
 
 
 def _lower_priority() -> None:
@@ -183,5 +199,8 @@ if __name__ == "__main__":
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--patience", type=float)
     parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--trust-backends", action="store_true")
+    parser.add_argument("--trust-destination", action="store_true")
     given = parser.parse_args()
-    sys.exit(main(given.run_dir, patience_s=given.patience, only=given.only))
+    trust = Trust(given.trust_backends, given.trust_destination)
+    sys.exit(main(given.run_dir, patience_s=given.patience, only=given.only, trust=trust))
