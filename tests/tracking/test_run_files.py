@@ -20,8 +20,9 @@ from vlatrack.tracking.backends.registry import check_backend_available
 from vlatrack.tracking.delivery.sync import sync_run
 from vlatrack.tracking.delivery.worker import close_as_killed
 from vlatrack.tracking.journal.records import read_records
-from vlatrack.tracking.privacy import HIDDEN, redact, redact_param
+from vlatrack.tracking.privacy import redact, redact_param
 from vlatrack.tracking.run import BackendConfig, RunStatus, TrackedRun, metric_history, run_status
+from vlatrack.tracking.secret_shapes import HIDDEN
 from vlatrack.tracking.trust import OWN_RUN
 
 KEY = "planted-key-0123456789abcdef"

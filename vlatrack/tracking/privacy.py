@@ -1,38 +1,42 @@
 """Keeps secrets out of everything that is written or shown, and strangers out of the files of a run."""
 
+import contextlib
 import errno
 import json
 import os
 import re
 import stat
 from pathlib import Path
+from typing import Any
 
 from vlatrack.errors import TrackerError
-
-HIDDEN = "***"
-
-_SECRET_VARIABLE = re.compile(r"(KEY|TOKEN|PASSWORD|PASSWD|SECRET)$", re.IGNORECASE)
-_SECRET_PARAM = re.compile(r"(^|[._-])(api_?key|token|password|passwd|passphrase|secret|credentials?)$", re.IGNORECASE)
-_VOCABULARY = "bos|eos|pad|unk|sep|cls|mask|special|image|img|frame|text|action|state|start|end|stop|begin|per"
-_VOCABULARY_TOKEN = re.compile(rf"(^|[._-])({_VOCABULARY})[_-]token$", re.IGNORECASE)
-"""A token of a language model's vocabulary: `eos_token` is no secret, `hf_token` is."""
-_URI_PASSWORD = re.compile(
-    r"(?<=://)[^/\s@\"]*:[^/\s\"]+(?=@)|(?<=https://)[^/\s@\"]+(?=@)|(?<=http://)[^/\s@\"]+(?=@)"
+from vlatrack.tracking.secret_shapes import (
+    HIDDEN,
+    KNOWN_VARIABLES,
+    SECRET_VARIABLE,
+    URL_PASSWORD,
+    hide_shapes,
+    names_secret,
 )
-"""A password in an address, or what stands alone before the @ of a web address, such as a GitHub token."""
+
 _SHORTEST_SECRET = 8
-"""Shorter values (`1`, `true`) occur everywhere and are no secrets."""
+"""Shorter values (`1`, `true`) occur everywhere and are no secrets, except in variables that hold nothing else."""
+_SHORTEST_WORD = 3
+_PLAIN_WORD = re.compile(r"[0-9.]+|true|false|null|none", re.IGNORECASE)
 
 
 def redact(text: str) -> str:
-    """The text without the keys, tokens and passwords of the environment and without passwords in addresses.
+    """The text without the keys, tokens and passwords of the environment and without what looks like one: logins in
+    addresses, signatures, well-known tokens.
 
     The text may be JSON, in which a password looks different.
     """
     for secret in sorted(_secrets().values(), key=len, reverse=True):  # one may begin with another
         for spelling in {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}:
             text = text.replace(spelling, HIDDEN)
-    return _URI_PASSWORD.sub(HIDDEN, text)
+    for word in _short_secrets():
+        text = re.sub(rf"(?<![A-Za-z0-9_]){re.escape(word)}(?![A-Za-z0-9_])", HIDDEN, text)
+    return hide_shapes(text)
 
 
 def secret_within(text: str) -> str | None:
@@ -41,18 +45,41 @@ def secret_within(text: str) -> str | None:
 
 
 def _secrets() -> dict[str, str]:
-    return {n: v for n, v in os.environ.items() if _SECRET_VARIABLE.search(n) and len(v) >= _SHORTEST_SECRET}
+    named = {name: value for name, value in os.environ.items() if SECRET_VARIABLE.search(name)}
+    # GOOGLE_APPLICATION_CREDENTIALS is the path of a file.
+    return {n: v for n, v in named.items() if len(v) >= _SHORTEST_SECRET and not (v[0] == "/" and "CRED" in n.upper())}
+
+
+def _short_secrets() -> list[str]:
+    """Hidden as whole words only, so that the rest of a text stays."""
+    known = [os.environ.get(name, "") for name in KNOWN_VARIABLES]
+    return [v for v in known if _SHORTEST_WORD <= len(v) < _SHORTEST_SECRET and not _PLAIN_WORD.fullmatch(v)]
 
 
 def redact_param(name: str, value: str) -> str:
-    """`redact`, and nothing at all of a value whose name says that it is a secret."""
-    is_secret = _SECRET_PARAM.search(name) is not None and _VOCABULARY_TOKEN.search(name) is None
-    return HIDDEN if value and is_secret else redact(value)
+    """`redact`, and nothing at all of a value whose name says that it is a secret, also inside of JSON."""
+    if value and names_secret(name):
+        return HIDDEN
+    if value.startswith(("{", "[")):
+        with contextlib.suppress(ValueError, RecursionError):  # it is no JSON after all
+            content = json.loads(value)
+            hidden = _without_named_secrets(content)
+            value = value if hidden == content else json.dumps(hidden)
+    return redact(value)
+
+
+def _without_named_secrets(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {
+            name: HIDDEN if value and names_secret(name) else _without_named_secrets(value)
+            for name, value in content.items()
+        }
+    return [_without_named_secrets(item) for item in content] if isinstance(content, list) else content
 
 
 def has_password(uri: str) -> bool:
     """Whether an address carries a user's password."""
-    return _URI_PASSWORD.search(uri) is not None
+    return URL_PASSWORD.search(uri) is not None
 
 
 def private_directory(path: Path) -> Path:

@@ -171,7 +171,10 @@ class TrackedRun:
             "experiment": experiment,
             "params": {k: redact_param(k, v) if isinstance(v, str) else v for k, v in kept.items()},
             "tags": {key: redact_param(key, value) for key, value in plain_tags(tags).items()},
-            "datasets": [asdict(dataset) | {"source": redact(dataset.source)} for dataset in datasets],
+            "datasets": [
+                asdict(dataset) | {"name": redact(dataset.name), "source": redact_param("source", dataset.source)}
+                for dataset in datasets
+            ],
             "group": checked_text("group", group),
         }
         files = RunFiles(run_dir)
@@ -260,7 +263,7 @@ class TrackedRun:
     def event(self, name: str, data: Mapping[str, Scalar], *, alert: bool = False) -> None:
         """Write what happened; with `alert` the trackers tell the people who watch the run."""
         safe = {key: redact_param(key, value) if isinstance(value, str) else value for key, value in data.items()}
-        self._journal.append(Kind.EVENT, {"name": name, "data": safe, "alert": alert})
+        self._journal.append(Kind.EVENT, {"name": redact(name), "data": safe, "alert": alert})
 
     def rewind(self, from_step: int, to_step: int) -> None:
         """Mark the training steps from one to another, inclusive, as ones that the run goes back over."""
