@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlatrack.tracking.printable import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -89,12 +91,12 @@ def status(runs: Runs = Path("runs")) -> None:
         name = entry.run_dir.relative_to(runs).as_posix()
         if not isinstance(entry, RunOverview):
             unreadable.append(entry)
-            table.add_row(name, "unreadable: see below", "-", "-")
+            table.add_row(printable(name), "unreadable: see below", "-", "-")
             continue
         stale += entry.stale
         incomplete += entry.is_over and entry.lacks_something
         step = "-" if entry.status.last_step is None else str(entry.status.last_step)
-        table.add_row(name, _status_word(entry), step, _undelivered(entry.backends))
+        table.add_row(*map(printable, (name, _status_word(entry), step, _undelivered(entry.backends))))
     if table.row_count == 0:
         _say(console, f"no runs in {runs}")
         return
@@ -180,7 +182,7 @@ def _sync_one(
     from vlatrack.tracking.journal.history import run_status
 
     try:
-        with console.status(f"delivering {run}") as shown:
+        with console.status(f"delivering {printable(str(run))}") as shown:
             report = sync_run(
                 run,
                 backend=backend,
@@ -208,7 +210,7 @@ def _console() -> "Console":
 
 def _say(console: "Console", text: str) -> None:
     """Print one line without wrapping it, so that paths can be copied."""
-    console.print(text, soft_wrap=True)
+    console.print(printable(text), soft_wrap=True)
 
 
 def _unreadable_line(entry: "Unreadable") -> str:
@@ -245,7 +247,7 @@ def _show_audit(console: "Console", audits: "list[BackendAudit]") -> bool:
     held += [(audit.label, audit.backend, _verdict(audit)) for audit in audits]
     for who, counts, verdict in held:
         cells = (counts.status, counts.metric_keys, counts.values, counts.last_seq)
-        table.add_row(who, *("-" if cell is None else str(cell) for cell in cells), verdict)
+        table.add_row(who, *("-" if cell is None else printable(str(cell)) for cell in cells), printable(verdict))
     console.print(table)
     return not any(audit.differences for audit in audits)
 

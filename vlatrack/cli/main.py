@@ -2,6 +2,8 @@
 
 import os
 import sys
+import traceback
+from types import TracebackType
 from typing import Annotated, NoReturn
 
 import typer
@@ -16,6 +18,8 @@ from vlatrack.cli.run import run
 from vlatrack.cli.spec import schema, validate
 from vlatrack.cli.ui import ui
 from vlatrack.errors import DISK_IS_FULL, USER_ERROR, VlatrackError
+from vlatrack.tracking.printable import printable
+from vlatrack.tracking.privacy import redact
 
 INTERRUPTED = 130
 
@@ -54,7 +58,7 @@ def main() -> None:
     try:
         app()
     except VlatrackError as error:
-        _exit_with(str(error).splitlines())
+        _exit_with(str(error).split("\n"))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except OSError as error:
@@ -64,9 +68,17 @@ def main() -> None:
         if error.filename is None or error.strerror is None:
             raise  # not about a file that a user could fix
         _exit_with([f"{os.fsdecode(error.filename)}: {error.strerror}"])
+    finally:
+        sys.excepthook = _print_traceback  # typer has put its own there
 
 
 def _exit_with(lines: list[str]) -> NoReturn:
     for line in lines:
-        typer.echo(f"{typer.style('error:', fg='red', bold=True)} {line}", err=True)
+        typer.echo(f"{typer.style('error:', fg='red', bold=True)} {redact(printable(line))}", err=True)
     sys.exit(USER_ERROR)
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """As Python does, but without secrets: an address with its login may stand in the message of any library."""
+    lines = "".join(traceback.format_exception(kind, error, trace)).split("\n")
+    sys.stderr.write(redact("\n".join(map(printable, lines))))

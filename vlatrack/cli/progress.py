@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from vlatrack.tracking.printable import printable
 from vlatrack.training.callback import Callback, EpochResults, RunEnd
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ class TerminalDisplay(Callback):
 
     def _say(self, text: str) -> None:
         """Print one line without wrapping it, so that paths can be copied."""
-        self._console.print(text, soft_wrap=True, markup=False)
+        self._console.print(printable(text), soft_wrap=True, markup=False)
 
     def show_evaluation(self, evaluation: "Evaluation") -> None:
         """Print a table of all metrics, and the file they were written to."""

@@ -23,12 +23,12 @@ from pathlib import Path
 from vlatrack.errors import TrackerError
 from vlatrack.tracking.backends.registry import backend_label, backends_of, connect, destination_of
 from vlatrack.tracking.delivery.cursor import CursorFile
+from vlatrack.tracking.delivery.log import log_to_standard_error
 from vlatrack.tracking.delivery.tail import Tail
 from vlatrack.tracking.delivery.uploads import Uploads
 from vlatrack.tracking.journal.journal import Journal, is_being_written
 from vlatrack.tracking.journal.records import Kind, finish_record, last_record
 from vlatrack.tracking.lock import FileLock, LockHeldError
-from vlatrack.tracking.privacy import redact
 from vlatrack.tracking.run_files import RunFiles
 from vlatrack.tracking.trust import NOTHING, Trust, untrusted
 
@@ -52,7 +52,7 @@ def main(run_dir: Path, *, patience_s: float | None = None, only: Collection[str
     """Deliver to every backend, or to those in `only`; returns the exit code. `trust` is what of the folder is
     believed."""
     files = RunFiles(run_dir)
-    _log_to_standard_error()
+    log_to_standard_error()
     try:
         lock = FileLock.acquire(files.delivery_lock)
     except LockHeldError as error:
@@ -181,17 +181,6 @@ def close_as_killed(path: Path) -> bool:
         reason = "the training process ended without saying why"
         end = {"status": "KILLED", "reason": reason, "deliver_until_ms": until}
         return journal.append(Kind.FINISH, end) is not None
-
-
-class _RedactingFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return redact(super().format(record))
-
-
-def _log_to_standard_error() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 if __name__ == "__main__":
