@@ -36,4 +36,4 @@ def test_the_audit_reads_every_value_in_pages_and_sees_what_is_missing(
     history[1200] = json.dumps(row)
     (audit,) = audit_run(run.dir, ["wandb-0"])
     wandb.teardown()
-    assert audit.differences == ("values: 5000 here, 4999 there",)
+    assert audit.differences == ("values: 5000 here, 4999 there", "1 missing: train_loss_ct at step 1200")

@@ -9,16 +9,25 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vlatrack.testing.example_run import ExampleRun
 from vlatrack.testing.odd_names import ODD_NAMES, random_names
 from vlatrack.tracking.artifacts import read_artifact
-from vlatrack.tracking.backends.base import Audit, Backend, DatasetInput, Position, RunFinish, RunStart
-from vlatrack.tracking.delivery.audit import journal_audit
+from vlatrack.tracking.backends.base import (
+    Audit,
+    Backend,
+    DatasetInput,
+    ListsValues,
+    Position,
+    RunFinish,
+    RunStart,
+)
+from vlatrack.tracking.delivery.audit import compared_values, journal_audit
 from vlatrack.tracking.journal.records import Kind, Record
+from vlatrack.tracking.run_files import RunFiles
 
 
 @dataclass(frozen=True)
@@ -251,6 +260,24 @@ class BackendContract(ABC):
         files = self.stored(run.dir).files
         assert files is None or dict(files) == {"late.txt": _digest(b"late")}
         self._expect(run, "FINISHED")
+
+    def test_an_audit_finds_each_value_where_the_backend_lists_them(self, tmp_path: Path) -> None:
+        run, now_ms = ExampleRun(tmp_path), 1_700_000_000_000
+        for t_ms in (now_ms, now_ms + 1, now_ms, now_ms - 1, now_ms + 1):  # equal ones, with others in between
+            run.append(Kind.METRICS, {"train_closs": 1 / 3, "val ünï/字": 0.0}, step=5, t_ms=t_ms)
+        for step, value in enumerate((math.nan, math.inf, -math.inf, -0.0, 1e-300, 3, 1e16 + 2)):
+            run.append(Kind.METRICS, {"train_loss_ct": value}, step=step, t_ms=now_ms)
+        run.finish("FINISHED")
+        self._deliver(run)
+        with contextlib.closing(self.connect(run.dir)) as backend:
+            if isinstance(backend, ListsValues):
+                assert isinstance(backend.values(run.start_value()), Iterator), "a list of all would fill the memory"
+                with compared_values(RunFiles(run.dir), backend, run.start_value()) as (values, keys, _):
+                    assert (values.missing, values.superfluous, values.doubled, keys) == (0, 0, 0, 3)
+                run.start(epochs=2)
+                run.append(Kind.METRICS, {"train_loss_ct": 0.5}, step=9)
+                with compared_values(RunFiles(run.dir), backend, run.start_value()) as (values, _, _):
+                    assert (values.missing, values.superfluous) == (1, 0)
 
     def _deliver(self, run: ExampleRun, *, acknowledged: int = -1) -> int:
         """Deliver as the delivery process does, and return the last acknowledged sequence number."""

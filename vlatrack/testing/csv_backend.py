@@ -3,16 +3,28 @@
 import csv
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vlatrack.tracking.backends.base import Artifact, Audit, Position, Rejection, RunFinish, RunStart, metric_name
+from vlatrack.tracking.backends.base import (
+    Artifact,
+    Audit,
+    NumberFormat,
+    Position,
+    Rejection,
+    RunFinish,
+    RunStart,
+    StoredValue,
+    metric_name,
+)
 from vlatrack.tracking.journal.records import Record
 from vlatrack.tracking.privacy import private_directory, write_private
 
 
 class CsvBackend:
     """Rows `seq,t_ms,step,name,value` in `metrics.csv`; `run.json` notes how many bytes, and records, of it count."""
+
+    numbers = NumberFormat()
 
     def __init__(self, run_dir: Path, *, naming: str, folder: str = "csv") -> None:
         self._table, self._note_file = run_dir / folder / "metrics.csv", run_dir / folder / "run.json"
@@ -52,11 +64,16 @@ class CsvBackend:
         self._note({"status": finish.status, "reason": finish.reason, "ended_ms": finish.t_ms})
 
     def audit(self, start: RunStart) -> Audit:
-        if not self._noted:
-            return Audit()
-        with self._table.open(newline="") as file:
-            points = {tuple(row[1:]) for row in csv.reader(file)}
-        return Audit(self._noted.get("status"), len({point[2] for point in points}), len(points), self._noted["seq"])
+        return Audit(self._noted.get("status"), last_seq=self._noted["seq"]) if self._noted else Audit()
+
+    def metric_key(self, name: str) -> str:
+        return metric_name(name, self._naming)
+
+    def values(self, start: RunStart) -> Iterator[StoredValue]:
+        if self._table.exists():
+            with self._table.open(newline="") as file:
+                for _, t_ms, step, key, value in csv.reader(file):
+                    yield StoredValue(key, int(t_ms), int(step), float(value))
 
     def close(self) -> None:
         """Nothing is held open between calls."""

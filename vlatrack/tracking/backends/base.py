@@ -1,9 +1,10 @@
 """What a tracker backend is: about seven methods that know nothing of training, and the values they exchange."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from vlatrack.errors import VlatrackError
 from vlatrack.metrics.schema import sectioned
@@ -162,7 +163,7 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Audit:
-    """What the backend itself says that it holds; None is what it cannot tell."""
+    """What the backend itself says that it holds; None is what it cannot tell, or not without reading all values."""
 
     status: str | None = None
     """RUNNING, FINISHED, FAILED or KILLED."""
@@ -237,6 +238,55 @@ class UploadsAside(Protocol):
     network then keeps nothing else waiting. `finish` may be called meanwhile, too."""
 
     uploads_aside: Literal[True]
+
+
+class StoredValue(NamedTuple):
+    """One value of a metric as a tracker has it, under the tracker's own key; `t_ms` is Unix time in milliseconds."""
+
+    key: str
+    t_ms: int
+    step: int
+    value: float
+
+
+@dataclass(frozen=True)
+class NumberFormat:
+    """How a tracker keeps numbers: as 32-bit floats or as they are, and what for +Infinity."""
+
+    single: bool = False
+    infinity: float = math.inf
+
+
+@runtime_checkable
+class ListsValues(Protocol):
+    """What a backend offers besides `Backend` if it can list the values that it stores: an audit then finds each that
+    is missing, and each that is too many."""
+
+    numbers: NumberFormat
+
+    def metric_key(self, name: str) -> str:
+        """The key under which `deliver` stores a metric of this documented name."""
+
+    def values(self, start: RunStart) -> Iterator[StoredValue]:
+        """All values of the run, in any order; none of a run that is not there. Needs no `open`, changes nothing, and
+        never holds more than a page of them in memory."""
+
+
+@runtime_checkable
+class TakesValuesAgain(Protocol):
+    """What a backend offers besides `Backend` if it takes values that it has lost, although it has later ones."""
+
+    def deliver_again(self, records: Iterable[Record], *, at_most: int, next_seq: int) -> list[Rejection]:
+        """Store these parts of records, ascending in seq, `at_most` so many values; the run is open, and over. A resume
+        of it would begin with record `next_seq`. Returns the parts that were refused."""
+
+
+@runtime_checkable
+class StartsAnew(Protocol):
+    """What a backend offers besides `Backend` if the tracker is repaired by delivering the whole run anew."""
+
+    def start_anew(self) -> None:
+        """Remove what is there of the run; nothing is open."""
 
 
 def metric_name(name: str, naming: str) -> str:

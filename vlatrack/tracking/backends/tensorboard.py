@@ -24,10 +24,12 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from vlatrack.tracking.backends.base import (
     Artifact,
     Audit,
+    NumberFormat,
     Position,
     Rejection,
     RunFinish,
     RunStart,
+    StoredValue,
     metric_name,
     scalar_text,
 )
@@ -65,6 +67,8 @@ class Written:
 
 class TensorboardBackend:
     """The event file `tensorboard/events.out.tfevents.vlatrack` of one run."""
+
+    numbers = NumberFormat(single=True)
 
     def __init__(self, run_dir: Path, *, naming: str) -> None:
         files = RunFiles(run_dir)
@@ -139,12 +143,18 @@ class TensorboardBackend:
         known = _read_note(self._folder)
         if known is None or not (self._folder / EVENT_FILE).exists():
             return Audit()
-        points = set()
-        for event in _events(self._folder / EVENT_FILE):
+        return Audit(known.status, last_seq=known.metrics_seq)
+
+    def metric_key(self, name: str) -> str:
+        return metric_name(name, self._naming)
+
+    def values(self, start: RunStart) -> Iterator[StoredValue]:
+        path = self._folder / EVENT_FILE
+        for event in _events(path) if path.exists() else ():
+            t_ms = round(event.wall_time * 1000)
             for value in event.summary.value:
                 if value.HasField("simple_value"):
-                    points.add((value.tag, event.wall_time, event.step, repr(value.simple_value)))
-        return Audit(known.status, len({tag for tag, *_ in points}), len(points), known.metrics_seq)
+                    yield StoredValue(value.tag, t_ms, event.step, value.simple_value)
 
     def close(self) -> None:
         if self._file is not None:

@@ -20,12 +20,14 @@ from vlatrack.tracking.backends.base import (
     Artifact,
     Audit,
     DatasetInput,
+    NumberFormat,
     Position,
     RejectedError,
     Rejection,
     RunEvent,
     RunFinish,
     RunStart,
+    StoredValue,
     metric_name,
     scalar_text,
 )
@@ -36,14 +38,15 @@ from vlatrack.tracking.backends.mlflow.runs import (
     batches,
     find_or_create_experiment,
     find_or_create_run,
+    find_run,
     join_group,
     log_in_batches,
     long_names,
     mlflow_key,
     run_tags,
-    runs_with_uid,
     verdicts,
 )
+from vlatrack.tracking.backends.mlflow.values import LARGEST_DOUBLE, count_values, stored_values
 from vlatrack.tracking.journal.records import Record
 from vlatrack.tracking.lock import FileLock
 from vlatrack.tracking.privacy import redact
@@ -64,6 +67,7 @@ class MlflowBackend:
     """
 
     uploads_aside: Literal[True] = True
+    numbers = NumberFormat(infinity=LARGEST_DOUBLE)
 
     def __init__(
         self,
@@ -158,19 +162,27 @@ class MlflowBackend:
         self._client.set_terminated(self._run_id, finish.status, finish.t_ms)
 
     def audit(self, start: RunStart) -> Audit:
-        if self._uri is None and not (self._runs / STORE).exists():
+        client = self._existing_store()
+        run = None if client is None else find_run(client, self._experiment or start.experiment, start.uid)
+        if client is None or run is None:
             return Audit()
-        client = MlflowClient(self._store)
-        experiment = client.get_experiment_by_name(self._experiment or start.experiment)
-        runs = [] if experiment is None else runs_with_uid(client, experiment.experiment_id, start.uid)
-        if not runs:
-            return Audit()
-        keys = runs[0].data.metrics
-        values = sum(len(client.get_metric_history(runs[0].info.run_id, key)) for key in keys)
-        return Audit(runs[0].info.status, len(keys), values)
+        return Audit(run.info.status, len(run.data.metrics), count_values(client, run.info.run_id))
+
+    def metric_key(self, name: str) -> str:
+        return mlflow_key(metric_name(name, self._naming))
+
+    def values(self, start: RunStart) -> Iterator[StoredValue]:
+        client = self._existing_store()
+        run = None if client is None else find_run(client, self._experiment or start.experiment, start.uid)
+        if client is not None and run is not None:
+            yield from stored_values(client, run)
 
     def close(self) -> None:
         """Nothing stays open between calls."""
+
+    def _existing_store(self) -> MlflowClient | None:
+        """The client would create the local store."""
+        return None if self._uri is None and not (self._runs / STORE).exists() else MlflowClient(self._store)
 
     @property
     def _store(self) -> str:

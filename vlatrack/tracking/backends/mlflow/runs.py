@@ -147,9 +147,17 @@ def find_or_create_run(client: MlflowClient, experiment_id: str, start: RunStart
         if commit != NO_COMMIT:
             tags[MLFLOW_GIT_COMMIT] = commit
         return client.create_run(experiment_id, start.t_ms, tags=tags, run_name=start.name[:LONGEST_RUN_NAME]), True
-    run = next((run for run in found if run.info.lifecycle_stage == LifecycleStage.ACTIVE), found[0])
-    _check_run(run)
-    return run, False
+    return _present(found), False
+
+
+def find_run(client: MlflowClient, experiment: str, uid: str) -> Run | None:
+    """The run of an experiment with this uid; None if there is none, RemoteDeletedError if it was deleted."""
+    found = client.get_experiment_by_name(experiment)
+    runs = [] if found is None else runs_with_uid(client, found.experiment_id, uid, view=ViewType.ALL)
+    if not runs:
+        return None
+    _check_experiment(found)
+    return _present(runs)
 
 
 @contextlib.contextmanager
@@ -167,6 +175,13 @@ def verdicts(client: MlflowClient, run_id: str) -> Iterator[None]:
         _check_experiment(client.get_experiment(run.info.experiment_id))
         _check_run(run)
         raise RejectedError(error.message) from error
+
+
+def _present(runs: Sequence[Run]) -> Run:
+    """The earliest that is not deleted; RemoteDeletedError if all are."""
+    run = next((run for run in runs if run.info.lifecycle_stage == LifecycleStage.ACTIVE), runs[0])
+    _check_run(run)
+    return run
 
 
 def _check_experiment(experiment: Experiment) -> None:

@@ -10,7 +10,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -22,19 +22,21 @@ from vlatrack.tracking.artifacts import CopyRule
 from vlatrack.tracking.backends.base import (
     Artifact,
     Audit,
+    NumberFormat,
     Position,
     RejectedError,
     Rejection,
     RemoteDeletedError,
     RunFinish,
     RunStart,
+    StoredValue,
     metric_name,
 )
 from vlatrack.tracking.backends.names import escaped, unescaped
 from vlatrack.tracking.backends.wandb.account import resolve_mode
 from vlatrack.tracking.backends.wandb.artifacts import put_artifact
 from vlatrack.tracking.backends.wandb.clients import end_orphaned_clients, end_own_clients, forget_dead_client
-from vlatrack.tracking.journal.history import ValueCount
+from vlatrack.tracking.backends.wandb.values import stored_values
 from vlatrack.tracking.journal.records import Record
 from vlatrack.tracking.run_files import RunFiles
 
@@ -48,7 +50,7 @@ _FORBIDDEN = re.compile(r"\\|:(?=x)")
 """A backslash at the end of a name ends the client's process."""
 
 EXIT_CODES = {"FINISHED": 0, "FAILED": 1, "KILLED": 255}
-LONGEST_TAG, LONGEST_RUN_NAME, ROWS_PER_PAGE, RETRIES = 64, 128, 1000, 5
+LONGEST_TAG, LONGEST_RUN_NAME, RETRIES = 64, 128, 5
 INIT_TIMEOUT_S, NO_PROGRESS_S = 60.0, 5.0
 ASK_EVERY_S, STALLED_S = 15.0, 300.0
 """The client uploads every 15 s; after a refusal it stops for good without an error."""
@@ -58,6 +60,7 @@ class WandbBackend:
     """One W&B run whose id is the run's uid."""
 
     uploads_aside: Literal[True] = True
+    numbers = NumberFormat()
 
     def __init__(
         self,
@@ -118,13 +121,13 @@ class WandbBackend:
         if self._stored_seq >= self._sent_seq:
             self._expect_progress()
         for record in records:
-            row = {wandb_key(metric_name(name, self._naming)): value for name, value in record.data.items()}
+            row = {self.metric_key(name): value for name, value in record.data.items()}
             row |= {X_AXIS: record.step or 0, "_timestamp": record.t_ms / 1000}
             # Committed, else the client keeps the row to itself until the next one comes.
             self._open_run.log(row, step=record.seq, commit=True)
             self._sent_seq = record.seq
         if improved := self._best.improved_by(records):
-            best = {f"{BEST}{wandb_key(metric_name(name, self._naming))}": value for name, value in improved.items()}
+            best = {f"{BEST}{self.metric_key(name)}": value for name, value in improved.items()}
             self._open_run.summary.update(best)
         return []
 
@@ -162,20 +165,15 @@ class WandbBackend:
             self._confirm()
 
     def audit(self, start: RunStart) -> Audit:
-        if not self._online:
-            raise RejectedError("offline files: with a key, `vlatrack sync` brings the run to W&B")
-        path = f"{self._project}/{start.uid}" if self._entity is None else f"{self._entity}/{self._project}/{start.uid}"
-        try:
-            run = wandb.Api().run(path)
-        except wandb.errors.CommError as error:  # also of a run that the server does not know
-            if "Could not find run" not in str(error):
-                raise
-            return Audit()
-        count, last_seq = ValueCount(), int(run.lastHistoryStep)
-        for row in run.scan_history(page_size=ROWS_PER_PAGE, use_cache=False) if last_seq >= 0 else ():
-            values = {name: value for name, value in row.items() if name != X_AXIS and not name.startswith("_")}
-            count.add(values, step=row[X_AXIS], t_ms=round(row["_timestamp"] * 1000))
-        return Audit(str(run.state).upper(), len(count.names), count.values, last_seq)
+        run = self._stored_run(start)
+        return Audit() if run is None else Audit(str(run.state).upper(), last_seq=int(run.lastHistoryStep))
+
+    def metric_key(self, name: str) -> str:
+        return wandb_key(metric_name(name, self._naming))
+
+    def values(self, start: RunStart) -> Iterator[StoredValue]:
+        run = self._stored_run(start)
+        return iter(()) if run is None else stored_values(run, X_AXIS)
 
     def close(self) -> None:
         """End the client's process for this run; a run without an end is left as crashed."""
@@ -219,6 +217,18 @@ class WandbBackend:
             run = self._open_run
             self._public = wandb.Api().run(f"{run.entity}/{run.project}/{run.id}")
         return self._public
+
+    def _stored_run(self, start: RunStart) -> PublicRun | None:
+        """The run as the server has it; None if it has none, RejectedError while there is no server."""
+        if not self._online:
+            raise RejectedError("offline files: with a key, `vlatrack sync` brings the run to W&B")
+        path = f"{self._project}/{start.uid}" if self._entity is None else f"{self._entity}/{self._project}/{start.uid}"
+        try:
+            return wandb.Api().run(path)
+        except wandb.errors.CommError as error:  # also of a run that the server does not know
+            if "Could not find run" not in str(error):
+                raise
+            return None
 
     def _last_seq(self) -> int:
         return int(self._public_run().lastHistoryStep)
