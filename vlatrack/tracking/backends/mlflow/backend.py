@@ -32,6 +32,7 @@ from vlatrack.tracking.backends.base import (
     scalar_text,
 )
 from vlatrack.tracking.backends.mlflow.artifacts import put_artifact, put_checkpoint
+from vlatrack.tracking.backends.mlflow.readback import check_stored
 from vlatrack.tracking.backends.mlflow.runs import (
     METRICS_PER_BATCH,
     Refused,
@@ -130,6 +131,7 @@ class MlflowBackend:
             for batch in batches(metrics, METRICS_PER_BATCH):
                 # Newest first: the store keeps the latest value of each key, and so replaces it once a batch.
                 self._client.log_batch(self._run_id, metrics=batch[::-1], synchronous=True)
+        check_stored(self._client, self._run_id, metrics)
         notes = long_names({metric_name(name, self._naming) for record in records for name in record.data})
         for key in {metric.key for metric in metrics if math.isinf(metric.value)}:
             notes[mlflow_key(f"vlatrack.infinite.{key}")] = INFINITE

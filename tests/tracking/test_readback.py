@@ -1,0 +1,61 @@
+"""What an MLflow server acknowledged is read back before it counts as delivered."""
+
+from pathlib import Path
+
+import pytest
+from fault_proxy import Fault, FaultProxy
+from happens import happens
+from mlflow_server import MlflowServer
+
+from vlatrack.testing.example_run import ExampleRun
+from vlatrack.tracking.backends.base import Backend, BackendConfig
+from vlatrack.tracking.backends.registry import connect
+
+SWALLOWED = Fault("status", status=200, text="{}")
+
+
+def opened(run: ExampleRun, url: str) -> Backend:
+    backend = connect(BackendConfig("mlflow", options={"tracking_uri": url}), run.dir)
+    backend.open(run.start_value(), -1)
+    return backend
+
+
+@happens(
+    "server",
+    "a proxy answers {} to metrics, and nothing is stored",
+    "delivery reads back a sample, says that the server does not hold what it acknowledged, and tries again",
+)
+def test_values_that_were_acknowledged_and_not_stored_are_not_delivered(
+    tmp_path: Path, mlflow_server: MlflowServer
+) -> None:
+    run = ExampleRun(tmp_path, uid="swallowed")
+    run.log(30)
+    with FaultProxy(mlflow_server.url) as proxy:
+        backend = opened(run, proxy.url)
+        proxy.choose = lambda method, path: SWALLOWED if path.endswith("log-batch") else None
+        with pytest.raises(ConnectionError, match="acknowledged 60 values but does not hold train_closs of step 29"):
+            backend.deliver(run.metrics())
+        proxy.choose = lambda method, path: None
+        assert backend.deliver(run.metrics()) == []
+        before = proxy.counts["passed"]
+        backend.deliver(run.metrics())
+        assert proxy.counts["passed"] == before + 2, "the batch, and one question"
+
+
+def test_a_batch_behind_the_latest_step_is_looked_for_in_the_history(
+    tmp_path: Path, mlflow_server: MlflowServer
+) -> None:
+    run = ExampleRun(tmp_path, uid="swallowed-after-a-rewind")
+    run.log(30)
+    with FaultProxy(mlflow_server.url) as proxy:
+        backend = opened(run, proxy.url)
+        backend.deliver(run.metrics())
+        run.log(5, first_step=10)
+        proxy.choose = lambda method, path: SWALLOWED if path.endswith("log-batch") else None
+        with pytest.raises(ConnectionError, match="does not hold train_loss_ct of step 14"):
+            backend.deliver(run.metrics()[30:])
+        proxy.choose = lambda method, path: None
+        assert backend.deliver(run.metrics()[30:]) == []
+        absent = Fault("status", status=404, text="not found")
+        proxy.choose = lambda method, path: absent if "bulk-interval" in path else None
+        assert backend.deliver(run.metrics()[30:]) == [], "an older server has no such list"
