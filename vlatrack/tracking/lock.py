@@ -3,6 +3,9 @@
 Whoever holds a lock leaves a lease beside the locked file: who it is, and a heartbeat (the time of the lease's last
 change). The lease alone judges where flock is missing, or where the holder is on another host or in another PID
 namespace, whose locks may not show here. A lock without a lease, of an earlier vlatrack, counts as flock says.
+
+A lease also says which file was locked: beside a copy of it, it tells of the original, and a folder that is moved keeps
+its lock.
 """
 
 import contextlib
@@ -47,6 +50,10 @@ class Holder:
     started: int = -1
     boot_id: str = ""
     pid_namespace: str = ""
+    inode: int = dataclasses.field(default=0, compare=False)
+    """The file that it locked; 0 in a lease of an earlier vlatrack."""
+    path: str = dataclasses.field(default="", compare=False)
+    """Where that file was then."""
 
     def __str__(self) -> str:
         return f"another process ({self.pid} on {self.host})" if self.host else "another process"
@@ -60,6 +67,10 @@ class Holder:
     def is_alive(self) -> bool:
         """Whether the process, which is here, has not ended; another one with its pid does not count."""
         return self.is_here and _start_of(self.pid) == self.started
+
+    def has_locked(self, path: Path) -> bool:
+        """Whether it is this file that it locked, and not one of which this is a copy."""
+        return self.inode in (0, path.stat().st_ino)
 
 
 class FileLock:
@@ -105,8 +116,8 @@ class FileLock:
         try:
             try:
                 os.utime(_lease_of(self._path), follow_symlinks=False)
-            except FileNotFoundError:  # somebody has removed it
-                _write_lease(self._path)
+            except FileNotFoundError:  # somebody has removed it, or has moved the folder
+                _write_lease(self.place)
         except OSError as error:
             if not self._warned:
                 _log.warning("%s: cannot be renewed (%s); other hosts may think that this process is gone", self, error)
@@ -114,12 +125,21 @@ class FileLock:
 
     def release(self) -> None:
         """Unlock the file; another process that thought this one was gone keeps its own lease."""
-        if lease_holder(self._path) == _this_process():
-            _lease_of(self._path).unlink(missing_ok=True)
+        if lease_holder(self.place) == _this_process():
+            _lease_of(self.place).unlink(missing_ok=True)
         self.forget()
 
     def __str__(self) -> str:
         return str(_lease_of(self._path))
+
+    @property
+    def place(self) -> Path:
+        """Where the file is now: the folder that it is in may have been moved, on the same disk."""
+        with contextlib.suppress(OSError):
+            now = Path(f"/proc/self/fd/{self._fd}").readlink()
+            if now.exists():  # the system shows a deleted file as "name (deleted)"
+                self._path = now
+        return self._path
 
     def forget(self) -> None:
         """Close the file without releasing the lock, which the parent of this forked process has."""
@@ -154,6 +174,22 @@ def lease_holder(path: Path) -> Holder | None:
         return None
 
 
+def copied_from(path: Path) -> Holder | None:
+    """Who locked the file that this one is a copy of, unless it is clear that only the copy is left: that process is
+    gone, and its file as well. Copied on another host, or in the midst of a run, that cannot be known."""
+    holder = lease_holder(path)
+    if holder is None or not path.exists() or holder.has_locked(path):
+        return None
+    if holder.is_here and not holder.is_alive:
+        original = Path(str(holder.path))
+        try:
+            is_there = original != path.absolute() and original.stat().st_ino == holder.inode
+        except OSError:
+            is_there = False
+        return holder if is_there else None
+    return holder
+
+
 def _try_lock(fd: int, path: Path) -> Holder | None:
     """Lock, or say who has it."""
     locked = _flock(fd, fcntl.LOCK_EX)
@@ -172,7 +208,7 @@ def _try_lock(fd: int, path: Path) -> Holder | None:
 
 
 def _write_lease(path: Path) -> None:
-    write_private(_lease_of(path), json.dumps(dataclasses.asdict(_this_process())))
+    write_private(_lease_of(path), _lease_text(path))
 
 
 def _create_lease(path: Path) -> bool:
@@ -182,8 +218,13 @@ def _create_lease(path: Path) -> bool:
     except FileExistsError:
         return False
     with os.fdopen(fd, "w") as file:
-        json.dump(dataclasses.asdict(_this_process()), file)
+        file.write(_lease_text(path))
     return True
+
+
+def _lease_text(path: Path) -> str:
+    locked = dataclasses.replace(_this_process(), inode=path.stat().st_ino, path=str(path.absolute()))
+    return json.dumps(dataclasses.asdict(locked))
 
 
 def _holder_by_lease(path: Path, *, flock_works: bool) -> Holder | None:
@@ -192,7 +233,8 @@ def _holder_by_lease(path: Path, *, flock_works: bool) -> Holder | None:
     if holder is None:
         return None
     if holder.is_here:
-        return holder if not flock_works and holder.is_alive else None
+        is_original = holder.has_locked(path)
+        return holder if holder.is_alive and not (is_original and flock_works) else None
     try:
         age_s = time.time() - _lease_of(path).lstat().st_mtime
     except FileNotFoundError:

@@ -15,7 +15,7 @@ import vlatrack
 from vlatrack.errors import TrackerError
 from vlatrack.tracking.backends.custom import delivery_environment
 from vlatrack.tracking.delivery.worker import COMPLETE
-from vlatrack.tracking.lock import Holder, lock_holder, process_here
+from vlatrack.tracking.lock import Holder, copied_from, lock_holder, process_here
 from vlatrack.tracking.privacy import open_private
 from vlatrack.tracking.run_files import RunFiles
 from vlatrack.tracking.trust import OWN_RUN, Trust
@@ -139,7 +139,7 @@ def end_delivery(files: RunFiles) -> None:
     if not holder.host:  # it has no lease, so it is of an earlier vlatrack, which wrote its pid alone
         text = files.delivery_lock.read_text()
         holder = (process_here(int(text)) if text.isdigit() else None) or holder
-    if not holder.is_here:
+    if not holder.is_here or copied_from(files.delivery_lock) is not None:
         raise TrackerError(f"{files.run_dir}: {holder} still delivers this run; wait for it or stop it there")
     for ending in (signal.SIGTERM, signal.SIGKILL):
         if holder.is_alive:

@@ -18,6 +18,7 @@ from vlatrack.tracking.journal.records import (
     read_records,
     records_backwards,
 )
+from vlatrack.tracking.lock import copied_from
 from vlatrack.tracking.run_files import RunFiles
 
 REWOUND = "rewound"
@@ -60,7 +61,7 @@ def metric_history(journal_path: Path) -> dict[str, list[tuple[int, float]]]:
 def run_status(run_dir: Path) -> RunStatus:
     """The state of a run from the end of its journal, however long that is; TrackerError if there is none.
 
-    A run whose process is gone without a finish record is KILLED.
+    A run whose process is gone without a finish record is KILLED; a copy of one whose process may live is RUNNING.
     """
     journal = RunFiles(run_dir).journal
     if not journal.exists():
@@ -68,7 +69,7 @@ def run_status(run_dir: Path) -> RunStatus:
     step = next((record.step for record in records_backwards(journal) if _is_of_training(record)), None)
     if (end := finish_record(journal)) is not None:
         return RunStatus(end.data["status"], end.data["reason"], step)
-    if is_being_written(journal):
+    if is_being_written(journal) or copied_from(journal) is not None:
         return RunStatus("RUNNING", None, step)
     return RunStatus("KILLED", "the training process is gone", step)
 
