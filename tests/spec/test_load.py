@@ -194,4 +194,4 @@ def test_a_difference_names_path_before_and_after_and_ignores_style(file: Path, 
 def test_a_difference_of_kinds_lists_the_keys_that_came_and_went(file: Path) -> None:
     changes = differences(flatten(load_spec(file)), flatten(load_spec(file, ["tracking.backends.0.kind=wandb"])))
     assert Difference("tracking.backends.0.kind", "mlflow", "wandb") in changes
-    assert Difference("tracking.backends.0.project", None, "vlatrack") in changes
+    assert Difference("tracking.backends.0.mode", None, "auto") in changes

@@ -209,13 +209,13 @@ def test_an_mlflow_store_that_could_not_be_created_is_created_by_the_same_proces
     run_dir.mkdir(parents=True)
     code = (
         "import resource, sys; from pathlib import Path\n"
-        "from vlatrack.tracking.backends.mlflow.backend import _create_store\n"
+        "from vlatrack.tracking.backends.mlflow.store import create_store\n"
         "store, free = Path(sys.argv[1]), resource.RLIM_INFINITY\n"
         "for size in (20_000, 300_000):\n"
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (size, free))\n"
-        "    try: _create_store(store)\n"
+        "    try: create_store(store)\n"
         "    except Exception as error: print(type(error).__name__)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (free, free)); _create_store(store)"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (free, free)); create_store(store)"
     )
     store = run_dir.parent.parent / "mlflow.db"
     done = subprocess.run([sys.executable, "-c", code, store], capture_output=True, text=True, check=True)

@@ -1,10 +1,13 @@
 """Who writes a run, told by flock, and by leases where flock is missing or local to a host."""
 
+import contextlib
 import dataclasses
 import errno
 import fcntl
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from happens import happens
 from typer.testing import CliRunner
 
 from vlatrack.cli.main import app
@@ -176,6 +180,88 @@ def test_a_run_of_another_host_is_neither_reaped_nor_synchronised_while_it_lives
     assert "RUNNING on node-7 (stale)" in _call("status", "--runs", runs)
     assert f"{run.dir}: was written by another process (4711 on node-7)" in _call("reap", "--runs", runs)
     assert run_status(run.dir).status == "KILLED"
+
+
+@happens(
+    "place",
+    "the folder of a run that is being written is copied",
+    "`status` shows the copy as RUNNING; `sync` and `reap` write no end into it and name the original",
+)
+def test_a_copy_of_a_living_run_is_never_ended(tmp_path: Path) -> None:
+    run = ExampleRun(tmp_path)
+    run.log(3)
+    copies = tmp_path / "copies"
+    copy = copies / "contract" / "run-1"
+    with contextlib.closing(Journal.open(RunFiles(run.dir).journal, run=run.uid, writer="trainer")):
+        shutil.copytree(tmp_path / "runs", copies)
+        _shown_as_a_copy(copies, f"{copy}: a copy of {run.dir} on {here().host}, of before its end; sync that one")
+        with pytest.raises(TrackerError, match=r"another process .* is writing this run"):
+            Journal.open(copy / "journal.jsonl", run=run.uid, writer="trainer")
+    assert run_status(run.dir).status == "KILLED"
+    assert "KILLED" not in (copy / "journal.jsonl").read_text()
+
+
+def _shown_as_a_copy(runs: Path, told: str) -> None:
+    """The commands refuse to end the only run of this folder."""
+    assert "(a copy)" in _call("status", "--runs", runs)
+    reaped = _call("reap", "--runs", runs)
+    assert f"{told}, or remove journal.lease if it is lost\nno stale runs in {runs}" in reaped
+    with pytest.raises(TrackerError, match=re.escape(told)):
+        sync_run(runs / "contract" / "run-1")
+    assert run_status(runs / "contract" / "run-1").status == "RUNNING"
+
+
+def _dead_run(folder: Path, holder: Holder, *, age_s: float) -> ExampleRun:
+    run = ExampleRun(folder)
+    run.log(3)
+    journal = RunFiles(run.dir).journal
+    locked = dataclasses.replace(holder, inode=journal.stat().st_ino, path=str(journal))
+    leave_lease(journal, locked, age_s=age_s)
+    return run
+
+
+def test_a_dead_run_of_this_host_is_ended_where_it_was_moved_to_but_not_in_a_copy(
+    tmp_path: Path, other_process: Holder
+) -> None:
+    dead = dataclasses.replace(other_process, started=other_process.started + 1)
+    run = _dead_run(tmp_path, dead, age_s=100)
+    shutil.copytree(tmp_path / "runs", tmp_path / "copies")
+    _shown_as_a_copy(tmp_path / "copies", f"a copy of {run.dir} on {dead.host}, of before its end; sync that one")
+    shutil.rmtree(tmp_path / "runs")  # it was moved to another disk
+    _call("reap", "--runs", tmp_path / "copies")
+    assert run_status(tmp_path / "copies" / "contract" / "run-1").status == "KILLED"
+
+    run = _dead_run(tmp_path, dead, age_s=100)
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    _call("reap", "--runs", tmp_path / "moved")
+    assert run_status(tmp_path / "moved" / "contract" / "run-1").status == "KILLED"
+
+
+def test_a_copy_of_a_run_of_another_host_is_not_ended_unless_its_lease_is_removed(tmp_path: Path) -> None:
+    run = _dead_run(tmp_path, on_another_host(), age_s=100)
+    shutil.copytree(tmp_path / "runs", tmp_path / "copies")
+    _shown_as_a_copy(tmp_path / "copies", f"a copy of {run.dir} on node-7, of before its end; sync that one")
+    (tmp_path / "copies" / "contract" / "run-1" / "journal.lease").unlink()
+    sync_run(tmp_path / "copies" / "contract" / "run-1")
+    assert run_status(tmp_path / "copies" / "contract" / "run-1").status == "KILLED"
+    sync_run(run.dir)
+    assert run_status(run.dir).status == "KILLED"
+
+
+def test_the_delivery_process_of_the_original_is_not_ended_for_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other_process: Holder
+) -> None:
+    monkeypatch.setattr(supervisor, "GRACE_S", 0.05)
+    original = RunFiles(tmp_path / "runs" / "e" / "r")
+    private_directory(original.delivery)
+    original.delivery_lock.touch()
+    leave_lease(original.delivery_lock, dataclasses.replace(other_process, inode=original.delivery_lock.stat().st_ino))
+    shutil.copytree(tmp_path / "runs", tmp_path / "copies")
+    signalled: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda pid, _: signalled.append(pid))
+    with pytest.raises(TrackerError, match="still delivers this run; wait for it"):
+        end_delivery(RunFiles(tmp_path / "copies" / "e" / "r"))
+    assert signalled == []
 
 
 def test_a_delivery_process_of_elsewhere_or_with_a_recycled_pid_is_never_signalled(

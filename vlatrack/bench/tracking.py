@@ -16,6 +16,7 @@ from pathlib import Path
 
 from vlatrack.errors import MissingPackageError, TrackerError
 from vlatrack.tracking.backends.base import BackendConfig
+from vlatrack.tracking.backends.destinations import MLFLOW_STORE, sqlite_uri
 from vlatrack.tracking.backends.registry import backends_text, check_backend_available
 from vlatrack.tracking.journal.history import run_status
 from vlatrack.tracking.journal.journal import Journal
@@ -120,7 +121,7 @@ def measure_journal(folder: Path, records: int) -> JournalSpeed:
 
 def local_mlflow(runs: Path) -> BackendConfig:
     """MLflow on SQLite in the folder of the runs, even if the environment names a server."""
-    return BackendConfig("mlflow", options={"tracking_uri": f"sqlite:///{runs.resolve() / 'mlflow.db'}"})
+    return BackendConfig("mlflow", options={"tracking_uri": sqlite_uri(runs.resolve() / MLFLOW_STORE)})
 
 
 def _start(folder: Path, backends: Sequence[BackendConfig]) -> TrackedRun:

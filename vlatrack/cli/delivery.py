@@ -86,7 +86,7 @@ def status(runs: Runs = Path("runs")) -> None:
     table.add_column("run", no_wrap=True)  # can be copied
     for heading in ("status", "last step", "undelivered"):
         table.add_column(heading)
-    stale, incomplete, unreadable = 0, 0, []
+    stale, incomplete, unreadable, lines = 0, 0, [], []
     for entry in run_overviews(runs):
         name = entry.run_dir.relative_to(runs).as_posix()
         if not isinstance(entry, RunOverview):
@@ -95,12 +95,15 @@ def status(runs: Runs = Path("runs")) -> None:
             continue
         stale += entry.stale
         incomplete += entry.is_over and entry.lacks_something
+        lines += [f"{name}: {share.label} is {share.unset}" for share in entry.backends if share.unset]
         step = "-" if entry.status.last_step is None else str(entry.status.last_step)
         table.add_row(*map(printable, (name, _status_word(entry), step, _undelivered(entry.backends))))
     if table.row_count == 0:
         _say(console, f"no runs in {runs}")
         return
     console.print(table)
+    for told in lines:
+        _say(console, told)
     for entry in unreadable:
         _say(console, _unreadable_line(entry))
     where = "" if runs == Path("runs") else f" --runs {runs}"
@@ -127,7 +130,9 @@ def reap(
     console, trust = _console(), Trust(trust_backends, trust_destination)
     entries, all_readable = _readable_runs(console, runs)
     for entry in entries:
-        if entry.writer is not None and not entry.writer.is_here:
+        if entry.copy is not None:
+            _say(console, f"{entry.run_dir}: {entry.copy}")
+        elif entry.writer is not None and not entry.writer.is_here:
             _say(console, f"{entry.run_dir}: {'written' if not entry.stale else 'was written'} by {entry.writer}")
     stale = [entry.run_dir for entry in entries if entry.stale]
     if not stale and all_readable:
@@ -178,6 +183,7 @@ def _sync_one(
     """Deliver one run and print the result; returns whether it is complete. With `tolerant`, errors are printed."""
     from vlatrack.errors import TrackerError
     from vlatrack.tracking.delivery.audit import audit_run
+    from vlatrack.tracking.delivery.report import targets_of
     from vlatrack.tracking.delivery.sync import chosen_backends, sync_run
     from vlatrack.tracking.journal.history import run_status
 
@@ -191,7 +197,10 @@ def _sync_one(
                 on_progress=lambda now: shown.update(f"{sum(b.undelivered for b in now.backends)} records left"),
             )
         _say(console, f"{run}  {run_status(run).status}{'' if report.backends else ', no backends'}")
+        targets = targets_of(run)
         for share in report.backends:
+            if (told := targets[share.label].redirected) is not None:
+                _say(console, f"  {share.label}: {told}")
             _say(console, f"  {_delivery_line(share)}")
         agrees = not audit or _show_audit(console, audit_run(run, chosen_backends(run, backend), trust=trust))
     except TrackerError as error:
@@ -227,7 +236,8 @@ def _delivery_line(share: "BackendDelivery") -> str:
 
 def _status_word(entry: "RunOverview") -> str:
     where = "" if entry.writer is None or entry.writer.is_here else f" on {entry.writer.host}"
-    return f"RUNNING{where} (stale)" if entry.stale else f"{entry.status.status}{where}"
+    how = " (stale)" if entry.stale else " (a copy)" if entry.copy else ""
+    return f"RUNNING{where}{how}" if how else f"{entry.status.status}{where}"
 
 
 def _undelivered(backends: "tuple[BackendDelivery, ...]") -> str:

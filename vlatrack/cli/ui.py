@@ -14,6 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from vlatrack.errors import TrackerError
+from vlatrack.tracking.backends.destinations import MLFLOW_STORE, sqlite_uri
 from vlatrack.tracking.run_files import resolved_path
 
 LAST_PORT = 65535
@@ -28,7 +29,7 @@ def ui(
     port: Annotated[int, typer.Option(help="port to listen on; another one if it is taken")] = 5000,
 ) -> None:
     """Open the MLflow user interface on the runs in a folder; Ctrl-C ends it."""
-    store = resolved_path(runs) / "mlflow.db"
+    store = resolved_path(runs) / MLFLOW_STORE
     if not store.is_file():
         raise TrackerError(
             f"{store}: no such store; a run with `tracking: {{backends: [{{kind: mlflow}}]}}` creates it"
@@ -41,7 +42,7 @@ def ui(
 
 def _server_command(store: Path, host: str, port: int) -> list[str]:
     artifacts = (store.parent / "mlartifacts").as_uri()
-    place = ["--backend-store-uri", f"sqlite:///{store}", "--default-artifact-root", artifacts]
+    place = ["--backend-store-uri", sqlite_uri(store), "--default-artifact-root", artifacts]
     return [sys.executable, "-m", "mlflow", "server", *place, "--host", host, "--port", str(port), "--workers", "1"]
 
 

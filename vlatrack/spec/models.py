@@ -380,8 +380,10 @@ class MlflowBackend(Model):
 
     kind: Literal["mlflow"]
     naming: Naming = "documented"
-    tracking_uri: str | None = Field(None, description="server or database; null: SQLite inside the runs folder")
-    experiment: str | None = Field(None, description="null: the name of this experiment")
+    tracking_uri: str | None = Field(
+        None, description="server or database; null: MLFLOW_TRACKING_URI, or else SQLite inside the runs folder"
+    )
+    experiment: str | None = Field(None, description="null: MLFLOW_EXPERIMENT_NAME, or else this experiment's name")
     copy_checkpoints: CopyCheckpoints = False
     copy_up_to_mb: CopyUpToMb = 100
 
@@ -391,8 +393,8 @@ class WandbBackend(Model):
 
     kind: Literal["wandb"]
     naming: Naming = "documented"
-    project: str = Field("vlatrack", description="W&B project")
-    entity: str | None = Field(None, description="W&B user or team; null: the account's default")
+    project: str | None = Field(None, description="W&B project; null: WANDB_PROJECT, or else vlatrack")
+    entity: str | None = Field(None, description="W&B user or team; null: WANDB_ENTITY, or else the account's default")
     mode: Literal["auto", "online", "offline"] = Field("auto", description="auto: online if a key is configured")
     copy_checkpoints: CopyCheckpoints = False
     copy_up_to_mb: CopyUpToMb = 100

@@ -1,5 +1,6 @@
 """A tracked run as training sees it: one write into the journal a call; trackers are served by another process."""
 
+import contextlib
 import logging
 import re
 import secrets
@@ -15,7 +16,14 @@ from vlatrack.errors import TrackerError
 from vlatrack.tracking.arguments import checked_text, plain_backends, plain_params, plain_tags
 from vlatrack.tracking.artifacts import KnownDigests, checked_artifact_name, path_in_run, read_artifact
 from vlatrack.tracking.backends.base import BackendConfig, DatasetInput, Scalar, Status
-from vlatrack.tracking.backends.registry import backend_label, backends_text, check_backend, notice_of
+from vlatrack.tracking.backends.destinations import remember_start
+from vlatrack.tracking.backends.registry import (
+    backend_label,
+    backends_of,
+    backends_text,
+    check_backend,
+    notice_of,
+)
 from vlatrack.tracking.delivery.report import BackendDelivery, DeliveryReport, delivery_report
 from vlatrack.tracking.delivery.supervisor import DeliveryProcess, end_delivery
 from vlatrack.tracking.delivery.worker import PATIENCE_WITHOUT_TRAINER_S
@@ -109,7 +117,8 @@ class TrackedRun:
         """Use `TrackedRun.start`."""
         self._files = files
         self._journal = journal
-        self.notices = tuple(notice for notice in map(notice_of, backends) if notice is not None)
+        notices = [notice_of(config, files.run_dir) for config in backends]
+        self.notices = tuple(notice for notice in notices if notice is not None)
         """What a user should know of the trackers now, one line each."""
         self._labels = [backend_label(config, index) for index, config in enumerate(backends)]
         serves_custom = any(config.kind == "custom" for config in backends)
@@ -195,6 +204,7 @@ class TrackedRun:
             end_delivery(files)
             rewinds = Rewinds.of(files.run_dir, resume_step)
             data["tags"] |= rewinds.tags
+            backends = _with_destinations(files, backends)
             _begin(files, journal, backends, data, t_ms)
         except BaseException:
             journal.close()
@@ -379,6 +389,15 @@ def _begin(
         raise TrackerError(f"{files.backends}: {error.strerror}; free some disk space") from error
     if journal.append(Kind.START, data, t_ms=t_ms) is None:
         raise TrackerError(f"{files.journal}: cannot be written; free some disk space")
+
+
+def _with_destinations(files: RunFiles, backends: Sequence[BackendConfig]) -> list[BackendConfig]:
+    """The trackers, with where the run is meant to go; a damaged file of an earlier part of the run says nothing."""
+    earlier: list[BackendConfig | None] = []
+    with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
+        earlier += backends_of(files.backends.read_text(encoding="utf-8"))
+    earlier += [None] * len(backends)
+    return [remember_start(config, before, files.runs) for config, before in zip(backends, earlier, strict=False)]
 
 
 def _check_continues(files: RunFiles, uid: str, resume: bool) -> None:

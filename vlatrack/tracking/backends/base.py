@@ -33,6 +33,9 @@ class BackendConfig:
     naming: str = "documented"
     options: Mapping[str, Scalar] = field(default_factory=dict)
     target: str | None = None
+    started_with: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Where the run was meant to go when it started, as far as the environment said so: `tracking_uri` and `experiment`
+    of MLflow; `base_url`, `project`, `entity` and `mode` of W&B."""
 
 
 @dataclass(frozen=True)
@@ -144,9 +147,15 @@ class Destination:
     """Which tracker a delivery is for, as its cursor remembers it: another one has nothing of the run yet."""
 
     name: str = ""
-    """Without secrets; empty where there is only one."""
+    """Tells it from every other one, without secrets; empty where there is only one."""
     is_temporary: bool = False
     """It stands in until the tracker can be used, and is not needed for a run that the tracker has."""
+    former_names: tuple[str, ...] = ()
+    """What earlier releases called it."""
+
+    def is_called(self, name: str) -> bool:
+        """Whether a cursor with this name is of this destination."""
+        return name in (self.name, *self.former_names)
 
 
 ONLY_ONE = Destination()

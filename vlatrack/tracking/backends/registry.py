@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from vlatrack.errors import MissingPackageError, TrackerError
-from vlatrack.tracking.backends.base import NAMINGS, ONLY_ONE, Backend, BackendConfig, Destination
+from vlatrack.tracking.backends.base import NAMINGS, Backend, BackendConfig
 from vlatrack.tracking.backends.custom import check_options, load_backend_class
+from vlatrack.tracking.backends.destinations import target_of
 from vlatrack.tracking.backends.wandb.account import NO_KEY, resolve_mode
-from vlatrack.tracking.privacy import has_password, redact
+from vlatrack.tracking.privacy import has_password
+from vlatrack.tracking.run_files import RunFiles
 
 
 @dataclass(frozen=True)
@@ -67,31 +69,22 @@ def check_backend_available(kind: str) -> None:
 
 
 def connect(config: BackendConfig, run_dir: Path) -> Backend:
-    """The backend of one run, not yet open; TypeError for an option that it does not know."""
+    """The backend of one run, not yet open; TypeError for an option that it does not know, TrackerError if the
+    environment does not say where the tracker is that the run was meant for."""
+    destination = target_of(config, RunFiles(run_dir).runs)
+    if destination.unset is not None:
+        raise TrackerError(destination.unset)
     configure_libraries()
     target = BUILT_IN[config.kind].target if config.kind in BUILT_IN else _target_of(config)
-    return load_backend_class(target)(run_dir, naming=config.naming, **config.options)
+    return load_backend_class(target)(run_dir, naming=config.naming, **destination.options)
 
 
-def notice_of(config: BackendConfig) -> str | None:
+def notice_of(config: BackendConfig, run_dir: Path) -> str | None:
     """What a user should know of this backend before the run, in one line."""
+    if (unset := target_of(config, RunFiles(run_dir).runs).unset) is not None:
+        return f"{config.kind}: {unset}"
     offline_by_default = config.kind == "wandb" and config.options.get("mode", "auto") in ("auto", None)
     return NO_KEY if offline_by_default and resolve_mode("auto") == "offline" else None
-
-
-def destination_of(config: BackendConfig) -> Destination:
-    """Where the backend would deliver to here and now: that may change with the environment."""
-    options = config.options
-    match config.kind:
-        case "mlflow":
-            server = options.get("tracking_uri") or os.environ.get("MLFLOW_TRACKING_URI")
-            return Destination(redact(str(server or "the store in the runs folder")))
-        case "wandb":
-            if resolve_mode(str(options.get("mode") or "auto")) == "offline":
-                return Destination("offline files", is_temporary=True)
-            return Destination(redact(os.environ.get("WANDB_BASE_URL", "W&B")))
-        case _:
-            return ONLY_ONE
 
 
 def backend_config(backend: BackendConfig | Mapping[str, Any] | str) -> BackendConfig:
@@ -122,7 +115,16 @@ def backend_label(config: BackendConfig, index: int) -> str:
 
 def backends_text(configs: Sequence[BackendConfig]) -> str:
     """The configurations as JSON, for the delivery process."""
-    fields = [{"kind": c.kind, "target": c.target, "naming": c.naming, "options": dict(c.options)} for c in configs]
+    fields = [
+        {
+            "kind": config.kind,
+            "target": config.target,
+            "naming": config.naming,
+            "options": dict(config.options),
+            "started_with": dict(config.started_with),
+        }
+        for config in configs
+    ]
     return json.dumps(fields, indent=2)
 
 
@@ -134,6 +136,8 @@ def backends_of(text: str) -> list[BackendConfig]:
             raise TypeError("options are no mapping, or a target is no text")
         if config.naming not in NAMINGS:
             raise ValueError(f"naming {config.naming!r}")
+        if not all(isinstance(value, str) for value in dict(config.started_with).values()):
+            raise ValueError("started_with holds texts")
     return configs
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import logging
 import os
@@ -52,6 +53,8 @@ class Cursor:
     url: str | None = None
     destination: str = ""
     """The name of the `Destination` that has the records."""
+    journal: str = ""
+    """Which journal the records are of, whatever its path: the beginning of the SHA-256 of its first line."""
     error: str | None = None
     """Why the last attempt to reach the tracker, or to deliver metrics, failed; None while all is well."""
 
@@ -114,13 +117,13 @@ class CursorFile:
             return Cursor()
 
     def read_for(self, journal: Path) -> Cursor:
-        """The stored cursor if it fits the journal, else the beginning."""
-        cursor = self.read()
-        if _fits(cursor, journal):
-            return cursor
+        """The stored cursor if it is of this journal and fits it, else the beginning."""
+        cursor, identity = self.read(), _identity(journal)
+        if cursor.journal in ("", identity) and _fits(cursor, journal):
+            return dataclasses.replace(cursor, journal=identity)
         _log.warning("%s: does not fit the journal; delivering from the beginning", self._path.name)
         self.dead_path.unlink(missing_ok=True)
-        return Cursor()
+        return Cursor(journal=identity)
 
     def write(self, cursor: Cursor) -> None:
         write_private(self._path, json.dumps(dataclasses.asdict(cursor)))
@@ -164,6 +167,11 @@ def _checked(cursor: Cursor) -> Cursor:
     if not all(text is None or isinstance(text, str) for text in texts):
         raise ValueError("a text is none")
     return cursor
+
+
+def _identity(journal: Path) -> str:
+    with journal.open("rb") as file:
+        return hashlib.sha256(file.readline()).hexdigest()[:16]
 
 
 def _fits(cursor: Cursor, journal: Path) -> bool:

@@ -1,16 +1,18 @@
 """What became of the records of a run, or of all runs, at each backend: read from cursors and the ends of journals."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from vlatrack.errors import TrackerError
+from vlatrack.tracking.backends.destinations import Target, target_of
 from vlatrack.tracking.backends.registry import BUILT_IN, backend_label, backends_of
 from vlatrack.tracking.delivery.cursor import CursorFile
 from vlatrack.tracking.journal.history import RunStatus, run_status
 from vlatrack.tracking.journal.records import finish_record, last_record
-from vlatrack.tracking.lock import Holder, lease_holder, lock_holder
+from vlatrack.tracking.lock import Holder, copied_from, lease_holder, lock_holder
 from vlatrack.tracking.privacy import check_no_links
 from vlatrack.tracking.run_files import RunFiles, resolved_path
 
@@ -25,6 +27,8 @@ class BackendDelivery:
     dead_letters: int
     url: str | None
     error: str | None
+    unset: str | None = None
+    """Where the run was meant to go, and what to set, if the environment does not say it: nothing is delivered."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,12 @@ class DeliveryReport:
 
 
 def labels_of(run_dir: Path) -> list[str]:
-    """The backends that a run reports to, as `mlflow-0`; none if it has none or never started.
+    """The backends that a run reports to, as `mlflow-0`; raises as `targets_of`."""
+    return list(targets_of(run_dir))
+
+
+def targets_of(run_dir: Path) -> dict[str, Target]:
+    """Where each backend of a run delivers to here and now, by label; none if it has none or never started.
 
     Raises TrackerError if the file that names them is damaged, or a file beside it is a symbolic link.
     """
@@ -49,7 +58,7 @@ def labels_of(run_dir: Path) -> list[str]:
         check_no_links(file.parent)
         configs = backends_of(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return []
+        return {}
     except OSError as error:
         raise TrackerError(f"{file}: cannot be read ({error.strerror}); make it readable") from error
     except (ValueError, TypeError) as error:
@@ -59,11 +68,14 @@ def labels_of(run_dir: Path) -> list[str]:
             raise TrackerError(
                 f"{file}: damaged (no backend is called {config.kind!r}); resume the run to write it anew"
             )
-    return [backend_label(config, index) for index, config in enumerate(configs)]
+    runs = RunFiles(run_dir).runs
+    return {backend_label(config, index): target_of(config, runs) for index, config in enumerate(configs)}
 
 
-def delivery_report(run_dir: Path, labels: Iterable[str], *, lost: int = 0) -> DeliveryReport:
-    """How far each of these backends has got."""
+def delivery_report(
+    run_dir: Path, labels: Iterable[str], *, lost: int = 0, targets: Mapping[str, Target] = MappingProxyType({})
+) -> DeliveryReport:
+    """How far each of these backends has got; `targets` say where they deliver to now."""
     files = RunFiles(run_dir)
     last = last_record(files.journal)
     total = 0 if last is None else last.seq + 1
@@ -71,8 +83,20 @@ def delivery_report(run_dir: Path, labels: Iterable[str], *, lost: int = 0) -> D
     for label in labels:
         cursor = CursorFile(files.delivery, label).read()
         done = cursor.delivered_of(total)
-        shares.append(BackendDelivery(label, done, total - done, cursor.dead_letters, cursor.url, cursor.reason))
+        unset = targets[label].unset if label in targets and done < total else None
+        reason = unset or cursor.reason
+        shares.append(BackendDelivery(label, done, total - done, cursor.dead_letters, cursor.url, reason, unset=unset))
     return DeliveryReport(tuple(shares), lost)
+
+
+def copy_without_end(journal: Path) -> str | None:
+    """What to do with the run if it is a copy of one that had not ended then: its end is written by the original's
+    process, or by `vlatrack sync` there. None for any other run."""
+    original = copied_from(journal)
+    if original is None or finish_record(journal) is not None:
+        return None
+    where = f"{Path(original.path).parent} on {original.host}"
+    return f"a copy of {where}, of before its end; sync that one, or remove {journal.stem}.lease if it is lost"
 
 
 @dataclass(frozen=True)
@@ -85,6 +109,8 @@ class RunOverview:
     backends: tuple[BackendDelivery, ...]
     writer: Holder | None = None
     """The process that writes it now or, of a stale run, was the last to do so, where that is known."""
+    copy: str | None = None
+    """What to do with it if it is a copy of a run that had not ended."""
 
     @property
     def is_over(self) -> bool:
@@ -120,7 +146,10 @@ def _overview(run_dir: Path) -> RunOverview | Unreadable:
     try:
         journal = RunFiles(run_dir).journal
         writer, status = lock_holder(journal), run_status(run_dir)
-        shares = delivery_report(run_dir, labels_of(run_dir)).backends
+        targets = targets_of(run_dir)
+        shares = delivery_report(run_dir, targets, targets=targets).backends
+        if (copy := copy_without_end(journal)) is not None:
+            return RunOverview(run_dir, status, False, shares, writer, copy)
         has_no_end = last_record(journal) is not None and finish_record(journal) is None
         if writer is None and has_no_end:
             return RunOverview(run_dir, status, True, shares, lease_holder(journal))

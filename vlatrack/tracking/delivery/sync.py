@@ -5,7 +5,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vlatrack.errors import TrackerError
-from vlatrack.tracking.delivery.report import DeliveryReport, delivery_report, labels_of
+from vlatrack.tracking.delivery.report import (
+    DeliveryReport,
+    copy_without_end,
+    delivery_report,
+    labels_of,
+    targets_of,
+)
 from vlatrack.tracking.delivery.supervisor import start_worker, stop_worker
 from vlatrack.tracking.delivery.worker import BUSY, close_as_killed
 from vlatrack.tracking.lock import Holder, lock_holder
@@ -46,23 +52,28 @@ def sync_run(
 ) -> DeliveryReport:
     """Deliver what the backends of a run do not have yet; a run that died is KILLED, in the journal and everywhere.
 
-    A backend that is not to be trusted, as the run's folder alone names it, is left out with the reason. A process of
-    its own delivers, and ends when no backend has taken anything for `patience_s` seconds. Raises TrackerError if the
-    run is still being written or another process delivers it.
+    A backend that is not to be trusted, as the run's folder alone names it, and one whose destination the environment
+    does not name, get nothing; the report says why, and what to do. A process of its own delivers, and ends when no
+    backend has taken anything for `patience_s` seconds. Raises TrackerError if the run is still being written or
+    another process delivers it.
     """
     labels = chosen_backends(run_dir, backend)
     files = RunFiles(run_dir)
+    if (told := copy_without_end(files.journal)) is not None:
+        raise TrackerError(f"{run_dir}: {told}")
     if (writer := lock_holder(files.journal)) is not None:
         raise TrackerError(
             f"{run_dir}: still running, {writer} writes it; its own delivery process serves the trackers"
         )
-    if not labels:
+    targets = targets_of(run_dir)
+    reachable = [label for label in labels if targets[label].unset is None]
+    if not reachable:
         close_as_killed(files.journal)
-        return delivery_report(run_dir, labels)
-    if _run_delivery(run_dir, labels, patience_s, trust, on_progress) == BUSY:
+        return delivery_report(run_dir, labels, targets=targets)
+    if _run_delivery(run_dir, reachable, patience_s, trust, on_progress) == BUSY:
         holder = lock_holder(files.delivery_lock) or Holder()
         raise TrackerError(f"{run_dir}: {holder} delivers this run, a sync or the run's own; wait for its end")
-    return delivery_report(run_dir, labels)
+    return delivery_report(run_dir, labels, targets=targets)
 
 
 def _is_named(label: str, backend: str) -> bool:

@@ -77,15 +77,18 @@ class Tail:
         connect: Callable[[], Backend],
         stopping: threading.Event,
         *,
-        destination: Destination = ONLY_ONE,
+        destination: Callable[[], Destination] = lambda: ONLY_ONE,
     ) -> None:
+        """`destination` is asked again when the backend is open: a database may not have been there before."""
         self._journal = RunFiles(run_dir).journal
         self._label = label
         self._connect = connect
         self._stopping = stopping
         self._draining = threading.Event()
         self._file = CursorFile(RunFiles(run_dir).delivery, label)
-        self._cursor = self._saved = self._stored_cursor(destination)
+        self._destination = destination
+        self._run_dir = run_dir
+        self._cursor = self._saved = self._stored_cursor(destination())
         self._others = OtherRecords(run_dir, label, self._cursor.set_aside)
         self._position = Position(0, 0)
         self._reader = JournalReader(self._journal)
@@ -102,13 +105,13 @@ class Tail:
     def _stored_cursor(self, destination: Destination) -> Cursor:
         """Of this destination; a run that its tracker has to the end needs no temporary one."""
         cursor = self._file.read_for(self._journal)
-        if cursor.destination in ("", destination.name):
+        if cursor.seq < 0 or destination.is_called(cursor.destination):
             return replace(cursor, destination=destination.name)
         if destination.is_temporary and self._is_complete(cursor):
             return cursor
         _log.info("%s: %s had the run until now, %s gets all of it", self._label, cursor.destination, destination.name)
         self._file.dead_path.unlink(missing_ok=True)
-        return Cursor(destination=destination.name)
+        return Cursor(journal=cursor.journal, destination=destination.name)
 
     def _is_complete(self, cursor: Cursor) -> bool:
         last = last_record(self._journal)
@@ -185,8 +188,14 @@ class Tail:
         start = JournalReader(self._journal).read(1)
         if not start or start[0].kind != Kind.START:
             raise TrackerError(f"{self._journal}: does not begin with the start of a run")
+        self._position = position = backend.open(RunStart.of(start[0]), self._cursor.seq)
+        destination = self._destination()
+        if self._cursor.seq >= 0 and not destination.is_called(self._cursor.destination):  # its database is a new one
+            self._cursor = self._stored_cursor(destination)
+            self._others = OtherRecords(self._run_dir, self._label, ())
+            self._attach(backend)
+            return
         cursor = self._cursor
-        self._position = position = backend.open(RunStart.of(start[0]), cursor.seq)
         if position.metrics_from <= cursor.metrics.seq:
             self._others.forget(metrics=True)
             self._cursor = replace(self._cursor, metrics=Mark())
@@ -196,6 +205,7 @@ class Tail:
         self._cursor = replace(
             self._cursor,
             url=backend.url,
+            destination=destination.name,
             error=cursor.error if self._metrics_trouble.failures else None,
             end_is_due=self._has_passed(finish_record(self._journal)),  # told once more, whatever happens now
         )

@@ -21,14 +21,16 @@ from functools import partial
 from pathlib import Path
 
 from vlatrack.errors import TrackerError
-from vlatrack.tracking.backends.registry import backend_label, backends_of, connect, destination_of
+from vlatrack.tracking.backends.base import BackendConfig, Destination
+from vlatrack.tracking.backends.destinations import target_of
+from vlatrack.tracking.backends.registry import backend_label, backends_of, connect
 from vlatrack.tracking.delivery.cursor import CursorFile
 from vlatrack.tracking.delivery.log import log_to_standard_error
 from vlatrack.tracking.delivery.tail import Tail
 from vlatrack.tracking.delivery.uploads import Uploads
 from vlatrack.tracking.journal.journal import Journal, is_being_written
 from vlatrack.tracking.journal.records import Kind, finish_record, last_record
-from vlatrack.tracking.lock import FileLock, LockHeldError
+from vlatrack.tracking.lock import FileLock, LockHeldError, copied_from
 from vlatrack.tracking.run_files import RunFiles
 from vlatrack.tracking.trust import NOTHING, Trust, untrusted
 
@@ -88,7 +90,8 @@ def _serve(
         label = backend_label(config, index)
         if not only or label in only:
             reach = partial(connect, config, files.run_dir)
-            tail = Tail(files.run_dir, label, reach, stopping, destination=destination_of(config))
+            where = partial(_destination_of, config, files.runs)
+            tail = Tail(files.run_dir, label, reach, stopping, destination=where)
             if not tail.finished and (reason := untrusted(config, trust=trust)) is not None:
                 cursor = CursorFile(files.delivery, label)
                 cursor.write(replace(cursor.read(), error=reason))
@@ -107,6 +110,10 @@ def _serve(
             _log.warning("time is over")
             return False
     return not refused and not stopping.is_set() and all(tail.finished for tail in tails)
+
+
+def _destination_of(config: BackendConfig, runs: Path) -> Destination:
+    return target_of(config, runs).destination
 
 
 def _lower_priority() -> None:
@@ -167,6 +174,9 @@ def close_as_killed(path: Path) -> bool:
     """Write the end of a run whose process is gone without one; whether that was to be done, and could be."""
     last = last_record(path)
     if last is None or finish_record(path) is not None:
+        return False
+    if (original := copied_from(path)) is not None:
+        _log.info("no end is written into a copy of a run that %s wrote", original)
         return False
     try:
         journal = Journal.open(path, run=last.run, writer="delivery")

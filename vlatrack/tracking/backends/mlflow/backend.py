@@ -3,8 +3,6 @@
 import contextlib
 import json
 import math
-import os
-import secrets
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +29,7 @@ from vlatrack.tracking.backends.base import (
     metric_name,
     scalar_text,
 )
+from vlatrack.tracking.backends.destinations import MLFLOW_STORE, sqlite_path, sqlite_uri
 from vlatrack.tracking.backends.mlflow.artifacts import put_artifact, put_checkpoint
 from vlatrack.tracking.backends.mlflow.readback import check_stored
 from vlatrack.tracking.backends.mlflow.runs import (
@@ -47,15 +46,18 @@ from vlatrack.tracking.backends.mlflow.runs import (
     run_tags,
     verdicts,
 )
+from vlatrack.tracking.backends.mlflow.store import (
+    bring_artifacts_home,
+    create_store,
+    forget_connections,
+    give_number,
+    one_at_a_time,
+)
 from vlatrack.tracking.backends.mlflow.values import LARGEST_DOUBLE, count_values, stored_values
 from vlatrack.tracking.journal.records import Record
-from vlatrack.tracking.lock import FileLock
 from vlatrack.tracking.privacy import redact
 from vlatrack.tracking.run_files import RunFiles
 
-STORE, UNFINISHED = "mlflow.db", ".unfinished"
-STORE_TIMEOUT_S = 90.0
-"""Longer than a process on another host that is gone is taken for alive."""
 LONGEST_PARAM = 6000
 INFINITE = "its values of ±1.797e308 are ±Infinity, which MLflow cannot store"
 LONGEST_DATASET_NAME, LONGEST_DIGEST = 500, 36
@@ -84,7 +86,7 @@ class MlflowBackend:
         files = RunFiles(run_dir)
         self._run_dir, self._runs = files.run_dir, files.runs
         self._naming = naming
-        self._uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        self._uri = tracking_uri
         self._experiment = experiment
         self._copy_rule = CopyRule(copy_checkpoints, copy_up_to_mb)
         self._run_id = self._uid = ""
@@ -92,21 +94,24 @@ class MlflowBackend:
         """Tags that say what MLflow does not show of a metric."""
 
     def open(self, start: RunStart, acknowledged: int) -> Position:
-        uri = self._store
         note = f"Run directory: `{self._run_dir}` on {socket.gethostname()}"
         # Only the shared local store: a server that hangs must not hold up the other backends.
-        with _one_at_a_time(self._runs / ".mlflow.lock") if self._uri is None else contextlib.nullcontext():
+        with one_at_a_time(self._runs / ".mlflow.lock") if self._uri is None else contextlib.nullcontext():
             location = None
             if self._uri is None:
-                _create_store(self._runs / STORE)
+                create_store(self._runs / MLFLOW_STORE)
                 location = (self._runs / "mlartifacts").as_uri()
-            self._client = MlflowClient(uri)
+                bring_artifacts_home(self._runs / MLFLOW_STORE, location)
+            self._client = MlflowClient(self._store)
+            if (database := sqlite_path(self._store)) is not None:
+                forget_connections(self._client)
             experiment = find_or_create_experiment(self._client, self._experiment or start.experiment, location)
             run, is_new = find_or_create_run(self._client, experiment, start, note)
+        if database is not None:
+            give_number(database)
         self._run_id = run.info.run_id
-        local = uri.startswith("sqlite:")
-        page = f"{redact(uri).rstrip('/')}/#/experiments/{experiment}/runs/{self._run_id}"
-        self.url = f"vlatrack ui --runs {self._runs}" if local and self._uri is None else page
+        page = f"{redact(self._store).rstrip('/')}/#/experiments/{experiment}/runs/{self._run_id}"
+        self.url = f"vlatrack ui --runs {self._runs}" if self._uri is None else page
         self._uid = start.uid
         return Position(0, 0) if is_new else Position(acknowledged + 1, acknowledged + 1)
 
@@ -184,11 +189,11 @@ class MlflowBackend:
 
     def _existing_store(self) -> MlflowClient | None:
         """The client would create the local store."""
-        return None if self._uri is None and not (self._runs / STORE).exists() else MlflowClient(self._store)
+        return None if self._uri is None and not (self._runs / MLFLOW_STORE).exists() else MlflowClient(self._store)
 
     @property
     def _store(self) -> str:
-        return self._uri or f"sqlite:///{self._runs / STORE}"
+        return self._uri or sqlite_uri(self._runs / MLFLOW_STORE)
 
     def _put_params(self, run: Run, params: Mapping[str, object]) -> Refused:
         """Params are immutable in MLflow: what changed since the first start becomes a tag."""
@@ -227,24 +232,3 @@ class MlflowBackend:
 
     def _put_tags(self, tags: Mapping[str, str]) -> Refused:
         return log_in_batches(self._client, self._run_id, tags=run_tags(tags))
-
-
-def _create_store(path: Path) -> None:
-    """Create the database under a temporary name: after a kill or a full disk in between, it would stay broken."""
-    if not path.exists():
-        for left in path.parent.glob(f".{path.name}.*{UNFINISHED}*"):
-            left.unlink()
-        # A name for each attempt: MLflow keeps the connections of a failed one, and would go on with its file.
-        unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
-        MlflowClient(f"sqlite:///{unfinished}").search_experiments(max_results=1)
-        unfinished.replace(path)
-
-
-@contextlib.contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
-    """Runs that start together must not both create the database, or the same experiment."""
-    lock = FileLock.acquire(path, timeout_s=STORE_TIMEOUT_S)
-    try:
-        yield
-    finally:
-        lock.release()

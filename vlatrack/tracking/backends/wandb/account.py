@@ -1,8 +1,9 @@
-"""Whether W&B can be reached with a key, found out without importing wandb."""
+"""What W&B's environment, settings files and logins say, found out without importing wandb."""
 
 import configparser
 import netrc
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -10,6 +11,7 @@ from urllib.parse import urlsplit
 from vlatrack.errors import TrackerError
 
 Mode = Literal["online", "offline"]
+CLOUD = "https://api.wandb.ai"
 CLOUD_HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")
 """The cloud of W&B: its address as wandb 0.31 has it, and the one before."""
 
@@ -25,19 +27,28 @@ def resolve_mode(mode: str) -> Mode:
         case "online" | "offline":
             return mode
         case "auto":
-            return "online" if os.environ.get("WANDB_MODE", "online") == "online" and has_key() else "offline"
+            return "online" if mode_of_environment() == "online" and has_key() else "offline"
         case other:
             raise TrackerError(f"tracking: wandb mode {other!r}: choose auto, online or offline")
 
 
-def has_key() -> bool:
-    """Whether an API key or an identity token stands in the environment or in the netrc file."""
+def mode_of_environment() -> Mode:
+    """What `WANDB_MODE` says, or else `wandb offline`; every word but `online` and `shared` keeps a run here."""
+    word = setting("mode", variable="WANDB_MODE") or "online"
+    return "online" if word in ("online", "shared") else "offline"
+
+
+def has_key(server: str | None = None) -> bool:
+    """Whether an API key or an identity token for this server, or else the one in use, stands in the environment or in
+    the netrc file."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
+    server = server or base_url()
+    hosts = CLOUD_HOSTS if is_cloud(server) else (urlsplit(server).netloc,)  # either name of the cloud may have the key
     named = os.environ.get("NETRC")
     for path in [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]:
         try:
-            entries = [netrc.netrc(path).authenticators(host) for host in _hosts()]
+            entries = [netrc.netrc(path).authenticators(host) for host in hosts]
         except (OSError, netrc.NetrcParseError):
             continue  # no such file, or none that wandb could read either
         if any(entry is not None and entry[2] for entry in entries):
@@ -45,18 +56,27 @@ def has_key() -> bool:
     return False
 
 
-def _hosts() -> tuple[str, ...]:
-    """The names under which `wandb login` may have kept the key of the server in use."""
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or _base_url_of_login() or "").netloc
-    return CLOUD_HOSTS if host in ("", *CLOUD_HOSTS) else (host,)
+def base_url() -> str:
+    """The server in use: of the environment, of `wandb login --host`, or else the cloud; as it is written there."""
+    return setting("base_url", variable="WANDB_BASE_URL") or CLOUD
 
 
-def _base_url_of_login() -> str | None:
-    """The server that `wandb login --host` made the default."""
+def is_cloud(server: str) -> bool:
+    """Whether an address is one of W&B's own cloud."""
+    return urlsplit(server).netloc in CLOUD_HOSTS
+
+
+def setting(name: str, *, variable: str) -> str | None:
+    """A setting of wandb, from the environment or the files of `wandb login`, `wandb init` and `wandb offline`."""
+    return os.environ.get(variable) or _settings_files().get(name) or None
+
+
+def _settings_files() -> Mapping[str, str]:
     folder = os.environ.get("WANDB_CONFIG_DIR")
     settings = configparser.ConfigParser(interpolation=None)
-    try:
-        settings.read((Path(folder) if folder else Path.home() / ".config" / "wandb") / "settings")
-    except (OSError, configparser.Error):
-        return None  # wandb ignores such a file, too
-    return settings.get("default", "base_url", fallback=None)
+    for path in (Path(folder) if folder else Path.home() / ".config" / "wandb") / "settings", Path("wandb/settings"):
+        try:
+            settings.read(path)
+        except (OSError, configparser.Error):
+            continue  # wandb ignores such a file, too
+    return settings["default"] if settings.has_section("default") else {}

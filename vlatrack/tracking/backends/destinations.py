@@ -1,0 +1,187 @@
+"""Which tracker a backend reports to: what its options say, else the environment, else what that said when the run
+started. A run that was meant for a server never goes to the local store only because a variable is missing."""
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
+
+from vlatrack.tracking.backends.base import ONLY_ONE, BackendConfig, Destination, Scalar
+from vlatrack.tracking.backends.wandb import account
+from vlatrack.tracking.privacy import redact, redact_param
+
+MLFLOW_STORE = "mlflow.db"
+"""In the runs folder: where MLflow's runs go without any setting."""
+LOCAL_STORE = "the store in the runs folder"
+DEFAULT_PROJECT = "vlatrack"
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_SQLITE = re.compile(r"sqlite(\+\w+)?:///(?P<path>[^?]+)")
+_SQLITE_MAGIC, _SQLITE_ID = b"SQLite format 3\0", slice(68, 72)
+"""How a SQLite database begins, and where its `application_id` stands: bytes 68 to 71 of its header."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a backend reports to here and now."""
+
+    destination: Destination
+    options: Mapping[str, Scalar]
+    """Those of the configuration, with what the environment adds."""
+    started_with: Mapping[str, str]
+    """What is stored with the run, so that another environment can be told from this one."""
+    unset: str | None = None
+    """Which destination the run was meant for, and what to set, if the environment lacks that: nothing is delivered."""
+    redirected: str | None = None
+    """That the environment names another destination than the one that the run was meant for."""
+
+
+def target_of(config: BackendConfig, runs: Path) -> Target:
+    """Where the backend of a run below the folder `runs` reports to."""
+    match config.kind:
+        case "mlflow":
+            return _mlflow_target(config, runs)
+        case "wandb":
+            return _wandb_target(config)
+        case _:
+            return Target(ONLY_ONE, config.options, {})
+
+
+def remember_start(config: BackendConfig, earlier: BackendConfig | None, runs: Path) -> BackendConfig:
+    """The configuration, with where the run is meant to go; `earlier` is that of the part of the run before a resume,
+    whose destination stays where the environment now names none. What was an option then counts only as an option."""
+    if earlier is not None and earlier.kind == config.kind:
+        kept = {n: v for n, v in earlier.started_with.items() if earlier.options.get(n) in (None, "", "auto")}
+        config = replace(config, started_with=kept)
+    return replace(config, started_with=target_of(config, runs).started_with)
+
+
+def sqlite_uri(path: Path) -> str:
+    """The address of a database file, whatever is in its path: SQLAlchemy takes `?` for a query and unquotes `%`."""
+    return f"sqlite:///{quote(str(path))}"
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The absolute path of the database file that an address names; None if it names none."""
+    found = _SQLITE.match(uri)
+    return None if found is None else Path(unquote(found["path"])).absolute()
+
+
+def public_address(uri: str) -> str:
+    """An address as it can be stored and compared: absolute, without a login, in one spelling."""
+    if (path := sqlite_path(uri)) is not None:
+        return sqlite_uri(path)
+    parts = urlsplit(uri)
+    if parts.scheme in ("", "file"):  # a folder; `databricks` and the like have no place on this disk
+        is_folder = parts.scheme == "file" or "/" in uri
+        return Path(unquote(parts.path)).absolute().as_uri() if is_folder else redact(uri)
+    host = parts.netloc.rpartition("@")[2]
+    if parts.scheme in _DEFAULT_PORTS:
+        host = host.lower().removesuffix(f":{_DEFAULT_PORTS[parts.scheme]}")
+        return redact(urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", "")))
+    query = urlencode([(name, redact_param(name, value)) for name, value in parse_qsl(parts.query)])
+    return redact(urlunsplit((parts.scheme, host, parts.path, query, "")))
+
+
+def store_id(path: Path) -> int | None:
+    """The number by which a SQLite store of MLflow is told from another one that was at its path before; 0 if it has
+    not got one yet, None if there is no database."""
+    try:
+        with path.open("rb") as file:
+            header = file.read(_SQLITE_ID.stop)
+    except OSError:
+        return None
+    return int.from_bytes(header[_SQLITE_ID]) if header.startswith(_SQLITE_MAGIC) else None
+
+
+def _mlflow_target(config: BackendConfig, runs: Path) -> Target:
+    option, variable = config.options.get("tracking_uri"), os.environ.get("MLFLOW_TRACKING_URI")
+    meant = config.started_with.get("tracking_uri")
+    if option:
+        # A relative path is one of the folder in which the run was started.
+        uri: str | None = meant if meant and sqlite_path(str(option)) is not None else str(option)
+    else:
+        uri = variable or meant or None
+    to_set = ["MLFLOW_TRACKING_URI"] if meant and not option and not variable else []
+    experiment = _first(config, "experiment", os.environ.get("MLFLOW_EXPERIMENT_NAME")) or ""
+    now = {"tracking_uri": "" if uri is None else public_address(uri), "experiment": experiment}
+    options = {**config.options, "tracking_uri": uri, "experiment": experiment or None}
+    return _told(config, Target(_mlflow_destination(uri, experiment, runs), options, now), to_set, _mlflow_words)
+
+
+def _mlflow_destination(uri: str | None, experiment: str, runs: Path) -> Destination:
+    store = runs / MLFLOW_STORE if uri is None else sqlite_path(uri)
+    in_experiment = f", experiment {experiment}" if experiment else ""
+    legacy = LOCAL_STORE if uri is None else redact(uri)
+    if store is None:
+        return Destination(public_address(str(uri)) + in_experiment, former_names=("", legacy))
+    number = store_id(store)
+    if number is None:  # what an earlier one at this path had, this one will not have
+        return Destination(f"a new MLflow store{in_experiment}")
+    former = ("", legacy, f"MLflow store {0:08x}{in_experiment}")  # its number is given when it is first used
+    return Destination(f"MLflow store {number:08x}{in_experiment}", former_names=former)
+
+
+def _mlflow_words(started_with: Mapping[str, str]) -> str:
+    experiment = started_with.get("experiment")
+    place = started_with.get("tracking_uri") or LOCAL_STORE
+    return f"MLflow at {place}" + (f", experiment {experiment}" if experiment else "")
+
+
+def _wandb_target(config: BackendConfig) -> Target:
+    server, to_set = account.base_url(), []
+    meant = config.started_with.get("base_url")
+    if meant and not os.environ.get("WANDB_BASE_URL") and not _is_same_server(server, meant):
+        server, to_set = meant, [f"WANDB_BASE_URL={meant}"]
+    project = _first(config, "project", account.setting("project", variable="WANDB_PROJECT")) or DEFAULT_PROJECT
+    entity = _first(config, "entity", account.setting("entity", variable="WANDB_ENTITY")) or ""
+    mode = str(config.options.get("mode") or "auto")
+    if mode == "auto" and account.mode_of_environment() == "offline":
+        mode = "offline"
+    elif mode == "auto" and not account.has_key(server):
+        mode = config.started_with.get("mode", "offline")
+        to_set += ["WANDB_API_KEY (or call `wandb login`)"] if mode == "online" else []
+    else:
+        mode = account.resolve_mode("online" if mode == "auto" else mode)
+    now = {"base_url": public_address(server), "project": project, "entity": entity, "mode": mode}
+    options = {**config.options, "project": project, "entity": entity or None}
+    if mode == "offline":
+        files = Destination("offline files", is_temporary=True, former_names=("",))
+        return _told(config, Target(files, options, now), [], _wandb_words)
+    place = "W&B" if account.is_cloud(server) else public_address(server)
+    former = ("", "W&B", redact(server))
+    destination = Destination(f"{place}, {entity or 'default entity'}/{project}", former_names=former)
+    return _told(config, Target(destination, options, now), to_set, _wandb_words)
+
+
+def _wandb_words(started_with: Mapping[str, str]) -> str:
+    if started_with.get("mode") == "offline":
+        return "offline files of W&B"
+    return f"W&B at {started_with['base_url']}, project {started_with['project']}"
+
+
+def _is_same_server(one: str, other: str) -> bool:
+    return public_address(one) == public_address(other) or (account.is_cloud(one) and account.is_cloud(other))
+
+
+def _first(config: BackendConfig, name: str, variable: str | None) -> str | None:
+    """An option, else what the environment says, else what it said when the run started."""
+    option = config.options.get(name)
+    return str(option) if option else variable or config.started_with.get(name)
+
+
+def _told(
+    config: BackendConfig, target: Target, to_set: Sequence[str], words: Callable[[Mapping[str, str]], str]
+) -> Target:
+    """The target, with what a person should know of it: the run was meant for another place."""
+    meant, now = config.started_with, target.started_with
+    if not meant:
+        return target
+    if to_set:
+        return replace(target, unset=f"meant for {words(meant)}; set {' and '.join(to_set)} and `vlatrack sync` again")
+    came_online = meant.get("mode") == "offline"
+    if came_online or words(meant) == words(now):
+        return target
+    return replace(target, redirected=f"meant for {words(meant)}; the environment now sends it to {words(now)}")
