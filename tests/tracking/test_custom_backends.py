@@ -65,7 +65,7 @@ def test_a_package_offers_its_backend_by_an_entry_point(run_dir: Path, installed
         ("nowhere:Mine", {}, r"nowhere:Mine cannot be loaded \(ModuleNotFoundError: .*\); is its package installed"),
         ("my_tracker:Other", {}, "my_tracker:Other cannot be loaded"),
         ("my_broken_tracker:Mine", {}, r"my_broken_tracker:Mine cannot be loaded \(OSError: no route\)"),
-        ("my_tracker:Half", {}, "my_tracker:Half lacks deliver, put_artifact, alert, finish, audit, close"),
+        ("my_tracker:Half", {}, "my_tracker:Half lacks describe, deliver, put_artifact, alert, finish, audit, close"),
         ("my_tracker:Mine", {"colour": "red"}, "my_tracker:Mine: options: got an unexpected keyword argument 'colour'"),
         ("my_tracker:Mine", {"folder": "http://me:pw@host"}, "folder: holds a password"),
         ("yours", {}, r"no installed package offers a backend 'yours' \(entry points of vlatrack.backends: .*"),

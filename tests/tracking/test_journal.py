@@ -155,7 +155,7 @@ def test_the_end_of_a_run_is_found_behind_any_number_of_files_until_it_starts_ag
     journal = _open(path)
     journal.append("start", {})
     assert finish_record(path) is None
-    journal.append("finish", {"status": "FINISHED"})
+    journal.append("finish", {"status": "FINISHED", "reason": None, "deliver_until_ms": 0})
     for _ in range(5000):
         journal.append("artifact", {"name": "figure"})
     end = finish_record(path)
@@ -171,7 +171,7 @@ def test_metrics_after_the_end_of_a_run_are_refused_with_one_warning(
 ) -> None:
     journal = _open(path)
     journal.append("start", {})
-    journal.append("finish", {"status": "FINISHED"})
+    journal.append("finish", {"status": "FINISHED", "reason": None, "deliver_until_ms": 0})
     assert [journal.append("metrics", {"a": 1.0}, step=step) for step in range(3)] == [None] * 3
     assert journal.append("event", {"name": "report_failed"}) == 2
     journal.close()

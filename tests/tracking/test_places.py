@@ -20,7 +20,7 @@ from vlatrack.tracking.backends.base import BackendConfig
 from vlatrack.tracking.backends.destinations import public_address, remember_start, sqlite_uri, target_of
 from vlatrack.tracking.backends.mlflow.store import give_number
 from vlatrack.tracking.backends.registry import backends_of, backends_text, connect
-from vlatrack.tracking.delivery.cursor import CursorFile
+from vlatrack.tracking.delivery.cursor import CursorFile, Mark
 from vlatrack.tracking.delivery.tail import Tail
 from vlatrack.tracking.run import TrackedRun
 from vlatrack.tracking.run_files import RunFiles
@@ -219,7 +219,8 @@ def test_a_cursor_of_another_run_is_not_used_though_it_fits(tmp_path: Path) -> N
     file = CursorFile(RunFiles(one.dir).delivery, "mlflow-0")
     whole = file.read_for(RunFiles(one.dir).journal)
     records = one.records()
-    file.write(replace(whole, seq=records[-1].seq, offset=RunFiles(one.dir).journal.stat().st_size))
+    end = Mark(RunFiles(one.dir).journal.stat().st_size, records[-1].seq)
+    file.write(replace(whole, metrics=end, others=end))
     assert file.read_for(RunFiles(one.dir).journal).seq == records[-1].seq
     shutil.copy(RunFiles(one.dir).delivery / "mlflow-0.json", RunFiles(other.dir).delivery)
     assert CursorFile(RunFiles(other.dir).delivery, "mlflow-0").read_for(RunFiles(other.dir).journal).seq == -1
@@ -238,7 +239,7 @@ def test_a_cursor_of_another_run_is_not_used_though_it_fits(tmp_path: Path) -> N
         ("sqlite:////a%3Fb/c.db", "sqlite:////a%3Fb/c.db"),
         (
             "postgresql+psycopg2://me:pw@db/mlflow?password=pw&host=/run",
-            "postgresql+psycopg2://db/mlflow?password=%2A%2A%2A&host=%2Frun",
+            "postgresql+psycopg2://db/mlflow?password=***&host=%2Frun",
         ),
         ("databricks://profile", "databricks://profile"),
         ("databricks", "databricks"),

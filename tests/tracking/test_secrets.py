@@ -160,8 +160,8 @@ def test_short_values_of_known_variables_are_hidden_as_whole_words(monkeypatch: 
 
 
 def test_a_path_of_a_file_of_credentials_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/home/me/key.json")
-    assert redact("/home/me/key.json: no such file") == "/home/me/key.json: no such file"
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/srv/me/key.json")
+    assert redact("/srv/me/key.json: no such file") == "/srv/me/key.json: no such file"
 
 
 @happens(

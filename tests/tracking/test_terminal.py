@@ -95,7 +95,7 @@ def test_the_log_of_a_delivery_holds_no_login_whoever_writes_it(
     assert not sync_run(run.dir, patience_s=0, trust=OWN_RUN).complete
     log = RunFiles(run.dir).delivery_log.read_text()
     assert "hunter2" not in log
-    assert log.count("https://***@mlflow.lab") == 4
+    assert log.count("https://***@mlflow.lab") >= 4
     assert "trying https://***@mlflow.lab" in log
     assert is_plain(log)
     assert "FINISHED" not in log.splitlines()

@@ -189,7 +189,7 @@ def test_a_run_of_this_users_own_makes_its_server_known_to_a_later_sync(
         ("https://MLflow.lab:443/a", "https://mlflow.lab", True),
         ("http://[::1]:5000", "http://[::1]:5000/", True),
         ("sqlite:////data/mlflow.db", "sqlite:////data/mlflow.db", True),
-        ("sqlite:////data/mlflow.db", "sqlite:////home/me/other.db", False),
+        ("sqlite:////data/mlflow.db", "sqlite:////srv/me/other.db", False),
         ("https://mlflow.lab", "http://mlflow.lab", False),  # the login would go over the wire in the open
         ("https://mlflow.lab", "https://mlflow.lab:5000", False),
         ("https://mlflow.lab", "https://mlflow.lab.evil", False),

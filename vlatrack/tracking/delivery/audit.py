@@ -22,6 +22,7 @@ from vlatrack.tracking.backends.base import (
 )
 from vlatrack.tracking.backends.registry import backend_label, backends_of, connect
 from vlatrack.tracking.delivery.journal_values import metric_records, records_with, values_of
+from vlatrack.tracking.delivery.others import one_line
 from vlatrack.tracking.delivery.value_hashes import (
     HashComparison,
     HashFile,
@@ -31,7 +32,6 @@ from vlatrack.tracking.delivery.value_hashes import (
 )
 from vlatrack.tracking.journal.history import run_status
 from vlatrack.tracking.journal.records import JournalReader, Kind
-from vlatrack.tracking.privacy import redact
 from vlatrack.tracking.run_files import RunFiles
 from vlatrack.tracking.trust import NOTHING, Trust, untrusted
 
@@ -110,6 +110,9 @@ def audit_backend(run_dir: Path, label: str, config: BackendConfig, journal: Aud
     blank = BackendAudit(label, journal, Audit(), ())
     try:
         backend = connect(config, run_dir)
+    except Exception as error:  # a class of others, or a destination that the environment does not name
+        return replace(blank, differences=(f"cannot be asked ({one_line(error)})",))
+    try:
         held = backend.audit(start)
         if held == Audit():
             return replace(blank, differences=("does not know the run",))
@@ -130,8 +133,7 @@ def audit_backend(run_dir: Path, label: str, config: BackendConfig, journal: Aud
     except TrackerError:
         raise
     except Exception as error:  # the clients of the trackers raise whatever they like; the table shows it
-        reason = redact(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
-        return replace(blank, differences=(f"cannot be asked ({reason})",))
+        return replace(blank, differences=(f"cannot be asked ({one_line(error)})",))
 
 
 @contextlib.contextmanager

@@ -150,6 +150,8 @@ class OtherRecords:
 
     def _deliver(self, backend: Backend, record: Record) -> Sequence[Rejection]:
         data = record.data
+        if (wrong := record.wrong_field()) is not None:
+            return [Rejection(record.seq, record.kind, f"damaged: it has no right {wrong}")]
         try:
             match record.kind:
                 case Kind.START:

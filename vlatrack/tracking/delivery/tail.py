@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vlatrack.errors import TrackerError
+from vlatrack.errors import TrackerError, VlatrackError
 from vlatrack.tracking.backends.base import (
     ONLY_ONE,
     Backend,
@@ -50,7 +50,7 @@ LARGEST = 2**63
 _log = logging.getLogger(__name__)
 
 
-class MetricsFailedError(Exception):
+class MetricsFailedError(VlatrackError):
     """Metrics could not be delivered, and are not tried again for so long; the connection is opened again, and other
     records go on."""
 

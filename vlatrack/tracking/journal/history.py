@@ -52,7 +52,7 @@ def metric_history(journal_path: Path) -> dict[str, list[tuple[int, float]]]:
         if record.kind == Kind.METRICS:
             for name, value in record.data.items():
                 by_name.setdefault(name, {})[record.step or 0] = value
-        elif record.kind == Kind.EVENT and record.data["name"] == REWOUND:
+        elif record.kind == Kind.EVENT and record.data.get("name") == REWOUND:
             first = record.data["data"]["from_step"]
             by_name = {name: {s: v for s, v in values.items() if s < first} for name, values in by_name.items()}
     return {name: sorted(values.items()) for name, values in by_name.items() if values}

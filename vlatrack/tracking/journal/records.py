@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from vlatrack.errors import TrackerError
@@ -45,18 +46,38 @@ class Record:
     step: int | None
     data: dict[str, Any]
 
+    def wrong_field(self) -> str | None:
+        """What of its data is missing or not of its type, as in a line that vlatrack has not written."""
+        needed = _NEEDED.get(self.kind, {})
+        return next((name for name, types in needed.items() if not isinstance(self.data.get(name), types)), None)
+
+
+_NEEDED: dict[str, dict[str, tuple[type, ...]]] = {
+    Kind.START: {"name": (str,), "experiment": (str,), "params": (dict,), "tags": (dict,)},
+    Kind.ARTIFACT: {"name": (str,), "place": (str,)},
+    Kind.EVENT: {"name": (str,), "data": (dict,), "alert": (bool,)},
+    Kind.FINISH: {"status": (str,), "reason": (str, NoneType), "deliver_until_ms": (int,)},
+}
+"""What the data of a record must have."""
+
 
 def decode_record(line: bytes) -> Record:
-    """The record of one complete line; ValueError if it is none."""
-    fields = json.loads(line)
+    """The record of one complete line; ValueError if it is none, or lacks what its kind must have."""
     try:
-        record = Record(**fields)
-    except TypeError as error:
+        record = Record(**json.loads(line))
+    except (TypeError, RecursionError) as error:
         raise ValueError(f"not a journal record: {line[:80]!r}") from error
+    types = (type(record.v), type(record.seq), type(record.t_ms), type(record.run), type(record.data))
+    if types != (int, int, int, str, dict) or type(record.step) not in (int, NoneType):
+        raise ValueError("a field is not of its type")
     if record.kind == Kind.METRICS:
         for name, value in record.data.items():
             if isinstance(value, str):
                 record.data[name] = float(value)
+            elif type(value) not in (float, int):
+                raise ValueError("a metric is no number")
+    elif record.kind == Kind.FINISH and (wrong := record.wrong_field()) is not None:
+        raise ValueError(f"a finish record without a right {wrong}")
     return record
 
 
