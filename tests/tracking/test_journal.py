@@ -211,7 +211,8 @@ def test_a_forked_data_worker_neither_holds_nor_breaks_the_journal(path: Path) -
         "import os, sys; from pathlib import Path; from vlatrack.tracking.journal.journal import Journal\n"
         "j = Journal.open(Path(sys.argv[1]), run='r1', writer='trainer'); j.append('event', {})\n"
         "if os.fork() == 0:\n"
-        "    j.append('event', {'from': 'child'}); print(j.lost, flush=True); sys.stdin.read(); os._exit(0)\n"
+        "    j.append('event', {'from': 'child'}); print(j.dropped_in_forks, flush=True)\n"
+        "    sys.stdin.read(); os._exit(0)\n"
         "os._exit(0)"
     )
     with subprocess.Popen(

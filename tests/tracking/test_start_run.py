@@ -19,7 +19,7 @@ from vlatrack.tracking.backends.mlflow.backend import MlflowBackend
 from vlatrack.tracking.backends.registry import BUILT_IN, backend_config, backends_of
 from vlatrack.tracking.backends.tensorboard import TensorboardBackend
 from vlatrack.tracking.backends.wandb.backend import WandbBackend
-from vlatrack.tracking.journal.journal import Journal, is_being_written
+from vlatrack.tracking.journal.journal import is_being_written
 from vlatrack.tracking.journal.records import read_records
 from vlatrack.tracking.run import BackendConfig, TrackedRun, metric_history, run_status, start_run
 from vlatrack.tracking.run_files import RunFiles
@@ -138,8 +138,8 @@ def test_ctrl_c_while_a_full_disk_is_waited_for_leaves_the_end_to_the_next_try(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = start_run("exp", runs=tmp_path / "runs", backends=[])
-    write, full = Journal._write, iter([True])
-    monkeypatch.setattr(Journal, "_write", lambda journal, line: not next(full, False) and write(journal, line))
+    write, full = os.write, iter([True])
+    monkeypatch.setattr(os, "write", lambda fd, line: 0 if next(full, False) else write(fd, line))
     interrupt_once(monkeypatch, time, "sleep")
     with pytest.raises(KeyboardInterrupt):
         run.finish("FINISHED")

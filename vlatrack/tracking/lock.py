@@ -143,7 +143,9 @@ class FileLock:
 
     def forget(self) -> None:
         """Close the file without releasing the lock, which the parent of this forked process has."""
-        os.close(self._fd)
+        fd, self._fd = self._fd, -1  # a signal handler may do the same meanwhile
+        if fd >= 0:
+            os.close(fd)
 
 
 def lock_holder(path: Path) -> Holder | None:

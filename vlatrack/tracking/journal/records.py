@@ -142,12 +142,13 @@ def read_records(path: Path, *, start_offset: int = 0) -> Iterator[Record]:
         yield from records
 
 
-def records_backwards(path: Path) -> Iterator[Record]:
+def records_backwards(path: Path, *, fd: int | None = None) -> Iterator[Record]:
     """The complete records, newest first, read from the end of the file in blocks: as fast for a journal of any length.
 
-    Raises TrackerError for a damaged line.
+    Who has the file open gives its `fd`, which is right also where the path is no longer. Raises TrackerError for a
+    damaged line.
     """
-    with path.open("rb") as file:
+    with path.open("rb") if fd is None else os.fdopen(fd, "rb", closefd=False) as file:
         fd = file.fileno()
         end = newline_before(fd, os.fstat(fd).st_size) + 1
         while end > 0:
@@ -157,15 +158,15 @@ def records_backwards(path: Path) -> Iterator[Record]:
                 yield _decoded(line, path, end)
 
 
-def last_record(path: Path) -> Record | None:
+def last_record(path: Path, *, fd: int | None = None) -> Record | None:
     """The last complete record; None for an empty journal."""
-    return next(records_backwards(path), None)
+    return next(records_backwards(path, fd=fd), None)
 
 
-def finish_record(path: Path) -> Record | None:
+def finish_record(path: Path, *, fd: int | None = None) -> Record | None:
     """The finish record that ended the run, which artifacts and events may follow; None while the run goes on, after a
     later start, and if the training process died without one."""
-    for record in records_backwards(path):
+    for record in records_backwards(path, fd=fd):
         match record.kind:
             case Kind.FINISH:
                 return record
