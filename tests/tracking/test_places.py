@@ -17,7 +17,7 @@ from wandb_double import WandbDouble
 from vlatrack.cli.main import app
 from vlatrack.testing.example_run import ExampleRun
 from vlatrack.tracking.backends.base import BackendConfig
-from vlatrack.tracking.backends.destinations import public_address, remember_start, sqlite_uri, target_of
+from vlatrack.tracking.backends.destinations import public_address, remember_start, sqlite_path, sqlite_uri, target_of
 from vlatrack.tracking.backends.mlflow.store import give_number
 from vlatrack.tracking.backends.registry import backends_of, backends_text, connect
 from vlatrack.tracking.delivery.cursor import CursorFile, Mark
@@ -281,3 +281,56 @@ def test_another_project_entity_or_host_of_wandb_is_another_destination(
     now = target_of(BackendConfig("wandb", options=options), tmp_path).destination
     assert not now.is_called(before.name)
     assert before.is_called(before.name)
+
+
+def uploaded(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("mlartifacts/*/artifacts/*"))
+
+
+def log_file(run: ExampleRun, name: str) -> None:
+    (run.dir / name).write_text(name)
+    run.append("artifact", {"name": name, "place": name, "sha256": "", "files": {}})
+
+
+@happens(
+    "place",
+    "the runs are in a folder with `%`, `?`, `#`, spaces or letters of any language in its path",
+    "they are delivered to the database in that folder, with their files beside it, and `vlatrack ui` opens it",
+)
+def test_a_path_with_any_letters_leads_to_its_own_database(
+    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "r %41?mode=ro#é 字;&'\""
+    run = finished_run(folder, MLFLOW)
+    log_file(run, "note.txt")
+    runs = run.dir.parent.parent
+    shutil.copy(empty_store, runs / "mlflow.db")
+    assert deliver(run)
+    assert rows(runs / "mlflow.db") == VALUES
+    assert uploaded(runs) == ["note.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    served: list[str] = []
+    monkeypatch.setattr("vlatrack.cli.ui._serve", lambda command: served.extend(command) or 0)
+    assert call("ui", "--runs", runs, "--port", "0").exit_code == 0
+    address = served[served.index("--backend-store-uri") + 1]
+    assert sqlite_path(address) == runs / "mlflow.db"
+    assert len(MlflowClient(address).search_runs(["1"])) == 1
+
+
+@pytest.mark.parametrize("how", ["moved", "copied"])
+@happens(
+    "place",
+    "the folder with the runs and their MLflow database is moved or copied",
+    "a run that goes on there is the same run, and its files are stored there",
+)
+def test_a_moved_or_copied_runs_folder_keeps_its_artifacts_beside_it(
+    delivered: ExampleRun, tmp_path: Path, how: str
+) -> None:
+    runs = delivered.dir.parent.parent
+    there = tmp_path / "elsewhere"
+    (shutil.move if how == "moved" else shutil.copytree)(runs, there)
+    delivered.dir = there / "contract" / "run-1"
+    log_file(delivered, "after.txt")
+    assert deliver(delivered)
+    assert rows(there / "mlflow.db") == VALUES  # of one run
+    assert (uploaded(there), uploaded(runs)) == (["after.txt"], [])

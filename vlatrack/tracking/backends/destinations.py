@@ -59,8 +59,13 @@ def remember_start(config: BackendConfig, earlier: BackendConfig | None, runs: P
 
 
 def sqlite_uri(path: Path) -> str:
-    """The address of a database file, whatever is in its path: SQLAlchemy takes `?` for a query and unquotes `%`."""
-    return f"sqlite:///{quote(str(path))}"
+    """The address of a database file, whatever is in its path: SQLAlchemy takes `?` for a query, and unquotes `%`.
+
+    MLflow does not: for an address that begins with `sqlite:///` it would make a folder of the quoted name.
+    """
+    quoted = quote(str(path))
+    is_odd = "%" in str(path) or "?" in str(path)
+    return f"sqlite+pysqlite:///{quoted}" if is_odd else f"sqlite:///{path}"
 
 
 def sqlite_path(uri: str) -> Path | None:
