@@ -38,6 +38,9 @@ def sync(
     audit: Annotated[
         bool, typer.Option("--audit", help="Then compare the journal with what the backends hold.")
     ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="With --audit: deliver again what a backend has lost, then compare anew.")
+    ] = False,
     runs: Runs = Path("runs"),
     patience: Patience = 60.0,
     trust_backends: TrustBackends = False,
@@ -55,9 +58,14 @@ def sync(
     [bold]vlatrack sync runs/metaworld-quickstart/20260101-120000-ab12 --audit[/bold]
 
     [bold]vlatrack sync --audit --backend mlflow[/bold]
+
+    [bold]vlatrack sync runs/metaworld-quickstart/20260101-120000-ab12 --audit --repair[/bold]
     """
+    from vlatrack.errors import TrackerError
     from vlatrack.tracking.trust import Trust
 
+    if repair and not audit:
+        raise TrackerError("--repair: needs --audit, which finds out what is to be repaired")
     console = _console()
     chosen, all_readable = paths or [], True
     if not paths:
@@ -67,7 +75,10 @@ def sync(
         _say(console, f"nothing to deliver in {runs}")
     trust = Trust(trust_backends, trust_destination)
     # An error stops the command for runs that were named; among all runs, some may be busy.
-    complete = [_sync_one(console, run, backend, patience, trust, audit=audit, tolerant=not paths) for run in chosen]
+    complete = [
+        _sync_one(console, run, backend, patience, trust, audit=audit, repair=repair, tolerant=not paths)
+        for run in chosen
+    ]
     if not all_readable or not all(complete):
         raise typer.Exit(INCOMPLETE)
 
@@ -137,7 +148,9 @@ def reap(
     stale = [entry.run_dir for entry in entries if entry.stale]
     if not stale and all_readable:
         _say(console, f"no stale runs in {runs}")
-    delivered = [_sync_one(console, run, None, patience, trust, audit=False, tolerant=True) for run in stale]
+    delivered = [
+        _sync_one(console, run, None, patience, trust, audit=False, repair=False, tolerant=True) for run in stale
+    ]
     if not all_readable or not all(delivered):
         raise typer.Exit(INCOMPLETE)
 
@@ -178,6 +191,7 @@ def _sync_one(
     trust: "Trust",
     *,
     audit: bool,
+    repair: bool,
     tolerant: bool,
 ) -> bool:
     """Deliver one run and print the result; returns whether it is complete. With `tolerant`, errors are printed."""
@@ -202,13 +216,28 @@ def _sync_one(
             if (told := targets[share.label].redirected) is not None:
                 _say(console, f"  {share.label}: {told}")
             _say(console, f"  {_delivery_line(share)}")
-        agrees = not audit or _show_audit(console, audit_run(run, chosen_backends(run, backend), trust=trust))
+        audits = audit_run(run, chosen_backends(run, backend), trust=trust) if audit else []
+        agrees = not audit or _show_audit(console, audits)
+        if repair and audits:
+            agrees = _repair(console, run, audits, patience_s, trust)
     except TrackerError as error:
         if not tolerant:
             raise
         _say(console, str(error))
         return False
     return report.complete and agrees
+
+
+def _repair(console: "Console", run: Path, audits: "list[BackendAudit]", patience_s: float, trust: "Trust") -> bool:
+    """Repair each backend, say how that went, and audit them again; returns whether all agree now."""
+    from vlatrack.tracking.delivery.audit import audit_run
+    from vlatrack.tracking.delivery.repair import repair_backend
+
+    for audit in audits:
+        with console.status(f"repairing {audit.label} of {run}"):
+            told = repair_backend(run, audit, patience_s=patience_s, trust=trust)
+        _say(console, f"  {audit.label}: {told}")
+    return _show_audit(console, audit_run(run, [audit.label for audit in audits], trust=trust))
 
 
 def _console() -> "Console":

@@ -75,6 +75,10 @@ class CsvBackend:
                 for _, t_ms, step, key, value in csv.reader(file):
                     yield StoredValue(key, int(t_ms), int(step), float(value))
 
+    def start_anew(self) -> None:
+        for file in (self._note_file, self._table):
+            file.unlink(missing_ok=True)
+
     def close(self) -> None:
         """Nothing is held open between calls."""
 

@@ -286,8 +286,8 @@ class TakesValuesAgain(Protocol):
     """What a backend offers besides `Backend` if it takes values that it has lost, although it has later ones."""
 
     def deliver_again(self, records: Iterable[Record], *, at_most: int, next_seq: int) -> list[Rejection]:
-        """Store these parts of records, ascending in seq, `at_most` so many values; the run is open, and over. A resume
-        of it would begin with record `next_seq`. Returns the parts that were refused."""
+        """Store these parts of records, ascending in seq, `at_most` so many; the run is open, and over. A resume of it
+        would begin with record `next_seq`. Returns the parts that were refused."""
 
 
 @runtime_checkable

@@ -13,6 +13,8 @@ from vlatrack.errors import TrackerError
 from vlatrack.tracking.backends.base import Backend, Scalar
 
 GROUP = "vlatrack.backends"
+WANDB_CLIENT = "WANDB_SERVICE"
+"""Names the client process that the wandb library has started, to the children of this process as well."""
 _METHODS = ("open", "describe", "deliver", "put_artifact", "alert", "finish", "audit", "close")
 
 
@@ -52,11 +54,12 @@ def delivery_environment(*, serves_custom: bool) -> dict[str, str]:
     """The environment of a delivery process, which imports nothing from the current folder.
 
     It finds modules where PYTHONPATH says, and a custom backend's module where this process finds it: that may be the
-    current folder.
+    current folder. It starts a W&B client of its own where this process has one.
     """
+    inherited = {name: value for name, value in os.environ.items() if name != WANDB_CLIENT}
     named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     path = [str(Path(entry).absolute()) for entry in sys.path] if serves_custom else list(filter(os.path.isabs, named))
-    return os.environ | {"PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1"}
+    return inherited | {"PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1"}
 
 
 def _import_target(target: str) -> object:

@@ -156,6 +156,10 @@ class TensorboardBackend:
                 if value.HasField("simple_value"):
                     yield StoredValue(value.tag, t_ms, event.step, value.simple_value)
 
+    def start_anew(self) -> None:
+        for name in (NOTE_FILE, EVENT_FILE):
+            (self._folder / name).unlink(missing_ok=True)
+
     def close(self) -> None:
         if self._file is not None:
             self._file.close()

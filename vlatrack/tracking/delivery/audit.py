@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -54,12 +55,8 @@ class BackendAudit:
     """Why the backend is none that could be compared."""
     values: HashComparison | None = None
     """Value by value, where the backend lists them."""
-    was_deleted: bool = False
-    """By a person, who may restore it."""
-
-    @property
-    def knows_the_run(self) -> bool:
-        return self.backend != Audit()
+    state: Literal["compared", "unknown", "deleted", "not asked"] = "compared"
+    """Whether it could be compared; else it does not know the run, a person deleted that, or neither is known."""
 
 
 def audit_run(run_dir: Path, labels: Iterable[str], *, trust: Trust = NOTHING) -> list[BackendAudit]:
@@ -69,7 +66,7 @@ def audit_run(run_dir: Path, labels: Iterable[str], *, trust: Trust = NOTHING) -
     return [
         audit_backend(run_dir, label, config, journal)
         if (reason := untrusted(config, trust=trust)) is None
-        else BackendAudit(label, journal, Audit(), (f"not asked: {reason}",))
+        else BackendAudit(label, journal, Audit(), (f"not asked: {reason}",), state="not asked")
         for label, config in configs_of(run_dir, labels)
     ]
 
@@ -111,11 +108,11 @@ def audit_backend(run_dir: Path, label: str, config: BackendConfig, journal: Aud
     try:
         backend = connect(config, run_dir)
     except Exception as error:  # a class of others, or a destination that the environment does not name
-        return replace(blank, differences=(f"cannot be asked ({one_line(error)})",))
+        return replace(blank, differences=(f"cannot be asked ({one_line(error)})",), state="not asked")
     try:
         held = backend.audit(start)
         if held == Audit():
-            return replace(blank, differences=("does not know the run",))
+            return replace(blank, differences=("does not know the run",), state="unknown")
         if not isinstance(backend, ListsValues):
             return replace(blank, backend=held, differences=tuple(_count_differences(journal, held)))
         with compared_values(files, backend, start) as (values, keys, missing):
@@ -127,13 +124,13 @@ def audit_backend(run_dir: Path, label: str, config: BackendConfig, journal: Aud
         )
         return replace(blank, backend=held, differences=differences, values=values)
     except RejectedError as verdict:
-        return replace(blank, cannot_tell=str(verdict))
+        return replace(blank, cannot_tell=str(verdict), state="not asked")
     except RemoteDeletedError as deleted:
-        return replace(blank, differences=(str(deleted),), was_deleted=True)
+        return replace(blank, differences=(str(deleted),), state="deleted")
     except TrackerError:
         raise
     except Exception as error:  # the clients of the trackers raise whatever they like; the table shows it
-        return replace(blank, differences=(f"cannot be asked ({one_line(error)})",))
+        return replace(blank, differences=(f"cannot be asked ({one_line(error)})",), state="not asked")
 
 
 @contextlib.contextmanager

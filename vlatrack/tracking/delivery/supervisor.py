@@ -28,7 +28,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
 _PACKAGE_FOLDER = str(Path(vlatrack.__file__).absolute().parents[1])
 _START = (
     "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); import vlatrack; del sys.path[0]; "
-    "runpy.run_module('vlatrack.tracking.delivery.worker', run_name='__main__', alter_sys=True)"
+    "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
 )
 """Runs this very vlatrack, wherever it lies, and looks for nothing else beside it; `python -m` would look for the
 libraries of the trackers in the current folder first."""
@@ -106,7 +106,7 @@ def start_worker(files: RunFiles, *arguments: str, serves_custom: bool, trust: T
     log = open_private(files.delivery_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:
         return subprocess.Popen(
-            [sys.executable, "-c", _START, _PACKAGE_FOLDER, str(files.run_dir), *believed, *arguments],
+            [*python_module("vlatrack.tracking.delivery.worker"), str(files.run_dir), *believed, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -115,6 +115,11 @@ def start_worker(files: RunFiles, *arguments: str, serves_custom: bool, trust: T
         )
     finally:
         os.close(log)
+
+
+def python_module(name: str) -> list[str]:
+    """The beginning of a command that runs a module of this package."""
+    return [sys.executable, "-c", _START, _PACKAGE_FOLDER, name]
 
 
 def stop_worker(process: "subprocess.Popen[bytes]") -> None:

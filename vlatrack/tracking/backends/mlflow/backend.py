@@ -4,7 +4,8 @@ import contextlib
 import json
 import math
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -58,6 +59,7 @@ from vlatrack.tracking.journal.records import Record
 from vlatrack.tracking.privacy import redact
 from vlatrack.tracking.run_files import RunFiles
 
+RECORDS_AT_ONCE = 500
 LONGEST_PARAM = 6000
 INFINITE = "its values of ±1.797e308 are ±Infinity, which MLflow cannot store"
 LONGEST_DATASET_NAME, LONGEST_DIGEST = 500, 36
@@ -144,6 +146,12 @@ class MlflowBackend:
             self._put_tags(new)
             self._noted |= new.keys()
         return []
+
+    def deliver_again(self, records: Iterable[Record], *, at_most: int, next_seq: int) -> list[Rejection]:
+        remaining, rejections = iter(records), list[Rejection]()
+        while some := list(islice(remaining, RECORDS_AT_ONCE)):
+            rejections += self.deliver(some)
+        return rejections
 
     def put_artifact(self, artifact: Artifact) -> None:
         put_artifact(self._client, self._run_id, artifact, self._copy_rule)

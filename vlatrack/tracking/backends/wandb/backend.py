@@ -10,7 +10,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -36,6 +36,7 @@ from vlatrack.tracking.backends.names import escaped, unescaped
 from vlatrack.tracking.backends.wandb.account import resolve_mode
 from vlatrack.tracking.backends.wandb.artifacts import put_artifact
 from vlatrack.tracking.backends.wandb.clients import end_orphaned_clients, end_own_clients, forget_dead_client
+from vlatrack.tracking.backends.wandb.steps import StepShift
 from vlatrack.tracking.backends.wandb.values import stored_values
 from vlatrack.tracking.journal.records import Record
 from vlatrack.tracking.run_files import RunFiles
@@ -51,7 +52,9 @@ _FORBIDDEN = re.compile(r"\\|:(?=x)")
 
 EXIT_CODES = {"FINISHED": 0, "FAILED": 1, "KILLED": 255}
 LONGEST_TAG, LONGEST_RUN_NAME, RETRIES = 64, 128, 5
-INIT_TIMEOUT_S, NO_PROGRESS_S = 60.0, 5.0
+INIT_TIMEOUT_S, NO_PROGRESS_S, POLL_S = 60.0, 5.0, 0.5
+ROWS_IN_FLIGHT = 20_000
+"""Rows of a repair that may lie in the memory of the client."""
 ASK_EVERY_S, STALLED_S = 15.0, 300.0
 """The client uploads every 15 s; after a refusal it stops for good without an error."""
 
@@ -82,7 +85,8 @@ class WandbBackend:
         self._online = resolve_mode(mode or "auto") == "online"
         self._may_go_online = mode != "offline"
         self._run: wandb.Run | None = None
-        self._sent_seq = self._stored_seq = -1
+        self._sent_seq = self._stored_seq = self._sent_step = -1
+        self._shift = StepShift()
         self._ask_at = self._stalled_at = 0.0
         self._public: PublicRun | None = None
         self._best = BestValues({})
@@ -105,8 +109,10 @@ class WandbBackend:
         )
         if self._online:
             self.url = run.url
-            self._sent_seq = self._stored_seq = run.starting_step - 1
-            return Position(run.starting_step, acknowledged + 1 if run.resumed else 0)
+            self._shift = StepShift.of(run.config)
+            self._sent_step = run.starting_step - 1
+            self._sent_seq = self._stored_seq = self._shift.seq_of(self._sent_step)
+            return Position(self._sent_seq + 1, acknowledged + 1 if run.resumed else 0)
         # Offline files cannot be continued: a new one holds the whole run, the journal has everything.
         self.url = f"with a key: vlatrack sync {self._folder}" if self._may_go_online else str(Path(run.dir).parent)
         return Position(0, 0)
@@ -121,14 +127,30 @@ class WandbBackend:
         if self._stored_seq >= self._sent_seq:
             self._expect_progress()
         for record in records:
-            row = {self.metric_key(name): value for name, value in record.data.items()}
-            row |= {X_AXIS: record.step or 0, "_timestamp": record.t_ms / 1000}
-            # Committed, else the client keeps the row to itself until the next one comes.
-            self._open_run.log(row, step=record.seq, commit=True)
-            self._sent_seq = record.seq
+            self._log(record, self._shift.step_of(record.seq))
         if improved := self._best.improved_by(records):
             best = {f"{BEST}{self.metric_key(name)}": value for name, value in improved.items()}
             self._open_run.summary.update(best)
+        return []
+
+    def deliver_again(self, records: Iterable[Record], *, at_most: int, next_seq: int) -> list[Rejection]:
+        """Rows that are missing at the end are delivered as ever, others appended; charts have the training step as
+        their x axis, and so show them in their place."""
+        held, run = self._sent_seq, self._open_run
+        summary, newer = dict(run.summary), dict[str, object]()
+        step, is_behind = self._sent_step + 1, False
+        for number, record in enumerate(records):
+            if number == 0 and record.seq <= held:
+                is_behind = True
+                self._leave_room(StepShift(next_seq, max(1, step + at_most - next_seq)))
+            self._log(record, step if is_behind else self._shift.step_of(record.seq))
+            step = self._sent_step + 1
+            keys = (*map(self.metric_key, record.data), X_AXIS)
+            newer |= {key: summary.get(key) if record.seq <= held else None for key in keys}
+            if number % ROWS_IN_FLIGHT == ROWS_IN_FLIGHT - 1:
+                self._confirm(STALLED_S)
+        # The client takes the last row that it gets for the newest.
+        run.summary.update({key: value for key, value in newer.items() if value is not None})
         return []
 
     def stored(self) -> int | None:
@@ -162,11 +184,15 @@ class WandbBackend:
             self._run = None
             run.finish(exit_code=EXIT_CODES[finish.status])
         if self._online:
-            self._confirm()
+            self._confirm(NO_PROGRESS_S)
+            self._stored_seq = self._sent_seq
 
     def audit(self, start: RunStart) -> Audit:
         run = self._stored_run(start)
-        return Audit() if run is None else Audit(str(run.state).upper(), last_seq=int(run.lastHistoryStep))
+        if run is None:
+            return Audit()
+        step, shift = int(run.lastHistoryStep), StepShift.of(run.config)
+        return Audit(str(run.state).upper(), last_seq=shift.seq_of(step) if shift.tells(step) else None)
 
     def metric_key(self, name: str) -> str:
         return wandb_key(metric_name(name, self._naming))
@@ -230,23 +256,43 @@ class WandbBackend:
                 raise
             return None
 
-    def _last_seq(self) -> int:
+    def _log(self, record: Record, step: int) -> None:
+        row: dict[str, float] = {self.metric_key(name): value for name, value in record.data.items()}
+        row |= {X_AXIS: record.step or 0, "_timestamp": record.t_ms / 1000}
+        # Committed, else the client keeps the row to itself until the next one comes.
+        self._open_run.log(row, step=step, commit=True)
+        self._sent_seq, self._sent_step = max(self._sent_seq, record.seq), step
+
+    def _leave_room(self, shift: StepShift) -> None:
+        """Say in the run's config from which `_step` on a resume goes on, before any row is appended: else that would
+        take its position for one that it has not."""
+        self._open_run.config.update(shift.in_config, allow_val_change=True)
+        give_up = time.monotonic() + STALLED_S
+        while StepShift.of(wandb.Api().run("/".join(self._public_run().path)).config) != shift:
+            if time.monotonic() > give_up:
+                raise ConnectionError("W&B does not take the config of the run")
+            time.sleep(POLL_S)
+        self._shift = shift
+
+    def _last_step(self) -> int:
         return int(self._public_run().lastHistoryStep)
+
+    def _last_seq(self) -> int:
+        return self._shift.seq_of(self._last_step())
 
     def _expect_progress(self) -> None:
         now = time.monotonic()
         self._ask_at, self._stalled_at = now + ASK_EVERY_S, now + STALLED_S
 
-    def _confirm(self) -> None:
+    def _confirm(self, patience_s: float) -> None:
         """After a refusal the client stops uploading without an error: only the server knows what it has."""
-        held, give_up = -1, time.monotonic() + NO_PROGRESS_S
-        while (now := self._last_seq()) < self._sent_seq:
+        held, give_up = -1, time.monotonic() + patience_s
+        while (now := self._last_step()) < self._sent_step:
             if now > held:
-                held, give_up = now, time.monotonic() + NO_PROGRESS_S
+                held, give_up = now, time.monotonic() + patience_s
             if time.monotonic() > give_up:
-                raise ConnectionError(f"W&B holds records up to {held} of {self._sent_seq}")
-            time.sleep(0.5)
-        self._stored_seq = self._sent_seq
+                raise ConnectionError(f"W&B holds records up to {held} of {self._sent_step}")
+            time.sleep(POLL_S)
 
 
 def _quiet_settings(*, online: bool) -> wandb.Settings:
