@@ -22,14 +22,16 @@ from wandb_double import WandbDouble
 
 from vlatrack.testing.example_run import ExampleRun
 from vlatrack.tracking.backends.base import BackendConfig
+from vlatrack.tracking.backends.destinations import target_of
 from vlatrack.tracking.backends.mlflow.runs import runs_with_uid
-from vlatrack.tracking.backends.registry import backends_text, connect, destination_of
+from vlatrack.tracking.backends.registry import backends_text, connect
 from vlatrack.tracking.backends.wandb.steps import StepShift
 from vlatrack.tracking.delivery.audit import audit_run
 from vlatrack.tracking.delivery.repair import repair_backend, repair_here
 from vlatrack.tracking.delivery.tail import Tail
 from vlatrack.tracking.journal.records import Kind
 from vlatrack.tracking.run_files import RunFiles
+from vlatrack.tracking.trust import OWN_RUN
 
 MLFLOW, WANDB = BackendConfig("mlflow"), BackendConfig("wandb")
 
@@ -38,25 +40,26 @@ def deliver(run: ExampleRun, config: BackendConfig) -> None:
     """As the delivery process does, up to the end of the run."""
     RunFiles(run.dir).backends.write_text(backends_text([config]))
     reach = partial(connect, config, run.dir)
-    tail = Tail(run.dir, f"{config.kind}-0", reach, threading.Event(), destination=destination_of(config))
+    where = partial(target_of, config, RunFiles(run.dir).runs)
+    tail = Tail(run.dir, f"{config.kind}-0", reach, threading.Event(), destination=lambda: where().destination)
     tail.drain()
     tail.run()
     assert tail.finished
 
 
 def repair(run: ExampleRun, label: str) -> str | None:
-    (audit,) = audit_run(run.dir, [label])
+    (audit,) = audit_run(run.dir, [label], trust=OWN_RUN)
     assert audit.differences
     told = repair_here(run.dir, label)
-    (audit,) = audit_run(run.dir, [label])
+    (audit,) = audit_run(run.dir, [label], trust=OWN_RUN)
     assert audit.differences == ()
     return told
 
 
 def repair_in_a_process(run: ExampleRun, label: str) -> str:
-    (audit,) = audit_run(run.dir, [label])
+    (audit,) = audit_run(run.dir, [label], trust=OWN_RUN)
     told = repair_backend(run.dir, audit, patience_s=10)
-    assert audit_run(run.dir, [label])[0].differences == ()
+    assert audit_run(run.dir, [label], trust=OWN_RUN)[0].differences == ()
     return told
 
 

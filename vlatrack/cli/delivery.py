@@ -106,7 +106,8 @@ def status(runs: Runs = Path("runs")) -> None:
             continue
         stale += entry.stale
         incomplete += entry.is_over and entry.lacks_something
-        lines += [f"{name}: {share.label} is {share.unset}" for share in entry.backends if share.unset]
+        if entry.is_over:
+            lines += [f"{name}: {_delivery_line(share)}" for share in entry.backends if share.undelivered]
         step = "-" if entry.status.last_step is None else str(entry.status.last_step)
         table.add_row(*map(printable, (name, _status_word(entry), step, _undelivered(entry.backends))))
     if table.row_count == 0:
@@ -195,8 +196,9 @@ def _sync_one(
     tolerant: bool,
 ) -> bool:
     """Deliver one run and print the result; returns whether it is complete. With `tolerant`, errors are printed."""
-    from vlatrack.errors import TrackerError
+    from vlatrack.errors import VlatrackError
     from vlatrack.tracking.delivery.audit import audit_run
+    from vlatrack.tracking.delivery.causes import one_line
     from vlatrack.tracking.delivery.report import targets_of
     from vlatrack.tracking.delivery.sync import chosen_backends, sync_run
     from vlatrack.tracking.journal.history import run_status
@@ -220,10 +222,10 @@ def _sync_one(
         agrees = not audit or _show_audit(console, audits)
         if repair and audits:
             agrees = _repair(console, run, audits, patience_s, trust)
-    except TrackerError as error:
+    except Exception as error:  # whatever is wrong with one run must not keep the others from being delivered
         if not tolerant:
             raise
-        _say(console, str(error))
+        _say(console, str(error) if isinstance(error, VlatrackError) else f"{run}: {one_line(error)}")
         return False
     return report.complete and agrees
 

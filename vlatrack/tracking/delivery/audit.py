@@ -22,8 +22,8 @@ from vlatrack.tracking.backends.base import (
     StoredValue,
 )
 from vlatrack.tracking.backends.registry import backend_label, backends_of, connect
+from vlatrack.tracking.delivery.causes import one_line
 from vlatrack.tracking.delivery.journal_values import metric_records, records_with, values_of
-from vlatrack.tracking.delivery.others import one_line
 from vlatrack.tracking.delivery.value_hashes import (
     HashComparison,
     HashFile,

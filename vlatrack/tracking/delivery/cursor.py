@@ -112,7 +112,7 @@ class CursorFile:
             return Cursor.of(json.loads(self._path.read_bytes()))
         except FileNotFoundError:
             return Cursor()
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             _log.warning("%s: damaged (%s); delivering from the beginning", self._path.name, error)
             return Cursor()
 
@@ -149,7 +149,7 @@ class CursorFile:
         buried = set()
         lines = self.dead_path.read_text(encoding="utf-8").splitlines() if self.dead_path.exists() else []
         for line in lines:
-            with contextlib.suppress(ValueError, KeyError):
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
                 letter = json.loads(line)
                 buried.add((letter["seq"], letter["what"]))
         return buried

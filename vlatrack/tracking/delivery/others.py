@@ -23,18 +23,13 @@ from vlatrack.tracking.backends.base import (
     scalar_text,
 )
 from vlatrack.tracking.delivery.backoff import Backoff
+from vlatrack.tracking.delivery.causes import one_line
 from vlatrack.tracking.delivery.cursor import SetAside
 from vlatrack.tracking.journal.records import JournalReader, Kind, Record
-from vlatrack.tracking.privacy import redact
 from vlatrack.tracking.run_files import RunFiles
 
 Outcome = Sequence[Rejection] | Exception
 _log = logging.getLogger(__name__)
-
-
-def one_line(error: Exception) -> str:
-    """What went wrong, for a cursor and a log."""
-    return redact(" ".join(f"{type(error).__name__}: {error}".split()))[:500]
 
 
 class OtherRecords:

@@ -32,9 +32,9 @@ from vlatrack.tracking.backends.base import (
 from vlatrack.tracking.backends.custom import delivery_environment
 from vlatrack.tracking.backends.registry import connect
 from vlatrack.tracking.delivery.audit import BackendAudit, compared_values, configs_of, first_start
+from vlatrack.tracking.delivery.causes import one_line
 from vlatrack.tracking.delivery.cursor import Cursor, CursorFile
 from vlatrack.tracking.delivery.journal_values import records_with
-from vlatrack.tracking.delivery.others import one_line
 from vlatrack.tracking.delivery.supervisor import python_module
 from vlatrack.tracking.delivery.sync import sync_run
 from vlatrack.tracking.delivery.value_hashes import ValueHasher
@@ -51,7 +51,8 @@ WAIT_S = 5.0
 def repair_backend(run_dir: Path, audit: BackendAudit, *, patience_s: float, trust: Trust = NOTHING) -> str:
     """Repair one backend of a run that is over and has been delivered; returns a line that says what was done.
 
-    `trust` is that of the audit, which says of a backend that is not to be trusted that it was not asked. A process of its own does it: a later delivery process ends clients of trackers that others have left.
+    `trust` is that of the audit: a backend that is not to be trusted was not asked, and is not repaired. A process of
+    its own does it: a later delivery process ends clients of trackers that others have left.
     """
     if audit.state in ("deleted", "not asked"):
         return f"left as it is: {audit.cannot_tell or '; '.join(audit.differences)}"

@@ -1,6 +1,7 @@
 """What became of the records of a run, or of all runs, at each backend: read from cursors and the ends of journals."""
 
 import os
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import MappingProxyType
 from vlatrack.errors import TrackerError
 from vlatrack.tracking.backends.destinations import Target, target_of
 from vlatrack.tracking.backends.registry import BUILT_IN, backend_label, backends_of
+from vlatrack.tracking.delivery.causes import one_line
 from vlatrack.tracking.delivery.cursor import CursorFile
 from vlatrack.tracking.journal.history import RunStatus, run_status
 from vlatrack.tracking.journal.records import finish_record, last_record
@@ -139,20 +141,45 @@ def run_overviews(runs: Path) -> list[RunOverview | Unreadable]:
         raise TrackerError(f"{runs}: {what}; give the folder that holds the runs with --runs")
     if not os.access(runs, os.R_OK | os.X_OK):
         raise TrackerError(f"{runs}: cannot be read; give the folder that holds the runs with --runs")
-    return [_overview(journal.parent) for journal in sorted(runs.glob("*/*/journal.jsonl"))]
+    entries: list[RunOverview | Unreadable] = []
+    for experiment in sorted(path for path in runs.iterdir() if not path.name.startswith(".")):
+        try:
+            run_dirs = sorted(experiment.iterdir()) if _is_folder(experiment) else []
+        except OSError as error:
+            entries.append(Unreadable(experiment, str(error.strerror)))
+            continue
+        entries += [entry for run_dir in run_dirs if (entry := _overview(run_dir)) is not None]
+    return entries
 
 
-def _overview(run_dir: Path) -> RunOverview | Unreadable:
+def _is_folder(path: Path) -> bool:
+    """Raises OSError where that cannot be told: for a loop of symbolic links, in a folder that may not be read."""
     try:
-        journal = RunFiles(run_dir).journal
-        writer, status = lock_holder(journal), run_status(run_dir)
-        targets = targets_of(run_dir)
-        shares = delivery_report(run_dir, targets, targets=targets).backends
-        if (copy := copy_without_end(journal)) is not None:
-            return RunOverview(run_dir, status, False, shares, writer, copy)
-        has_no_end = last_record(journal) is not None and finish_record(journal) is None
-        if writer is None and has_no_end:
-            return RunOverview(run_dir, status, True, shares, lease_holder(journal))
-        return RunOverview(run_dir, status, False, shares, writer)
+        return stat.S_ISDIR(path.stat().st_mode)
+    except FileNotFoundError:  # a symbolic link to what is no more
+        return False
+
+
+def _overview(run_dir: Path) -> RunOverview | Unreadable | None:
+    """None if there is no run; whatever is wrong with one must not keep the others from being shown."""
+    try:
+        if not _is_folder(run_dir) or not os.path.lexists(RunFiles(run_dir).journal):
+            return None
+        return _readable_overview(run_dir)
     except (TrackerError, OSError) as error:
         return Unreadable(run_dir, str(error))
+    except Exception as error:  # somebody has made these files, to whom no rule applies
+        return Unreadable(run_dir, f"its files are damaged ({one_line(error)})")
+
+
+def _readable_overview(run_dir: Path) -> RunOverview:
+    journal = RunFiles(run_dir).journal
+    writer, status = lock_holder(journal), run_status(run_dir)
+    targets = targets_of(run_dir)
+    shares = delivery_report(run_dir, targets, targets=targets).backends
+    if (copy := copy_without_end(journal)) is not None:
+        return RunOverview(run_dir, status, False, shares, writer, copy)
+    has_no_end = last_record(journal) is not None and finish_record(journal) is None
+    if writer is None and has_no_end:
+        return RunOverview(run_dir, status, True, shares, lease_holder(journal))
+    return RunOverview(run_dir, status, False, shares, writer)

@@ -13,7 +13,7 @@ from vlatrack.tracking.delivery.report import (
     targets_of,
 )
 from vlatrack.tracking.delivery.supervisor import start_worker, stop_worker
-from vlatrack.tracking.delivery.worker import BUSY, close_as_killed
+from vlatrack.tracking.delivery.worker import BUSY, COMPLETE, LEFT, close_as_killed
 from vlatrack.tracking.lock import Holder, lock_holder
 from vlatrack.tracking.run_files import RunFiles
 from vlatrack.tracking.trust import NOTHING, Trust
@@ -70,9 +70,12 @@ def sync_run(
     if not reachable:
         close_as_killed(files.journal)
         return delivery_report(run_dir, labels, targets=targets)
-    if _run_delivery(run_dir, reachable, patience_s, trust, on_progress) == BUSY:
+    code = _run_delivery(run_dir, reachable, patience_s, trust, on_progress)
+    if code == BUSY:
         holder = lock_holder(files.delivery_lock) or Holder()
         raise TrackerError(f"{run_dir}: {holder} delivers this run, a sync or the run's own; wait for its end")
+    if code not in (COMPLETE, LEFT):
+        raise TrackerError(f"{run_dir}: its delivery process failed (exit code {code}); {files.delivery_log} says why")
     return delivery_report(run_dir, labels, targets=targets)
 
 
@@ -89,7 +92,13 @@ def _run_delivery(
 ) -> int:
     arguments = ["--patience", str(patience_s), "--only", *labels]
     serves_custom = any(label.startswith("custom-") for label in labels)
-    process = start_worker(RunFiles(run_dir), *arguments, serves_custom=serves_custom, trust=trust)
+    try:
+        process = start_worker(RunFiles(run_dir), *arguments, serves_custom=serves_custom, trust=trust)
+    except OSError as error:
+        place = error.filename or run_dir
+        raise TrackerError(
+            f"{place}: {error.strerror}; delivery writes there: make it writable, or copy the run"
+        ) from error
     try:
         while True:
             try:

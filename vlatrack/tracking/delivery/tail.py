@@ -28,8 +28,9 @@ from vlatrack.tracking.backends.base import (
     RunStart,
 )
 from vlatrack.tracking.delivery.backoff import Backoff
+from vlatrack.tracking.delivery.causes import one_line
 from vlatrack.tracking.delivery.cursor import Cursor, CursorFile, Mark, SetAside
-from vlatrack.tracking.delivery.others import OtherRecords, one_line
+from vlatrack.tracking.delivery.others import OtherRecords
 from vlatrack.tracking.journal.journal import is_being_written
 from vlatrack.tracking.journal.records import JournalReader, Kind, Record, finish_record, last_record
 from vlatrack.tracking.run_files import RunFiles
