@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 import os
 import re
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from happens import happens
 
 from vlatrack.errors import MissingPackageError, TrackerError
 from vlatrack.tracking.backends.mlflow.backend import MlflowBackend
@@ -21,7 +23,7 @@ from vlatrack.tracking.backends.tensorboard import TensorboardBackend
 from vlatrack.tracking.backends.wandb.backend import WandbBackend
 from vlatrack.tracking.journal.journal import is_being_written
 from vlatrack.tracking.journal.records import read_records
-from vlatrack.tracking.run import BackendConfig, TrackedRun, metric_history, run_status, start_run
+from vlatrack.tracking.run import BackendConfig, DatasetInput, TrackedRun, metric_history, run_status, start_run
 from vlatrack.tracking.run_files import RunFiles
 
 CSV = BackendConfig("custom", target="vlatrack.testing.csv_backend:CsvBackend")
@@ -214,6 +216,7 @@ def test_a_tracker_that_cannot_be_used_is_one_line_and_nothing_is_made(
         ({"params": {"p": {1, 2}}}, r"params\['p'\]: a value of type set cannot be kept; write str"),
         ({"params": {"p": torch.ones(2)}}, r"params\['p'\]: a value of type Tensor that cannot be kept"),
         ({"params": {"p": [object()]}}, r"params\['p'\]: a value of type list that cannot be kept"),
+        ({"params": {"p": 10**5000}}, r"params\['p'\]: a value of type int that cannot be kept"),
         ({"params": [("a", 1)]}, "params: a value of type list is no mapping; write a dict"),
         ({"tags": {5: "n"}}, "tags: the key 5 is no text; write '5'"),
         ({"tags": {"n": None}}, r"tags\['n'\]: a value of type NoneType is no tag; give a text"),
@@ -243,14 +246,70 @@ def test_numbers_and_paths_among_params_and_tags_are_kept_as_a_tracker_shows_the
 
 @pytest.mark.parametrize(
     ("experiment", "resume", "told"),
-    [("a/b", None, "experiment 'a/b'"), ("", None, "experiment ''"), ("exp", "none", "none: no run to resume")],
+    [
+        ("a/b", None, "experiment 'a/b'"),
+        ("", None, "experiment ''"),
+        ("e" * 600, None, "experiment 'eee"),
+        (None, None, "experiment None"),
+        ("exp", "none", "none: no run to resume"),
+    ],
 )
 def test_an_experiment_or_a_run_that_is_none_is_one_line(
     tmp_path: Path, experiment: str, resume: str | None, told: str
 ) -> None:
-    with pytest.raises(TrackerError, match=told):
+    with pytest.raises(TrackerError, match=told) as error:
         start_run(experiment, runs=tmp_path / "runs", resume=resume)
+    assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"uid": "a/b"}, "run uid 'a/b'"),
+        ({"uid": None}, "run uid None"),
+        ({"experiment": ""}, "experiment ''"),
+        ({"experiment": "e" * 101}, "experiment 'eee"),
+        ({"t_ms": math.nan}, "t_ms: a value of type float is no time"),
+        ({"t_ms": -1}, "t_ms: -1 is no time between 1970 and 9999; give Unix milliseconds"),
+        ({"datasets": [DatasetInput("d", Path("d"), "0", "train")]}, "datasets: source: a value of type PosixPath"),
+    ],
+)
+def test_what_identifies_a_run_is_checked_before_anything_is_made(
+    run_dir: Path, arguments: Mapping[str, Any], told: str
+) -> None:
+    fields = {"uid": "u", "name": "n", "experiment": "e", "backends": [], "params": {}, "tags": {}, **arguments}
+    with pytest.raises(TrackerError, match=told):
+        TrackedRun.start(run_dir, **fields)
+    assert not run_dir.exists()
+
+
+@happens(
+    "place",
+    "a run is resumed under the name of another experiment",
+    "it is refused with one line that names the run's own, and the run stays as it is",
+)
+def test_a_run_is_not_resumed_in_another_experiment(tmp_path: Path) -> None:
+    start_run("exp", runs=tmp_path / "runs", backends=[]).finish("FINISHED")
+    (path,) = run_dirs(tmp_path)
+    before = (path / "journal.jsonl").read_bytes()
+    with pytest.raises(TrackerError, match="belongs to experiment exp, not to other; resume it as a run of that one"):
+        start_run("other", runs=tmp_path / "runs", backends=[], resume=path)
+    assert (path / "journal.jsonl").read_bytes() == before
+    assert not is_being_written(path / "journal.jsonl")
+
+
+@happens(
+    "item",
+    "a param or tag has an empty name, one of 40 CJK letters, or one of 300 ASCII letters",
+    "the journal keeps the name as it is",
+)
+def test_names_that_a_tracker_may_not_take_are_kept_in_the_journal(tmp_path: Path) -> None:
+    named = dict.fromkeys(("", "字" * 40, "p" * 300, "two\nlines"), "x")
+    run = start_run("exp", runs=tmp_path / "runs", backends=[], params=named, tags=named)
+    run.finish("FINISHED")
+    start = next(read_records(run.path / "journal.jsonl"))
+    assert start.data["params"] == start.data["tags"] == named
 
 
 @pytest.mark.parametrize(

@@ -3,35 +3,67 @@ them or knows them by reference."""
 
 import hashlib
 import json
+import os
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from vlatrack.errors import TrackerError
+from vlatrack.tracking.arguments import shown
 from vlatrack.tracking.backends.base import Artifact, ArtifactFile
+from vlatrack.tracking.run_files import resolved_path
 
 BYTES_PER_MB = 1_000_000
 CHECKPOINTS = "checkpoints/"
 """Begins the name of every artifact that is a checkpoint."""
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+ -]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def artifact_data(
+    path: Path | str, run_dir: Path, *, name: str, aliases: Sequence[str], sha256: Mapping[str, str] | None
+) -> dict[str, Any]:
+    """What the journal keeps of an artifact; see `TrackedRun.log_artifact`, whose errors it raises."""
+    checked_artifact_name(name)
+    if not isinstance(path, str | Path):
+        raise TrackerError(f"artifact {name}: {shown(path)} is no path; give a text or a Path")
+    if isinstance(aliases, str) or not all(isinstance(alias, str) for alias in aliases):
+        raise TrackerError(f"artifact {name}: aliases={shown(aliases)}: not a list of texts; write aliases=['best']")
+    known = KnownDigests(sha256 or {}, at_ms=None)
+    if wrong := [file for file, digest in known.sha256.items() if not _SHA256.fullmatch(str(digest))]:
+        raise TrackerError(f"artifact {name}: {wrong[0]}: its sha256 is not 64 hexadecimal digits")
+    path = Path(path)
+    try:
+        if not path.exists() and (run_dir / path).exists():
+            path = run_dir / path
+        place = path_in_run(path, run_dir)
+        artifact = read_artifact(name, place, run_dir, known=known)
+    except OSError as error:
+        raise TrackerError(f"artifact {shown(error.filename or path)}: {error.strerror}; make it readable") from error
+    files = {file.name: file.sha256 for file in artifact.files}
+    return {"name": name, "place": place, "sha256": artifact.sha256, "files": files, "aliases": list(aliases)}
 
 
 def checked_artifact_name(name: str) -> str:
     """The name, if it is a relative path of plain parts; TrackerError otherwise."""
-    if not all(_PART.fullmatch(part) for part in name.split("/")):
-        raise TrackerError(f"artifact name {name!r}: use parts of letters, digits and ._+- separated by /")
+    if not isinstance(name, str) or not all(_PART.fullmatch(part) for part in name.split("/")):
+        raise TrackerError(f"artifact name {shown(name)}: use parts of letters, digits and ._+- separated by /")
     return name
 
 
 def path_in_run(path: Path, run_dir: Path) -> str:
-    """The path relative to the run directory; TrackerError if it lies elsewhere, also by a symbolic link."""
+    """The path relative to the run directory; TrackerError if it lies elsewhere, also by a symbolic link, or if no line
+    can show it."""
+    resolved = resolved_path(path)
     if not path.exists():
         raise TrackerError(f"artifact {path}: no such file or folder")
-    if not path.resolve().is_relative_to(run_dir.resolve()):
+    if not resolved.is_relative_to(run_dir.resolve()):
         raise TrackerError(f"artifact {path}: lies outside the run directory {run_dir}; copy it there first")
-    return path.resolve().relative_to(run_dir.resolve()).as_posix()
+    return resolved.relative_to(run_dir.resolve()).as_posix()
 
 
 @dataclass(frozen=True)
@@ -46,11 +78,12 @@ class KnownDigests:
 def read_artifact(name: str, path: str, run_dir: Path, *, known: KnownDigests | None = None) -> Artifact:
     """The artifact at this path of the run directory, as it is now; reads what has changed since its digest was known.
 
-    Raises TrackerError if it is gone, empty, or holds a symbolic link to a file outside the run directory.
+    Raises TrackerError if it is gone, empty, or holds a symbolic link to a file outside the run directory, or what is
+    no file (a pipe, a socket, a device); OSError if it cannot be read.
     """
     root = run_dir.resolve() / path
     known = known or KnownDigests()
-    paths = [path for path in sorted(root.rglob("*")) if path.is_file()] if root.is_dir() else [root]
+    paths = _files_below(root) if root.is_dir() else [root]
     for file in paths:
         path_in_run(file, run_dir)
     try:
@@ -65,13 +98,23 @@ def read_artifact(name: str, path: str, run_dir: Path, *, known: KnownDigests | 
     return Artifact(name, root.is_dir(), files, hashlib.sha256(listing.encode()).hexdigest())
 
 
+def _files_below(folder: Path) -> list[Path]:
+    def refuse(error: OSError) -> None:
+        raise error  # a folder that cannot be read is not an empty one
+
+    found = [Path(place, name) for place, _, names in os.walk(folder, onerror=refuse) for name in names]
+    return sorted(path for path in found if path.exists())
+
+
 def _read_file(path: Path, name: str, known: KnownDigests) -> ArtifactFile:
     """Weights of many gigabytes are read once, when they are logged, and not for each tracker again."""
-    stat = path.stat()
-    if name in known.sha256 and (known.at_ms is None or stat.st_mtime_ns < known.at_ms * 1_000_000):
-        return ArtifactFile(path, name, known.sha256[name], stat.st_size)
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise TrackerError(f"artifact {path}: a pipe, socket or device; only files and folders can be logged")
+    if name in known.sha256 and (known.at_ms is None or status.st_mtime_ns < known.at_ms * 1_000_000):
+        return ArtifactFile(path, name, known.sha256[name], status.st_size)
     with path.open("rb") as file:
-        return ArtifactFile(path, name, hashlib.file_digest(file, "sha256").hexdigest(), stat.st_size)
+        return ArtifactFile(path, name, hashlib.file_digest(file, "sha256").hexdigest(), status.st_size)
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,30 @@
 
 import contextlib
 import logging
-import re
 import secrets
+import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, SupportsFloat
+from typing import Any, NoReturn, Self
 
 from vlatrack.errors import TrackerError
-from vlatrack.tracking.arguments import checked_text, plain_backends, plain_params, plain_tags
-from vlatrack.tracking.artifacts import KnownDigests, checked_artifact_name, path_in_run, read_artifact
+from vlatrack.tracking.arguments import (
+    check_status,
+    checked_experiment,
+    checked_text,
+    checked_time,
+    checked_uid,
+    described,
+    plain_backends,
+    plain_datasets,
+    plain_params,
+    plain_tags,
+    shown,
+)
+from vlatrack.tracking.artifacts import artifact_data
 from vlatrack.tracking.backends.base import BackendConfig, DatasetInput, Scalar, Status
 from vlatrack.tracking.backends.destinations import remember_start
 from vlatrack.tracking.backends.registry import (
@@ -30,6 +41,7 @@ from vlatrack.tracking.delivery.worker import PATIENCE_WITHOUT_TRAINER_S
 from vlatrack.tracking.journal.history import REWOUND, Rewinds, RunStatus, last_start, metric_history, run_status
 from vlatrack.tracking.journal.journal import Journal
 from vlatrack.tracking.journal.records import Kind, last_record
+from vlatrack.tracking.logged_values import LoggedValues
 from vlatrack.tracking.privacy import check_no_links, private_directory, redact, redact_param, write_private
 from vlatrack.tracking.run_files import RunFiles, checked_runs_folder
 from vlatrack.tracking.trust import remember
@@ -47,11 +59,11 @@ __all__ = [
 ]
 
 FULL_DISK_TIMEOUT_S = 60.0
-_UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_EXPERIMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_INT64 = 1 << 63
 _OPEN_RUNS: "dict[Path, TrackedRun]" = {}
 """The runs that this process writes, by directory."""
+_TO_BEGIN_AGAIN: set[Path] = set()
+"""Directories of runs that this process has killed or failed to start: the next start begins them again."""
 _log = logging.getLogger(__name__)
 
 
@@ -78,11 +90,7 @@ def start_run(
     Raises TrackerError or MissingPackageError, before it makes anything, for what cannot be used.
     """
     configs = [BackendConfig("mlflow")] if backends is None else plain_backends(backends)
-    if not _EXPERIMENT.fullmatch(experiment):
-        raise TrackerError(
-            f"experiment {experiment!r}: use at most 100 letters, digits and ._-, a letter or digit first"
-        )
-    folder = checked_runs_folder(Path(runs)) / experiment
+    folder = checked_runs_folder(Path(runs)) / checked_experiment(experiment)
     if resume is None:
         run_dir = folder / f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         uid = f"{experiment[:40]}-{run_dir.name}"
@@ -111,6 +119,13 @@ class TrackedRun:
     `end` says how the training ended; figures and other files may be logged after it, until `close` waits for the
     trackers. `finish` is both. As a context manager it finishes the run: FINISHED, KILLED after Ctrl-C, FAILED after
     any other exception.
+
+    Every method may be called from any thread and from signal handlers. `log` never raises; the others raise
+    TrackerError for what they cannot take, and keep a full disk to the report and a warning.
+
+    Only the process that started the run has a part in it. In a forked child `end`, `close`, `finish` and the end of a
+    `with` block return at once, and what it logs is dropped with a warning, counted, and told when the run closes. A
+    run cannot be pickled, so no spawned worker gets it.
     """
 
     def __init__(self, files: RunFiles, journal: Journal, backends: Sequence[BackendConfig]) -> None:
@@ -123,9 +138,11 @@ class TrackedRun:
         self._labels = [backend_label(config, index) for index, config in enumerate(backends)]
         serves_custom = any(config.kind == "custom" for config in backends)
         self._delivery = DeliveryProcess(files, serves_custom=serves_custom) if backends else None
-        self._told: set[str] = set()
+        self._values = LoggedValues()
         self._ended = False
         self._report: DeliveryReport | None = None
+        self._closing_in: set[int] = set()
+        """The threads that are closing the run: a signal handler that does so as well must not wait for its thread."""
         self._rewinds = 0
         self.last_step = 0
         """The training step that was logged last."""
@@ -170,55 +187,53 @@ class TrackedRun:
         Raises TrackerError or MissingPackageError for a backend, parameter or tag that cannot be used, a run that is
         being written, or one that exists and is not to be resumed.
         """
-        if not _UID.fullmatch(uid):
-            raise TrackerError(f"run uid {uid!r}: use at most 64 letters, digits and ._-")
+        checked_uid(uid)
+        t_ms = None if t_ms is None else checked_time(t_ms)
         for config in backends:
             check_backend(config)
         kept = plain_params(params)
         data: dict[str, Any] = {
             "name": checked_text("name", name),
-            "experiment": experiment,
+            "experiment": checked_experiment(experiment),
             "params": {k: redact_param(k, v) if isinstance(v, str) else v for k, v in kept.items()},
             "tags": {key: redact_param(key, value) for key, value in plain_tags(tags).items()},
-            "datasets": [
-                asdict(dataset) | {"name": redact(dataset.name), "source": redact_param("source", dataset.source)}
-                for dataset in datasets
-            ],
+            "datasets": plain_datasets(datasets),
             "group": checked_text("group", group),
         }
         files = RunFiles(run_dir)
-        if (left_open := _OPEN_RUNS.get(files.run_dir)) is not None:
+        if (left_open := _OPEN_RUNS.get(files.run_dir)) is not None and not left_open._journal.forked:
             _log.warning("%s: this process has it open; that run is KILLED, and begins again", files.run_dir)
+            _TO_BEGIN_AGAIN.add(files.run_dir)
             left_open.finish("KILLED", reason="started again by the same process", timeout_s=0)
-            if not resume:
-                resume, resume_step = True, -1
+        if files.run_dir in _TO_BEGIN_AGAIN and not resume:
+            resume, resume_step = True, -1
+        journal = run = None
         try:
-            check_no_links(private_directory(files.delivery))
-            journal = Journal.open(files.journal, run=uid, writer="trainer")
-        except OSError as error:
-            raise TrackerError(
-                f"{error.filename or files.run_dir}: {error.strerror}; no run can be written there"
-            ) from error
-        try:
-            _check_continues(files, uid, resume)
+            journal = _open_journal(files, uid)
+            run = cls(files, journal, backends)
+            _check_continues(files, uid, experiment, resume)
             end_delivery(files)
             rewinds = Rewinds.of(files.run_dir, resume_step)
             data["tags"] |= rewinds.tags
             backends = _with_destinations(files, backends)
             _begin(files, journal, backends, data, t_ms)
-        except BaseException:
-            journal.close()
+            run.last_step = max(resume_step or 0, 0)
+            run._rewinds = len(rewinds.tags)
+            if rewinds.new is not None:
+                run.event(REWOUND, rewinds.new)
+            remember(backends)
+            if run._delivery is not None:
+                run._delivery.start()
+            _OPEN_RUNS[files.run_dir] = run
+            _TO_BEGIN_AGAIN.discard(files.run_dir)
+            return run
+        except BaseException as error:  # Ctrl-C above all: a notebook lives on, and would keep the lock
+            if run is not None and run._journal.has_begun:
+                _TO_BEGIN_AGAIN.add(files.run_dir)
+                run._abandon(_status_after(error), described(error), None)
+            elif journal is not None:
+                journal.close()
             raise
-        run = cls(files, journal, backends)
-        run.last_step = max(resume_step or 0, 0)
-        run._rewinds = len(rewinds.tags)
-        if rewinds.new is not None:
-            run.event(REWOUND, rewinds.new)
-        remember(backends)
-        if run._delivery is not None:
-            run._delivery.start()
-        _OPEN_RUNS[files.run_dir] = run
-        return run
 
     def __enter__(self) -> Self:
         return self
@@ -229,21 +244,29 @@ class TrackedRun:
         if error is None or (isinstance(error, SystemExit) and not error.code):
             self.finish("FINISHED")
         else:
-            status: Status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-            self.finish(status, reason=f"{type(error).__name__}: {error}".rstrip(": "))
+            self.finish(_status_after(error), reason=described(error))
+
+    def __reduce__(self) -> NoReturn:
+        raise TrackerError("a run cannot be copied or sent to another process; log in the process that started it")
 
     def log(self, metrics: Mapping[str, float], *, step: int, t_ms: int | None = None) -> None:
         """Write the values (numbers of Python, numpy or torch) of one training step; one write, never raises.
 
-        `t_ms` is when they were measured in Unix milliseconds, now if None.
+        `step` is a whole number of 64 bits; without one, the values stand at the step before. `t_ms` is when they were
+        measured in Unix milliseconds, now if None.
 
-        What is no number is left out, with one warning for each name; a full disk is counted and reported at the end.
-        After the end of the run nothing is logged, with one warning.
+        What cannot be logged, whatever it is, is left out with one warning for each name; a full disk is counted and
+        reported at the end. After the end of the run nothing is logged, with one warning. Only KeyboardInterrupt,
+        SystemExit and what a signal handler raises pass through.
         """
+        if type(metrics) is dict:
+            metrics = metrics.copy()  # another thread may change it
         if type(metrics) is not dict or not all(type(k) is str and type(v) is float for k, v in metrics.items()):
-            metrics = self._numbers_of(metrics)
-        if type(step) is not int:
-            step = self._whole(step)
+            metrics = self._values.numbers(metrics)
+        if type(step) is not int or not -_INT64 <= step < _INT64:
+            step = self._values.step(step, instead=self.last_step)
+        if t_ms is not None:
+            t_ms = self._values.time(t_ms)
         self.last_step = step
         self._journal.append(Kind.METRICS, metrics, step=step, t_ms=t_ms)
 
@@ -256,24 +279,22 @@ class TrackedRun:
         `aliases` are further names of this version, such as `best`, for trackers that have such. Each file is read once
         for its SHA-256, except those whose hexadecimal digest `sha256` gives, by path inside the artifact.
 
-        Raises TrackerError if it is missing, empty, or outside the run directory, or if a given digest is none.
+        Raises TrackerError if it is missing, empty, unreadable, outside the run directory, or a pipe, socket or device,
+        if a folder holds one of these, if no line can show a file's name, or if a given digest is none.
         """
-        path = Path(path)
-        if not path.exists() and (self.path / path).exists():
-            path = self.path / path
-        relative = path_in_run(path, self.path)
-        known = KnownDigests(sha256 or {}, at_ms=None)
-        if wrong := [file for file, digest in known.sha256.items() if not _SHA256.fullmatch(digest)]:
-            raise TrackerError(f"artifact {name}: {wrong[0]}: its sha256 is not 64 hexadecimal digits")
-        artifact = read_artifact(checked_artifact_name(name), relative, self.path, known=known)
-        files = {file.name: file.sha256 for file in artifact.files}
-        data = {"name": name, "place": relative, "sha256": artifact.sha256, "files": files, "aliases": list(aliases)}
+        data = artifact_data(path, self.path, name=name, aliases=aliases, sha256=sha256)
         self._journal.append(Kind.ARTIFACT, data)
 
     def event(self, name: str, data: Mapping[str, Scalar], *, alert: bool = False) -> None:
-        """Write what happened; with `alert` the trackers tell the people who watch the run."""
-        safe = {key: redact_param(key, value) if isinstance(value, str) else value for key, value in data.items()}
-        self._journal.append(Kind.EVENT, {"name": redact(name), "data": safe, "alert": alert})
+        """Write what happened; with `alert` the trackers tell the people who watch the run.
+
+        Raises TrackerError for a name or values that are no texts, numbers or None; lists and mappings become JSON.
+        """
+        if not isinstance(name, str):
+            raise TrackerError(f"event {shown(name)}: its name is no text; write str(…)")
+        plain = plain_params(data, f"event {name}")
+        safe = {key: redact_param(key, value) if isinstance(value, str) else value for key, value in plain.items()}
+        self._journal.append(Kind.EVENT, {"name": redact(name), "data": safe, "alert": bool(alert)})
 
     def rewind(self, from_step: int, to_step: int) -> None:
         """Mark the training steps from one to another, inclusive, as ones that the run goes back over."""
@@ -281,7 +302,7 @@ class TrackedRun:
         self.event(REWOUND, {"number": self._rewinds, "from_step": from_step, "to_step": to_step})
 
     def sync(self) -> None:
-        """Return when everything logged so far is on the disk."""
+        """Return when everything logged so far is on the disk; OSError if the disk refuses."""
         self._journal.sync()
 
     def end(
@@ -296,8 +317,14 @@ class TrackedRun:
 
         Whatever happens after this, the run has this status. `t_ms` is when it ended in Unix milliseconds, now if None.
         A full disk is waited for, at most `disk_timeout_s` seconds. A second call changes nothing.
+
+        Raises TrackerError, before anything is written, for another status than FINISHED, FAILED and KILLED, a reason
+        that is no text, or a `t_ms` that is no time: the run goes on then.
         """
-        if self._ended:
+        check_status(status)
+        checked_text("reason", reason)
+        t_ms = None if t_ms is None else checked_time(t_ms)
+        if self._ended or self._journal.forked:
             return
         until = int((time.time() + PATIENCE_WITHOUT_TRAINER_S) * 1000)
         data = {"status": status, "reason": None if reason is None else redact(reason), "deliver_until_ms": until}
@@ -316,13 +343,18 @@ class TrackedRun:
     def finish(
         self, status: Status, *, reason: str | None = None, timeout_s: float = 60, t_ms: int | None = None
     ) -> DeliveryReport:
-        """`end` and `close`; a second call changes nothing."""
+        """`end` and `close`; a second call changes nothing. Raises what `end` raises: the run goes on then."""
+        check_status(status)
+        checked_text("reason", reason)
+        t_ms = None if t_ms is None else checked_time(t_ms)
         return self._end_and_close(status, reason, timeout_s, t_ms)
 
     def _end_and_close(
         self, status: Status, reason: str | None, timeout_s: float, t_ms: int | None = None
     ) -> DeliveryReport:
-        if self._report is None:
+        thread = threading.get_ident()
+        if self._report is None and not self._journal.forked and thread not in self._closing_in:
+            self._closing_in.add(thread)
             try:
                 self.end(status, reason, t_ms, disk_timeout_s=timeout_s)
                 self._release()
@@ -331,8 +363,13 @@ class TrackedRun:
             except BaseException:  # Ctrl-C above all: a notebook lives on, and would keep the lock
                 self._abandon(status, reason, t_ms)
                 raise
-            self._report = delivery_report(self._files.run_dir, self._labels, lost=self._journal.lost)
-        return self._report
+            finally:
+                self._closing_in.discard(thread)
+            self._report = self._delivered()
+        return self._report or self._delivered()
+
+    def _delivered(self) -> DeliveryReport:
+        return delivery_report(self._files.run_dir, self._labels, lost=self._journal.lost)
 
     def _abandon(self, status: Status, reason: str | None, t_ms: int | None) -> None:
         try:
@@ -348,34 +385,19 @@ class TrackedRun:
         if _OPEN_RUNS.get(self._files.run_dir) is self:
             del _OPEN_RUNS[self._files.run_dir]
 
-    def _numbers_of(self, metrics: Mapping[str, object]) -> dict[str, float]:
-        if not isinstance(metrics, Mapping):
-            self._tell_once(f"metrics are not logged: a {type(metrics).__name__} is no mapping of names to numbers")
-            return {}
-        numbers: dict[str, float] = {}
-        for name, value in metrics.items():
-            try:
-                if not isinstance(value, SupportsFloat):
-                    raise TypeError(f"a {type(value).__name__}")
-                numbers[str(name)] = float(value)
-            except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-                self._tell_once(f"metric {name} is not logged: it is no number", error)
-        return numbers
 
-    def _whole(self, step: object) -> int:
-        try:
-            whole = int(step)  # type: ignore[call-overload]
-            if whole != step:
-                raise ValueError(f"it is {step!r}")
-            return whole
-        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-            self._tell_once("a step is no whole number: its metrics stand at the step before", error)
-            return self.last_step
+def _status_after(error: BaseException) -> Status:
+    return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
 
-    def _tell_once(self, what: str, error: Exception | None = None) -> None:
-        if what not in self._told:
-            self._told.add(what)
-            _log.warning(what if error is None else f"{what} ({error})")
+
+def _open_journal(files: RunFiles, uid: str) -> Journal:
+    try:
+        check_no_links(private_directory(files.delivery))
+        return Journal.open(files.journal, run=uid, writer="trainer")
+    except OSError as error:
+        raise TrackerError(
+            f"{error.filename or files.run_dir}: {error.strerror}; no run can be written there"
+        ) from error
 
 
 def _begin(
@@ -400,9 +422,13 @@ def _with_destinations(files: RunFiles, backends: Sequence[BackendConfig]) -> li
     return [remember_start(config, before, files.runs) for config, before in zip(backends, earlier, strict=False)]
 
 
-def _check_continues(files: RunFiles, uid: str, resume: bool) -> None:
+def _check_continues(files: RunFiles, uid: str, experiment: str, resume: bool) -> None:
     last = last_record(files.journal)
     if last is not None and not resume:
         raise TrackerError(f"{files.run_dir}: holds a run already; resume it or choose another directory")
     if last is not None and last.run != uid:
         raise TrackerError(f"{files.run_dir}: belongs to run {last.run}, not to {uid}; choose another directory")
+    start = last_start(files.journal)
+    if start is not None and start.data["experiment"] != experiment:
+        belongs = f"belongs to experiment {start.data['experiment']}, not to {experiment}"
+        raise TrackerError(f"{files.run_dir}: {belongs}; resume it as a run of that one")

@@ -56,18 +56,21 @@ class DeliveryProcess:
         If it dies before that, another goes on.
         """
         give_up = time.monotonic() + timeout_s
-        self._finishing.set()
-        self._watcher.join()
+        self._stop_watching()
         while not self._is_over(give_up):
             time.sleep(FIRST_PAUSE_S)
             self._spawn()
 
     def leave(self) -> None:
         """Let the process deliver the rest alone, and return at once."""
-        self._finishing.set()
-        self._watcher.join()
+        self._stop_watching()
         if self._process is not None:  # somebody has to take its exit code, or it stays a zombie
             threading.Thread(target=self._process.wait, name="delivery-left", daemon=True).start()
+
+    def _stop_watching(self) -> None:
+        self._finishing.set()
+        if self._watcher.is_alive():  # Ctrl-C may have come before it was started
+            self._watcher.join()
 
     def _is_over(self, give_up: float) -> bool:
         if self._process is None:
