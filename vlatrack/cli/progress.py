@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from vlatrack.tracking.printable import printable
+from vlatrack.tracking.user import provide_user
 from vlatrack.training.callback import Callback, EpochResults, RunEnd
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def prepare_process() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("accelerate").setLevel(logging.ERROR)
+    provide_user()
     warnings.filterwarnings("ignore", module="torch.optim.lr_scheduler")
 
 

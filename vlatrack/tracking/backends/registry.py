@@ -15,6 +15,7 @@ from vlatrack.tracking.backends.destinations import target_of
 from vlatrack.tracking.backends.wandb.account import NO_KEY, resolve_mode
 from vlatrack.tracking.privacy import has_password
 from vlatrack.tracking.run_files import RunFiles
+from vlatrack.tracking.user import provide_user
 
 
 @dataclass(frozen=True)
@@ -149,10 +150,11 @@ def _target_of(config: BackendConfig) -> str:
 
 
 def configure_libraries() -> None:
-    """Turn off the telemetry of both libraries, and MLflow's retries of requests.
+    """Turn off the telemetry of both libraries, and MLflow's retries of requests; a user without a name gets one.
 
     Where the answer to "create a run" was cut, a retry would create another; delivery asks first for what is there.
     """
+    provide_user()
     os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", WANDB_ERROR_REPORTING="false", DO_NOT_TRACK="true")
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")

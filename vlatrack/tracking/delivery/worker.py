@@ -11,6 +11,7 @@ import contextlib
 import gc
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -33,11 +34,13 @@ from vlatrack.tracking.journal.records import Kind, finish_record, last_record
 from vlatrack.tracking.lock import FileLock, LockHeldError, copied_from
 from vlatrack.tracking.run_files import RunFiles
 from vlatrack.tracking.trust import NOTHING, Trust, untrusted
+from vlatrack.tracking.user import provide_folders, provide_user
 
 WATCH_S = 1.0
 PATIENCE_WITHOUT_TRAINER_S = 600.0
 """How long delivery goes on when the training process is gone and nobody waits for it."""
 FULL_DISK_PAUSE_S = 10.0
+ENOUGH_FILES = 4096
 
 _NICENESS = 10
 _OBJECTS_BETWEEN_COLLECTIONS = 50_000
@@ -63,6 +66,9 @@ def main(run_dir: Path, *, patience_s: float | None = None, only: Collection[str
     lock.write(str(os.getpid()))
     os.umask(0o077)
     _lower_priority()
+    _raise_file_limit()
+    provide_user()
+    provide_folders(files.delivery)
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
@@ -120,6 +126,12 @@ def _lower_priority() -> None:
     """Let training go first: a process of SCHED_BATCH never preempts another one that has just begun to compute."""
     os.nice(_NICENESS)
     os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
+def _raise_file_limit() -> None:
+    """The clients of the trackers open dozens of files, also where the training is content with a limit of a few."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, ENOUGH_FILES)), hard))
 
 
 class _PatienceWithProgress:

@@ -45,8 +45,7 @@ def has_key(server: str | None = None) -> bool:
         return True
     server = server or base_url()
     hosts = CLOUD_HOSTS if is_cloud(server) else (urlsplit(server).netloc,)  # either name of the cloud may have the key
-    named = os.environ.get("NETRC")
-    for path in [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]:
+    for path in _netrc_files():
         try:
             entries = [netrc.netrc(path).authenticators(host) for host in hosts]
         except (OSError, netrc.NetrcParseError):
@@ -54,6 +53,15 @@ def has_key(server: str | None = None) -> bool:
         if any(entry is not None and entry[2] for entry in entries):
             return True
     return False
+
+
+def _netrc_files() -> list[Path]:
+    if named := os.environ.get("NETRC"):
+        return [Path(named)]
+    try:
+        return [Path.home() / ".netrc", Path.home() / "_netrc"]
+    except RuntimeError:  # a user id without an entry in /etc/passwd, and without HOME
+        return []
 
 
 def base_url() -> str:
@@ -72,11 +80,19 @@ def setting(name: str, *, variable: str) -> str | None:
 
 
 def _settings_files() -> Mapping[str, str]:
-    folder = os.environ.get("WANDB_CONFIG_DIR")
     settings = configparser.ConfigParser(interpolation=None)
-    for path in (Path(folder) if folder else Path.home() / ".config" / "wandb") / "settings", Path("wandb/settings"):
+    for path in (*_settings_of_user(), Path("wandb", "settings")):
         try:
             settings.read(path)
         except (OSError, configparser.Error):
             continue  # wandb ignores such a file, too
     return settings["default"] if settings.has_section("default") else {}
+
+
+def _settings_of_user() -> list[Path]:
+    if folder := os.environ.get("WANDB_CONFIG_DIR"):
+        return [Path(folder) / "settings"]
+    try:
+        return [Path.home() / ".config" / "wandb" / "settings"]
+    except RuntimeError:
+        return []
