@@ -101,9 +101,13 @@ def program(tmp_path: Path) -> Iterator[Program]:
 
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A toy run that went from start to end."""
+    """A toy run that went from start to end, of a user whose files are for everybody."""
     program = Program(tmp_path_factory.mktemp("finished"))
-    done = program.run("run", TOY)
+    usual = os.umask(0)
+    try:
+        done = program.run("run", TOY)
+    finally:
+        os.umask(usual)
     assert done.returncode == 0, done.stderr
     yield program.only_run()
     program.close()

@@ -5,12 +5,16 @@ import os
 import shutil
 import signal
 import sqlite3
+import stat
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from program import TOY, finish_of
+
+from vlatrack.runner.directory import RunDirectory, write_in_run
+from vlatrack.runner.endings import write_reason, write_traceback
 
 SPEED = ("samples_per_s", "tokens_per_s", "step_time_s", "data_wait_s", "memory_mib")
 
@@ -49,6 +53,28 @@ def test_a_run_leaves_everything_that_the_design_promises(finished_run: Path, jo
     assert end["data"]["status"] == "FINISHED"
     assert set(kinds[end["seq"] + 1 :]) == {"artifact"}  # figures are drawn when nothing can change the status
     assert list((finished_run / "report").glob("losses.png"))
+
+
+def test_every_file_of_a_run_is_for_its_user_alone_whatever_the_umask(finished_run: Path) -> None:
+    everything = list(finished_run.rglob("*"))
+    assert {"manifest.json", "spec.yaml", "log_train.txt", "losses.png", "optimizer.pt"} <= {p.name for p in everything}
+    for path in (finished_run.parents[1], finished_run.parent, finished_run, *everything):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+    cached = next((finished_run.parents[1] / ".cache" / "codes").iterdir())
+    assert stat.S_IMODE(cached.stat().st_mode) == 0o666  # which users may share
+
+
+def test_files_that_say_why_a_run_failed_are_for_its_user_alone(tmp_path: Path) -> None:
+    directory, usual = RunDirectory(tmp_path), os.umask(0)
+    try:
+        write_traceback(directory, ValueError("bad"))
+        write_reason(directory, 1, ValueError("bad"))
+        write_reason(directory, 2, KeyboardInterrupt())
+        write_in_run(directory.manifest_file, "{}")
+    finally:
+        os.umask(usual)
+    names = {"error.txt", "error-rank1.txt", "stopped-rank2.txt", "manifest.json"}
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == dict.fromkeys(names, 0o600)
 
 
 def test_manifest_says_what_the_run_was_made_of(finished_run: Path) -> None:

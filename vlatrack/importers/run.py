@@ -19,6 +19,7 @@ from vlatrack.tracking.backends.base import BackendConfig
 from vlatrack.tracking.backends.registry import backend_label, backends_text
 from vlatrack.tracking.delivery.cursor import CursorFile
 from vlatrack.tracking.journal.records import Kind, finish_record, last_record, read_records
+from vlatrack.tracking.privacy import private_files, write_private
 from vlatrack.tracking.run import DeliveryReport, TrackedRun
 from vlatrack.tracking.run_files import RunFiles
 
@@ -125,12 +126,15 @@ def _keep_files(tracked: TrackedRun, files: RunFiles, sources: Sources) -> None:
     for split, path in sources.logs.items():
         copy = files.run_dir / LOG_FILES[split][0]
         shutil.copy2(path, copy)
+        copy.chmod(0o600)
         tracked.log_artifact(copy, name=copy.name)
     manifest = files.run_dir / "manifest.json"
     described = {"vlatrack": __version__, "imported": [_describe(path) for path in sources.files]}
-    manifest.write_text(json.dumps(described, indent=1) + "\n")
+    write_private(manifest, json.dumps(described, indent=1) + "\n")
     tracked.log_artifact(manifest, name=manifest.name)
-    for figure in write_figures(files.run_dir, output=files.run_dir / "report"):
+    with private_files():
+        figures = write_figures(files.run_dir, output=files.run_dir / "report")
+    for figure in figures:
         tracked.log_artifact(figure, name=f"figures/{figure.name}")
 
 

@@ -1,5 +1,6 @@
 """The files of a run, below ``runs/<experiment>/<run-id>/``."""
 
+import os
 import secrets
 import shutil
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,7 @@ from vlatrack.spec.identity import Scalar
 from vlatrack.spec.load import dump_spec, load_spec
 from vlatrack.spec.models import ExperimentSpec
 from vlatrack.tracking.journal.history import last_start
+from vlatrack.tracking.privacy import open_private, private_directory, write_private
 from vlatrack.tracking.run_files import RunFiles, resolved_path
 from vlatrack.training.checkpoint.contents import FILES, Manifest, check_files, read_manifest
 from vlatrack.training.checkpoint.store import CheckpointStore
@@ -32,9 +34,10 @@ class RunDirectory(RunFiles):
         run_id = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         path = runs / spec.name / run_id
         try:
-            path.mkdir(parents=True, mode=0o700)  # only for the user: the manifest has a diff and paths
+            private_directory(path.parent)
+            path.mkdir(mode=0o700)  # only for the user: the manifest has a diff and paths
             directory = cls(path)
-            directory.spec_file.write_text(dump_spec(spec))
+            write_private(directory.spec_file, dump_spec(spec))
         except OSError as error:
             shutil.rmtree(path, ignore_errors=True)
             raise SpecError(f"{path}: cannot be created ({error.strerror}); choose another --runs") from error
@@ -153,13 +156,14 @@ class RunDirectory(RunFiles):
 
 
 def write_in_run(file: Path, text: str) -> None:
-    """Write a file of a run.
+    """Write a file of a run, for this user alone.
 
     Raises:
         RunError: the disk is full, or the file cannot be written.
     """
     try:
-        file.write_text(text)
+        with os.fdopen(open_private(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w", encoding="utf-8") as stream:
+            stream.write(text)
     except OSError as error:
         remedy = "free some disk space" if error.errno in DISK_IS_FULL else "make it writable"
         raise RunError(f"{file}: cannot be written ({error.strerror}); {remedy}") from error

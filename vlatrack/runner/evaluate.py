@@ -174,7 +174,7 @@ def _result_file(checkpoint: Path, run: RunDirectory | None) -> Path:
     """
     file = checkpoint / "evaluation.json" if run is None else run.evaluation / f"{checkpoint.name}.json"
     try:
-        file.parent.mkdir(exist_ok=True)  # runs of vlatrack 0.1.0 have none
+        file.parent.mkdir(mode=0o700, exist_ok=True)  # runs of vlatrack 0.1.0 have none
         writable = os.access(file if file.exists() else file.parent, os.W_OK)
     except OSError:
         writable = False

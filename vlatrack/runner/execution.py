@@ -20,6 +20,7 @@ from vlatrack.runner.directory import RunDirectory
 from vlatrack.runner.endings import Ending, describe_ending, remove_reasons, write_reason, write_traceback
 from vlatrack.runner.evaluate import OpenLoopEvaluation
 from vlatrack.runner.recorder import RunRecorder, start_tracking
+from vlatrack.tracking.privacy import private_files, shareable_files
 from vlatrack.tracking.run import DatasetInput, TrackedRun
 from vlatrack.tracking.system import SystemSampler
 from vlatrack.training.callback import Callback, RunEnd
@@ -44,8 +45,11 @@ class Job:
 
 
 def execute(job: Job, directory: RunDirectory, callbacks: Sequence[Callback], group: ProcessGroup) -> None:
-    """Train to the end of the experiment. All ranks call this; only the main process writes and calls callbacks."""
-    with Interruption(group) as interruption:
+    """Train to the end of the experiment. All ranks call this; only the main process writes and calls callbacks.
+
+    The files of the run are for this user alone; whether the cache of image codes is, the user's umask says.
+    """
+    with Interruption(group) as interruption, private_files():
         if group.is_main_process:
             _run_main_process(job, directory, callbacks, group, interruption)
             return
@@ -142,7 +146,8 @@ def _train(
         policy = experiment.policy(device, with_weights=job.resume_from is None)
         notify("on_stage", "preparing the image tokenizer")
         encoding = experiment.encoding(policy.layout, directory.tokenizer, device)
-        samples = experiment.samples(encoding, CodeCache(directory.code_cache), partial(notify, "on_encode"))
+        with shareable_files():
+            samples = experiment.samples(encoding, CodeCache(directory.code_cache), partial(notify, "on_encode"))
         train_samples = samples.pop(TRAIN)
         training = build_training(experiment, policy, train_samples, job.accelerator, group, interruption, callbacks)
         parts = build_training_parts(experiment, training, encoding, directory.tokenizer)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,29 @@ def _without_named_secrets(content: Any) -> Any:
 def has_password(uri: str) -> bool:
     """Whether an address carries a user's password."""
     return URL_PASSWORD.search(uri) is not None
+
+
+_usual_umasks: list[int] = []
+
+
+@contextlib.contextmanager
+def private_files() -> Iterator[None]:
+    """What this process writes meanwhile, by whatever library, is for this user alone; its threads share that."""
+    _usual_umasks.append(os.umask(0o077))
+    try:
+        yield
+    finally:
+        os.umask(_usual_umasks.pop())
+
+
+@contextlib.contextmanager
+def shareable_files() -> Iterator[None]:
+    """Within `private_files`: who may read what is written meanwhile is the user's choice again."""
+    private = os.umask(_usual_umasks[-1])
+    try:
+        yield
+    finally:
+        os.umask(private)
 
 
 def private_directory(path: Path) -> Path:
