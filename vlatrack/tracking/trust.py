@@ -62,7 +62,8 @@ def untrusted(config: BackendConfig, *, trust: Trust) -> str | None:
 
 def remember(configs: Iterable[BackendConfig]) -> None:
     """Note the servers that this user's own run reports to, so that a later sync delivers there."""
-    named = {_host_of(uri) for config in configs if (uri := str(config.options.get("tracking_uri") or ""))}
+    uris = (config.options.get("tracking_uri") for config in configs if config.kind == "mlflow")
+    named = {_host_of(str(uri)) for uri in uris if uri}
     for place in sorted(named - _remembered()):
         try:
             private_directory(_list().parent)

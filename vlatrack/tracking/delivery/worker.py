@@ -1,9 +1,9 @@
 """The delivery process of one run.
 
 Usage: `python -m vlatrack.tracking.delivery.worker RUN_DIR [--patience S] [--only LABEL…] [--trust-backends]
-[--trust-destination]`. It serves every backend
-from its own thread, closes the run as KILLED if the trainer dies, and ends when everything of a run that is over is
-delivered, or when its time is over: after `--patience` seconds without progress, or as `_Patience` says.
+[--trust-destination]`. It serves every backend from its own thread, closes the run as KILLED if the trainer dies, and
+ends when everything of a run that is over is delivered, or when its time is over: after `--patience` seconds without
+progress, or as `_Patience` says.
 """
 
 import argparse
