@@ -17,7 +17,7 @@ from wandb_double import WandbDouble
 from vlatrack.cli.main import app
 from vlatrack.testing.example_run import ExampleRun
 from vlatrack.tracking.backends.base import BackendConfig
-from vlatrack.tracking.backends.destinations import public_address, remember_start, sqlite_path, sqlite_uri, target_of
+from vlatrack.tracking.backends.destinations import public_address, remember_starts, sqlite_path, sqlite_uri, target_of
 from vlatrack.tracking.backends.mlflow.store import give_number
 from vlatrack.tracking.backends.registry import backends_of, backends_text, connect
 from vlatrack.tracking.delivery.cursor import CursorFile, Mark
@@ -35,7 +35,7 @@ def finished_run(folder: Path, config: BackendConfig, *, uid: str = "u1") -> Exa
     run.log(3)
     run.finish("FINISHED")
     files = RunFiles(run.dir)
-    files.backends.write_text(backends_text([remember_start(config, None, files.runs)]))
+    files.backends.write_text(backends_text(remember_starts([config], [], files.runs)))
     return run
 
 
@@ -256,7 +256,7 @@ def test_a_relative_database_is_the_one_of_the_folder_in_which_the_run_was_start
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path)
     config = BackendConfig("mlflow", options={"tracking_uri": "sqlite:///my.db"})
-    started = remember_start(config, None, tmp_path / "runs")
+    (started,) = remember_starts([config], [], tmp_path / "runs")
     monkeypatch.chdir(tmp_path / "here")
     assert target_of(started, tmp_path / "runs").options["tracking_uri"] == sqlite_uri(tmp_path / "my.db")
 

@@ -317,7 +317,7 @@ def test_names_that_a_tracker_may_not_take_are_kept_in_the_journal(tmp_path: Pat
 )
 def test_the_options_that_are_checked_are_those_of_the_class(kind: str, backend: type) -> None:
     assert list(BUILT_IN[kind].options) == [
-        name for name in inspect.signature(backend).parameters if name not in ("run_dir", "naming")
+        name for name in inspect.signature(backend).parameters if name not in ("run_dir", "naming", "id_suffix")
     ]
 
 

@@ -27,7 +27,7 @@ from vlatrack.tracking.arguments import (
 )
 from vlatrack.tracking.artifacts import artifact_data
 from vlatrack.tracking.backends.base import BackendConfig, DatasetInput, Scalar, Status
-from vlatrack.tracking.backends.destinations import remember_start
+from vlatrack.tracking.backends.destinations import remember_starts
 from vlatrack.tracking.backends.registry import (
     backend_label,
     backends_of,
@@ -415,11 +415,10 @@ def _begin(
 
 def _with_destinations(files: RunFiles, backends: Sequence[BackendConfig]) -> list[BackendConfig]:
     """The trackers, with where the run is meant to go; a damaged file of an earlier part of the run says nothing."""
-    earlier: list[BackendConfig | None] = []
+    earlier: list[BackendConfig] = []
     with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
-        earlier += backends_of(files.backends.read_text(encoding="utf-8"))
-    earlier += [None] * len(backends)
-    return [remember_start(config, before, files.runs) for config, before in zip(backends, earlier, strict=False)]
+        earlier = backends_of(files.backends.read_text(encoding="utf-8"))
+    return remember_starts(backends, earlier, files.runs)
 
 
 def _check_continues(files: RunFiles, uid: str, experiment: str, resume: bool) -> None:

@@ -49,13 +49,27 @@ def target_of(config: BackendConfig, runs: Path) -> Target:
             return Target(ONLY_ONE, config.options, {})
 
 
-def remember_start(config: BackendConfig, earlier: BackendConfig | None, runs: Path) -> BackendConfig:
-    """The configuration, with where the run is meant to go; `earlier` is that of the part of the run before a resume,
-    whose destination stays where the environment now names none. What was an option then counts only as an option."""
-    if earlier is not None and earlier.kind == config.kind:
-        kept = {n: v for n, v in earlier.started_with.items() if earlier.options.get(n) in (None, "", "auto")}
-        config = replace(config, started_with=kept)
-    return replace(config, started_with=target_of(config, runs).started_with)
+def remember_starts(
+    configs: Sequence[BackendConfig], earlier: Sequence[BackendConfig], runs: Path
+) -> list[BackendConfig]:
+    """The configurations, with where the run is meant to go; `earlier` are those of the part of the run before a
+    resume, whose destinations stay where the environment now names none. What was an option then counts only as one."""
+    started: list[BackendConfig] = []
+    for index, config in enumerate(configs):
+        kept: dict[str, str] = {}
+        if index < len(earlier) and earlier[index].kind == config.kind:
+            options, kept = earlier[index].options, dict(earlier[index].started_with)
+            kept = {name: value for name, value in kept.items() if options.get(name) in (None, "", "auto")}
+        kept["id_suffix"] = _id_suffix([*started, config])
+        target = target_of(replace(config, started_with=kept), runs)
+        started.append(replace(config, started_with=target.started_with))
+    return started
+
+
+def _id_suffix(configs: Sequence[BackendConfig]) -> str:
+    """What tells the id of the last one's run from those before it: W&B's client serves one run of an id at a time."""
+    number = sum(config.kind == "wandb" for config in configs)
+    return f"-{number}" if number > 1 else ""
 
 
 def sqlite_uri(path: Path) -> str:
@@ -150,21 +164,22 @@ def _wandb_target(config: BackendConfig) -> Target:
         to_set += ["WANDB_API_KEY (or call `wandb login`)"] if mode == "online" else []
     else:
         mode = account.resolve_mode("online" if mode == "auto" else mode)
-    now = {"base_url": public_address(server), "project": project, "entity": entity, "mode": mode}
-    options = {**config.options, "project": project, "entity": entity or None}
+    suffix = config.started_with.get("id_suffix", "")
+    now = {"base_url": public_address(server), "project": project, "entity": entity, "mode": mode, "id_suffix": suffix}
+    options = {**config.options, "project": project, "entity": entity or None, "id_suffix": suffix}
     if mode == "offline":
         files = Destination("offline files", is_temporary=True, former_names=("",))
         return _told(config, Target(files, options, now), [], _wandb_words)
     place = "W&B" if account.is_cloud(server) else public_address(server)
     former = ("", "W&B", redact(server))
-    destination = Destination(f"{place}, {entity or 'default entity'}/{project}", former_names=former)
+    destination = Destination(f"{place}, {entity or 'default entity'}/{project}{suffix}", former_names=former)
     return _told(config, Target(destination, options, now), to_set, _wandb_words)
 
 
 def _wandb_words(started_with: Mapping[str, str]) -> str:
     if started_with.get("mode") == "offline":
         return "offline files of W&B"
-    return f"W&B at {started_with['base_url']}, project {started_with['project']}"
+    return f"W&B at {started_with.get('base_url')}, project {started_with.get('project')}"
 
 
 def _is_same_server(one: str, other: str) -> bool:
@@ -182,7 +197,7 @@ def _told(
 ) -> Target:
     """The target, with what a person should know of it: the run was meant for another place."""
     meant, now = config.started_with, target.started_with
-    if not meant:
+    if meant.get("mode", meant.get("tracking_uri")) is None:  # not told yet, or by an earlier vlatrack
         return target
     if to_set:
         return replace(target, unset=f"meant for {words(meant)}; set {' and '.join(to_set)} and `vlatrack sync` again")

@@ -60,7 +60,8 @@ ASK_EVERY_S, STALLED_S = 15.0, 300.0
 
 
 class WandbBackend:
-    """One W&B run whose id is the run's uid."""
+    """One W&B run whose id is the run's uid, with `id_suffix`: the client serves one run of an id at a time, so that of
+    several W&B backends each has an id of its own."""
 
     uploads_aside: Literal[True] = True
     numbers = NumberFormat()
@@ -75,12 +76,14 @@ class WandbBackend:
         mode: str | None = None,
         copy_checkpoints: bool = False,
         copy_up_to_mb: float = 100,
+        id_suffix: str = "",
     ) -> None:
         self.url: str | None = None
         self._folder = RunFiles(run_dir).run_dir
         self._naming = naming
         self._project = project or "vlatrack"
         self._entity = entity
+        self._id_suffix = id_suffix
         self._copy_rule = CopyRule(copy_checkpoints, copy_up_to_mb)
         self._online = resolve_mode(mode or "auto") == "online"
         self._may_go_online = mode != "offline"
@@ -98,7 +101,7 @@ class WandbBackend:
         end_orphaned_clients(self._folder / "wandb")
         # The artifact store of the client must not fill the user's home.
         os.environ.setdefault("WANDB_DATA_DIR", str(self._folder / "wandb"))
-        for superseded in (self._folder / "wandb").glob(f"offline-run-*-{start.uid}"):
+        for superseded in (self._folder / "wandb").glob(f"offline-run-????????_??????-{self._id_of(start)}"):
             shutil.rmtree(superseded)
         self._run = run = self._init(start)
         run.define_metric(X_AXIS, hidden=True)
@@ -208,10 +211,13 @@ class WandbBackend:
             run, self._run = self._run, None
             run.finish(exit_code=1)
 
+    def _id_of(self, start: RunStart) -> str:
+        return f"{start.uid}{self._id_suffix}"
+
     def _init(self, start: RunStart) -> wandb.Run:
         try:
             return wandb.init(
-                id=start.uid,
+                id=self._id_of(start),
                 name=start.name[:LONGEST_RUN_NAME],
                 project=self._project,
                 entity=self._entity,
@@ -229,7 +235,7 @@ class WandbBackend:
             if deleted or "is in use" in str(error):
                 end_own_clients()
             if deleted:
-                told = f"run {start.uid} was deleted in W&B; undelete it there and `vlatrack sync`"
+                told = f"run {self._id_of(start)} was deleted in W&B; undelete it there and `vlatrack sync`"
                 raise RemoteDeletedError(told) from error
             raise
 
@@ -248,9 +254,9 @@ class WandbBackend:
         """The run as the server has it; None if it has none, RejectedError while there is no server."""
         if not self._online:
             raise RejectedError("offline files: with a key, `vlatrack sync` brings the run to W&B")
-        path = f"{self._project}/{start.uid}" if self._entity is None else f"{self._entity}/{self._project}/{start.uid}"
+        path = [*([] if self._entity is None else [self._entity]), self._project, self._id_of(start)]
         try:
-            return wandb.Api().run(path)
+            return wandb.Api().run("/".join(path))
         except wandb.errors.CommError as error:  # also of a run that the server does not know
             if "Could not find run" not in str(error):
                 raise

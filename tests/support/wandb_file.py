@@ -1,0 +1,39 @@
+"""Reads what the wandb client wrote offline: a header, and the blocks of a LevelDB log, one protobuf record each."""
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from wandb.proto.wandb_internal_pb2 import Record
+
+_BLOCK, _FILE_HEADER, _CHUNK_HEADER = 1 << 15, 7, struct.Struct("<IHB")
+_FULL, _LAST = 1, 4
+
+
+def offline_rows(path: Path) -> list[dict[str, Any]]:
+    """The history rows of a `.wandb` file."""
+    rows = []
+    for payload in _payloads(path.read_bytes()):
+        record = Record.FromString(payload)
+        if record.HasField("history"):
+            items = record.history.item
+            rows.append({item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items})
+    return rows
+
+
+def _payloads(content: bytes) -> Iterator[bytes]:
+    at, payload = _FILE_HEADER, b""
+    while at + _CHUNK_HEADER.size <= len(content):
+        left = _BLOCK - at % _BLOCK
+        if left < _CHUNK_HEADER.size:
+            at += left
+            continue
+        _, size, kind = _CHUNK_HEADER.unpack_from(content, at)
+        at += _CHUNK_HEADER.size
+        payload += content[at : at + size]
+        at += size
+        if kind in (_FULL, _LAST):
+            yield payload
+            payload = b""
