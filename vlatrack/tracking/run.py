@@ -33,7 +33,7 @@ from vlatrack.tracking.backends.registry import (
     backends_of,
     backends_text,
     check_backend,
-    notice_of,
+    notices_of,
 )
 from vlatrack.tracking.delivery.report import BackendDelivery, DeliveryReport, delivery_report
 from vlatrack.tracking.delivery.supervisor import DeliveryProcess, end_delivery
@@ -132,8 +132,7 @@ class TrackedRun:
         """Use `TrackedRun.start`."""
         self._files = files
         self._journal = journal
-        notices = [notice_of(config, files.run_dir) for config in backends]
-        self.notices = tuple(notice for notice in notices if notice is not None)
+        self.notices = tuple(notice for config in backends for notice in notices_of(config, files.run_dir))
         """What a user should know of the trackers now, one line each."""
         self._labels = [backend_label(config, index) for index, config in enumerate(backends)]
         serves_custom = any(config.kind == "custom" for config in backends)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
+from vlatrack.errors import TrackerError
 from vlatrack.tracking.backends.base import ONLY_ONE, BackendConfig, Destination, Scalar
 from vlatrack.tracking.backends.wandb import account
 from vlatrack.tracking.privacy import redact, redact_param
@@ -124,15 +125,18 @@ def _mlflow_target(config: BackendConfig, runs: Path) -> Target:
     else:
         uri = variable or meant or None
     to_set = ["MLFLOW_TRACKING_URI"] if meant and not option and not variable else []
+    workspace, meant_workspace = os.environ.get("MLFLOW_WORKSPACE", ""), config.started_with.get("workspace", "")
+    if meant_workspace and not workspace:
+        workspace, to_set = meant_workspace, [*to_set, f"MLFLOW_WORKSPACE={meant_workspace}"]
     experiment = _first(config, "experiment", os.environ.get("MLFLOW_EXPERIMENT_NAME")) or ""
-    now = {"tracking_uri": "" if uri is None else public_address(uri), "experiment": experiment}
+    now = {"tracking_uri": "" if uri is None else public_address(uri), "experiment": experiment, "workspace": workspace}
     options = {**config.options, "tracking_uri": uri, "experiment": experiment or None}
-    return _told(config, Target(_mlflow_destination(uri, experiment, runs), options, now), to_set, _mlflow_words)
+    return _told(config, Target(_mlflow_destination(uri, now, runs), options, now), to_set, _mlflow_words)
 
 
-def _mlflow_destination(uri: str | None, experiment: str, runs: Path) -> Destination:
+def _mlflow_destination(uri: str | None, now: Mapping[str, str], runs: Path) -> Destination:
     store = runs / MLFLOW_STORE if uri is None else sqlite_path(uri)
-    in_experiment = f", experiment {experiment}" if experiment else ""
+    in_experiment = "".join(f", {what} {now[what]}" for what in ("workspace", "experiment") if now[what])
     legacy = LOCAL_STORE if uri is None else redact(uri)
     if store is None:
         return Destination(public_address(str(uri)) + in_experiment, former_names=("", legacy))
@@ -144,9 +148,9 @@ def _mlflow_destination(uri: str | None, experiment: str, runs: Path) -> Destina
 
 
 def _mlflow_words(started_with: Mapping[str, str]) -> str:
-    experiment = started_with.get("experiment")
     place = started_with.get("tracking_uri") or LOCAL_STORE
-    return f"MLflow at {place}" + (f", experiment {experiment}" if experiment else "")
+    parts = [f", {what} {started_with[what]}" for what in ("workspace", "experiment") if started_with.get(what)]
+    return "".join([f"MLflow at {place}", *parts])
 
 
 def _wandb_target(config: BackendConfig) -> Target:
@@ -156,14 +160,8 @@ def _wandb_target(config: BackendConfig) -> Target:
         server, to_set = meant, [f"WANDB_BASE_URL={meant}"]
     project = _first(config, "project", account.setting("project", variable="WANDB_PROJECT")) or DEFAULT_PROJECT
     entity = _first(config, "entity", account.setting("entity", variable="WANDB_ENTITY")) or ""
-    mode = str(config.options.get("mode") or "auto")
-    if mode == "auto" and account.mode_of_environment() == "offline":
-        mode = "offline"
-    elif mode == "auto" and not account.has_key(server):
-        mode = config.started_with.get("mode", "offline")
-        to_set += ["WANDB_API_KEY (or call `wandb login`)"] if mode == "online" else []
-    else:
-        mode = account.resolve_mode("online" if mode == "auto" else mode)
+    mode, lacks_key, turned_off = _wandb_mode(config, server)
+    to_set += ["WANDB_API_KEY (or call `wandb login`)"] if lacks_key else []
     suffix = config.started_with.get("id_suffix", "")
     now = {"base_url": public_address(server), "project": project, "entity": entity, "mode": mode, "id_suffix": suffix}
     options = {**config.options, "project": project, "entity": entity or None, "id_suffix": suffix}
@@ -173,7 +171,22 @@ def _wandb_target(config: BackendConfig) -> Target:
     place = "W&B" if account.is_cloud(server) else public_address(server)
     former = ("", "W&B", redact(server))
     destination = Destination(f"{place}, {entity or 'default entity'}/{project}{suffix}", former_names=former)
-    return _told(config, Target(destination, options, now), to_set, _wandb_words)
+    return _told(config, Target(destination, options, now, unset=turned_off), to_set, _wandb_words)
+
+
+def _wandb_mode(config: BackendConfig, server: str) -> tuple[str, bool, str | None]:
+    """Online or offline; whether a key is missing for that; and why W&B cannot be used at all."""
+    option, at_start = str(config.options.get("mode") or "auto"), config.started_with.get("mode", "offline")
+    if option != "auto":
+        return account.resolve_mode(option), False, None
+    try:
+        if account.mode_of_environment() == "offline":
+            return "offline", False, None
+    except TrackerError as error:
+        return "online", False, str(error)
+    if account.has_key(server):
+        return "online", False, None
+    return at_start, at_start == "online", None
 
 
 def _wandb_words(started_with: Mapping[str, str]) -> str:

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from vlatrack.errors import MissingPackageError, TrackerError
 from vlatrack.tracking.backends.base import NAMINGS, Backend, BackendConfig
 from vlatrack.tracking.backends.custom import check_options, load_backend_class
 from vlatrack.tracking.backends.destinations import target_of
+from vlatrack.tracking.backends.environment import configure_libraries, ignored_line, refusal
 from vlatrack.tracking.backends.wandb.account import NO_KEY, resolve_mode
 from vlatrack.tracking.privacy import has_password
 from vlatrack.tracking.run_files import RunFiles
@@ -55,6 +55,10 @@ def check_backend(config: BackendConfig) -> None:
         check_options(target, load_backend_class(target), config.options)
     else:
         check_backend_available(config.kind)
+    if (refused := refusal(config)) is not None:
+        raise TrackerError(f"tracking: {config.kind}: {refused}")
+    if config.kind == "wandb":
+        resolve_mode(str(config.options.get("mode") or "auto"))
     for name, value in config.options.items():
         if isinstance(value, str) and has_password(value):
             raise TrackerError(f"tracking: {config.kind} {name}: holds a password; put it into the environment instead")
@@ -75,17 +79,20 @@ def connect(config: BackendConfig, run_dir: Path) -> Backend:
     destination = target_of(config, RunFiles(run_dir).runs)
     if destination.unset is not None:
         raise TrackerError(destination.unset)
+    provide_user()
     configure_libraries()
     target = BUILT_IN[config.kind].target if config.kind in BUILT_IN else _target_of(config)
     return load_backend_class(target)(run_dir, naming=config.naming, **destination.options)
 
 
-def notice_of(config: BackendConfig, run_dir: Path) -> str | None:
-    """What a user should know of this backend before the run, in one line."""
-    if (unset := target_of(config, RunFiles(run_dir).runs).unset) is not None:
-        return f"{config.kind}: {unset}"
+def notices_of(config: BackendConfig, run_dir: Path) -> list[str]:
+    """What a user should know of this backend before the run, a line each."""
+    unset, ignored = target_of(config, RunFiles(run_dir).runs).unset, ignored_line(config.kind)
+    notices = [f"{config.kind}: {told}" for told in (unset, ignored) if told is not None]
     offline_by_default = config.kind == "wandb" and config.options.get("mode", "auto") in ("auto", None)
-    return NO_KEY if offline_by_default and resolve_mode("auto") == "offline" else None
+    if unset is None and offline_by_default and resolve_mode("auto") == "offline":
+        notices.append(NO_KEY)
+    return notices
 
 
 def backend_config(backend: BackendConfig | Mapping[str, Any] | str) -> BackendConfig:
@@ -147,14 +154,3 @@ def _target_of(config: BackendConfig) -> str:
     if config.target is None:
         raise TrackerError("tracking: a custom backend needs a target: package.module:Class, or an entry point's name")
     return config.target
-
-
-def configure_libraries() -> None:
-    """Turn off the telemetry of both libraries, and MLflow's retries of requests; a user without a name gets one.
-
-    Where the answer to "create a run" was cut, a retry would create another; delivery asks first for what is there.
-    """
-    provide_user()
-    os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", WANDB_ERROR_REPORTING="false", DO_NOT_TRACK="true")
-    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")

@@ -33,9 +33,17 @@ def resolve_mode(mode: str) -> Mode:
 
 
 def mode_of_environment() -> Mode:
-    """What `WANDB_MODE` says, or else `wandb offline`; every word but `online` and `shared` keeps a run here."""
-    word = setting("mode", variable="WANDB_MODE") or "online"
-    return "online" if word in ("online", "shared") else "offline"
+    """What `WANDB_MODE` says, or else `wandb offline`; TrackerError if W&B is turned off, or for another word."""
+    match setting("mode", variable="WANDB_MODE") or "online":
+        case "online" | "shared" | "run":
+            return "online"
+        case "offline" | "dryrun":
+            return "offline"
+        case "disabled":
+            told = "it turns W&B off; take `kind: wandb` out of the trackers, or choose online or offline"
+            raise TrackerError(f"tracking: WANDB_MODE=disabled: {told}")
+        case other:
+            raise TrackerError(f"tracking: WANDB_MODE={other}: choose online or offline")
 
 
 def has_key(server: str | None = None) -> bool:
