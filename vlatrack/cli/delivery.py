@@ -1,10 +1,13 @@
 """`vlatrack sync`, `status` and `reap`: what has been delivered to the trackers, and what has not."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlatrack.cli.losses import LossReport
 from vlatrack.tracking.printable import printable
 
 if TYPE_CHECKING:
@@ -48,8 +51,9 @@ def sync(
 ) -> None:
     """Deliver to the trackers what they do not have yet of runs that are over.
 
-    A run whose process died is KILLED, in its journal and at every tracker. Exit code 1: something is left, a run
-    cannot be read, or the audit found a difference.
+    A run whose process died is KILLED, in its journal and at every tracker. Once for each run that is delivered, the
+    trackers are asked whether they still have it. Exit code 1: something is left or lost, a run cannot be read, or the
+    audit found a difference.
 
     Examples:
 
@@ -62,24 +66,29 @@ def sync(
     [bold]vlatrack sync runs/metaworld-quickstart/20260101-120000-ab12 --audit --repair[/bold]
     """
     from vlatrack.errors import TrackerError
+    from vlatrack.tracking.delivery.sync import is_named
     from vlatrack.tracking.trust import Trust
 
     if repair and not audit:
         raise TrackerError("--repair: needs --audit, which finds out what is to be repaired")
     console = _console()
-    chosen, all_readable = paths or [], True
+    losses = LossReport(partial(_say, console), Trust(trust_backends, trust_destination))
+    chosen, is_fine = paths or [], True
     if not paths:
-        overviews, all_readable = _readable_runs(console, runs)
+        overviews, is_fine = _readable_runs(console, runs)
         chosen = _undelivered_runs(overviews, backend, audited=audit)
-    if not chosen and all_readable:
+        delivered = [entry for entry in overviews if entry.is_over and entry.run_dir not in chosen]
+        for entry in delivered:
+            labels = [share.label for share in entry.backends if backend is None or is_named(share.label, backend)]
+            check = partial(_make_good_losses, console, entry.run_dir, labels, patience, losses)
+            is_fine &= _served(console, entry.run_dir, check)
+    if not chosen and is_fine:
         _say(console, f"nothing to deliver in {runs}")
-    trust = Trust(trust_backends, trust_destination)
-    # An error stops the command for runs that were named; among all runs, some may be busy.
-    complete = [
-        _sync_one(console, run, backend, patience, trust, audit=audit, repair=repair, tolerant=not paths)
-        for run in chosen
-    ]
-    if not all_readable or not all(complete):
+    for run in chosen:
+        deliver = partial(_sync_one, console, run, backend, patience, losses, audit=audit, repair=repair)
+        # An error stops the command for runs that were named; among all runs, some may be busy.
+        is_fine &= deliver() if paths else _served(console, run, deliver)
+    if not is_fine:
         raise typer.Exit(INCOMPLETE)
 
 
@@ -149,8 +158,10 @@ def reap(
     stale = [entry.run_dir for entry in entries if entry.stale]
     if not stale and all_readable:
         _say(console, f"no stale runs in {runs}")
+    losses = LossReport(partial(_say, console), trust)
     delivered = [
-        _sync_one(console, run, None, patience, trust, audit=False, repair=False, tolerant=True) for run in stale
+        _served(console, run, partial(_sync_one, console, run, None, patience, losses, audit=False, repair=False))
+        for run in stale
     ]
     if not all_readable or not all(delivered):
         raise typer.Exit(INCOMPLETE)
@@ -184,54 +195,78 @@ def _undelivered_runs(overviews: "list[RunOverview]", backend: str | None, *, au
     return [run for run in wanted if backend is None or has_backend(run, backend)]
 
 
+def _served(console: "Console", run: Path, serve: Callable[[], bool]) -> bool:
+    """What `serve` returns; whatever is wrong with one run must not keep the others from being served."""
+    from vlatrack.errors import VlatrackError
+    from vlatrack.tracking.delivery.causes import one_line
+
+    try:
+        return serve()
+    except Exception as error:
+        _say(console, str(error) if isinstance(error, VlatrackError) else f"{run}: {one_line(error)}")
+        return False
+
+
 def _sync_one(
     console: "Console",
     run: Path,
     backend: str | None,
     patience_s: float,
-    trust: "Trust",
+    losses: LossReport,
     *,
     audit: bool,
     repair: bool,
-    tolerant: bool,
 ) -> bool:
-    """Deliver one run and print the result; returns whether it is complete. With `tolerant`, errors are printed."""
-    from vlatrack.errors import VlatrackError
+    """Deliver one run and print the result; returns whether it is complete."""
     from vlatrack.tracking.delivery.audit import audit_run
-    from vlatrack.tracking.delivery.causes import one_line
     from vlatrack.tracking.delivery.report import targets_of
     from vlatrack.tracking.delivery.sync import chosen_backends, sync_run
+    from vlatrack.tracking.delivery.verification import remember
     from vlatrack.tracking.journal.history import run_status
 
-    try:
-        with console.status(f"delivering {printable(str(run))}") as shown:
-            report = sync_run(
-                run,
-                backend=backend,
-                patience_s=patience_s,
-                trust=trust,
-                on_progress=lambda now: shown.update(f"{sum(b.undelivered for b in now.backends)} records left"),
-            )
-        _say(console, f"{run}  {run_status(run).status}{'' if report.backends else ', no backends'}")
-        targets = targets_of(run)
-        for share in report.backends:
-            if (told := targets[share.label].redirected) is not None:
-                _say(console, f"  {share.label}: {told}")
-            _say(console, f"  {_delivery_line(share)}")
-        audits = audit_run(run, chosen_backends(run, backend), trust=trust) if audit else []
-        agrees = not audit or _show_audit(console, audits)
-        if repair and audits:
-            agrees = _repair(console, run, audits, patience_s, trust)
-    except Exception as error:  # whatever is wrong with one run must not keep the others from being delivered
-        if not tolerant:
-            raise
-        _say(console, str(error) if isinstance(error, VlatrackError) else f"{run}: {one_line(error)}")
-        return False
-    return report.complete and agrees
+    with console.status(f"delivering {printable(str(run))}") as shown:
+        report = sync_run(
+            run,
+            backend=backend,
+            patience_s=patience_s,
+            trust=losses.trust,
+            on_progress=lambda now: shown.update(f"{sum(b.undelivered for b in now.backends)} records left"),
+        )
+    _say(console, f"{run}  {run_status(run).status}{'' if report.backends else ', no backends'}")
+    targets = targets_of(run)
+    for share in report.backends:
+        if (told := targets[share.label].redirected) is not None:
+            _say(console, f"  {share.label}: {told}")
+        _say(console, f"  {_delivery_line(share)}")
+    if not audit:
+        labels = [share.label for share in report.backends]
+        return report.complete and _make_good_losses(console, run, labels, patience_s, losses)
+    audits = audit_run(run, chosen_backends(run, backend), trust=losses.trust)
+    if repair:
+        _show_audit(console, audits)
+        audits = _repair(console, run, audits, patience_s, losses.trust)
+    remember(run, [audit.label for audit in audits if not audit.differences])
+    return _show_audit(console, audits) and report.complete
 
 
-def _repair(console: "Console", run: Path, audits: "list[BackendAudit]", patience_s: float, trust: "Trust") -> bool:
-    """Repair each backend, say how that went, and audit them again; returns whether all agree now."""
+def _make_good_losses(console: "Console", run: Path, labels: list[str], patience_s: float, losses: LossReport) -> bool:
+    """Ask the trackers of a delivered run whether they still have it, and deliver again what they have lost; whether
+    they have it now, as far as they can be asked."""
+    from vlatrack.tracking.delivery.audit import audit_run
+    from vlatrack.tracking.delivery.verification import remember
+
+    lost = losses.lost_by(run, labels)
+    if not lost:
+        return True
+    audits = _repair(console, run, audit_run(run, lost, trust=losses.trust), patience_s, losses.trust)
+    remember(run, [audit.label for audit in audits if not audit.differences])
+    return _show_audit(console, audits)
+
+
+def _repair(
+    console: "Console", run: Path, audits: "list[BackendAudit]", patience_s: float, trust: "Trust"
+) -> "list[BackendAudit]":
+    """Repair each backend and say how that went; returns their audits after it."""
     from vlatrack.tracking.delivery.audit import audit_run
     from vlatrack.tracking.delivery.repair import repair_backend
 
@@ -239,7 +274,7 @@ def _repair(console: "Console", run: Path, audits: "list[BackendAudit]", patienc
         with console.status(f"repairing {audit.label} of {run}"):
             told = repair_backend(run, audit, patience_s=patience_s, trust=trust)
         _say(console, f"  {audit.label}: {told}")
-    return _show_audit(console, audit_run(run, [audit.label for audit in audits], trust=trust))
+    return audit_run(run, [audit.label for audit in audits], trust=trust)
 
 
 def _console() -> "Console":

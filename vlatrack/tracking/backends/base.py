@@ -181,6 +181,8 @@ class Audit:
     """Metric values; equal ones (name, time, step, value) count once."""
     last_seq: int | None = None
     """Highest sequence number of a metrics record."""
+    latest: Mapping[str, int] | None = field(default=None, compare=False)
+    """The highest step of each metric, under the tracker's own key."""
 
 
 class Backend(Protocol):

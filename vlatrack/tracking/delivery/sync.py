@@ -31,7 +31,7 @@ def chosen_backends(run_dir: Path, backend: str | None) -> list[str]:
     if not RunFiles(run_dir).journal.exists():
         raise TrackerError(f"{run_dir}: no run directory (journal.jsonl is missing); give runs/<experiment>/<run-id>")
     labels = labels_of(run_dir)
-    chosen = [label for label in labels if backend is None or _is_named(label, backend)]
+    chosen = [label for label in labels if backend is None or is_named(label, backend)]
     if backend is not None and not chosen:
         raise TrackerError(f"{run_dir}: has no backend {backend!r}; it has {', '.join(labels) or 'none'}")
     return chosen
@@ -39,7 +39,7 @@ def chosen_backends(run_dir: Path, backend: str | None) -> list[str]:
 
 def has_backend(run_dir: Path, backend: str) -> bool:
     """Whether a run reports to a backend of this kind or label."""
-    return any(_is_named(label, backend) for label in labels_of(run_dir))
+    return any(is_named(label, backend) for label in labels_of(run_dir))
 
 
 def sync_run(
@@ -79,7 +79,8 @@ def sync_run(
     return delivery_report(run_dir, labels, targets=targets)
 
 
-def _is_named(label: str, backend: str) -> bool:
+def is_named(label: str, backend: str) -> bool:
+    """Whether a label, such as `mlflow-0`, is this one or of this kind."""
     return backend in (label, label.rpartition("-")[0])
 
 

@@ -181,7 +181,8 @@ class MlflowBackend:
         run = None if client is None else find_run(client, self._experiment or start.experiment, start.uid)
         if client is None or run is None:
             return Audit()
-        return Audit(run.info.status, len(run.data.metrics), count_values(client, run.info.run_id))
+        latest = {metric.key: metric.step for metric in run.data.to_proto().metrics}
+        return Audit(run.info.status, len(latest), count_values(client, run.info.run_id), latest=latest)
 
     def metric_key(self, name: str) -> str:
         return mlflow_key(metric_name(name, self._naming))
