@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from happens import happens
 from program import TOY, finish_of
 
 from vlatrack.runner.directory import RunDirectory, write_in_run
@@ -55,6 +56,11 @@ def test_a_run_leaves_everything_that_the_design_promises(finished_run: Path, jo
     assert list((finished_run / "report").glob("losses.png"))
 
 
+@happens(
+    "disk",
+    "the umask of a user lets everybody read and write new files",
+    "every file and folder of a run is for that user alone all the same",
+)
 def test_every_file_of_a_run_is_for_its_user_alone_whatever_the_umask(finished_run: Path) -> None:
     everything = list(finished_run.rglob("*"))
     assert {"manifest.json", "spec.yaml", "log_train.txt", "losses.png", "optimizer.pt"} <= {p.name for p in everything}

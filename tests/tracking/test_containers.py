@@ -95,6 +95,10 @@ def test_libraries_write_below_the_run_only_what_they_cannot_write_elsewhere(
 
     (tmp_path / "file").touch()
     monkeypatch.setenv("HOME", str(tmp_path / "file" / "none"))
+    monkeypatch.setattr(tempfile, "gettempdir", os.getcwd)
+    provide_folders(tmp_path / "run-0")
+    assert os.environ["TMPDIR"] == tempfile.tempdir == str(tmp_path / "run-0" / "tmp")
+    monkeypatch.delenv("WANDB_CACHE_DIR")
     monkeypatch.setattr(tempfile, "gettempdir", nowhere)
     provide_folders(tmp_path / "run")
     assert os.environ["WANDB_CACHE_DIR"] == str(tmp_path / "run" / "wandb")

@@ -101,16 +101,18 @@ def test_the_log_of_a_delivery_holds_no_login_whoever_writes_it(
     assert "FINISHED" not in log.splitlines()
 
 
-def test_the_traceback_of_a_failed_command_holds_no_login() -> None:
-    code = (
-        "import sys; from vlatrack.cli import main as program\n"
-        "def boom(): raise RuntimeError('https://me:hunter2@mlflow.lab\\x1b[2J told planted-key-01')\n"
+@pytest.mark.parametrize(("error", "code"), [("RuntimeError", 1), ("VlatrackError", 2)])
+def test_neither_the_traceback_nor_the_line_of_a_failed_command_holds_a_login(error: str, code: int) -> None:
+    script = (
+        "import sys; from vlatrack.cli import main as program; from vlatrack.errors import VlatrackError\n"
+        f"def boom(): raise {error}('https://me:hunter2@mlflow.lab\\x1b[2J told planted-key-01')\n"
         "program.app.command()(boom); sys.argv[1:] = ['boom']; program.main()"
     )
     environment = os.environ | {"SOME_API_KEY": "planted-key-01"}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False, timeout=60
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False, timeout=60
     )
-    assert done.returncode == 1
-    assert done.stderr.startswith("Traceback (most recent call last):\n  File ")
-    assert done.stderr.endswith("RuntimeError: https://***@mlflow.lab\\x1b[2J told ***\n")
+    assert done.returncode == code
+    begin = "Traceback (most recent call last):\n  File " if code == 1 else "error: "
+    assert done.stderr.startswith(begin)
+    assert done.stderr.endswith("https://***@mlflow.lab\\x1b[2J told ***\n")

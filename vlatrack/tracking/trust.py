@@ -50,9 +50,10 @@ def untrusted(config: BackendConfig, *, trust: Trust) -> str | None:
                 f"nothing is sent to {redact(place)}, since the run folder alone names it; with MLFLOW_TRACKING_URI or "
                 "`vlatrack sync --trust-destination` you say that your login may go there"
             )
-        case "wandb" if not trust.destination and resolve_mode(str(config.options.get("mode") or "auto")) == "online":
+        case "wandb" if not trust.destination:
+            mode = str(config.options.get("mode") or "auto")
             for settings in (Path("wandb", "settings"), Path(".wandb", "settings")):
-                if settings.exists():
+                if settings.exists() and resolve_mode(mode) == "online":
                     return (
                         f"nothing is sent, since {settings.absolute()} may name another server for your W&B key; "
                         "sync from another folder, or with --trust-destination"
@@ -64,7 +65,7 @@ def remember(configs: Iterable[BackendConfig]) -> None:
     """Note the servers that this user's own run reports to, so that a later sync delivers there."""
     uris = (config.options.get("tracking_uri") for config in configs if config.kind == "mlflow")
     named = {_host_of(str(uri)) for uri in uris if uri}
-    for place in sorted(named - _remembered()):
+    for place in sorted(named - _remembered()) if named else ():
         try:
             private_directory(_list().parent)
             # One short append, which no other run that starts at the same time can tear.

@@ -36,6 +36,8 @@ def provide_folders(folder: Path) -> None:
     try:
         usable = tempfile.gettempdir()
     except FileNotFoundError:
+        usable = ""
+    if usable in ("", str(Path.cwd())):  # Python's last resort is the current folder
         usable = tempfile.tempdir = str(private_directory(folder / "tmp"))
     os.environ["TMPDIR"] = usable  # for programs that do not look for another one, as Python does
 
