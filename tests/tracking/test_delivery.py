@@ -25,6 +25,7 @@ from vlatrack.tracking.delivery.sync import sync_run
 from vlatrack.tracking.journal.history import metric_history, run_status
 from vlatrack.tracking.journal.records import read_records
 from vlatrack.tracking.run import BackendConfig, TrackedRun
+from vlatrack.tracking.run_files import RunFiles
 
 Eventually = Callable[..., None]
 MLFLOW, WANDB = BackendConfig("mlflow"), BackendConfig("wandb", naming="sections")
@@ -250,7 +251,9 @@ def test_wandb_goes_on_after_failed_openings_and_a_killed_client(
         monkeypatch.setenv("WANDB_BASE_URL", proxy.url)
         proxy.fault = Fault("status", 401)
         run = start(run_dir, WANDB)
-        eventually(lambda: "a fault" in str(cursor.read().error))
+        log = RunFiles(run_dir).delivery_log
+        eventually(lambda: log.read_text().count("; next attempt in") > 2)
+        assert "a fault" in str(cursor.read().error)  # and not that the client keeps the id of the run to itself
         proxy.fault = None  # now the client's own process says that the id is in use
         for step in range(300):
             run.log({"train_closs": step / 3}, step=step)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,12 @@ class BuiltIn:
     install: str
     options: tuple[str, ...] = ()
 
+
+_NAMES = {
+    "mlflow": ("experiment", "MLFLOW_EXPERIMENT_NAME", 500, ""),
+    "wandb": ("project", "WANDB_PROJECT", 128, "/\\#?%:"),
+}
+"""Of where a run goes: the option, the variable, the longest name, and what it must not hold."""
 
 BUILT_IN = {
     "mlflow": BuiltIn(
@@ -59,9 +66,25 @@ def check_backend(config: BackendConfig) -> None:
         raise TrackerError(f"tracking: {config.kind}: {refused}")
     if config.kind == "wandb":
         resolve_mode(str(config.options.get("mode") or "auto"))
+    if (named := _NAMES.get(config.kind)) is not None:
+        _check_name(config, *named)
     for name, value in config.options.items():
         if isinstance(value, str) and has_password(value):
             raise TrackerError(f"tracking: {config.kind} {name}: holds a password; put it into the environment instead")
+
+
+def _check_name(config: BackendConfig, option: str, variable: str, longest: int, forbidden: str) -> None:
+    """What the tracker would refuse only when the training is under way."""
+    name, place = config.options.get(option), option
+    if name is None:
+        name, place = os.environ.get(variable), variable
+    if name is None:
+        return
+    told = f"tracking: {config.kind} {place} {str(name)[:40]!r}"
+    if not isinstance(name, str) or not 0 < len(name.strip()) <= longest:
+        raise TrackerError(f"{told}: use 1 to {longest} letters")
+    if wrong := [letter for letter in name if letter in forbidden]:
+        raise TrackerError(f"{told}: {wrong[0]!r} is not allowed there; use another name")
 
 
 def check_backend_available(kind: str) -> None:

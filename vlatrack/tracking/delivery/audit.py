@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -59,7 +59,7 @@ class BackendAudit:
     """Whether it could be compared; else it does not know the run, a person deleted that, or neither is known."""
 
 
-def audit_run(run_dir: Path, labels: Iterable[str], *, trust: Trust = NOTHING) -> list[BackendAudit]:
+def audit_run(run_dir: Path, labels: Collection[str], *, trust: Trust = NOTHING) -> list[BackendAudit]:
     """Ask each of these backends; reads the whole journal. One that cannot be asked now, or that is not to be trusted,
     has that as its difference."""
     journal = journal_audit(run_dir)
@@ -71,8 +71,10 @@ def audit_run(run_dir: Path, labels: Iterable[str], *, trust: Trust = NOTHING) -
     ]
 
 
-def configs_of(run_dir: Path, labels: Iterable[str]) -> list[tuple[str, BackendConfig]]:
+def configs_of(run_dir: Path, labels: Collection[str]) -> list[tuple[str, BackendConfig]]:
     """The labels and the configurations of these backends of a run."""
+    if not labels:
+        return []
     configs = backends_of(RunFiles(run_dir).backends.read_text(encoding="utf-8"))
     named = [(backend_label(config, index), config) for index, config in enumerate(configs)]
     return [(label, config) for label, config in named if label in labels]

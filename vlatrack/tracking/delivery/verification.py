@@ -6,7 +6,7 @@ value by value.
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -64,7 +64,7 @@ def remember(run_dir: Path, labels: Iterable[str]) -> None:
             _log.info("%s: cannot be written (%s); the trackers are asked again next time", _file(files), error)
 
 
-def verify(run_dir: Path, labels: Iterable[str], *, trust: Trust = NOTHING) -> Iterator[Verdict]:
+def verify(run_dir: Path, labels: Collection[str], *, trust: Trust = NOTHING) -> Iterator[Verdict]:
     """Ask these backends, if they are trusted, and remember those that have everything; yields what there is to say
     about the others."""
     for label, config in configs_of(run_dir, labels):

@@ -91,20 +91,12 @@ def _serve(
 ) -> bool:
     if patience_s is not None and not is_being_written(files.journal):
         close_as_killed(files.journal)
-    threads, tails, refused = [], [], False
-    for index, config in enumerate(backends_of(files.backends.read_text())):
-        label = backend_label(config, index)
-        if not only or label in only:
-            reach = partial(connect, config, files.run_dir)
-            where = partial(_destination_of, config, files.runs)
-            tail = Tail(files.run_dir, label, reach, stopping, destination=where)
-            if not tail.finished and (reason := untrusted(config, trust=trust)) is not None:
-                cursor = CursorFile(files.delivery, label)
-                cursor.write(replace(cursor.read(), error=reason))
-                refused = True
-                continue
-            tails.append(tail)
-            threads.append(threading.Thread(target=tails[-1].run, name=label, daemon=True))
+    configs = backends_of(files.backends.read_text())
+    labels = [(backend_label(config, index), config) for index, config in enumerate(configs)]
+    wanted = [(label, config) for label, config in labels if not only or label in only]
+    found = [_tail_of(files, label, config, stopping, trust) for label, config in wanted]
+    tails = [tail for tail in found if tail is not None]
+    threads = [threading.Thread(target=tail.run, name="delivery", daemon=True) for tail in tails]
     for thread in threads:
         thread.start()
     patience = (
@@ -115,7 +107,24 @@ def _serve(
         if patience.is_over():
             _log.warning("time is over")
             return False
-    return not refused and not stopping.is_set() and all(tail.finished for tail in tails)
+    return not stopping.is_set() and all(tail is not None and tail.finished for tail in found)
+
+
+def _tail_of(
+    files: RunFiles, label: str, config: BackendConfig, stopping: threading.Event, trust: Trust
+) -> Tail | None:
+    """None for a backend that is not to be served; its cursor says why."""
+    reach, where = partial(connect, config, files.run_dir), partial(_destination_of, config, files.runs)
+    try:
+        tail = Tail(files.run_dir, label, reach, stopping, destination=where)
+        reason = None if tail.finished else untrusted(config, trust=trust)
+        if reason is None:
+            return tail
+    except TrackerError as error:  # its options mean nothing here
+        reason = str(error)
+    file = CursorFile(files.delivery, label)
+    file.write(replace(file.read(), error=reason))
+    return None
 
 
 def _destination_of(config: BackendConfig, runs: Path) -> Destination:

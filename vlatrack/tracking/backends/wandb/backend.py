@@ -59,6 +59,10 @@ ASK_EVERY_S, STALLED_S = 15.0, 300.0
 """The client uploads every 15 s; after a refusal it stops for good without an error."""
 
 
+_failures: dict[str, str] = {}
+"""Why the last attempt to open a run failed, by its id."""
+
+
 class WandbBackend:
     """One W&B run whose id is the run's uid, with `id_suffix`: the client serves one run of an id at a time, so that of
     several W&B backends each has an id of its own."""
@@ -221,7 +225,7 @@ class WandbBackend:
                 name=start.name[:LONGEST_RUN_NAME],
                 project=self._project,
                 entity=self._entity,
-                group=start.group or start.experiment,
+                group=(start.group or start.experiment)[:LONGEST_RUN_NAME],
                 job_type=None if start.group is None else start.experiment,
                 dir=self._folder,
                 mode="online" if self._online else "offline",
@@ -230,13 +234,17 @@ class WandbBackend:
                 settings=_quiet_settings(online=self._online),
             )
         except Exception as error:
-            deleted = "previously created and deleted" in str(error)
+            name = self._id_of(start)
+            deleted, in_use = "previously created and deleted" in str(error), "is in use" in str(error)
             # After a failed attempt the client process keeps the id to itself, for as long as it lives.
-            if deleted or "is in use" in str(error):
+            if deleted or in_use:
                 end_own_clients()
             if deleted:
-                told = f"run {self._id_of(start)} was deleted in W&B; undelete it there and `vlatrack sync`"
+                told = f"run {name} was deleted in W&B; undelete it there and `vlatrack sync`"
                 raise RemoteDeletedError(told) from error
+            if in_use and name in _failures:  # which says nothing of why it failed before
+                raise ConnectionError(_failures[name]) from error
+            _failures[name] = str(error)
             raise
 
     @property
