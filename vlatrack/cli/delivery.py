@@ -295,7 +295,8 @@ def _unreadable_line(entry: "Unreadable") -> str:
 def _delivery_line(share: "BackendDelivery") -> str:
     total = share.delivered + share.undelivered
     if share.undelivered:
-        return f"{share.label}: {share.undelivered} of {total} records not delivered; {share.error or 'no answer'}"
+        reason = share.error or ("not tried yet" if share.url is None else "no answer")
+        return f"{share.label}: {share.undelivered} of {total} records not delivered; {reason}"
     refused = f", {share.dead_letters} refused (delivery/{share.label}.dead.jsonl)" if share.dead_letters else ""
     return f"{share.label}: complete, {total} records{refused}; {share.url or ''}"
 

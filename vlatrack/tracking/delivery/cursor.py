@@ -18,6 +18,7 @@ from vlatrack.tracking.backends.base import Rejection
 from vlatrack.tracking.journal.records import JournalReader, record_ending_at
 from vlatrack.tracking.privacy import open_private, redact, write_private
 
+UNTRIED = "on its way; `vlatrack sync --patience 600` waits longer"
 _log = logging.getLogger(__name__)
 
 
@@ -85,7 +86,7 @@ class Cursor:
             return self.error
         first = next((left for left in self.set_aside if left.error is not None), self.set_aside[0])
         others = f" (and {len(self.set_aside) - 1} others)" if len(self.set_aside) > 1 else ""
-        return f"{first.kind}: {first.error or 'not delivered yet'}{others}"
+        return f"{first.kind}: {first.error or UNTRIED}{others}"
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> "Cursor":
@@ -122,25 +123,29 @@ class CursorFile:
         if cursor.journal in ("", identity) and _fits(cursor, journal):
             return dataclasses.replace(cursor, journal=identity)
         _log.warning("%s: does not fit the journal; delivering from the beginning", self._path.name)
-        self.dead_path.unlink(missing_ok=True)
+        self.forget_dead_letters()
         return Cursor(journal=identity)
 
     def write(self, cursor: Cursor) -> None:
         write_private(self._path, json.dumps(dataclasses.asdict(cursor)))
 
     def add_dead_letters(self, rejections: Sequence[Rejection]) -> int:
-        """Append what a backend refused for good, each with its reason, unless it stands there; returns how many are
-        new."""
-        if not rejections:
-            return 0
+        """Append what a backend refused for good, each with its reason, unless it stands there; returns how many stand
+        there then."""
         new = [rejection for rejection in rejections if (rejection.seq, redact(rejection.what)) not in self._buried]
-        now = time.time_ns() // 1_000_000
-        lines = "".join(json.dumps({"t_ms": now, **dataclasses.asdict(rejection)}) + "\n" for rejection in new)
-        fd = open_private(self.dead_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            file.write(redact(lines))
-        self._buried.update((rejection.seq, redact(rejection.what)) for rejection in new)
-        return len(new)
+        if new:
+            now = time.time_ns() // 1_000_000
+            lines = "".join(json.dumps({"t_ms": now, **dataclasses.asdict(rejection)}) + "\n" for rejection in new)
+            fd = open_private(self.dead_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            with os.fdopen(fd, "w", encoding="utf-8") as file:
+                file.write(redact(lines))
+            self._buried.update((rejection.seq, redact(rejection.what)) for rejection in new)
+        return len(self._buried)
+
+    def forget_dead_letters(self) -> None:
+        """They are of another destination, or of another journal."""
+        self.dead_path.unlink(missing_ok=True)
+        self.__dict__.pop("_buried", None)
 
     @functools.cached_property
     def _buried(self) -> set[tuple[int, str]]:

@@ -94,7 +94,7 @@ def repair_here(run_dir: Path, label: str) -> str | None:
         with _nobody_else_delivers(files):
             done = _repair_in_place(files, config)
             if done is None:
-                CursorFile(files.delivery, label).dead_path.unlink(missing_ok=True)
+                CursorFile(files.delivery, label).forget_dead_letters()
                 CursorFile(files.delivery, label).write(Cursor())
             return done
     except (RemoteDeletedError, TrackerError) as reason:

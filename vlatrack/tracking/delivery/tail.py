@@ -111,7 +111,7 @@ class Tail:
         if destination.is_temporary and self._is_complete(cursor):
             return cursor
         _log.info("%s: %s had the run until now, %s gets all of it", self._label, cursor.destination, destination.name)
-        self._file.dead_path.unlink(missing_ok=True)
+        self._file.forget_dead_letters()
         return Cursor(journal=cursor.journal, destination=destination.name)
 
     def _is_complete(self, cursor: Cursor) -> bool:
@@ -158,8 +158,7 @@ class Tail:
     def _save(self) -> None:
         refused = self._others.take_refused()
         if refused:
-            buried = self._cursor.dead_letters + self._file.add_dead_letters(refused)
-            self._cursor = replace(self._cursor, dead_letters=buried)
+            self._cursor = replace(self._cursor, dead_letters=self._file.add_dead_letters(refused))
         self._cursor = replace(self._cursor, set_aside=self._others.left)
         if self._cursor != self._saved:
             self._file.write(self._cursor)
