@@ -209,9 +209,10 @@ def signals(handler: Callable[[types.FrameType | None], object], *, every_s: flo
                 depth[0] -= 1
 
     before = signal.signal(signal.SIGUSR2, handle)
+    this = os.getpid()
     if (sender := os.fork()) == 0:
-        while os.getppid() != 1:
-            os.kill(os.getppid(), signal.SIGUSR2)
+        while os.getppid() == this:  # until this process ends, however it does
+            os.kill(this, signal.SIGUSR2)
             time.sleep(every_s)
         os._exit(0)
     try:
