@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -44,6 +45,14 @@ def test_each_call_is_a_new_run_with_its_own_id(tmp_path: Path) -> None:
     assert [start.run for start in starts] == [f"exp-{one.name}", f"exp-{two.name}"]
     assert starts[0].data["name"] == one.name
     assert run_status(one).status == run_status(two).status == "FINISHED"
+
+
+def test_runs_that_begin_in_the_same_second_never_share_an_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = iter(["aaaa", "aaaa", "bbbb"])
+    monkeypatch.setattr(secrets, "token_hex", lambda _: next(drawn))
+    for _ in range(2):
+        start_run("exp", runs=tmp_path / "runs", backends=[]).finish("FINISHED")
+    assert len(run_dirs(tmp_path)) == 2
 
 
 def test_a_cell_that_was_interrupted_can_be_run_again(tmp_path: Path) -> None:

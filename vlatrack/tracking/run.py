@@ -92,7 +92,7 @@ def start_run(
     configs = [BackendConfig("mlflow")] if backends is None else plain_backends(backends)
     folder = checked_runs_folder(Path(runs)) / checked_experiment(experiment)
     if resume is None:
-        run_dir = folder / f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        run_dir = _new_run_dir(folder)
         uid = f"{experiment[:40]}-{run_dir.name}"
     else:
         run_dir = RunFiles(folder / resume if Path(resume).name == str(resume) else Path(resume)).run_dir
@@ -383,6 +383,13 @@ class TrackedRun:
         self._journal.close()
         if _OPEN_RUNS.get(self._files.run_dir) is self:
             del _OPEN_RUNS[self._files.run_dir]
+
+
+def _new_run_dir(folder: Path) -> Path:
+    while True:  # of a hundred runs in the same second, two draw the same number in one case of thirteen
+        run_dir = folder / f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        if not run_dir.exists():
+            return run_dir
 
 
 def _status_after(error: BaseException) -> Status:
