@@ -236,7 +236,8 @@ def test_a_cursor_of_another_run_is_not_used_though_it_fits(tmp_path: Path) -> N
         ("HTTP://me:pw@Host:80/ml/", "http://host/ml"),
         ("https://Host:443", "https://host"),
         ("https://host:8443/", "https://host:8443"),
-        ("sqlite:////a%3Fb/c.db", "sqlite:////a%3Fb/c.db"),
+        ("sqlite:////a%3Fb/c.db", "sqlite+pysqlite:////a%3Fb/c.db"),
+        ("sqlite:////a/b#.db", "sqlite:////a/b#.db"),
         (
             "postgresql+psycopg2://me:pw@db/mlflow?password=pw&host=/run",
             "postgresql+psycopg2://db/mlflow?password=***&host=%2Frun",

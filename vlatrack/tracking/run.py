@@ -136,7 +136,7 @@ class TrackedRun:
         """What a user should know of the trackers now, one line each."""
         self._labels = [backend_label(config, index) for index, config in enumerate(backends)]
         serves_custom = any(config.kind == "custom" for config in backends)
-        self._delivery = DeliveryProcess(files, serves_custom=serves_custom) if backends else None
+        self._delivery = DeliveryProcess(self._place_now, serves_custom=serves_custom) if backends else None
         self._values = LoggedValues()
         self._ended = False
         self._report: DeliveryReport | None = None
@@ -148,8 +148,8 @@ class TrackedRun:
 
     @property
     def path(self) -> Path:
-        """The run directory, `<runs>/<experiment>/<run-id>`."""
-        return self._files.run_dir
+        """The run directory, `<runs>/<experiment>/<run-id>`; where it is now, if it was moved."""
+        return self._place_now().run_dir
 
     @property
     def run_id(self) -> str:
@@ -364,11 +364,8 @@ class TrackedRun:
                 raise
             finally:
                 self._closing_in.discard(thread)
-            self._report = self._delivered()
-        return self._report or self._delivered()
-
-    def _delivered(self) -> DeliveryReport:
-        return delivery_report(self._files.run_dir, self._labels, lost=self._journal.lost)
+            self._report = self._report_of_delivery()
+        return self._report or self._report_of_delivery()
 
     def _abandon(self, status: Status, reason: str | None, t_ms: int | None) -> None:
         try:
@@ -380,9 +377,31 @@ class TrackedRun:
                 self._delivery = None  # which a later call must not wait for: another run may have it ended
 
     def _release(self) -> None:
+        self._place_now()  # while the journal is open, it can be followed
         self._journal.close()
-        if _OPEN_RUNS.get(self._files.run_dir) is self:
-            del _OPEN_RUNS[self._files.run_dir]
+        for run_dir in [run_dir for run_dir, run in _OPEN_RUNS.items() if run is self]:
+            del _OPEN_RUNS[run_dir]
+
+    def _place_now(self) -> RunFiles:
+        """The files of the run where they are: somebody may move its folder while it goes on."""
+        run_dir = self._journal.place.parent
+        if run_dir != self._files.run_dir:
+            _log.warning(
+                "%s: the run's folder was moved to %s, and the run goes on there", self._files.run_dir, run_dir
+            )
+            self._files = RunFiles(run_dir)
+        return self._files
+
+    def _report_of_delivery(self) -> DeliveryReport:
+        if self._files.journal.exists():
+            return delivery_report(self._files.run_dir, self._labels, lost=self._journal.lost)
+        told = (
+            f"{self._files.run_dir} is gone; where it was moved to another disk, `vlatrack sync` delivers what is there"
+        )
+        _log.warning(told)
+        records = self._journal.records
+        shares = [BackendDelivery(label, 0, records, 0, None, told) for label in self._labels]
+        return DeliveryReport(tuple(shares), self._journal.lost)
 
 
 def _new_run_dir(folder: Path) -> Path:

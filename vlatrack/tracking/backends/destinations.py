@@ -130,8 +130,18 @@ def _mlflow_target(config: BackendConfig, runs: Path) -> Target:
         workspace, to_set = meant_workspace, [*to_set, f"MLFLOW_WORKSPACE={meant_workspace}"]
     experiment = _first(config, "experiment", os.environ.get("MLFLOW_EXPERIMENT_NAME")) or ""
     now = {"tracking_uri": "" if uri is None else public_address(uri), "experiment": experiment, "workspace": workspace}
+    if uri is None:
+        uri = _store_left_behind(config, runs)
+        now["store"] = config.started_with["store"] if uri is not None else str(runs / MLFLOW_STORE)
     options = {**config.options, "tracking_uri": uri, "experiment": experiment or None}
     return _told(config, Target(_mlflow_destination(uri, now, runs), options, now), to_set, _mlflow_words)
+
+
+def _store_left_behind(config: BackendConfig, runs: Path) -> str | None:
+    """The store that a run was started beside, if the run was moved away from it, alone, to where there is none."""
+    store = Path(config.started_with.get("store", ""))
+    is_ours = store.name == MLFLOW_STORE and bool(store_id(store))
+    return sqlite_uri(store) if is_ours and not (runs / MLFLOW_STORE).exists() else None
 
 
 def _mlflow_destination(uri: str | None, now: Mapping[str, str], runs: Path) -> Destination:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import vlatrack
@@ -36,9 +37,12 @@ _log = logging.getLogger(__name__)
 
 
 class DeliveryProcess:
-    """Delivers while training goes on. If it dies, a new one takes over; the cursors say where it goes on."""
+    """Delivers while training goes on. If it dies, a new one takes over; the cursors say where it goes on.
 
-    def __init__(self, files: RunFiles, *, serves_custom: bool) -> None:
+    `files` tells where the run is now: a process ends when the folder is moved, and the next one finds it.
+    """
+
+    def __init__(self, files: Callable[[], RunFiles], *, serves_custom: bool) -> None:
         self._files = files
         self._serves_custom = serves_custom
         self._process: subprocess.Popen[bytes] | None = None
@@ -57,7 +61,7 @@ class DeliveryProcess:
         """
         give_up = time.monotonic() + timeout_s
         self._stop_watching()
-        while not self._is_over(give_up):
+        while not self._is_over(give_up) and self._files().delivery.exists():
             time.sleep(FIRST_PAUSE_S)
             self._spawn()
 
@@ -91,16 +95,16 @@ class DeliveryProcess:
                 pause = FIRST_PAUSE_S
             if self._finishing.wait(pause):
                 return
-            _log.warning("%s: its delivery process is gone; another takes over", self._files.run_dir)
+            _log.warning("%s: its delivery process is gone; another takes over", self._files().run_dir)
             pause, begun = min(2 * pause, LONGEST_PAUSE_S), time.monotonic()
             self._spawn()
 
     def _spawn(self) -> None:
         try:
-            self._process = start_worker(self._files, serves_custom=self._serves_custom, trust=OWN_RUN)
+            self._process = start_worker(self._files(), serves_custom=self._serves_custom, trust=OWN_RUN)
         except OSError as error:  # no memory, no file handle: training is not to end for that
             self._process = None
-            _log.warning("%s: its delivery process cannot be started now (%s)", self._files.run_dir, error)
+            _log.warning("%s: its delivery process cannot be started now (%s)", self._files().run_dir, error)
 
 
 def start_worker(files: RunFiles, *arguments: str, serves_custom: bool, trust: Trust) -> "subprocess.Popen[bytes]":

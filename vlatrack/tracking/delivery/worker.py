@@ -104,6 +104,9 @@ def _serve(
     )
     while any(thread.is_alive() for thread in threads) and not stopping.wait(WATCH_S):
         lock.beat()
+        if not files.journal.exists():
+            _log.warning("the run's folder is gone; if it was moved, it is delivered from there")
+            return False
         if patience.is_over():
             _log.warning("time is over")
             return False

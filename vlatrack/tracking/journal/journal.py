@@ -139,15 +139,25 @@ class Journal:
     @property
     def has_begun(self) -> bool:
         """Whether this writer has written a record, also one whose writing was interrupted."""
+        return self.records > self.first_seq
+
+    @property
+    def records(self) -> int:
+        """How many have been written, by earlier writers too, and one whose writing was interrupted included."""
         with self._lock:
-            if self._uncounted:
+            if self._uncounted and self._fd >= 0:
                 self._recount()
-            return self._next[0] > self.first_seq
+            return self._next[0]
 
     @property
     def dropped_in_forks(self) -> int:
         """How many records forked children have tried to write."""
         return sum(self._dropped)
+
+    @property
+    def place(self) -> Path:
+        """Where the file is now: its folder may have been moved, on the same disk, while the journal is open."""
+        return self._file_lock.place
 
     def sync(self) -> None:
         """Return when everything written so far is on the disk (fdatasync); at once if the journal is closed."""
