@@ -260,6 +260,11 @@ def test_a_relative_database_is_the_one_of_the_folder_in_which_the_run_was_start
     (started,) = remember_starts([config], [], tmp_path / "runs")
     monkeypatch.chdir(tmp_path / "here")
     assert target_of(started, tmp_path / "runs").options["tracking_uri"] == sqlite_uri(tmp_path / "my.db")
+    for absolute in (f"sqlite:///{tmp_path}/my.db?timeout=9", "sqlite:///file:my.db?uri=true"):
+        (started,) = remember_starts(
+            [BackendConfig("mlflow", options={"tracking_uri": absolute})], [], tmp_path / "runs"
+        )
+        assert target_of(started, tmp_path / "runs").options["tracking_uri"] == absolute
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from vlatrack.metrics.schema import chunk_horizon
 from vlatrack.reports.epoch_log import LOG_FILES
 from vlatrack.reports.figures import write_figures
 from vlatrack.tracking.backends.base import BackendConfig
-from vlatrack.tracking.backends.registry import backend_label, backends_text
+from vlatrack.tracking.backends.registry import backend_label, backends_of
 from vlatrack.tracking.delivery.cursor import CursorFile
 from vlatrack.tracking.journal.records import Kind, finish_record, last_record, read_records
 from vlatrack.tracking.privacy import private_files, write_private
@@ -100,8 +100,11 @@ def _is_delivered(files: RunFiles, backends: Sequence[BackendConfig]) -> bool:
     last = last_record(files.journal)
     assert last is not None, "an ended run has records"
     labels = [backend_label(config, index) for index, config in enumerate(backends)]
+    try:
+        same = backends_of(files.backends.read_text(encoding="utf-8")) == list(backends)
+    except (ValueError, TypeError):
+        return False  # damaged; it is written anew
     cursors = [CursorFile(files.delivery, label).read() for label in labels]
-    same = files.backends.read_text() == backends_text(backends)
     return same and all(cursor.seq == last.seq and cursor.is_all for cursor in cursors)
 
 

@@ -86,7 +86,7 @@ def sqlite_uri(path: Path) -> str:
 def sqlite_path(uri: str) -> Path | None:
     """The absolute path of the database file that an address names; None if it names none."""
     found = _SQLITE.match(uri)
-    return None if found is None else Path(unquote(found["path"])).absolute()
+    return None if found is None or found["path"].startswith("file:") else Path(unquote(found["path"])).absolute()
 
 
 def public_address(uri: str) -> str:
@@ -121,7 +121,9 @@ def _mlflow_target(config: BackendConfig, runs: Path) -> Target:
     meant = config.started_with.get("tracking_uri")
     if option:
         # A relative path is one of the folder in which the run was started.
-        uri: str | None = meant if meant and sqlite_path(str(option)) is not None else str(option)
+        found = _SQLITE.match(str(option))
+        is_relative = found is not None and not found["path"].startswith(("/", "file:"))
+        uri: str | None = meant if meant and is_relative else str(option)
     else:
         uri = variable or meant or None
     to_set = ["MLFLOW_TRACKING_URI"] if meant and not option and not variable else []
