@@ -59,10 +59,11 @@ def give_number(path: Path) -> None:
 def bring_artifacts_home(path: Path, root: str) -> None:
     """Point every experiment and run of a runs folder's own store to the artifacts beside it, `root`: the folder may
     have been moved or copied, and what is stored from now on must not go to its old place."""
-    with _transaction(path) as database:
+    with contextlib.closing(sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S)) as database:
         locations = [str(location) for (location,) in database.execute("SELECT artifact_location FROM experiments")]
-        found = [_ARTIFACT_ROOT.fullmatch(location) for location in locations]
-        for old in {match[1] for match in found if match is not None} - {root}:
+    found = [_ARTIFACT_ROOT.fullmatch(location) for location in locations]
+    for old in {match[1] for match in found if match is not None} - {root}:
+        with _transaction(path) as database:
             for table, column in (
                 ("experiments", "artifact_location"),
                 ("runs", "artifact_uri"),
