@@ -137,7 +137,7 @@ def _deliver_again(files: RunFiles, backend: Backend) -> str:
     told = _deliver_missing_values(files, backend, next_seq=last.seq + 1)
     left = [why for record in read_records(files.journal) if (why := _tell_again(files, backend, record))]
     backend.finish(RunFinish.of(end))
-    return "; ".join([told, *left])
+    return f"{told}; {len(left)} other records not, such as {left[0]}" if left else told
 
 
 def _deliver_missing_values(files: RunFiles, backend: Backend, *, next_seq: int) -> str:
