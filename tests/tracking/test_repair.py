@@ -114,6 +114,35 @@ def test_a_store_restored_from_an_older_backup_gets_exactly_what_it_lacks(
     assert "vlatrack.artifact.spec.yaml" in stored.data.tags
 
 
+@happens(
+    "item",
+    "a repair meets a file that cannot be stored again, such as a checkpoint that was deleted since",
+    "the values, the other files and the end are told again, and a line says which file is not",
+)
+def test_a_file_that_cannot_be_stored_again_does_not_hold_up_a_repair(
+    stored_run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, store = ExampleRun(stored_run_dir.parents[2]), stored_run_dir.parents[1] / "mlflow.db"
+    run.log(5)
+    for name in ("a.txt", "b.txt"):
+        (run.dir / name).write_text(name)
+        run.append(Kind.ARTIFACT, {"name": name, "place": name})
+    run.finish("FINISHED")
+    deliver(run, MLFLOW)
+    (run.dir / "b.txt").unlink()
+    with contextlib.closing(sqlite3.connect(store)) as database, database:
+        database.execute("DELETE FROM metrics WHERE step = 3")
+        database.execute("DELETE FROM tags WHERE key LIKE 'vlatrack.artifact.%'")
+        database.execute("UPDATE runs SET status = 'RUNNING'")
+
+    def refused(*_: object) -> None:
+        raise OSError("the bucket is gone")
+
+    monkeypatch.setattr(MlflowClient, "log_artifact", refused)
+    told = repair(run, "mlflow-0")
+    assert told == "2 values delivered again; 2 other records not, such as artifact a.txt: the bucket is gone"
+
+
 @pytest.mark.slow
 @happens(
     "server",

@@ -20,7 +20,6 @@ from vlatrack.tracking.backends.base import (
     Backend,
     BackendConfig,
     ListsValues,
-    RejectedError,
     RemoteDeletedError,
     RunEvent,
     RunFinish,
@@ -167,8 +166,8 @@ def _tell_again(files: RunFiles, backend: Backend, record: Record) -> str | None
             backend.put_artifact(replace(artifact, aliases=tuple(data.get("aliases", ()))))
         elif record.kind == Kind.EVENT and isinstance(backend, TakesEvents):
             backend.event(RunEvent.of(record))
-    except (RejectedError, TrackerError) as verdict:
-        return f"{record.kind} {data.get('name', '')}: {verdict}"
+    except Exception as error:  # whatever an artifact store raises, the rest and the end are told
+        return f"{record.kind} {data.get('name', '')}: {redact(' '.join(str(error).split()))[:300]}"
     return None
 
 
