@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import json
 import multiprocessing
-import resource
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -75,7 +74,9 @@ def measure(run_dir: Path) -> None:
     """Audit the run and print what that took."""
     begin = time.monotonic()
     (audit,) = audit_run(run_dir, ["mlflow-0"])
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    # That of getrusage would count the process that this one was forked from.
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    peak_mb = int(status["VmHWM"].split()[0]) * 1024 / 1e6
     print(
         f"{audit.values}\n{time.monotonic() - begin:.0f} s, at most {peak_mb:.0f} MB, differences: {audit.differences}"
     )

@@ -22,6 +22,7 @@ from vlatrack.tracking.backends.mlflow import values as mlflow_values
 from vlatrack.tracking.backends.registry import backends_text, connect
 from vlatrack.tracking.delivery import value_hashes
 from vlatrack.tracking.delivery.audit import audit_run, compared_values
+from vlatrack.tracking.delivery.journal_values import metric_records
 from vlatrack.tracking.delivery.value_hashes import HashFile, compare
 from vlatrack.tracking.journal.records import Kind
 from vlatrack.tracking.run_files import RunFiles
@@ -94,6 +95,13 @@ def test_an_audit_of_many_values_takes_little_memory(tmp_path: Path) -> None:
         assert tracemalloc.get_traced_memory()[1] < 5e6, "a set of all values would take three times as much"
     finally:
         tracemalloc.stop()
+
+
+def test_wide_records_are_read_a_few_at_a_time(tmp_path: Path) -> None:
+    run = ExampleRun(tmp_path)
+    for step in range(12):
+        run.append(Kind.METRICS, {f"m{number}": 1.0 for number in range(2500)}, step=step)
+    assert [len(records) for records in metric_records(RunFiles(run.dir).journal)] == [1, 4, 4, 3]
 
 
 @happens(

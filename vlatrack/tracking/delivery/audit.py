@@ -89,7 +89,7 @@ def journal_audit(run_dir: Path) -> Audit:
             batch = values_of(records, str, files.journal)
             names.update(batch.keys)
             hashes.add(hasher(batch))
-            last_seq = records[-1].seq
+            last_seq = max([last_seq, *(record.seq for record in records)])
         values = sum(len(distinct) for distinct, _ in hashes.ranges())
     return Audit(run_status(run_dir).status, len(names), values, last_seq)
 

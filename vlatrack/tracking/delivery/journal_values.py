@@ -2,25 +2,28 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from vlatrack.errors import TrackerError
 from vlatrack.tracking.delivery.value_hashes import Hashes, ValueBatch, ValueHasher, is_among
-from vlatrack.tracking.journal.records import Kind, Record, read_records
+from vlatrack.tracking.journal.records import JournalReader, Kind, Record
 
-RECORDS_AT_ONCE = 500
+VALUES_AT_ONCE, MOST_RECORDS = 10_000, 1000
 _LARGEST = 2**63
 
 
 def metric_records(journal: Path) -> Iterator[list[Record]]:
-    """The records of metrics, some thousand at a time; those that no tracker takes, whose step or time is no whole
-    number of 64 bits, are left out."""
-    records = (record for record in read_records(journal) if record.kind == Kind.METRICS and _has_plain_place(record))
-    while some := list(islice(records, RECORDS_AT_ONCE)):
-        yield some
+    """The records of metrics, some thousand values at a time; those that no tracker takes, whose step or time is no
+    whole number of 64 bits, are left out."""
+    reader, limit = JournalReader(journal), 1
+    while records := reader.read(limit):
+        if records[0].kind == Kind.METRICS:
+            values = sum(len(record.data) for record in records)
+            limit = max(1, min(MOST_RECORDS, VALUES_AT_ONCE * len(records) // max(1, values)))
+            yield [record for record in records if _has_plain_place(record)]
 
 
 def values_of(records: Sequence[Record], key_of: Callable[[str], str], journal: Path) -> ValueBatch:
