@@ -47,7 +47,7 @@ class Faulty(Memory):
 
     def _fail_at(self, *what: str | int) -> None:
         if fault := self.faults.intersection(what):
-            raise PermissionError(f"403 at {fault.pop()}")
+            raise PermissionError(f"refused at {fault.pop()}")
 
 
 class BufferingFaulty(Faulty):
@@ -114,7 +114,7 @@ def test_what_cannot_be_delivered_keeps_nothing_else_waiting_and_arrives_later(
     others = [what for what in arrived(memory) if what != fault]
     eventually(lambda: all(arrived(memory)[what] for what in others))
     assert not delivery.finished
-    eventually(lambda: f"403 at {fault}" in str(run.cursor_file.read().reason))
+    eventually(lambda: f"refused at {fault}" in str(run.cursor_file.read().reason))
     memory.faults.clear()
     thread.join(60)
     assert delivery.finished
@@ -131,7 +131,7 @@ def test_one_file_that_fails_keeps_no_other_file_waiting(run: Run, eventually: E
     thread.start()
     eventually(lambda: memory.statuses[-1:] == ["FINISHED"])
     assert [artifact.name for artifact in memory.artifacts] == ["second.txt"]
-    eventually(lambda: run.cursor_file.read().reason == "artifact: PermissionError: 403 at first.txt")
+    eventually(lambda: run.cursor_file.read().reason == "artifact: PermissionError: refused at first.txt")
     eventually(lambda: run.cursor_file.read().delivered_of(35) == 34)
     run.stopping.set()
     thread.join(60)
@@ -158,7 +158,7 @@ def test_a_record_of_metrics_that_fails_by_itself_is_set_aside_and_tried_again(
     thread = threading.Thread(target=delivery.run, daemon=True)
     thread.start()
     eventually(lambda: sorted(memory.rows) == sorted({*range(3, 23), *range(24, 34)} - {bad}))
-    eventually(lambda: run.cursor_file.read().reason == f"metrics: PermissionError: 403 at {bad}")
+    eventually(lambda: run.cursor_file.read().reason == f"metrics: PermissionError: refused at {bad}")
     assert not delivery.finished
     memory.faults.clear()
     thread.join(60)
@@ -172,7 +172,7 @@ def test_a_tracker_that_takes_nothing_out_of_turn_has_the_bad_record_as_a_dead_l
     cursor = run.deliver(lambda: memory)
     assert sorted(memory.rows) == sorted({*range(3, 23), *range(24, 34)} - {12})
     (letter,) = [json.loads(line) for line in run.cursor_file.dead_path.read_text().splitlines()]
-    assert (letter["seq"], letter["reason"], cursor.dead_letters) == (12, "PermissionError: 403 at 12", 1)
+    assert (letter["seq"], letter["reason"], cursor.dead_letters) == (12, "PermissionError: refused at 12", 1)
 
 
 def test_a_tracker_that_takes_no_metrics_at_all_buries_none(run: Run, eventually: Eventually) -> None:

@@ -167,7 +167,7 @@ def _tell_again(files: RunFiles, backend: Backend, record: Record) -> str | None
         elif record.kind == Kind.EVENT and isinstance(backend, TakesEvents):
             backend.event(RunEvent.of(record))
     except Exception as error:  # whatever an artifact store raises, the rest and the end are told
-        return f"{record.kind} {data.get('name', '')}: {redact(' '.join(str(error).split()))[:300]}"
+        return f"{record.kind} {data.get('name', '')}: {one_line(error)}"
     return None
 
 
