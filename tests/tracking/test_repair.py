@@ -140,7 +140,7 @@ def test_a_file_that_cannot_be_stored_again_does_not_hold_up_a_repair(
 
     monkeypatch.setattr(MlflowClient, "log_artifact", refused)
     told = repair(run, "mlflow-0")
-    assert told == "2 values delivered again; 2 other records not, such as artifact a.txt: the bucket is gone"
+    assert told == "2 values delivered again; 2 other records not, such as artifact a.txt: OSError: the bucket is gone"
 
 
 @pytest.mark.slow

@@ -163,7 +163,7 @@ def test_an_interrupted_end_of_a_run_is_not_followed_by_metrics(tmp_path: Path) 
         journal = Journal.open(path, run="r", writer="trainer")
         journal.append("start", {})
         with contextlib.suppress(KeyboardInterrupt), interrupting_at(line) as interrupt:
-            journal.append("finish", {"status": "FINISHED"})
+            journal.append("finish", {"status": "FINISHED", "reason": None, "deliver_until_ms": 0})
         has_ended = finish_record(path) is not None
         assert (journal.append("metrics", {"late": 1.0}, step=1) is None) == has_ended
         journal.close()
@@ -294,6 +294,7 @@ def test_an_interrupted_start_leaves_no_lock_and_can_be_repeated(run_dir: Path) 
             break
         assert run is None
         assert not is_being_written(here / "journal.jsonl")
+        assert not any(thread.name == "journal-sync" for thread in threading.enumerate()), interrupt
         if (here / "journal.jsonl").exists() and last_record(here / "journal.jsonl") is not None:
             interrupted_runs += 1
             assert run_status(here).status == "KILLED"

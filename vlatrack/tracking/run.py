@@ -209,12 +209,12 @@ class TrackedRun:
         journal = run = None
         try:
             journal = _open_journal(files, uid)
-            run = cls(files, journal, backends)
             _check_continues(files, uid, experiment, resume)
+            backends = _with_destinations(files, backends)
+            run = cls(files, journal, backends)
             end_delivery(files)
             rewinds = Rewinds.of(files.run_dir, resume_step)
             data["tags"] |= rewinds.tags
-            backends = _with_destinations(files, backends)
             _begin(files, journal, backends, data, t_ms)
             run.last_step = max(resume_step or 0, 0)
             run._rewinds = len(rewinds.tags)
