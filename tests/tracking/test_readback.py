@@ -1,5 +1,6 @@
 """What an MLflow server acknowledged is read back before it counts as delivered."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from happens import happens
 from mlflow_server import MlflowServer
 
 from vlatrack.testing.example_run import ExampleRun
-from vlatrack.tracking.backends.base import Backend, BackendConfig
+from vlatrack.tracking.backends.base import Backend, BackendConfig, RunFinish
 from vlatrack.tracking.backends.registry import connect
 
 SWALLOWED = Fault("status", status=200, text="{}")
@@ -40,6 +41,30 @@ def test_values_that_were_acknowledged_and_not_stored_are_not_delivered(
         before = proxy.counts["passed"]
         backend.deliver(run.metrics())
         assert proxy.counts["passed"] == before + 2, "the batch, and one question"
+
+
+@happens(
+    "server",
+    "a proxy answers {} to params, tags or the end of a run, and nothing is stored",
+    "delivery reads them back, says that the server does not hold what it acknowledged, and tells them again",
+)
+def test_params_tags_and_an_end_that_were_acknowledged_and_not_stored_are_not_delivered(
+    tmp_path: Path, mlflow_server: MlflowServer
+) -> None:
+    run = ExampleRun(tmp_path, uid="swallowed-words")
+    with FaultProxy(mlflow_server.url) as proxy:
+        backend = opened(run, proxy.url)
+        proxy.choose = lambda method, path: SWALLOWED if path.endswith(("log-batch", "runs/update")) else None
+        with pytest.raises(ConnectionError, match=r"acknowledged 2 params but does not hold param epochs"):
+            backend.describe(replace(run.start_value(), params={"epochs": 1, "seed": 2}))
+        with pytest.raises(ConnectionError, match=r"acknowledged 1 tags but does not hold tag colour"):
+            backend.describe(replace(run.start_value(), params={}, tags={"colour": "red"}))
+        with pytest.raises(ConnectionError, match="acknowledged the end of the run but does not hold FINISHED"):
+            backend.finish(RunFinish("FINISHED", None, 2))
+        proxy.choose = lambda method, path: None
+        assert backend.describe(run.start_value()) == []
+        backend.finish(RunFinish("FINISHED", None, 2))
+        assert backend.audit(run.start_value()).status == "FINISHED"
 
 
 def test_a_batch_behind_the_latest_step_is_looked_for_in_the_history(

@@ -32,7 +32,7 @@ from vlatrack.tracking.backends.base import (
 )
 from vlatrack.tracking.backends.destinations import MLFLOW_STORE, sqlite_path, sqlite_uri
 from vlatrack.tracking.backends.mlflow.artifacts import put_artifact, put_checkpoint
-from vlatrack.tracking.backends.mlflow.readback import check_stored
+from vlatrack.tracking.backends.mlflow.readback import check_ended, check_stored
 from vlatrack.tracking.backends.mlflow.runs import (
     METRICS_PER_BATCH,
     Refused,
@@ -175,6 +175,7 @@ class MlflowBackend:
         if finish.reason is not None:
             self._put_tags({"vlatrack.reason": finish.reason})
         self._client.set_terminated(self._run_id, finish.status, finish.t_ms)
+        check_ended(self._client, self._run_id, finish.status)
 
     def audit(self, start: RunStart) -> Audit:
         client = self._existing_store()

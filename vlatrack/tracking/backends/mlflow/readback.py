@@ -1,10 +1,11 @@
-"""What a server has acknowledged is read back in a sample: a proxy may answer for it, and a full store lose it."""
+"""What a server has acknowledged is read back, metrics in a sample: a proxy may answer for it, and a full store lose
+it. A database that this process writes itself is not asked."""
 
 import logging
 from collections.abc import Sequence
 from http import HTTPStatus
 
-from mlflow.entities import Metric
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
@@ -15,17 +16,40 @@ _log = logging.getLogger(__name__)
 
 
 def check_stored(client: MlflowClient, run_id: str, metrics: Sequence[Metric]) -> None:
-    """Ask a server, in one request or two, for the newest of the metrics that it has just acknowledged.
-
-    ConnectionError if it does not hold them. A database that this process writes itself is not asked.
-    """
-    if not client.tracking_uri.startswith("http") or not metrics:
+    """Ask a server, in one request or two, for the newest of the metrics that it has just acknowledged;
+    ConnectionError if it does not hold them."""
+    if not _is_server(client) or not metrics:
         return
     if (lost := _lost(client, run_id, metrics)) is not None:
-        raise ConnectionError(
-            f"the server acknowledged {len(metrics)} values but does not hold {lost.key} of step {lost.step}; "
-            "is there a proxy before it that answers itself?"
-        )
+        raise _not_stored(f"{len(metrics)} values", f"{lost.key} of step {lost.step}")
+
+
+def check_named(client: MlflowClient, run_id: str, params: Sequence[Param], tags: Sequence[RunTag]) -> None:
+    """Ask a server for the params and tags that it has just acknowledged; ConnectionError if it lacks one."""
+    if not _is_server(client):
+        return
+    held = client.get_run(run_id).data
+    for what, sent, kept in (("param", params, held.params), ("tag", tags, held.tags)):
+        for item in sent:
+            if item.key not in kept:
+                raise _not_stored(f"{len(sent)} {what}s", f"{what} {item.key}")
+
+
+def check_ended(client: MlflowClient, run_id: str, status: str) -> None:
+    """Ask a server for the end of the run that it has just acknowledged; ConnectionError if it has another one."""
+    if _is_server(client) and client.get_run(run_id).info.status != status:
+        raise _not_stored("the end of the run", status)
+
+
+def _is_server(client: MlflowClient) -> bool:
+    return bool(client.tracking_uri.startswith("http"))
+
+
+def _not_stored(acknowledged: str, lost: str) -> ConnectionError:
+    return ConnectionError(
+        f"the server acknowledged {acknowledged} but does not hold {lost}; is there a proxy before it that answers "
+        "itself?"
+    )
 
 
 def _lost(client: MlflowClient, run_id: str, metrics: Sequence[Metric]) -> Metric | None:

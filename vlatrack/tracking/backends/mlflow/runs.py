@@ -24,6 +24,7 @@ from mlflow.utils.mlflow_tags import (
 )
 
 from vlatrack.tracking.backends.base import RejectedError, RemoteDeletedError, RunStart
+from vlatrack.tracking.backends.mlflow.readback import check_named
 from vlatrack.tracking.backends.names import escaped, unescaped
 
 UID_TAG = "vlatrack.uid"
@@ -107,6 +108,7 @@ def _log_or_halve(client: MlflowClient, run_id: str, batch: "Sequence[Param | Ru
     try:
         with verdicts(client, run_id):
             client.log_batch(run_id, params=params, tags=tags, synchronous=True)
+        check_named(client, run_id, params, tags)
     except RejectedError as verdict:
         if len(batch) == 1:
             return [(f"{'param' if params else 'tag'} {batch[0].key}", str(verdict))]
