@@ -72,6 +72,18 @@ def test_a_sync_delivers_again_what_a_local_store_has_lost(stored_run_dir: Path,
     assert unverified(run.dir, ["mlflow-0"]) == ["mlflow-0"], "it has gone on"
 
 
+def test_a_sync_tells_a_tracker_again_how_a_run_ended(stored_run_dir: Path) -> None:
+    run, store = finished(stored_run_dir.parents[2], MLFLOW), stored_run_dir.parents[1] / "mlflow.db"
+    with contextlib.closing(sqlite3.connect(store)) as database, database:
+        # As in a backup of the moment between the last value and the end.
+        database.execute("UPDATE runs SET status = 'RUNNING', end_time = NULL")
+    told = call("sync", run.dir)
+    assert told.exit_code == 0
+    assert f"{run.dir}  mlflow-0: has lost the end of the run, which is told again\n" in told.output
+    with contextlib.closing(sqlite3.connect(store)) as database:
+        assert database.execute("SELECT status FROM runs").fetchall() == [("FINISHED",)]
+
+
 def test_a_server_is_asked_for_the_last_steps_alone(tmp_path: Path, mlflow_server: MlflowServer) -> None:
     config = BackendConfig("mlflow", options={"tracking_uri": mlflow_server.url})
     run = finished(tmp_path, config, uid="lost-at-the-end")

@@ -31,6 +31,8 @@ from vlatrack.tracking.trust import NOTHING, Trust, untrusted
 SAMPLED = 200
 """Records at the end of the journal whose metrics are looked for where a tracker tells the last step of each."""
 
+RUNNING = "RUNNING"
+"""The status of a run without an end."""
 _METRICS_LINE = f'"kind":"{Kind.METRICS}"'.encode()
 _KEY = b'":'
 _KEYS_OF_A_LINE = len(Record.__dataclass_fields__)
@@ -84,17 +86,21 @@ def verify(run_dir: Path, labels: Collection[str], *, trust: Trust = NOTHING) ->
         if lost is None:
             remember(run_dir, [label])
         else:
-            yield Verdict(label, f"has lost {lost}, which are delivered again", is_lost=True)
+            yield Verdict(label, f"has lost {lost}", is_lost=True)
 
 
 def _lost(files: RunFiles, label: str, config: BackendConfig, trust: Trust) -> str | None:
-    """What a backend has lost, None for nothing; value by value where it seems so by counts."""
+    """What a backend has lost, and what is done about it; None for nothing. Value by value where it seems so by
+    counts."""
     if not _seems_to_lack_something(files, label, config):
         return None
     (audit,) = audit_run(files.run_dir, [label], trust=trust)
     if audit.state == "unknown":
-        return "all records"
-    return f"{audit.values.missing:,} values" if audit.values is not None and audit.values.missing else None
+        return "all records, which are delivered again"
+    if audit.values is not None and audit.values.missing:
+        return f"{audit.values.missing:,} values, which are delivered again"
+    has_no_end = audit.backend.status == RUNNING != audit.journal.status
+    return "the end of the run, which is told again" if has_no_end else None
 
 
 def _seems_to_lack_something(files: RunFiles, label: str, config: BackendConfig) -> bool:
@@ -102,7 +108,7 @@ def _seems_to_lack_something(files: RunFiles, label: str, config: BackendConfig)
         return False  # what it refused it lacks
     backend: Backend = connect(config, files.run_dir)
     held = backend.audit(first_start(files.journal))
-    if held == Audit():
+    if held == Audit() or held.status == RUNNING:
         return True
     if held.values is not None and held.values < values_at_most(files.journal):
         return True
