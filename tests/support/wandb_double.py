@@ -191,9 +191,10 @@ class WandbDouble:
         match operation:
             case "CreateArtifact":
                 asked = variables["input"]
-                found = self.artifacts.setdefault(asked["digest"], {"asked": asked, "state": "PENDING"})
+                known_as = f"{asked['artifactCollectionName']}-{asked['digest']}"  # each collection has its versions
+                found = self.artifacts.setdefault(known_as, {"asked": asked, "state": "PENDING"})
                 artifact = {
-                    "id": asked["digest"],
+                    "id": known_as,
                     "state": found["state"],
                     "artifactSequence": {"latestArtifact": None},
                 }
@@ -219,8 +220,9 @@ class WandbDouble:
         parts = {"storagePath": spec["name"], "uploadUrl": url, "uploadHeaders": [], "uploadMultipartUrls": None}
         return {**parts, "artifact": {"id": spec["artifactID"]}}
 
-    def _artifact_fragment(self, digest: str) -> Json:
-        asked = self.artifacts[digest]["asked"]
+    def _artifact_fragment(self, known_as: str) -> Json:
+        asked = self.artifacts[known_as]["asked"]
+        digest = asked["digest"]
         project = {"id": "p", "internalId": "p", "name": asked["projectName"], "entity": {"name": ENTITY}}
         collection = {"__typename": "ArtifactSequence", "name": asked["artifactCollectionName"], "project": project}
         kind = {"artifactSequence": collection, "artifactType": {"name": asked["artifactTypeName"]}, "versionIndex": 0}
@@ -232,7 +234,7 @@ class WandbDouble:
             "ttlIsInherited": False,
         }
         rest = {"tags": [], "aliases": [], "historyStep": None, "state": "COMMITTED", "size": 1, "fileCount": 1}
-        return {"__typename": "Artifact", "id": digest, **kind, **text, **times, **rest}
+        return {"__typename": "Artifact", "id": known_as, **kind, **text, **times, **rest}
 
 
 class _Server(ThreadingHTTPServer):
