@@ -14,8 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
-from scenes import SCENES, CannotRageHereError, Scene, rage
-from storm_rig import Outcome, Rig, open_rig
+from oracle import Outcome
+from scene import CannotRageHereError, Scene, rage
+from scenes import SCENES
+from storm_rig import Rig, open_rig
 
 COLUMNS = {
     "rows": "rows",
@@ -23,6 +25,7 @@ COLUMNS = {
     "duplicated": "duplicated",
     "files_lost": "files lost",
     "wrong_ends": "wrong ends",
+    "blocked": "blocked",
 }
 NOT_DONE = Outcome(0, 0, 0, 0, 1)
 """Of a storm that did not come to its end: it counts as a run that ended wrongly."""

@@ -1,50 +1,32 @@
-"""What a storm rages over: a real MLflow server and a double of W&B's, each behind a proxy; and the oracle."""
+"""What a storm rages over: a real MLflow server and a double of W&B's, each behind a proxy; and the
+processes of a run."""
 
 import contextlib
 import fcntl
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import IO
 
 import psutil
 from fault_proxy import FaultProxy
 from mlflow_server import MlflowServer, wait_until
+from oracle import Outcome, judge, mlflow_tracker, number_behind, offline_wandb_tracker, wandb_tracker
+from storm_trainer import Training
 from wandb_double import WandbDouble
 
 from vlatrack.tracking.delivery.cursor import CursorFile
-from vlatrack.tracking.journal.records import Kind, finish_record, last_record, read_records
+from vlatrack.tracking.journal.records import finish_record, last_record
 from vlatrack.tracking.run_files import RunFiles
-
-Row = tuple[str, int, int, float]
-"""Name, timestamp in Unix milliseconds, training step, value."""
 
 PATIENCE_S = 240.0
 ENDS = (0, -1, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 """How a trainer may end: well, by an error, by a signal."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What the oracle found in one storm, over all trackers."""
-
-    rows: int
-    lost: int
-    duplicated: int
-    files_lost: int
-    """Trackers that do not have the run's artifact."""
-    wrong_ends: int
-    """Trackers whose run does not have the status that it ought to have, or that have more than one run."""
-
-    @property
-    def clean(self) -> bool:
-        return self.rows > 0 and self.lost == self.duplicated == self.files_lost == self.wrong_ends == 0
 
 
 @dataclass(frozen=True)
@@ -61,6 +43,7 @@ class Rig:
         """No more faults."""
         for proxy in (self.to_mlflow, self.to_wandb):
             proxy.fault = proxy.answered = None
+            proxy.choose = lambda method, path: None
 
 
 @contextlib.contextmanager
@@ -75,49 +58,84 @@ def open_rig(folder: Path) -> Iterator[Rig]:
         server.kill()
 
 
+@dataclass(frozen=True)
+class Runner:
+    """As whom the processes of a run are started: the beginning of their command lines, and the variables that they do
+    not have."""
+
+    prefix: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+
+
 class StormRun:
     """One run in a storm: its trainer, its delivery process, and what the trackers hold of it."""
 
-    def __init__(self, rig: Rig, uid: str, *, runs: Path | None = None, local_mlflow: bool = False) -> None:
+    def __init__(
+        self,
+        rig: Rig,
+        uid: str,
+        *,
+        runs: Path | None = None,
+        local_mlflow: bool = False,
+        second_wandb: Mapping[str, str] | None = None,
+        runner: "Runner" = Runner(),
+    ) -> None:
+        """`second_wandb` are the options of another W&B backend, none if None; `runner` says as whom it all runs."""
         self.rig = rig
         self.uid = uid
         self.files = RunFiles((runs or rig.folder / "runs") / "storm" / uid)
-        self._store = self.files.runs / "mlflow.db" if local_mlflow else rig.mlflow.store
-        self._artifacts = self.files.runs / "mlartifacts" if local_mlflow else rig.mlflow.artifacts
-        options = {} if local_mlflow else {"tracking_uri": rig.to_mlflow.url}
-        self._backends = [{"kind": "mlflow", "options": options}, {"kind": "wandb", "options": {"mode": "online"}}]
-        self.cursors = [CursorFile(self.files.delivery, label) for label in ("mlflow-0", "wandb-1")]
-        self.trainer: subprocess.Popen[str] | None = None
+        self.trainer: subprocess.Popen[bytes] | None = None
         self.expected_status: str | None = None
         """How the run ought to end; None: as its journal says."""
+        self.blocked = self.wrong_ends = 0
+        """What a scene has seen itself, see `Outcome`."""
+        self._runner = runner
         self._trainer_errors = rig.folder / f"{uid}.stderr"
+        here = self.files.runs / "mlflow.db", self.files.runs / "mlartifacts"
+        there = rig.mlflow.store, rig.mlflow.artifacts
+        self.trackers = [mlflow_tracker(*(here if local_mlflow else there)), wandb_tracker(rig.wandb)]
+        options = {} if local_mlflow else {"tracking_uri": rig.to_mlflow.url}
+        self._backends = [{"kind": "mlflow", "options": options}, {"kind": "wandb", "options": {"mode": "online"}}]
+        if second_wandb is not None:
+            self._backends.append({"kind": "wandb", "options": dict(second_wandb)})
+            is_offline = second_wandb["mode"] == "offline"
+            self.trackers.append(offline_wandb_tracker("-2") if is_offline else wandb_tracker(rig.wandb, "-2"))
 
-    def train(self, steps: int, pause_s: float, *, first: int = 0, timeout_s: float = 180) -> None:
-        """Start the trainer, at step `first`; it returns at once. At its end it waits `timeout_s` for the trackers."""
-        arguments = [self.files.run_dir, self.uid, json.dumps(self._backends), first, steps, pause_s, timeout_s]
+    @property
+    def cursors(self) -> list[CursorFile]:
+        labels = [f"{backend['kind']}-{index}" for index, backend in enumerate(self._backends)]
+        return [CursorFile(self.files.delivery, label) for label in labels]
+
+    def train(self, training: Training) -> None:
+        """Start the trainer; it returns as soon as that has begun."""
+        arguments = [self.files.run_dir, self.uid, json.dumps(self._backends), json.dumps(asdict(training))]
         command = [sys.executable, str(Path(__file__).with_name("storm_trainer.py")), *map(str, arguments)]
         with self._trainer_errors.open("a") as errors:
-            self.trainer = subprocess.Popen(
-                command, env=self._environment(), stdout=subprocess.PIPE, stderr=errors, text=True
-            )
+            self.trainer = self._start(command, errors)
         wait_until(lambda: self.has_ended() or self.files.delivery_lock.exists(), "the trainer starts", 60)
 
+    def has_begun(self) -> bool:
+        """Whether the journal has a record."""
+        return last_record(self.files.journal) is not None
+
     def has_ended(self) -> bool:
+        """Whether the trainer is gone."""
         return self.trainer is not None and self.trainer.poll() is not None
 
     def signal_trainer(self, number: signal.Signals, status: str) -> None:
         """Strike a living trainer, whose run then ought to end with this status."""
         assert self.trainer is not None, "train first"
-        has_begun = last_record(self.files.journal) is not None
-        if has_begun and finish_record(self.files.journal) is None and not self.has_ended():
+        if self.has_begun() and finish_record(self.files.journal) is None and not self.has_ended():
             self.expected_status = status
             self.trainer.send_signal(number)
 
-    def sync(self) -> "subprocess.Popen[bytes]":
-        """Start a `vlatrack sync` of this run."""
-        command = [sys.executable, "-m", "vlatrack", "sync", str(self.files.run_dir), "--trust-backends"]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        return subprocess.Popen(command, env=self._environment(), **quiet)
+    def sync(self, *options: str, run_dir: Path | None = None) -> "subprocess.Popen[bytes]":
+        """Start a `vlatrack sync` of this run, or of a copy of it."""
+        return self.vlatrack("sync", str(run_dir or self.files.run_dir), "--trust-destination", *options)
+
+    def vlatrack(self, *words: str) -> "subprocess.Popen[bytes]":
+        """Start a command."""
+        return self._start([sys.executable, "-m", "vlatrack", *words], subprocess.DEVNULL)
 
     def kill_trainer(self) -> None:
         assert self.trainer is not None, "train first"
@@ -129,10 +147,10 @@ class StormRun:
         text = self.files.delivery_lock.read_text() if self.files.delivery_lock.exists() else ""
         try:
             process = psutil.Process(int(text))
-            ours = str(self.files.run_dir) in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE
+            named = {Path(word).name for word in process.cmdline()}  # the folder may have been moved since
+            return process if self.uid in named and process.status() != psutil.STATUS_ZOMBIE else None
         except (ValueError, psutil.NoSuchProcess, psutil.AccessDenied):
             return None
-        return process if ours else None
 
     def kill_delivery(self) -> bool:
         process = self.delivery()
@@ -151,43 +169,35 @@ class StormRun:
                     killed = True
         return killed
 
-    def await_complete(self) -> int:
-        """Wait for the trainer, deliver what is left as often as it takes; the number of lost records."""
+    def await_trainer(self) -> None:
         assert self.trainer is not None, "train first"
-        said, _ = self.trainer.communicate(timeout=PATIENCE_S)
+        self.trainer.wait(PATIENCE_S)
         assert -self.trainer.returncode in ENDS, self._trainer_errors.read_text()
+
+    def await_complete(self) -> None:
+        """Wait for the trainer, and deliver what is left as often as it takes."""
+        self.await_trainer()
         for _ in range(3):
             # A sync is turned away while the run's own delivery process, which may just have begun, is at it.
             wait_until(self._delivery_ended, "the delivery process ends", PATIENCE_S)
             if self.is_complete():
                 break
             self.sync().wait(PATIENCE_S)
-        return int(said or 0)
 
     def end(self) -> None:
         """Kill whatever of this run still lives."""
-        if self.trainer is not None and self.trainer.poll() is None:
+        if self.trainer is not None and not self.has_ended():
             self.kill_trainer()
         self.kill_wandb_core()
         self.kill_delivery()
 
+    def number_behind(self) -> int:
+        """How many trackers lack a metric, or the end, of a run that has one."""
+        return number_behind(self.files, self.uid, self.trackers)
+
     def outcome(self) -> Outcome:
-        """Compare the trackers with the journal."""
-        records = list(read_records(self.files.journal))
-        assert [record.seq for record in records] == list(range(len(records))), "gaps in the journal"
-        metrics = [record for record in records if record.kind == Kind.METRICS]
-        truth = Counter((name, r.t_ms, r.step or 0, value) for r in metrics for name, value in r.data.items())
-        ends = [record.data["status"] for record in records if record.kind == Kind.FINISH]
-        expected = [self.expected_status or end for end in ends[-1:]]
-        lost = duplicated = wrong = 0
-        for rows, statuses in (self._at_mlflow(), self._at_wandb()):
-            held = Counter(rows)
-            lost += (truth - held).total()
-            duplicated += (held - truth).total()
-            wrong += [status.upper() for status in statuses] != expected
-        files = sum(record.kind == Kind.ARTIFACT for record in records)
-        files_lost = 0 if not files else (not self._note_at_mlflow()) + (not self._note_at_wandb())
-        return Outcome(truth.total(), lost, duplicated, files_lost, wrong)
+        found = judge(self.files, self.uid, self.trackers, self.expected_status)
+        return replace(found, blocked=self.blocked, wrong_ends=found.wrong_ends + self.wrong_ends)
 
     def last_words(self) -> str:
         """How far each tracker got and what its delivery said last, to look for the cause of a loss."""
@@ -197,9 +207,10 @@ class StormRun:
         return "\n".join([cursors, *(line[:300] for line in said if line.startswith("20"))][-40:])
 
     def is_complete(self) -> bool:
-        last = last_record(self.files.journal)
-        done = min(cursor.read().seq for cursor in self.cursors)
-        return last is not None and last.seq == done and finish_record(self.files.journal) is not None
+        """Whether the run has ended and its trackers have acknowledged everything."""
+        last, cursors = last_record(self.files.journal), [cursor.read() for cursor in self.cursors]
+        have_all = all(cursor.is_all and last is not None and cursor.seq == last.seq for cursor in cursors)
+        return have_all and finish_record(self.files.journal) is not None
 
     def _delivery_ended(self) -> bool:
         with self.files.delivery_lock.open("rb") as lock:
@@ -209,37 +220,14 @@ class StormRun:
                 return False
         return True
 
-    def _environment(self) -> dict[str, str]:
+    def _start(self, command: Sequence[str], errors: "IO[str] | int") -> "subprocess.Popen[bytes]":
         ours = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "MLFLOW_"))}
         wandb = {"WANDB_BASE_URL": self.rig.to_wandb.url, "WANDB_API_KEY": "k" * 40}
         config = {"XDG_CONFIG_HOME": str(self.files.runs / ".config")}
-        return ours | wandb | config | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
-
-    def _at_mlflow(self) -> tuple[list[Row], Sequence[str]]:
-        """From the database itself: the server would hide what it holds twice."""
-        mine = "(SELECT run_uuid FROM tags WHERE key = 'vlatrack.uid' AND value = ?)"
-        rows = f"SELECT key, timestamp, step, value FROM metrics WHERE run_uuid IN {mine}"
-        with contextlib.closing(sqlite3.connect(self._store)) as store:
-            statuses = store.execute(f"SELECT status FROM runs WHERE run_uuid IN {mine}", [self.uid]).fetchall()
-            return list(store.execute(rows, [self.uid])), [status for (status,) in statuses]
-
-    def _at_wandb(self) -> tuple[list[Row], Sequence[str]]:
-        run = self.rig.wandb.runs.get(self.uid)
-        if run is None:
-            return [], []
-        rows = [
-            (name, round(row["_timestamp"] * 1000), row["train_step"], value)
-            for row in run.rows
-            for name, value in row.items()
-            if name != "train_step" and not name.startswith("_")
-        ]
-        return rows, [run.state]
-
-    def _note_at_mlflow(self) -> bool:
-        notes = self._artifacts.rglob("note.txt")
-        return any(note.read_text() == f"of {self.uid}\n" for note in notes)
-
-    def _note_at_wandb(self) -> bool:
-        kept = [a for a in self.rig.wandb.artifacts.values() if a["state"] == "COMMITTED"]
-        named = [a for a in kept if a["asked"]["artifactCollectionName"] == f"{self.uid}-note.txt"]
-        return bool(named) and f"of {self.uid}\n".encode() in self.rig.wandb.uploads.values()
+        all_of_it = ours | wandb | config | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+        return subprocess.Popen(
+            [*self._runner.prefix, *command],
+            env={name: value for name, value in all_of_it.items() if name not in self._runner.without},
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+        )

@@ -14,13 +14,26 @@ _FULL, _LAST = 1, 4
 
 def offline_rows(path: Path) -> list[dict[str, Any]]:
     """The history rows of a `.wandb` file."""
-    rows = []
-    for payload in _payloads(path.read_bytes()):
-        record = Record.FromString(payload)
-        if record.HasField("history"):
-            items = record.history.item
-            rows.append({item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items})
-    return rows
+    histories = [record.history for record in _records(path) if record.HasField("history")]
+    return [
+        {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in history.item}
+        for history in histories
+    ]
+
+
+def offline_exit_code(path: Path) -> int | None:
+    """How the run of a `.wandb` file ended; None if it has not."""
+    codes = [record.exit.exit_code for record in _records(path) if record.HasField("exit")]
+    return codes[-1] if codes else None
+
+
+def offline_artifacts(path: Path) -> list[str]:
+    """The names of the artifacts in a `.wandb` file."""
+    return [record.artifact.name for record in _records(path) if record.HasField("artifact")]
+
+
+def _records(path: Path) -> Iterator[Record]:
+    return map(Record.FromString, _payloads(path.read_bytes()))
 
 
 def _payloads(content: bytes) -> Iterator[bytes]:
