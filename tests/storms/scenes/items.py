@@ -13,6 +13,7 @@ def files_refused(status: int) -> Strike:
     """From a random moment until the trainer has ended, a proxy before MLflow answers uploads with this status."""
 
     def strike(run: StormRun, at: Moments) -> None:
+        run.expected_status = "FINISHED"
         at.pause(5)
         run.rig.to_mlflow.choose = lambda method, path: Fault("status", status) if method == "PUT" else None
         run.await_trainer()
@@ -27,6 +28,7 @@ def files_refused(status: int) -> Strike:
 
 def slow_upload(run: StormRun, at: Moments) -> None:
     """The network is slow for one file, and for nothing else; all else is there before it."""
+    run.expected_status = "FINISHED"
     rate = int(at.rng.uniform(80_000, 150_000))
     run.rig.to_mlflow.choose = lambda method, path: Fault("throttle", bytes_per_s=rate) if method == "PUT" else None
     wait_until(lambda: finish_record(run.files.journal) is not None or run.has_ended(), "the run ends", 120)

@@ -28,6 +28,7 @@ def restored_from_a_backup(run: StormRun, at: Moments) -> None:
 
 def rows_gone(run: StormRun, at: Moments) -> None:
     """W&B's server loses some rows, anywhere in the run."""
+    run.expected_status = "FINISHED"
     run.await_complete()
     history = run.rig.wandb.runs[run.uid].history
     for index in sorted(at.rng.sample(range(len(history)), at.rng.randint(1, len(history) // 2)), reverse=True):

@@ -21,10 +21,13 @@ def moved(run: StormRun, at: Moments) -> None:
     new.parent.mkdir(exist_ok=True)
     shutil.move(old, new)
     run.files = RunFiles(new)
+    run.await_trainer()
+    assert not old.exists(), "the old folder is back"
 
 
 def copied(run: StormRun, at: Moments) -> None:
     """The folder of the living run is copied, and what a person might do to the copy must not end the run."""
+    run.expected_status = "FINISHED"
     wait_until(lambda: run.has_begun() or run.has_ended(), "the run begins")
     at.pause(5)
     copies = run.rig.folder / f"{run.uid}-copies"
