@@ -44,6 +44,7 @@ def commands() -> list[str]:
     return [match[1] for match in found if match]
 
 
+@pytest.mark.slow
 def test_the_training_of_the_readme_runs_on_a_small_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = [block for block in blocks(README, "python") if "vlatrack.train(" in block]
     assert len(code.splitlines()) <= 10

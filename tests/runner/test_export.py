@@ -109,6 +109,7 @@ def test_a_policy_is_no_run_to_resume(policy: Path) -> None:
         resume_run(policy)
 
 
+@pytest.mark.slow
 def test_a_new_run_may_start_from_an_exported_policy(policy: Path, tmp_path: Path) -> None:
     spec = load_spec(TOY, ["train.max_steps=1", "evaluate.open_loop=null", f"init_from={policy}"])
     child = run_experiment(spec, runs=tmp_path / "runs")

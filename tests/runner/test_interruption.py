@@ -91,6 +91,7 @@ def test_a_signal_to_save_leaves_a_checkpoint_and_the_run_goes_on(tmp_path: Path
     assert _names(run)[-1] == "step-00000015"
 
 
+@pytest.mark.slow
 def test_a_stop_during_an_evaluation_leaves_a_checkpoint_that_closes_the_epoch_anew(
     tmp_path: Path, whole: Path
 ) -> None:
@@ -104,6 +105,7 @@ def test_a_stop_during_an_evaluation_leaves_a_checkpoint_that_closes_the_epoch_a
         assert (run / name).read_text() == (whole / name).read_text()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_at_its_last_step_takes_no_further_one_when_it_is_resumed(tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         _run(tmp_path, SignalAt(4, signal.SIGTERM), overrides=("train.max_steps=4", "evaluate.open_loop=null"))

@@ -34,6 +34,7 @@ def _lines(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_end_that_it_would_have_had(old) -> None:
     resume_run(old["killed"])
     assert finish_of(old["killed"])["status"] == "FINISHED"
@@ -57,6 +58,7 @@ def test_a_finished_run_evaluates_as_it_did_and_says_so_in_its_journal(old) -> N
     assert finish_of(old["finished"])["status"] == "FINISHED"
 
 
+@pytest.mark.slow
 def test_a_finished_run_has_nothing_left_to_train_and_can_be_extended(old) -> None:
     said: list[str] = []
 

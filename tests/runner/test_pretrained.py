@@ -113,6 +113,7 @@ def _image_tokenizer(folder: Path, layout: TokenLayout) -> ImageTokenizer:
     return ImageTokenizer.from_chameleon(opened.config, tensors, place=folder, image_size=32, layout=layout)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_references_state_dict_with_its_head(tmp_path, chameleon) -> None:
     """The reference writes .pth, shares one q/k norm among the heads, and brings the ActionHead."""
     first = run_experiment(_spec(chameleon), runs=tmp_path / "runs")

@@ -93,6 +93,7 @@ def test_data_that_has_changed_is_named(run: Path, monkeypatch, options: dict, t
     assert told in str(caught.value)
 
 
+@pytest.mark.slow
 def test_what_does_not_decide_the_result_may_change_and_is_recorded(run: Path) -> None:
     changes = ["tracking.log_every=1", "train.micro_batch=4", "train.workers=0", "train.max_steps=6"]
     resume_run(run, overrides=changes)
@@ -182,6 +183,7 @@ def test_a_shorter_training_than_the_checkpoint_has_behind_it_is_refused(run: Pa
         resume_run(run, overrides=["train.max_steps=3"])
 
 
+@pytest.mark.slow
 def test_the_spec_of_a_run_is_that_of_its_last_resume_and_the_last_window_is_logged(run: Path) -> None:
     for steps in (3, 4):
         overrides = [f"train.max_steps={steps}", "tracking.log_every=2"]
@@ -191,6 +193,7 @@ def test_the_spec_of_a_run_is_that_of_its_last_resume_and_the_last_window_is_log
         assert [r["step"] for r in records if r["kind"] == "metrics"][-1] == steps
 
 
+@pytest.mark.slow
 def test_a_best_checkpoint_that_was_deleted_since_is_not_the_best_of_a_resumed_run(run: Path) -> None:
     checkpoint = run / "checkpoints" / "step-00000002"
     state = json.loads((checkpoint / "state.json").read_text())

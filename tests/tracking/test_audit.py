@@ -140,6 +140,7 @@ def test_a_local_mlflow_lists_its_values_in_pages(
         assert (values.missing, values.superfluous, values.there, keys) == (0, 0, 22, 4)
 
 
+@pytest.mark.slow
 def test_a_server_lists_its_values_in_pages(
     tmp_path: Path, mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -299,6 +299,7 @@ def test_without_a_key_wandb_writes_offline_files_and_says_so(
     assert wandb_server.operations == Counter()
 
 
+@pytest.mark.slow
 def test_one_sync_with_a_key_brings_a_run_from_offline_files_to_wandb(
     run_dir: Path, wandb_server: WandbDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,6 +327,7 @@ def test_one_sync_with_a_key_brings_a_run_from_offline_files_to_wandb(
     assert not list((run_dir / "wandb").glob("offline-run-*"))
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_delays_neither_the_other_backend_nor_the_end(
     stored_run_dir: Path, eventually: Eventually
 ) -> None:

@@ -128,6 +128,7 @@ def test_a_run_meant_for_wandb_is_not_complete_as_offline_files(
     assert len(wandb_server.runs["u1"].rows) == 3
 
 
+@pytest.mark.slow
 @happens(
     "place",
     "the environment names another tracker than the one that a run was meant for",

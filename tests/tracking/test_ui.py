@@ -28,6 +28,7 @@ def test_a_missing_store_is_an_error_with_the_remedy(tmp_path: Path) -> None:
         ui(runs=tmp_path)
 
 
+@pytest.mark.slow
 def test_the_ui_serves_the_store_on_a_free_port_and_leaves_no_process_behind(
     stored_run_dir: Path, eventually: Callable[..., None]
 ) -> None:
