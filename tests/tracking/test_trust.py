@@ -172,10 +172,10 @@ def test_a_run_of_this_users_own_makes_its_server_known_to_a_later_sync(
     run_dir: Path, tmp_path: Path, recorder: Recorder
 ) -> None:
     server = BackendConfig("mlflow", options={"tracking_uri": recorder.url})
-    assert untrusted(server, trust=NOTHING) is not None
+    assert untrusted(server, Path("runs"), trust=NOTHING) is not None
     run = TrackedRun.start(run_dir, uid="u", name="n", experiment="e", backends=[server], params={}, tags={})
     run.finish("FINISHED", timeout_s=0)
-    assert untrusted(server, trust=NOTHING) is None
+    assert untrusted(server, Path("runs"), trust=NOTHING) is None
     note = tmp_path / "config" / "vlatrack" / "trusted-destinations"
     assert (note.stat().st_mode & 0o777, note.read_text()) == (0o600, f"{recorder.url}\n")
     remember([server])
@@ -210,7 +210,7 @@ def test_a_server_is_the_users_own_by_scheme_host_and_port(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", own)
     else:
         remember([BackendConfig("mlflow", options={"tracking_uri": own})])
-    told = untrusted(BackendConfig("mlflow", options={"tracking_uri": foreign}), trust=NOTHING)
+    told = untrusted(BackendConfig("mlflow", options={"tracking_uri": foreign}), Path("runs"), trust=NOTHING)
     assert (told is None) == is_own
 
 
@@ -221,8 +221,8 @@ def test_a_folder_of_the_users_settings_that_cannot_be_written_stops_no_run(
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "file"))
     server = BackendConfig("mlflow", options={"tracking_uri": "https://mlflow.lab"})
     remember([server])
-    assert untrusted(server, trust=NOTHING) is not None
-    assert untrusted(server, trust=Trust(destination=True)) is None
+    assert untrusted(server, Path("runs"), trust=NOTHING) is not None
+    assert untrusted(server, Path("runs"), trust=Trust(destination=True)) is None
 
 
 def test_settings_of_wandb_in_the_current_folder_do_not_get_the_key(
@@ -231,16 +231,16 @@ def test_settings_of_wandb_in_the_current_folder_do_not_get_the_key(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
     wandb = BackendConfig("wandb")
-    assert untrusted(wandb, trust=NOTHING) is None
+    assert untrusted(wandb, Path("runs"), trust=NOTHING) is None
     (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb" / "settings").write_text("[default]\nbase_url = http://evil.example\n")
-    told = untrusted(wandb, trust=NOTHING)
+    told = untrusted(wandb, Path("runs"), trust=NOTHING)
     assert told is not None
     assert f"{tmp_path / 'wandb' / 'settings'} may name another server" in told
-    assert untrusted(wandb, trust=OWN_RUN) is None
-    assert untrusted(BackendConfig("wandb", options={"mode": "offline"}), trust=NOTHING) is None
+    assert untrusted(wandb, Path("runs"), trust=OWN_RUN) is None
+    assert untrusted(BackendConfig("wandb", options={"mode": "offline"}), Path("runs"), trust=NOTHING) is None
 
 
 def test_what_needs_no_login_and_no_class_is_always_delivered() -> None:
     for config in (BackendConfig("mlflow"), BackendConfig("tensorboard"), BackendConfig("wandb")):
-        assert untrusted(config, trust=NOTHING) is None
+        assert untrusted(config, Path("runs"), trust=NOTHING) is None

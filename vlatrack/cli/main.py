@@ -18,6 +18,7 @@ from vlatrack.cli.run import run
 from vlatrack.cli.spec import schema, validate
 from vlatrack.cli.ui import ui
 from vlatrack.errors import DISK_IS_FULL, USER_ERROR, VlatrackError
+from vlatrack.tracking.delivery.log import warn_on_terminal
 from vlatrack.tracking.printable import printable
 from vlatrack.tracking.privacy import redact
 
@@ -55,6 +56,7 @@ def options(
 
 def main() -> None:
     """Run the command line. A VlatrackError is printed to stderr without a traceback, and the exit code is 2."""
+    warn_on_terminal()
     try:
         app()
     except VlatrackError as error:

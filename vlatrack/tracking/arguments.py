@@ -12,10 +12,10 @@ from vlatrack.errors import TrackerError
 from vlatrack.tracking.backends.base import BackendConfig, DatasetInput, Scalar, Status, scalar_text
 from vlatrack.tracking.backends.registry import backend_config
 from vlatrack.tracking.journal.encoding import sendable
+from vlatrack.tracking.journal.records import UID
 from vlatrack.tracking.privacy import redact, redact_param
 
 ENDS_THE_PROGRAM = (KeyboardInterrupt, SystemExit, GeneratorExit)
-_UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _EXPERIMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _LAST_MS = 253_402_300_799_999
 """The end of the year 9999, beyond which neither Python nor a tracker has dates."""
@@ -23,7 +23,7 @@ _LAST_MS = 253_402_300_799_999
 
 def checked_uid(uid: str) -> str:
     """What identifies a run at every tracker; TrackerError if it cannot."""
-    if not isinstance(uid, str) or not _UID.fullmatch(uid):
+    if not isinstance(uid, str) or not UID.fullmatch(uid):
         raise TrackerError(f"run uid {shown(uid)}: use at most 64 letters, digits and ._-")
     return uid
 

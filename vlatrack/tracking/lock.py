@@ -171,7 +171,7 @@ def lease_holder(path: Path) -> Holder | None:
             return Holder(**json.load(file))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         _log.warning("%s: damaged (%s); it is ignored", _lease_of(path), error)
         return None
 

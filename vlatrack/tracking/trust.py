@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlatrack.tracking.backends.base import BackendConfig
+from vlatrack.tracking.backends.destinations import sqlite_uri, target_of
 from vlatrack.tracking.backends.wandb.account import resolve_mode
 from vlatrack.tracking.privacy import private_directory, redact
 
@@ -34,16 +35,17 @@ class Trust:
 OWN_RUN, NOTHING = Trust(backends=True, destination=True), Trust()
 
 
-def untrusted(config: BackendConfig, *, trust: Trust) -> str | None:
-    """Why this backend of a run folder is not to be connected, in one line that says what to do; None if it may be."""
+def untrusted(config: BackendConfig, runs: Path, *, trust: Trust) -> str | None:
+    """Why this backend of a run below the folder `runs` is not to be connected, in one line that says what to do; None
+    if it may be. Raises TrackerError for options that mean nothing here."""
     match config.kind:
         case "custom" if config.target is not None and ":" in config.target and not trust.backends:
             return (
                 f"its class {config.target} is not loaded, since the run folder alone names it; "
                 "`vlatrack sync --trust-backends` loads it"
             )
-        case "mlflow" if (uri := str(config.options.get("tracking_uri") or "")) and not trust.destination:
-            place = _host_of(uri)
+        case "mlflow" if not trust.destination and (uri := target_of(config, runs).options.get("tracking_uri")):
+            place = _host_of(str(uri))
             if place == _host_of(os.environ.get("MLFLOW_TRACKING_URI", "")) or place in _remembered():
                 return None
             return (
@@ -63,8 +65,10 @@ def untrusted(config: BackendConfig, *, trust: Trust) -> str | None:
 
 def remember(configs: Iterable[BackendConfig]) -> None:
     """Note the servers that this user's own run reports to, so that a later sync delivers there."""
-    uris = (config.options.get("tracking_uri") for config in configs if config.kind == "mlflow")
-    named = {_host_of(str(uri)) for uri in uris if uri}
+    used = [config for config in configs if config.kind == "mlflow"]
+    stores = (config.started_with.get("store") for config in used)  # a run may be moved away from it
+    uris = (config.started_with.get("tracking_uri") or config.options.get("tracking_uri") for config in used)
+    named = {_host_of(str(uri)) for uri in uris if uri} | {sqlite_uri(Path(store)) for store in stores if store}
     for place in sorted(named - _remembered()) if named else ():
         try:
             private_directory(_list().parent)

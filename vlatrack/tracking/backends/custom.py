@@ -54,11 +54,15 @@ def delivery_environment(*, serves_custom: bool) -> dict[str, str]:
     """The environment of a delivery process, which imports nothing from the current folder.
 
     It finds modules where PYTHONPATH says, and a custom backend's module where this process finds it: that may be the
-    current folder. It starts a W&B client of its own where this process has one.
+    current folder, which comes last, so that nothing in it takes the place of a library. It starts a W&B client of its
+    own where this process has one.
     """
     inherited = {name: value for name, value in os.environ.items() if name != WANDB_CLIENT}
     named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    path = [str(Path(entry).absolute()) for entry in sys.path] if serves_custom else list(filter(os.path.isabs, named))
+    path = list(filter(os.path.isabs, named))
+    if serves_custom:
+        places = [Path(entry).absolute() for entry in sys.path]
+        path = [str(place) for place in sorted(places, key=lambda place: place == Path().absolute())]
     return inherited | {"PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1"}
 
 

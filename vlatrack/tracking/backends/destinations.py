@@ -123,7 +123,7 @@ def _mlflow_target(config: BackendConfig, runs: Path) -> Target:
         # A relative path is one of the folder in which the run was started.
         found = _SQLITE.match(str(option))
         is_relative = found is not None and not found["path"].startswith(("/", "file:"))
-        uri: str | None = meant if meant and is_relative else str(option)
+        uri: str | None = meant if meant and is_relative and sqlite_path(meant) is not None else str(option)
     else:
         uri = variable or meant or None
     to_set = ["MLFLOW_TRACKING_URI"] if meant and not option and not variable else []

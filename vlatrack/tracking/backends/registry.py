@@ -77,7 +77,7 @@ def _check_name(config: BackendConfig, option: str, variable: str, longest: int,
     """What the tracker would refuse only when the training is under way."""
     name, place = config.options.get(option), option
     if name is None:
-        name, place = os.environ.get(variable), variable
+        name, place = os.environ.get(variable) or None, variable
     if name is None:
         return
     told = f"tracking: {config.kind} {place} {str(name)[:40]!r}"

@@ -21,8 +21,9 @@ from vlatrack.tracking.backends.base import (
     RunStart,
     StoredValue,
 )
-from vlatrack.tracking.backends.registry import backend_label, backends_of, connect
+from vlatrack.tracking.backends.registry import connect
 from vlatrack.tracking.delivery.causes import one_line
+from vlatrack.tracking.delivery.configs import configs_of_run
 from vlatrack.tracking.delivery.journal_values import metric_records, records_with, values_of
 from vlatrack.tracking.delivery.value_hashes import (
     HashComparison,
@@ -65,7 +66,7 @@ def audit_run(run_dir: Path, labels: Collection[str], *, trust: Trust = NOTHING)
     journal = journal_audit(run_dir)
     return [
         audit_backend(run_dir, label, config, journal)
-        if (reason := untrusted(config, trust=trust)) is None
+        if (reason := untrusted(config, RunFiles(run_dir).runs, trust=trust)) is None
         else BackendAudit(label, journal, Audit(), (f"not asked: {reason}",), state="not asked")
         for label, config in configs_of(run_dir, labels)
     ]
@@ -73,11 +74,7 @@ def audit_run(run_dir: Path, labels: Collection[str], *, trust: Trust = NOTHING)
 
 def configs_of(run_dir: Path, labels: Collection[str]) -> list[tuple[str, BackendConfig]]:
     """The labels and the configurations of these backends of a run."""
-    if not labels:
-        return []
-    configs = backends_of(RunFiles(run_dir).backends.read_text(encoding="utf-8"))
-    named = [(backend_label(config, index), config) for index, config in enumerate(configs)]
-    return [(label, config) for label, config in named if label in labels]
+    return [(label, config) for label, config in configs_of_run(run_dir).items() if label in labels]
 
 
 def journal_audit(run_dir: Path) -> Audit:

@@ -23,6 +23,18 @@ def log_to_standard_error() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
+def warn_on_terminal() -> None:
+    """Show warnings without secrets and control characters: they may tell of what is in the files of others."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_TerminalFormatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+
+
+class _TerminalFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(printable(super().format(record)))
+
+
 class _OneLineFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # its name in logging
         return printable(super().formatMessage(record))

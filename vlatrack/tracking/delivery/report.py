@@ -9,13 +9,12 @@ from types import MappingProxyType
 
 from vlatrack.errors import TrackerError
 from vlatrack.tracking.backends.destinations import Target, target_of
-from vlatrack.tracking.backends.registry import BUILT_IN, backend_label, backends_of
 from vlatrack.tracking.delivery.causes import one_line
+from vlatrack.tracking.delivery.configs import configs_of_run
 from vlatrack.tracking.delivery.cursor import CursorFile
 from vlatrack.tracking.journal.history import RunStatus, run_status
 from vlatrack.tracking.journal.records import finish_record, last_record
 from vlatrack.tracking.lock import Holder, copied_from, lease_holder, lock_holder
-from vlatrack.tracking.privacy import check_no_links
 from vlatrack.tracking.run_files import RunFiles, resolved_path
 
 
@@ -51,27 +50,9 @@ def labels_of(run_dir: Path) -> list[str]:
 
 
 def targets_of(run_dir: Path) -> dict[str, Target]:
-    """Where each backend of a run delivers to here and now, by label; none if it has none or never started.
-
-    Raises TrackerError if the file that names them is damaged, or a file beside it is a symbolic link.
-    """
-    file = RunFiles(run_dir).backends
-    try:
-        check_no_links(file.parent)
-        configs = backends_of(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise TrackerError(f"{file}: cannot be read ({error.strerror}); make it readable") from error
-    except (ValueError, TypeError) as error:
-        raise TrackerError(f"{file}: damaged ({error}); resume the run to write it anew") from error
-    for config in configs:
-        if config.kind not in (*BUILT_IN, "custom"):
-            raise TrackerError(
-                f"{file}: damaged (no backend is called {config.kind!r}); resume the run to write it anew"
-            )
+    """Where each backend of a run delivers to here and now, by label; raises as `configs_of_run`."""
     runs = RunFiles(run_dir).runs
-    return {backend_label(config, index): target_of(config, runs) for index, config in enumerate(configs)}
+    return {label: target_of(config, runs) for label, config in configs_of_run(run_dir).items()}
 
 
 def delivery_report(

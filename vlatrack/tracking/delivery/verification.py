@@ -23,6 +23,7 @@ from vlatrack.tracking.backends.registry import BUILT_IN, connect
 from vlatrack.tracking.delivery.audit import audit_run, configs_of, first_start
 from vlatrack.tracking.delivery.causes import one_line
 from vlatrack.tracking.delivery.cursor import CursorFile
+from vlatrack.tracking.delivery.report import targets_of
 from vlatrack.tracking.journal.records import Kind, Record, last_record, records_backwards
 from vlatrack.tracking.privacy import write_private
 from vlatrack.tracking.run_files import RunFiles
@@ -50,10 +51,16 @@ class Verdict:
 
 
 def unverified(run_dir: Path, labels: Iterable[str]) -> list[str]:
-    """Those backends of a completely delivered run that were not asked since its last record."""
+    """Those backends of a completely delivered run that were not asked since its last record. One that the environment
+    now sends elsewhere has lost nothing."""
     files = RunFiles(run_dir)
-    known, now = _known(files), _state(files, labels)
-    return [label for label, state in now.items() if label.rpartition("-")[0] in BUILT_IN and known.get(label) != state]
+    known, now, found = _known(files), _state(files, labels), []
+    for label, target in targets_of(run_dir).items():
+        delivered_to = CursorFile(files.delivery, label).read().destination
+        is_there = target.unset is None and target.destination.is_called(delivered_to)
+        if label in now and label.rpartition("-")[0] in BUILT_IN and is_there and known.get(label) != now[label]:
+            found.append(label)
+    return found
 
 
 def remember(run_dir: Path, labels: Iterable[str]) -> None:
@@ -70,7 +77,7 @@ def verify(run_dir: Path, labels: Collection[str], *, trust: Trust = NOTHING) ->
     """Ask these backends, if they are trusted, and remember those that have everything; yields what there is to say
     about the others."""
     for label, config in configs_of(run_dir, labels):
-        if untrusted(config, trust=trust) is not None:
+        if untrusted(config, RunFiles(run_dir).runs, trust=trust) is not None:
             continue
         try:
             lost = _lost(RunFiles(run_dir), label, config, trust)

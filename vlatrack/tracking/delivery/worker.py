@@ -24,7 +24,8 @@ from pathlib import Path
 from vlatrack.errors import TrackerError
 from vlatrack.tracking.backends.base import BackendConfig, Destination
 from vlatrack.tracking.backends.destinations import target_of
-from vlatrack.tracking.backends.registry import backend_label, backends_of, connect
+from vlatrack.tracking.backends.registry import connect
+from vlatrack.tracking.delivery.configs import configs_of_run
 from vlatrack.tracking.delivery.cursor import CursorFile
 from vlatrack.tracking.delivery.log import log_to_standard_error
 from vlatrack.tracking.delivery.tail import Tail
@@ -91,10 +92,8 @@ def _serve(
 ) -> bool:
     if patience_s is not None and not is_being_written(files.journal):
         close_as_killed(files.journal)
-    configs = backends_of(files.backends.read_text())
-    labels = [(backend_label(config, index), config) for index, config in enumerate(configs)]
-    wanted = [(label, config) for label, config in labels if not only or label in only]
-    found = [_tail_of(files, label, config, stopping, trust) for label, config in wanted]
+    wanted = {label: config for label, config in configs_of_run(files.run_dir).items() if not only or label in only}
+    found = [_tail_of(files, label, config, stopping, trust) for label, config in wanted.items()]
     tails = [tail for tail in found if tail is not None]
     threads = [threading.Thread(target=tail.run, name="delivery", daemon=True) for tail in tails]
     for thread in threads:
@@ -120,7 +119,7 @@ def _tail_of(
     reach, where = partial(connect, config, files.run_dir), partial(_destination_of, config, files.runs)
     try:
         tail = Tail(files.run_dir, label, reach, stopping, destination=where)
-        reason = None if tail.finished else untrusted(config, trust=trust)
+        reason = None if tail.finished else untrusted(config, files.runs, trust=trust)
         if reason is None:
             return tail
     except TrackerError as error:  # its options mean nothing here
@@ -206,6 +205,9 @@ def close_as_killed(path: Path) -> bool:
         journal = Journal.open(path, run=last.run, writer="delivery")
     except TrackerError as error:
         _log.info("the run goes on: %s", error)
+        return False
+    except OSError as error:  # a full disk, above all; it is tried again
+        _log.warning("the end of the run cannot be written (%s)", error)
         return False
     with contextlib.closing(journal):
         if finish_record(path) is not None:

@@ -10,6 +10,7 @@ follow; a resumed run has another `start` after that.
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -52,6 +53,8 @@ class Record:
         return next((name for name, types in needed.items() if not isinstance(self.data.get(name), types)), None)
 
 
+UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""Identifies a run at every tracker."""
 _NEEDED: dict[str, dict[str, tuple[type, ...]]] = {
     Kind.START: {"name": (str,), "experiment": (str,), "params": (dict,), "tags": (dict,)},
     Kind.ARTIFACT: {"name": (str,), "place": (str,)},
@@ -70,6 +73,8 @@ def decode_record(line: bytes) -> Record:
     types = (type(record.v), type(record.seq), type(record.t_ms), type(record.run), type(record.data))
     if types != (int, int, int, str, dict) or type(record.step) not in (int, NoneType):
         raise ValueError("a field is not of its type")
+    if UID.fullmatch(record.run) is None:  # trackers make names of files of it
+        raise ValueError("its run is none")
     if record.kind == Kind.METRICS:
         for name, value in record.data.items():
             if isinstance(value, str):

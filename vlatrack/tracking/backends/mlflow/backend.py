@@ -49,6 +49,7 @@ from vlatrack.tracking.backends.mlflow.runs import (
 )
 from vlatrack.tracking.backends.mlflow.store import (
     bring_artifacts_home,
+    check_artifact_root,
     create_store,
     forget_connections,
     give_number,
@@ -154,6 +155,8 @@ class MlflowBackend:
         return rejections
 
     def put_artifact(self, artifact: Artifact) -> None:
+        if self._uri is None:
+            check_artifact_root(self._client, self._run_id, self._runs / "mlartifacts")
         put_artifact(self._client, self._run_id, artifact, self._copy_rule)
 
     def alert(self, title: str, text: str, record: Record) -> None:

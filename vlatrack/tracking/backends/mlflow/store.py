@@ -6,15 +6,19 @@ import secrets
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from mlflow.tracking import MlflowClient
 
+from vlatrack.tracking.backends.base import RejectedError
 from vlatrack.tracking.backends.destinations import sqlite_uri, store_id
 from vlatrack.tracking.lock import FileLock
 
 UNFINISHED = ".unfinished"
 LOCK_TIMEOUT_S = 90.0
 """Longer than a process on another host that is gone is taken for alive."""
+OBJECT_STORES = ("s3", "gs", "wasb", "wasbs", "abfs", "abfss", "r2", "oss", "b2")
+"""Whose libraries sign requests, and never send a login."""
 _BUSY_TIMEOUT_S = 30.0
 _ARTIFACT_ROOT = re.compile(r"(file://.*/mlartifacts)(/\d+)?")
 """Of an experiment that vlatrack made, or the server of `vlatrack ui`, which gives each a folder of its own."""
@@ -74,6 +78,18 @@ def bring_artifacts_home(path: Path, root: str) -> None:
                     f" WHERE {column} = ? OR substr({column}, 1, ?) = ?",
                     (root, len(old) + 1, old, len(old) + 1, f"{old}/"),
                 )
+
+
+def check_artifact_root(client: MlflowClient, run_id: str, root: Path) -> None:
+    """RejectedError if the runs folder's own store, which anybody may have made, would have files of a run written
+    elsewhere on this disk than below `root`, or sent to a server with this user's login."""
+    uri = str(client.get_run(run_id).info.artifact_uri)
+    parts = urlsplit(uri)
+    if parts.scheme in OBJECT_STORES:
+        return
+    place = Path(unquote(parts.path) if parts.scheme == "file" else uri)
+    if parts.scheme not in ("", "file") or not place.resolve().is_relative_to(root.resolve()):
+        raise RejectedError(f"the store of this runs folder puts files at {uri}, which is not below {root}")
 
 
 @contextlib.contextmanager

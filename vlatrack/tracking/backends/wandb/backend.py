@@ -50,6 +50,7 @@ BEST = "best/"
 _FORBIDDEN = re.compile(r"\\|:(?=x)")
 """A backslash at the end of a name ends the client's process."""
 
+_OFFLINE_RUN = re.compile(r"offline-run-\d{8}_\d{6}-(?P<id>.+)")
 EXIT_CODES = {"FINISHED": 0, "FAILED": 1, "KILLED": 255}
 LONGEST_TAG, LONGEST_RUN_NAME, RETRIES = 64, 128, 5
 INIT_TIMEOUT_S, NO_PROGRESS_S, POLL_S = 60.0, 5.0, 0.5
@@ -105,8 +106,9 @@ class WandbBackend:
         end_orphaned_clients(self._folder / "wandb")
         # The artifact store of the client must not fill the user's home.
         os.environ.setdefault("WANDB_DATA_DIR", str(self._folder / "wandb"))
-        for superseded in (self._folder / "wandb").glob(f"offline-run-????????_??????-{self._id_of(start)}"):
-            shutil.rmtree(superseded)
+        for folder in (self._folder / "wandb").glob("offline-run-*"):
+            if (offline := _OFFLINE_RUN.fullmatch(folder.name)) and offline["id"] == self._id_of(start):
+                shutil.rmtree(folder)  # what comes now supersedes it
         self._run = run = self._init(start)
         run.define_metric(X_AXIS, hidden=True)
         run.define_metric("*", step_metric=X_AXIS)
