@@ -1,6 +1,7 @@
 """What threads, signals and forks of a training do to its run: nothing."""
 
 import contextlib
+import gc
 import json
 import logging
 import multiprocessing
@@ -208,6 +209,7 @@ def signals(handler: Callable[[types.FrameType | None], object], *, every_s: flo
             finally:
                 depth[0] -= 1
 
+    gc.disable()  # the collector calls back code of others, which reports what the handler raises there
     before = signal.signal(signal.SIGUSR2, handle)
     this = os.getpid()
     if (sender := os.fork()) == 0:
@@ -221,6 +223,7 @@ def signals(handler: Callable[[types.FrameType | None], object], *, every_s: flo
         os.kill(sender, signal.SIGKILL)
         os.waitpid(sender, 0)
         signal.signal(signal.SIGUSR2, before)
+        gc.enable()
 
 
 @happens(

@@ -44,7 +44,11 @@ def untrusted(config: BackendConfig, runs: Path, *, trust: Trust) -> str | None:
                 f"its class {config.target} is not loaded, since the run folder alone names it; "
                 "`vlatrack sync --trust-backends` loads it"
             )
-        case "mlflow" if not trust.destination and (uri := target_of(config, runs).options.get("tracking_uri")):
+        case "mlflow" if not trust.destination:
+            target = target_of(config, runs)
+            uri = target.options.get("tracking_uri")
+            if not uri or target.unset is not None:  # the store beside the run; or nothing is sent anyway
+                return None
             place = _host_of(str(uri))
             if place == _host_of(os.environ.get("MLFLOW_TRACKING_URI", "")) or place in _remembered():
                 return None

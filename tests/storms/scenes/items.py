@@ -14,7 +14,7 @@ def files_refused(status: int) -> Strike:
 
     def strike(run: StormRun, at: Moments) -> None:
         run.expected_status = "FINISHED"
-        at.pause(5)
+        at.pause(4)
         run.rig.to_mlflow.choose = lambda method, path: Fault("status", status) if method == "PUT" else None
         run.await_trainer()
         run.blocked = run.number_behind()

@@ -1,7 +1,7 @@
 """What a tracker backend is: about seven methods that know nothing of training, and the values they exchange."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -298,6 +298,19 @@ class StartsAnew(Protocol):
 
     def start_anew(self) -> None:
         """Remove what is there of the run; nothing is open."""
+
+
+def deliver_or_halve(
+    deliver: Callable[[Sequence[Record]], list[Rejection]], records: Sequence[Record]
+) -> list[Rejection]:
+    """Deliver records of metrics; where they are refused for good together, find the bad ones by halving."""
+    try:
+        return deliver(records)
+    except RejectedError as verdict:
+        if len(records) == 1:
+            return [Rejection(records[0].seq, records[0].kind, str(verdict))]
+    half = len(records) // 2
+    return deliver_or_halve(deliver, records[:half]) + deliver_or_halve(deliver, records[half:])
 
 
 def metric_name(name: str, naming: str) -> str:

@@ -28,6 +28,7 @@ from vlatrack.tracking.delivery.cursor import SetAside
 from vlatrack.tracking.journal.records import JournalReader, Kind, Record
 from vlatrack.tracking.run_files import RunFiles
 
+WAITS = "waits for the metrics before it"
 Outcome = Sequence[Rejection] | Exception
 _log = logging.getLogger(__name__)
 
@@ -42,7 +43,9 @@ class OtherRecords:
         self._left = {record.seq: record for record in left}
         self._backoffs: defaultdict[int, Backoff] = defaultdict(Backoff)
         self._uploading: int | None = None
-        self._uploaded: queue.SimpleQueue[tuple[int, Outcome]] = queue.SimpleQueue()
+        self._uploaded: queue.SimpleQueue[tuple[int, int, Outcome]] = queue.SimpleQueue()
+        self._beginning = 0
+        """How often delivery began anew: an upload from before is not to the remote run of now."""
         self._refused: list[Rejection] = []
 
     @property
@@ -58,7 +61,7 @@ class OtherRecords:
     @property
     def is_any_due(self) -> bool:
         """Whether something could be attempted now."""
-        return any(self._is_due(record) for record in self._left.values())
+        return any(record.error != WAITS and self._is_due(record) for record in self._left.values())
 
     def add(self, record: SetAside) -> None:
         self._left.setdefault(record.seq, record)
@@ -69,9 +72,10 @@ class OtherRecords:
 
     def forget(self, *, metrics: bool) -> None:
         """Delivery begins anew: of metrics, or of the others."""
+        self._beginning += not metrics
         for record in self.left:
             if (record.kind == Kind.METRICS) == metrics:
-                self.remove(record.seq)
+                del self._left[record.seq]  # its pauses stay as long as they are
 
     def failed(self, record: SetAside, error: Exception) -> None:
         """Keep the record for later, with the reason."""
@@ -90,8 +94,12 @@ class OtherRecords:
             if record.kind == Kind.ARTIFACT and isinstance(backend, UploadsAside):
                 if self._uploading is not None:
                     continue
-                self._uploading = record.seq
-                threading.Thread(target=self._upload, args=(backend, record), name="upload", daemon=True).start()
+                arguments = (backend, record, self._beginning)
+                try:
+                    threading.Thread(target=self._upload, args=arguments, name="upload", daemon=True).start()
+                    self._uploading = record.seq
+                except RuntimeError as error:  # as many threads as this machine allows
+                    self.failed(record, error)
             else:
                 self._conclude(record.seq, self._outcome(backend, record))
             return
@@ -99,9 +107,10 @@ class OtherRecords:
     def collect(self) -> None:
         """Take note of an upload that has ended."""
         if not self._uploaded.empty():
-            seq, outcome = self._uploaded.get_nowait()
+            seq, beginning, outcome = self._uploaded.get_nowait()
             self._uploading = None
-            self._conclude(seq, outcome)
+            if beginning == self._beginning:
+                self._conclude(seq, outcome)
 
     def take_refused(self) -> list[Rejection]:
         """What was refused for good since the last call."""
@@ -119,11 +128,11 @@ class OtherRecords:
             return False
         if self._record(record).data["alert"]:
             return False
-        self._left[record.seq] = replace(record, error="waits for the metrics before it")
+        self._left[record.seq] = replace(record, error=WAITS)
         return True
 
-    def _upload(self, backend: Backend, record: SetAside) -> None:
-        self._uploaded.put((record.seq, self._outcome(backend, record)))
+    def _upload(self, backend: Backend, record: SetAside, beginning: int) -> None:
+        self._uploaded.put((record.seq, beginning, self._outcome(backend, record)))
 
     def _outcome(self, backend: Backend, record: SetAside) -> Outcome:
         try:
@@ -138,6 +147,9 @@ class OtherRecords:
             self.failed(self._left[seq], outcome)
         else:
             self._refused += outcome
+            if self._left[seq].kind == Kind.START:  # what an earlier start said is out of date
+                for earlier in [left.seq for left in self.left if left.kind == Kind.START and left.seq < seq]:
+                    self.remove(earlier)
             self.remove(seq)
 
     def _record(self, record: SetAside) -> Record:

@@ -91,7 +91,7 @@ def repair_here(run_dir: Path, label: str) -> str | None:
     files = RunFiles(run_dir)
     try:
         with _nobody_else_delivers(files):
-            done = _repair_in_place(files, config)
+            done = _repair_in_place(files, label, config)
             if done is None:
                 CursorFile(files.delivery, label).forget_dead_letters()
                 CursorFile(files.delivery, label).write(Cursor())
@@ -113,7 +113,7 @@ def _nobody_else_delivers(files: RunFiles) -> Iterator[None]:
         lock.release()
 
 
-def _repair_in_place(files: RunFiles, config: BackendConfig) -> str | None:
+def _repair_in_place(files: RunFiles, label: str, config: BackendConfig) -> str | None:
     start = first_start(files.journal)
     with contextlib.closing(connect(config, files.run_dir)) as backend:
         if backend.audit(start) == Audit():
@@ -125,17 +125,20 @@ def _repair_in_place(files: RunFiles, config: BackendConfig) -> str | None:
             if differs:
                 backend.start_anew()
                 return None
-        return _deliver_again(files, backend)
+        return _deliver_again(files, label, backend)
 
 
-def _deliver_again(files: RunFiles, backend: Backend) -> str:
+def _deliver_again(files: RunFiles, label: str, backend: Backend) -> str:
     end, last = finish_record(files.journal), last_record(files.journal)
     if end is None or last is None:
         raise TrackerError(f"{files.run_dir}: still running; only a run that is over can be repaired")
+    file = CursorFile(files.delivery, label)
+    file.write(replace(file.read(), end_is_due=True))  # of a repair that is cut, the next sync tells the end
     backend.open(first_start(files.journal), last.seq)
     told = _deliver_missing_values(files, backend, next_seq=last.seq + 1)
     left = [why for record in read_records(files.journal) if (why := _tell_again(files, backend, record))]
     backend.finish(RunFinish.of(end))
+    file.write(replace(file.read(), end_is_due=False))
     return f"{told}; {len(left)} other records not, such as {left[0]}" if left else told
 
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from vlatrack.errors import TrackerError, VlatrackError
@@ -26,6 +26,8 @@ from vlatrack.tracking.backends.base import (
     RemoteDeletedError,
     RunFinish,
     RunStart,
+    TakesValuesAgain,
+    deliver_or_halve,
 )
 from vlatrack.tracking.delivery.backoff import Backoff
 from vlatrack.tracking.delivery.causes import one_line
@@ -47,6 +49,8 @@ END_WAITS_S = 5.0
 """How long the end of a run waits for an upload that goes on."""
 POLL_S = 0.25
 LARGEST = 2**63
+MOST_PASSED_OVER = 8
+"""Bad records of metrics in a row; if there are more, it is the tracker that takes none."""
 
 _log = logging.getLogger(__name__)
 
@@ -58,14 +62,6 @@ class MetricsFailedError(VlatrackError):
     def __init__(self, pause_s: float) -> None:
         super().__init__(pause_s)
         self.pause_s = pause_s
-
-
-@dataclass(frozen=True)
-class Delivered:
-    """Where the delivery of metrics stands after a batch, and what the backend refused of that."""
-
-    mark: Mark
-    rejections: Sequence[Rejection] = ()
 
 
 class Tail:
@@ -94,12 +90,14 @@ class Tail:
         self._position = Position(0, 0)
         self._reader = JournalReader(self._journal)
         self._reads_metrics = True
-        self._in_flight: deque[Delivered] = deque()
-        """What was delivered of metrics, oldest first, and not acknowledged yet: the backend has not stored it."""
+        self._in_flight: deque[Mark] = deque()
+        """Up to where metrics were delivered, oldest first, and are not acknowledged yet: the backend has not stored
+        them."""
         self._trouble, self._metrics_trouble = Backoff(), Backoff()
         self._batch_records = BATCH_RECORDS
-        self._suspect: SetAside | None = None
-        """A record of metrics that alone could not be delivered. Whether the next one can tells if it is to blame."""
+        self._passed: set[int] = set()
+        """Records of metrics that were set aside, or delivered out of turn."""
+        self._furthest: tuple[int, ...] = ()
         self.finished = self._is_complete(self._cursor)
         """Whether the backend has everything of a run that is over."""
 
@@ -121,8 +119,12 @@ class Tail:
 
     @property
     def progress(self) -> tuple[int, ...]:
-        """Changes whenever the backend has got something more."""
-        return (self._saved.metrics.seq, self._saved.others.seq, len(self._saved.set_aside))
+        """Grows whenever the backend has got something more than it ever had: some are given all of it again each time
+        that they are opened."""
+        now = self._saved
+        reached = (now.metrics.seq, now.others.seq, now.delivered_of(now.seq + 1), now.dead_letters)
+        self._furthest = tuple(max(pair) for pair in zip(reached, self._furthest or reached, strict=True))
+        return self._furthest
 
     def drain(self) -> None:
         """The run is over: no longer let records come together."""
@@ -197,6 +199,7 @@ class Tail:
             return
         cursor = self._cursor
         if position.metrics_from <= cursor.metrics.seq:
+            self._passed.clear()
             self._others.forget(metrics=True)
             self._cursor = replace(self._cursor, metrics=Mark())
         if position.others_from <= cursor.seq:
@@ -244,9 +247,10 @@ class Tail:
             return False
         last = records[-1]
         mark = Mark(self._reader.offset, last.seq)
-        rejections = self._deliver_metrics(backend, records) if last.kind == Kind.METRICS else []
-        if self._suspect is None and mark.seq > self._reached.seq:
-            self._in_flight.append(Delivered(mark, rejections))
+        if last.kind == Kind.METRICS:
+            self._deliver_metrics(backend, records)
+        if mark.seq > self._reached.seq:
+            self._in_flight.append(mark)
         if mark.seq > self._cursor.others.seq:
             self._cursor = replace(self._cursor, others=mark)
             self._deliver_other(backend, last, self._reader.begin)
@@ -271,51 +275,58 @@ class Tail:
             self._others.add(SetAside(record.seq, offset, record.kind))
             self._others.attempt(backend, self._reached.seq, seq=record.seq)
 
-    def _deliver_metrics(self, backend: Backend, records: Sequence[Record]) -> list[Rejection]:
+    def _deliver_metrics(self, backend: Backend, records: Sequence[Record]) -> None:
         """Deliver those of the records that the backend does not have. Raises MetricsFailedError, after which batches
-        shrink until a record fails alone; it is set aside as soon as the next one proves that it is to blame."""
+        shrink until a record fails alone: it is passed over as soon as a later one proves that it is to blame."""
         first = max(self._reached.seq + 1, self._position.metrics_from)
-        suspect = -1 if self._suspect is None else self._suspect.seq
-        new = [record for record in records if record.seq >= first and record.seq != suspect]
+        new = [record for record in records if record.seq >= first and record.seq not in self._passed]
         wanted = [record for record in new if _has_plain_place(record)]
-        rejections = [Rejection(r.seq, r.kind, "no tracker has such a step or time") for r in new if r not in wanted]
+        self._others.refuse(
+            [Rejection(r.seq, r.kind, "no tracker has such a step or time") for r in new if r not in wanted]
+        )
         if not wanted:
-            return rejections
+            return
         try:
-            rejections += self._deliver_or_halve(backend, wanted)
+            self._others.refuse(deliver_or_halve(backend.deliver, wanted))
         except RemoteDeletedError:
             raise
         except Exception as error:
-            raise self._metrics_failed(wanted, error) from error
+            failed_alone = len(wanted) == 1 and self._metrics_trouble.failures >= SHRINK_AFTER
+            if not failed_alone or not self._pass_over(backend, wanted[0], error):
+                raise self._metrics_failed(len(wanted)) from error
         self._metrics_trouble = Backoff()
         self._batch_records = min(BATCH_RECORDS, 2 * self._batch_records)
         self._cursor = replace(self._cursor, error=None)
-        if self._suspect is not None and isinstance(backend, Buffers):  # it takes nothing out of turn
-            rejections.append(Rejection(self._suspect.seq, Kind.METRICS, str(self._suspect.error)))
-        elif self._suspect is not None:
-            self._others.add(self._suspect)
-        self._suspect = None
-        return rejections
 
-    def _metrics_failed(self, records: Sequence[Record], error: Exception) -> MetricsFailedError:
+    def _metrics_failed(self, records: int) -> MetricsFailedError:
         pause_s = self._metrics_trouble.failed()
-        failures, suspect = self._metrics_trouble.failures, self._suspect
-        self._suspect = None
-        if len(records) == 1 and suspect is None and failures > SHRINK_AFTER:
-            self._suspect = SetAside(records[0].seq, self._reader.begin, Kind.METRICS, one_line(error))
-        if failures >= SHRINK_AFTER:
-            self._batch_records = max(1, len(records) // 8)
+        if self._metrics_trouble.failures >= SHRINK_AFTER:
+            self._batch_records = max(1, records // 8)
         return MetricsFailedError(pause_s)
 
-    def _deliver_or_halve(self, backend: Backend, records: Sequence[Record]) -> list[Rejection]:
-        """Where the backend refuses several records for good, find the bad ones by halving."""
-        try:
-            return backend.deliver(records)
-        except RejectedError as verdict:
-            if len(records) == 1:
-                return [Rejection(records[0].seq, records[0].kind, str(verdict))]
-        half = len(records) // 2
-        return self._deliver_or_halve(backend, records[:half]) + self._deliver_or_halve(backend, records[half:])
+    def _pass_over(self, backend: Backend, record: Record, error: Exception) -> bool:
+        """Whether one of the next records of metrics arrives at once: then this one is to blame, and those in between.
+        They are tried again later, or refused where the tracker takes nothing out of turn."""
+        blamed = [(SetAside(record.seq, self._reader.begin, record.kind, one_line(error)))]
+        reader = JournalReader(self._journal, offset=self._reader.offset)
+        while len(blamed) <= MOST_PASSED_OVER and (following := reader.read(1)):
+            if following[0].kind != Kind.METRICS or not _has_plain_place(following[0]):
+                continue
+            try:
+                self._others.refuse(deliver_or_halve(backend.deliver, following))
+            except RemoteDeletedError:
+                raise
+            except Exception as failure:
+                blamed.append(SetAside(following[0].seq, reader.begin, following[0].kind, one_line(failure)))
+                continue
+            self._passed |= {following[0].seq, *(left.seq for left in blamed)}
+            for left in blamed:
+                if isinstance(backend, TakesValuesAgain) and not isinstance(backend, Buffers):
+                    self._others.add(left)
+                else:
+                    self._others.refuse([Rejection(left.seq, left.kind, str(left.error))])
+            return True
+        return False
 
     def _tell_end(self, backend: Backend, end: Record) -> None:
         try:
@@ -324,6 +335,8 @@ class Tail:
             self._others.refuse([Rejection(end.seq, end.kind, str(verdict))])
         self._cursor = replace(self._cursor, end_is_due=False)
         self._acknowledge_stored(backend)
+        if self._in_flight:  # what was taken is not stored even now
+            self._metrics_trouble.failed()
         self._save()
         self.finished = self._is_complete(self._cursor)
 
@@ -347,7 +360,7 @@ class Tail:
     @property
     def _reached(self) -> Mark:
         """Up to where metrics were delivered, stored or not."""
-        return self._in_flight[-1].mark if self._in_flight else self._cursor.metrics
+        return self._in_flight[-1] if self._in_flight else self._cursor.metrics
 
     def _acknowledge_stored(self, backend: Backend) -> None:
         """Move the mark of metrics behind what the backend has for good; of the rest it would be told again after a
@@ -356,10 +369,8 @@ class Tail:
             stored = backend.stored() if self._in_flight and isinstance(backend, Buffers) else None
         except Exception as error:
             raise MetricsFailedError(self._metrics_trouble.failed()) from error
-        while self._in_flight and (stored is None or self._in_flight[0].mark.seq <= stored):
-            delivered = self._in_flight.popleft()
-            self._others.refuse(delivered.rejections)
-            self._cursor = replace(self._cursor, metrics=delivered.mark)
+        while self._in_flight and (stored is None or self._in_flight[0].seq <= stored):
+            self._cursor = replace(self._cursor, metrics=self._in_flight.popleft())
 
 
 def _has_plain_place(record: Record) -> bool:

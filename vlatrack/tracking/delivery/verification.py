@@ -6,6 +6,7 @@ value by value.
 
 import json
 import logging
+import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -34,6 +35,8 @@ SAMPLED = 200
 
 RUNNING = "RUNNING"
 """The status of a run without an end."""
+_IS_SERVER = re.compile(r"https?://|W&B|offline files")
+"""Begins the name of a destination that is none of a runs folder's own stores."""
 _METRICS_LINE = f'"kind":"{Kind.METRICS}"'.encode()
 _KEY = b'":'
 _KEYS_OF_A_LINE = len(Record.__dataclass_fields__)
@@ -57,7 +60,8 @@ def unverified(run_dir: Path, labels: Iterable[str]) -> list[str]:
     known, now, found = _known(files), _state(files, labels), []
     for label, target in targets_of(run_dir).items():
         delivered_to = CursorFile(files.delivery, label).read().destination
-        is_there = target.unset is None and target.destination.is_called(delivered_to)
+        is_beside_it = target.options.get("tracking_uri") is None and not _IS_SERVER.match(delivered_to)
+        is_there = target.unset is None and (target.destination.is_called(delivered_to) or is_beside_it)
         if label in now and label.rpartition("-")[0] in BUILT_IN and is_there and known.get(label) != now[label]:
             found.append(label)
     return found
@@ -111,12 +115,12 @@ def _lost(files: RunFiles, label: str, config: BackendConfig, trust: Trust) -> s
 
 
 def _seems_to_lack_something(files: RunFiles, label: str, config: BackendConfig) -> bool:
-    if CursorFile(files.delivery, label).read().dead_letters:
-        return False  # what it refused it lacks
     backend: Backend = connect(config, files.run_dir)
     held = backend.audit(first_start(files.journal))
     if held == Audit() or held.status == RUNNING:
         return True
+    if CursorFile(files.delivery, label).read().dead_letters:
+        return False  # what it refused it lacks, so that counts differ
     if held.values is not None and held.values < values_at_most(files.journal):
         return True
     ends = list(islice((r for r in records_backwards(files.journal) if r.kind == Kind.METRICS), SAMPLED))

@@ -25,6 +25,7 @@ from vlatrack.errors import TrackerError
 from vlatrack.tracking.backends.base import BackendConfig, Destination
 from vlatrack.tracking.backends.destinations import target_of
 from vlatrack.tracking.backends.registry import connect
+from vlatrack.tracking.delivery.causes import one_line
 from vlatrack.tracking.delivery.configs import configs_of_run
 from vlatrack.tracking.delivery.cursor import CursorFile
 from vlatrack.tracking.delivery.log import log_to_standard_error
@@ -122,8 +123,8 @@ def _tail_of(
         reason = None if tail.finished else untrusted(config, files.runs, trust=trust)
         if reason is None:
             return tail
-    except TrackerError as error:  # its options mean nothing here
-        reason = str(error)
+    except Exception as error:  # its options, or the variables that count for it, mean nothing here
+        reason = str(error) if isinstance(error, TrackerError) else one_line(error)
     file = CursorFile(files.delivery, label)
     file.write(replace(file.read(), error=reason))
     return None

@@ -25,9 +25,9 @@ from vlatrack.tracking.backends.mlflow.runs import METRICS_PER_BATCH, batches, m
 REFERENCE = ".reference.json"
 """Ends the name of the file that is uploaded instead of files that are not copied."""
 
-SLOWEST_UPLOAD_PER_S = 20_000
+SLOWEST_UPLOAD_PER_S = 40_000
 """Bytes."""
-MOST_PATIENCE_S = 3600
+MOST_PATIENCE_S = 900
 
 _lock = threading.Lock()
 _uploads: list[int] = []

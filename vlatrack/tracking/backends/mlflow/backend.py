@@ -27,6 +27,7 @@ from vlatrack.tracking.backends.base import (
     RunFinish,
     RunStart,
     StoredValue,
+    deliver_or_halve,
     metric_name,
     scalar_text,
 )
@@ -151,7 +152,7 @@ class MlflowBackend:
     def deliver_again(self, records: Iterable[Record], *, at_most: int, next_seq: int) -> list[Rejection]:
         remaining, rejections = iter(records), list[Rejection]()
         while some := list(islice(remaining, RECORDS_AT_ONCE)):
-            rejections += self.deliver(some)
+            rejections += deliver_or_halve(self.deliver, some)
         return rejections
 
     def put_artifact(self, artifact: Artifact) -> None:
