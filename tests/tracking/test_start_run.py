@@ -343,3 +343,18 @@ def test_the_readme_shows_a_cell_that_can_be_run_again(stored_run_dir: Path, mon
         exec(code, cells)
     statuses = [run_status(path.parent).status for path in (folder / "runs").glob("*/*/journal.jsonl")]
     assert statuses == ["FINISHED", "FINISHED"]
+
+
+def test_a_mistake_in_a_resume_leaves_the_run_that_is_open_alone(tmp_path: Path) -> None:
+    run = start_run("exp", runs=tmp_path / "runs", backends=[])
+    with pytest.raises(TrackerError, match="belongs to experiment exp, not to typo"):
+        start_run("typo", runs=tmp_path / "runs", backends=[], resume=run.path)
+    run.log({"train_closs": 0.5}, step=1)
+    run.finish("FINISHED")
+    assert run_status(run.path).status == "FINISHED"
+
+
+def test_what_is_no_path_is_one_line(tmp_path: Path) -> None:
+    for wrong in ({"runs": None}, {"resume": 5}):
+        with pytest.raises(TrackerError, match="no path; give a text or a Path"):
+            start_run("exp", **{"runs": tmp_path, "backends": [], **wrong})

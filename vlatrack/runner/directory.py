@@ -15,7 +15,7 @@ from vlatrack.spec.identity import Scalar
 from vlatrack.spec.load import dump_spec, load_spec
 from vlatrack.spec.models import ExperimentSpec
 from vlatrack.tracking.journal.history import last_start
-from vlatrack.tracking.privacy import open_private, private_directory, write_private
+from vlatrack.tracking.privacy import open_private, shareable_files, write_private
 from vlatrack.tracking.run_files import RunFiles, resolved_path
 from vlatrack.training.checkpoint.contents import FILES, Manifest, check_files, read_manifest
 from vlatrack.training.checkpoint.store import CheckpointStore
@@ -31,16 +31,18 @@ class RunDirectory(RunFiles):
         Raises:
             SpecError: it cannot be created below ``runs``.
         """
-        run_id = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-        path = runs / spec.name / run_id
+        path = None
         try:
-            private_directory(path.parent)
-            path.mkdir(mode=0o700)  # only for the user: the manifest has a diff and paths
+            with shareable_files():  # a group may share the folder of its runs
+                (runs / spec.name).mkdir(parents=True, exist_ok=True)
+            path = _claimed_directory(runs / spec.name)
             directory = cls(path)
             write_private(directory.spec_file, dump_spec(spec))
         except OSError as error:
-            shutil.rmtree(path, ignore_errors=True)
-            raise SpecError(f"{path}: cannot be created ({error.strerror}); choose another --runs") from error
+            if path is not None:
+                shutil.rmtree(path, ignore_errors=True)
+            place = path or error.filename or runs / spec.name
+            raise SpecError(f"{place}: cannot be created ({error.strerror}); choose another --runs") from error
         return directory
 
     @classmethod
@@ -201,3 +203,14 @@ def verify_checkpoint(checkpoint: Path, run: RunDirectory | None) -> Manifest:
     manifest = read_manifest(checkpoint)
     check_files(checkpoint, manifest)
     return manifest
+
+
+def _claimed_directory(folder: Path) -> Path:
+    """A new directory of a run that nobody else has made, also of many that start in the same second."""
+    while True:
+        path = folder / f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        try:
+            path.mkdir(mode=0o700)  # only for the user: the manifest has a diff and paths
+        except FileExistsError:
+            continue
+        return path

@@ -8,6 +8,7 @@ from pathlib import Path
 from vlatrack.errors import VlatrackError
 from vlatrack.runner.directory import RunDirectory
 from vlatrack.tracking.backends.base import Status
+from vlatrack.tracking.journal.encoding import sendable
 from vlatrack.tracking.privacy import redact, write_private
 from vlatrack.training.interruption import REASONS, Interruption, Terminated
 from vlatrack.training.process_group import ProcessGroup, RankLostError
@@ -50,17 +51,17 @@ def describe_ending(
 def write_traceback(directory: RunDirectory, error: BaseException) -> None:
     """Write the main process's traceback to error.txt, unless a user's mistake or a signal ended it."""
     if not isinstance(error, VlatrackError) and not _is_external(error):
-        write_private(directory.path / "error.txt", redact("".join(traceback.format_exception(error))))
+        write_private(directory.path / "error.txt", sendable(redact("".join(traceback.format_exception(error)))))
 
 
 def write_reason(directory: RunDirectory, rank: int, error: BaseException) -> None:
     """Write why this rank ends to a file that rank 0, which writes the journal, looks for."""
     if _is_external(error):
-        write_private(directory.rank_stopped(rank), _reason(error) + "\n")
+        write_private(directory.rank_stopped(rank), sendable(_reason(error) + "\n"))
         return
     trace = [] if isinstance(error, VlatrackError) else traceback.format_exception(error)
     # In one step, so that rank 0 never reads half a line.
-    write_private(directory.rank_error(rank), redact("".join([_reason(error) + "\n", *trace])))
+    write_private(directory.rank_error(rank), sendable(redact("".join([_reason(error) + "\n", *trace]))))
 
 
 def remove_reasons(directory: RunDirectory) -> None:

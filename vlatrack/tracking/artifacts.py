@@ -6,7 +6,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,13 @@ def artifact_data(
     checked_artifact_name(name)
     if not isinstance(path, str | Path):
         raise TrackerError(f"artifact {name}: {shown(path)} is no path; give a text or a Path")
-    if isinstance(aliases, str) or not all(isinstance(alias, str) for alias in aliases):
+    if not isinstance(sha256, Mapping | None):
+        raise TrackerError(f"artifact {name}: sha256={shown(sha256)}: no mapping of files to digests")
+    if (
+        isinstance(aliases, str)
+        or not isinstance(aliases, Iterable)
+        or not all(isinstance(alias, str) for alias in aliases)
+    ):
         raise TrackerError(f"artifact {name}: aliases={shown(aliases)}: not a list of texts; write aliases=['best']")
     known = KnownDigests(sha256 or {}, at_ms=None)
     if wrong := [file for file, digest in known.sha256.items() if not _SHA256.fullmatch(str(digest))]:

@@ -30,7 +30,7 @@ class LoggedValues:
             text = (
                 name
                 if type(name) is str
-                else self._converted(str, name, None, "a metric is not logged: its name is no text")
+                else self._converted(_text, name, None, "a metric is not logged: its name is no text")
             )
             number = self._converted(_number, value, None, f"metric {text} is not logged: it is no number")
             if text is not None and number is not None:
@@ -61,6 +61,10 @@ def _pairs(metrics: object) -> list[tuple[Any, Any]]:
     if not isinstance(metrics, Mapping):
         raise TypeError(f"{called(metrics)} is no mapping of names to numbers")
     return [(name, value) for name, value in metrics.items()]
+
+
+def _text(name: object) -> str:
+    return "".join(str(name))  # `str` may return an object of a class derived from it
 
 
 def _number(value: object) -> float:

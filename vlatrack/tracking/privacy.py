@@ -99,6 +99,9 @@ def private_files() -> Iterator[None]:
 @contextlib.contextmanager
 def shareable_files() -> Iterator[None]:
     """Within `private_files`: who may read what is written meanwhile is the user's choice again."""
+    if not _usual_umasks:
+        yield
+        return
     private = os.umask(_usual_umasks[-1])
     try:
         yield
@@ -154,6 +157,6 @@ def write_private(path: Path, text: str) -> None:
         with os.fdopen(fd, "w", encoding="utf-8") as file:
             file.write(text)
         new.replace(path)
-    except OSError:
+    except BaseException:
         new.unlink(missing_ok=True)
         raise

@@ -90,6 +90,9 @@ def start_run(
     Raises TrackerError or MissingPackageError, before it makes anything, for what cannot be used.
     """
     configs = [BackendConfig("mlflow")] if backends is None else plain_backends(backends)
+    for what, place in (("runs", runs), ("resume", resume or runs)):
+        if not isinstance(place, str | Path):
+            raise TrackerError(f"{what}={shown(place)}: no path; give a text or a Path")
     folder = checked_runs_folder(Path(runs)) / checked_experiment(experiment)
     if resume is None:
         run_dir = _new_run_dir(folder)
@@ -192,15 +195,16 @@ class TrackedRun:
             check_backend(config)
         kept = plain_params(params)
         data: dict[str, Any] = {
-            "name": checked_text("name", name),
+            "name": redact(checked_text("name", name) or ""),
             "experiment": checked_experiment(experiment),
             "params": {k: redact_param(k, v) if isinstance(v, str) else v for k, v in kept.items()},
             "tags": {key: redact_param(key, value) for key, value in plain_tags(tags).items()},
             "datasets": plain_datasets(datasets),
-            "group": checked_text("group", group),
+            "group": None if group is None else redact(checked_text("group", group) or ""),
         }
         files = RunFiles(run_dir)
         if (left_open := _OPEN_RUNS.get(files.run_dir)) is not None and not left_open._journal.forked:
+            _check_continues(files, uid, experiment, True)
             _log.warning("%s: this process has it open; that run is KILLED, and begins again", files.run_dir)
             _TO_BEGIN_AGAIN.add(files.run_dir)
             left_open.finish("KILLED", reason="started again by the same process", timeout_s=0)

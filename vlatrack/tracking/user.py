@@ -37,12 +37,22 @@ def provide_folders(folder: Path) -> None:
         usable = tempfile.gettempdir()
     except FileNotFoundError:
         usable = ""
-    if usable in ("", str(Path.cwd())):  # Python's last resort is the current folder
+    if usable in ("", _current_folder()):  # Python's last resort is the current folder
         usable = tempfile.tempdir = str(private_directory(folder / "tmp"))
     os.environ["TMPDIR"] = usable  # for programs that do not look for another one, as Python does
 
 
 def _can_be_written(folder: Path) -> bool:
     """Whether the folder is there for this user, or can be made."""
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    try:
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    except OSError:  # a home whose folders may not be looked into
+        return False
+
+
+def _current_folder() -> str:
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError:  # it has been deleted
+        return ""
