@@ -246,8 +246,8 @@ class Buffers(Protocol):
 @runtime_checkable
 class UploadsAside(Protocol):
     """What a backend has besides `Backend` if another thread may call `put_artifact` meanwhile: a large file on a slow
-    network then keeps nothing else waiting. `finish` may be called meanwhile, too, and may wait for the upload where the
-    tracker takes nothing after the end, as W&B."""
+    network then keeps nothing else waiting. `finish` may be called meanwhile, too; it may wait for the upload where
+    the tracker takes nothing after the end, as W&B."""
 
     uploads_aside: Literal[True]
 
