@@ -281,7 +281,15 @@ def test_a_file_of_2_gib_that_was_cut_in_the_middle_arrives_once_and_whole_in_li
         return Fault("cut_upload", after_bytes=700 * MB) if method == "PUT" and len(uploads) == 1 else None
 
     proxy.choose = cut_the_first
-    command = [sys.executable, "-m", "vlatrack.tracking.delivery.worker", str(run_dir), "--patience", "300"]
+    command = [
+        sys.executable,
+        "-m",
+        "vlatrack.tracking.delivery.worker",
+        str(run_dir),
+        "--patience",
+        "300",
+        "--trust-destination",
+    ]
     command.append("--trust-destination")
     # A process starts with the peak of the one that started it, and this one is large: a small one stands in between.
     code = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); "

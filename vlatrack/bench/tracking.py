@@ -8,7 +8,6 @@ import os
 import socket
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from vlatrack.errors import MissingPackageError, TrackerError
 from vlatrack.tracking.backends.base import BackendConfig
 from vlatrack.tracking.backends.destinations import MLFLOW_STORE, sqlite_uri
 from vlatrack.tracking.backends.registry import backends_text, check_backend_available
+from vlatrack.tracking.delivery.supervisor import python_module
 from vlatrack.tracking.journal.history import run_status
 from vlatrack.tracking.journal.journal import Journal
 from vlatrack.tracking.journal.records import JournalReader, Kind, last_record
@@ -185,7 +185,9 @@ def _deliver(runs: Path, name: str, records: int, scalars: int) -> tuple[float, 
     begin = time.perf_counter()
     with files.delivery_log.open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "vlatrack.tracking.delivery.worker", str(files.run_dir)], stdout=log, stderr=log
+            [*python_module("vlatrack.tracking.delivery.worker"), str(files.run_dir), "--trust-destination"],
+            stdout=log,
+            stderr=log,
         )
         _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)

@@ -281,9 +281,8 @@ class Tail:
         first = max(self._reached.seq + 1, self._position.metrics_from)
         new = [record for record in records if record.seq >= first and record.seq not in self._passed]
         wanted = [record for record in new if _has_plain_place(record)]
-        self._others.refuse(
-            [Rejection(r.seq, r.kind, "no tracker has such a step or time") for r in new if r not in wanted]
-        )
+        odd = [record for record in new if not _has_plain_place(record)]
+        self._others.refuse([Rejection(r.seq, r.kind, "no tracker has such a step or time") for r in odd])
         if not wanted:
             return
         try:
@@ -307,7 +306,7 @@ class Tail:
     def _pass_over(self, backend: Backend, record: Record, error: Exception) -> bool:
         """Whether one of the next records of metrics arrives at once: then this one is to blame, and those in between.
         They are tried again later, or refused where the tracker takes nothing out of turn."""
-        blamed = [(SetAside(record.seq, self._reader.begin, record.kind, one_line(error)))]
+        blamed = [SetAside(record.seq, self._reader.begin, record.kind, one_line(error))]
         reader = JournalReader(self._journal, offset=self._reader.offset)
         while len(blamed) <= MOST_PASSED_OVER and (following := reader.read(1)):
             if following[0].kind != Kind.METRICS or not _has_plain_place(following[0]):
