@@ -7,8 +7,9 @@ import pytest
 from happens import happens
 
 from vlatrack.spec.secrets import SECRET_KEY, may_hold_secret
+from vlatrack.tracking.journal.records import read_records
 from vlatrack.tracking.privacy import redact, redact_param
-from vlatrack.tracking.run import DatasetInput, TrackedRun
+from vlatrack.tracking.run import DatasetInput, TrackedRun, start_run
 from vlatrack.tracking.secret_shapes import HIDDEN
 
 SECRETS = (
@@ -188,3 +189,22 @@ def test_no_secret_reaches_the_journal_by_a_nested_param_a_dataset_or_an_event(
     text = (run_dir / "journal.jsonl").read_text()
     assert "planted" not in text
     assert "5432" in text
+
+
+@happens(
+    "item",
+    "the name or the group of a run, or the name of a metric, holds a secret",
+    "`***` stands in its place in the journal and at every tracker, and the rest is kept",
+)
+def test_no_secret_reaches_the_journal_by_the_name_of_a_run_a_group_or_a_metric(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DB_PASSWORD", "planted-0123")
+    run = start_run("exp", runs=tmp_path, backends=[], name="at planted-0123", group="by planted-0123")
+    for step in (1, 2):
+        run.log({"loss": 0.5, "db planted-0123": 1.0}, step=step)
+    run.finish("FINISHED")
+    start, *logged = list(read_records(run.path / "journal.jsonl"))[:3]
+    assert (start.data["name"], start.data["group"]) == ("at ***", "by ***")
+    assert [record.data for record in logged] == 2 * [{"loss": 0.5, "db ***": 1.0}]
+    assert "planted" not in (run.path / "journal.jsonl").read_text()

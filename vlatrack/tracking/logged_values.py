@@ -6,6 +6,8 @@ from typing import Any, SupportsFloat, TypeVar
 
 from vlatrack.tracking.arguments import ENDS_THE_PROGRAM, called, checked_time, described, shown
 from vlatrack.tracking.journal.encoding import sendable
+from vlatrack.tracking.privacy import redact
+from vlatrack.tracking.secret_shapes import HIDDEN
 
 _INT64 = range(-(2**63), 2**63)
 _T = TypeVar("_T")
@@ -21,6 +23,8 @@ class LoggedValues:
 
     def __init__(self) -> None:
         self._told: set[str] = set()
+        self.safe_names: set[str] = set()
+        """Names of metrics that were found to hold no secret, each looked at once: that takes longer than to log it."""
 
     def numbers(self, metrics: object) -> dict[str, float]:
         """The values that are numbers of Python, numpy or torch, by their names as text."""
@@ -35,6 +39,19 @@ class LoggedValues:
             number = self._converted(_number, value, None, f"metric {text} is not logged: it is no number")
             if text is not None and number is not None:
                 found[text] = number
+        return found
+
+    def without_secrets(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """The values, with `***` in place of each secret in a name."""
+        found: dict[str, float] = {}
+        for name, value in metrics.items():
+            if name not in self.safe_names:
+                shown_name = self._converted(redact, name, HIDDEN, "a metric is logged as ***: its name is unreadable")
+                if shown_name != name:
+                    found[shown_name] = value
+                    continue
+                self.safe_names.add(name)
+            found[name] = value
         return found
 
     def step(self, step: object, *, instead: int) -> int:

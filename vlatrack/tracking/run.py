@@ -270,6 +270,8 @@ class TrackedRun:
             step = self._values.step(step, instead=self.last_step)
         if t_ms is not None:
             t_ms = self._values.time(t_ms)
+        if not metrics.keys() <= self._values.safe_names:
+            metrics = self._values.without_secrets(metrics)
         self.last_step = step
         self._journal.append(Kind.METRICS, metrics, step=step, t_ms=t_ms)
 
