@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 from happens import happens
 
+from vlatrack.errors import TrackerError
 from vlatrack.tracking.backends.wandb.account import has_key
 from vlatrack.tracking.delivery.sync import sync_run
 from vlatrack.tracking.journal.history import run_status
+from vlatrack.tracking.run_files import checked_runs_folder
 from vlatrack.tracking.trust import OWN_RUN
 from vlatrack.tracking.user import provide_folders
 
@@ -171,3 +173,31 @@ def test_a_training_that_may_open_few_files_goes_on_and_is_delivered(
     assert (done.returncode, done.stdout) == (0, f"{undelivered}\n"), done.stderr
     assert run_status(run_dir).status == "FINISHED"
     assert sync_run(run_dir, trust=OWN_RUN).complete
+
+
+@happens(
+    "place",
+    "the folder that a run was started in has been deleted, and the home cannot be looked into",
+    "trackers write their caches and temporary files below the run",
+)
+def test_a_deleted_current_folder_and_an_unusable_home_are_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("WANDB_CACHE_DIR", "")
+    monkeypatch.delenv("WANDB_CACHE_DIR")
+    monkeypatch.setenv("HOME", str(tmp_path / ("h" * 300)))  # the disk answers with an error that is not "no such file"
+    provide_folders(tmp_path / "run")
+    assert os.environ["WANDB_CACHE_DIR"] == str(tmp_path / "run" / "wandb")
+    assert os.environ["TMPDIR"] == str(tmp_path)
+
+
+def test_a_runs_folder_that_cannot_be_looked_for_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(TrackerError, match="File name too long; choose another folder for the runs"):
+        checked_runs_folder(tmp_path / ("r" * 300))

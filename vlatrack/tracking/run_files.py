@@ -78,7 +78,10 @@ def checked_runs_folder(runs: Path) -> Path:
     Raises TrackerError, before anything is created, if it is no folder or cannot be written.
     """
     folder = resolved_path(runs)
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+    except OSError as error:  # a folder that may not be looked into
+        raise TrackerError(f"{folder}: {error.strerror}; choose another folder for the runs with --runs") from error
     if not existing.is_dir():
         raise TrackerError(f"{existing}: not a folder; choose another folder for the runs with --runs")
     if not os.access(existing, os.W_OK | os.X_OK):

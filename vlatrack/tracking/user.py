@@ -54,5 +54,5 @@ def _can_be_written(folder: Path) -> bool:
 def _current_folder() -> str:
     try:
         return str(Path.cwd())
-    except FileNotFoundError:  # it has been deleted
+    except OSError:  # it has been deleted
         return ""
