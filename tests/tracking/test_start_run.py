@@ -18,6 +18,7 @@ import torch
 from happens import happens
 
 from vlatrack.errors import MissingPackageError, TrackerError
+from vlatrack.tracking import run as tracking_run
 from vlatrack.tracking.backends.mlflow.backend import MlflowBackend
 from vlatrack.tracking.backends.registry import BUILT_IN, backend_config, backends_of
 from vlatrack.tracking.backends.tensorboard import TensorboardBackend
@@ -358,3 +359,31 @@ def test_what_is_no_path_is_one_line(tmp_path: Path) -> None:
     for wrong in ({"runs": None}, {"resume": 5}):
         with pytest.raises(TrackerError, match="no path; give a text or a Path"):
             start_run("exp", **{"runs": tmp_path, "backends": [], **wrong})
+
+
+@happens(
+    "process",
+    "two processes call `start_run` in the same second and draw the same id",
+    "each has a directory of its own",
+)
+def test_a_directory_that_another_process_makes_meanwhile_is_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class SameSecond(tracking_run.datetime):
+        @classmethod
+        def now(cls, tz: object = None) -> "SameSecond":
+            return cls(2026, 1, 1)
+
+    def make_first(path: Path, **options: Any) -> None:
+        if path.name.endswith("aaaa") and not path.exists():
+            make(path)  # by the other process, between any look at the path and this
+        make(path, **options)
+
+    make, drawn = Path.mkdir, iter(["aaaa", "bbbb"])
+    monkeypatch.setattr(tracking_run, "datetime", SameSecond)
+    monkeypatch.setattr(tracking_run.secrets, "token_hex", lambda _: next(drawn))
+    monkeypatch.setattr(Path, "mkdir", make_first)
+    run = start_run("exp", runs=tmp_path, backends=[])
+    run.finish("FINISHED")
+    assert run.run_id.endswith("bbbb")
+    assert list((tmp_path / "exp" / "20260101-000000-aaaa").iterdir()) == []

@@ -94,7 +94,9 @@ def start_run(
         if not isinstance(place, str | Path):
             raise TrackerError(f"{what}={shown(place)}: no path; give a text or a Path")
     folder = checked_runs_folder(Path(runs)) / checked_experiment(experiment)
+    given: dict[str, Any] = {"params": params or {}, "tags": tags or {}, "group": group}
     if resume is None:
+        _start_data(name=name or "", experiment=experiment, backends=configs, datasets=(), **given)
         run_dir = _new_run_dir(folder)
         uid = f"{experiment[:40]}-{run_dir.name}"
     else:
@@ -109,10 +111,8 @@ def start_run(
         name=name or run_dir.name,
         experiment=experiment,
         backends=configs,
-        params=params or {},
-        tags=tags or {},
-        group=group,
         resume=resume is not None,
+        **given,
     )
 
 
@@ -191,17 +191,7 @@ class TrackedRun:
         """
         checked_uid(uid)
         t_ms = None if t_ms is None else checked_time(t_ms)
-        for config in backends:
-            check_backend(config)
-        kept = plain_params(params)
-        data: dict[str, Any] = {
-            "name": redact(checked_text("name", name) or ""),
-            "experiment": checked_experiment(experiment),
-            "params": {k: redact_param(k, v) if isinstance(v, str) else v for k, v in kept.items()},
-            "tags": {key: redact_param(key, value) for key, value in plain_tags(tags).items()},
-            "datasets": plain_datasets(datasets),
-            "group": None if group is None else redact(checked_text("group", group) or ""),
-        }
+        data = _start_data(name, experiment, backends, params, tags, datasets, group)
         files = RunFiles(run_dir)
         if (left_open := _OPEN_RUNS.get(files.run_dir)) is not None and not left_open._journal.forked:
             _check_continues(files, uid, experiment, True)
@@ -410,11 +400,40 @@ class TrackedRun:
         return DeliveryReport(tuple(shares), self._journal.lost)
 
 
+def _start_data(
+    name: str,
+    experiment: str,
+    backends: Sequence[BackendConfig],
+    params: Mapping[str, Scalar],
+    tags: Mapping[str, str],
+    datasets: Sequence[DatasetInput],
+    group: str | None,
+) -> dict[str, Any]:
+    """What the start record holds, without secrets; TrackerError or MissingPackageError for what cannot be used."""
+    for config in backends:
+        check_backend(config)
+    kept = plain_params(params)
+    return {
+        "name": redact(checked_text("name", name) or ""),
+        "experiment": checked_experiment(experiment),
+        "params": {k: redact_param(k, v) if isinstance(v, str) else v for k, v in kept.items()},
+        "tags": {key: redact_param(key, value) for key, value in plain_tags(tags).items()},
+        "datasets": plain_datasets(datasets),
+        "group": None if group is None else redact(checked_text("group", group) or ""),
+    }
+
+
 def _new_run_dir(folder: Path) -> Path:
-    while True:  # of a hundred runs in the same second, two draw the same number in one case of thirteen
-        run_dir = folder / f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-        if not run_dir.exists():
-            return run_dir
+    """A new directory that no other process has made; TrackerError if none can be made."""
+    try:
+        private_directory(folder)
+        while True:  # of a hundred runs in the same second, two draw the same number in one case of thirteen
+            run_dir = folder / f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+            with contextlib.suppress(FileExistsError):
+                run_dir.mkdir(mode=0o700)
+                return run_dir
+    except OSError as error:
+        raise TrackerError(f"{error.filename or folder}: {error.strerror}; no run can be written there") from error
 
 
 def _status_after(error: BaseException) -> Status:
