@@ -59,12 +59,13 @@ def test_a_run_leaves_everything_that_the_design_promises(finished_run: Path, jo
 @happens(
     "disk",
     "the umask of a user lets everybody read and write new files",
-    "every file and folder of a run is for that user alone all the same",
+    "the folder of a run, and all in it, is for that user alone all the same; others may create runs beside it",
 )
 def test_every_file_of_a_run_is_for_its_user_alone_whatever_the_umask(finished_run: Path) -> None:
     everything = list(finished_run.rglob("*"))
     assert {"manifest.json", "spec.yaml", "log_train.txt", "losses.png", "optimizer.pt"} <= {p.name for p in everything}
-    for path in (finished_run.parents[1], finished_run.parent, finished_run, *everything):
+    assert stat.S_IMODE(finished_run.parent.stat().st_mode) == 0o777
+    for path in (finished_run, *everything):
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
     cached = next((finished_run.parents[1] / ".cache" / "codes").iterdir())
     assert stat.S_IMODE(cached.stat().st_mode) == 0o666  # which users may share
