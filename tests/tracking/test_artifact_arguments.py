@@ -93,6 +93,8 @@ def test_a_file_whose_name_no_tracker_can_take_is_refused(run: TrackedRun, conte
         ({"name": "\udcff"}, r"artifact name '\\udcff': use parts of letters"),
         ({"aliases": "best"}, "aliases='best': not a list of texts"),
         ({"aliases": [1]}, r"aliases=\[1\]: not a list of texts"),
+        ({"aliases": None}, "aliases=None: not a list of texts"),
+        ({"sha256": ["ab"]}, r"sha256=\['ab'\]: no mapping of files to digests"),
         ({"sha256": {"a.txt": 5}}, "a.txt: its sha256 is not 64 hexadecimal digits"),
         ({"path": 5}, "5 is no path; give a text or a Path"),
         ({"path": b"report"}, "b'report' is no path"),

@@ -18,6 +18,7 @@ from vlatrack.tracking.backends.base import BackendConfig
 from vlatrack.tracking.backends.destinations import remember_starts, target_of
 from vlatrack.tracking.backends.environment import VARIABLES, Treatment, configure_libraries
 from vlatrack.tracking.backends.registry import backends_text, check_backend, connect, notices_of
+from vlatrack.tracking.backends.wandb.account import NO_KEY
 from vlatrack.tracking.delivery.sync import sync_run
 from vlatrack.tracking.run import start_run
 from vlatrack.tracking.run_files import RunFiles
@@ -102,6 +103,18 @@ def test_a_run_is_not_synced_to_wandb_while_it_is_turned_off(tmp_path: Path, mon
     assert share.undelivered == 2
     assert "WANDB_MODE=disabled: it turns W&B off" in str(share.error)
     assert not (run.dir / "wandb").exists()
+
+
+def test_a_resumed_run_whose_key_is_missing_is_not_said_to_be_written_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    started = remember_starts([WANDB], [], tmp_path)
+    monkeypatch.delenv("WANDB_API_KEY")
+    (resumed,) = remember_starts([WANDB], started, tmp_path)
+    (told,) = notices_of(resumed, tmp_path / "e" / "r")
+    assert told.startswith("wandb: meant for W&B at")
+    assert notices_of(WANDB, tmp_path / "e" / "r") == [NO_KEY]
 
 
 def test_the_variables_that_describe_a_run_are_named_when_they_are_ignored(

@@ -304,3 +304,17 @@ def test_text_with_many_backslashes_is_written_in_no_time(tmp_path: Path) -> Non
     journal.append("event", {"name": name, name: "\udcff"})
     journal.close()
     assert [record.data for record in strictly(tmp_path / "journal.jsonl")] == [{"name": name, name: r"\udcff"}]
+
+
+class UnhashableText(str):
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Named:
+    def __str__(self) -> str:
+        return UnhashableText("named")
+
+
+def test_a_name_whose_text_is_of_a_class_of_its_own_is_logged_as_plain_text(run: TrackedRun) -> None:
+    run.log({"a": 1.0, Named(): 2.0}, step=1)  # type: ignore[dict-item]
+    assert [record.data for record in logged(run)] == [{"a": 1.0, "named": 2.0}]
