@@ -49,7 +49,7 @@ def is_plain(text: str) -> bool:
     "`status`, `sync`, `reap` and the audit show them escaped, and no terminal obeys them",
 )
 def test_nothing_that_a_run_folder_says_reaches_the_terminal_as_it_is(tmp_path: Path) -> None:
-    run = ExampleRun(tmp_path, uid=f"u{EVIL}")
+    run = ExampleRun(tmp_path)
     run.finish(f"DONE{EVIL}")  # type: ignore[arg-type]
     theirs = BackendConfig("custom", target=f"their:Class{EVIL}")
     RunFiles(run.dir).backends.write_text(backends_text([theirs]))
