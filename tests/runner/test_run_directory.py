@@ -8,10 +8,10 @@ import pytest
 from happens import happens
 from program import TOY
 
-from vlatrack.runner import directory
 from vlatrack.runner.directory import RunDirectory
 from vlatrack.runner.endings import write_traceback
 from vlatrack.spec.load import load_spec
+from vlatrack.tracking import run_files
 from vlatrack.tracking.privacy import private_files
 
 
@@ -19,14 +19,14 @@ from vlatrack.tracking.privacy import private_files
 def test_a_run_that_draws_the_id_of_another_leaves_that_alone_and_draws_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class SameSecond(directory.datetime):
+    class SameSecond(run_files.datetime):
         @classmethod
         def now(cls, tz: object = None) -> "SameSecond":
             return cls(2026, 1, 1)
 
     drawn = iter(["aaaa", "aaaa", "bbbb"])
-    monkeypatch.setattr(directory, "datetime", SameSecond)
-    monkeypatch.setattr(directory.secrets, "token_hex", lambda _: next(drawn))
+    monkeypatch.setattr(run_files, "datetime", SameSecond)
+    monkeypatch.setattr(run_files.secrets, "token_hex", lambda _: next(drawn))
     spec = load_spec(TOY)
     first = RunDirectory.create(tmp_path, spec)
     (first.path / "journal.jsonl").touch()

@@ -18,7 +18,7 @@ import torch
 from happens import happens
 
 from vlatrack.errors import MissingPackageError, TrackerError
-from vlatrack.tracking import run as tracking_run
+from vlatrack.tracking import run_files
 from vlatrack.tracking.backends.mlflow.backend import MlflowBackend
 from vlatrack.tracking.backends.registry import BUILT_IN, backend_config, backends_of
 from vlatrack.tracking.backends.tensorboard import TensorboardBackend
@@ -369,7 +369,7 @@ def test_what_is_no_path_is_one_line(tmp_path: Path) -> None:
 def test_a_directory_that_another_process_makes_meanwhile_is_left_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class SameSecond(tracking_run.datetime):
+    class SameSecond(run_files.datetime):
         @classmethod
         def now(cls, tz: object = None) -> "SameSecond":
             return cls(2026, 1, 1)
@@ -380,8 +380,8 @@ def test_a_directory_that_another_process_makes_meanwhile_is_left_to_it(
         make(path, **options)
 
     make, drawn = Path.mkdir, iter(["aaaa", "bbbb"])
-    monkeypatch.setattr(tracking_run, "datetime", SameSecond)
-    monkeypatch.setattr(tracking_run.secrets, "token_hex", lambda _: next(drawn))
+    monkeypatch.setattr(run_files, "datetime", SameSecond)
+    monkeypatch.setattr(run_files.secrets, "token_hex", lambda _: next(drawn))
     monkeypatch.setattr(Path, "mkdir", make_first)
     run = start_run("exp", runs=tmp_path, backends=[])
     run.finish("FINISHED")

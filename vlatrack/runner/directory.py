@@ -1,10 +1,8 @@
 """The files of a run, below ``runs/<experiment>/<run-id>/``."""
 
 import os
-import secrets
 import shutil
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Self
 
@@ -15,8 +13,8 @@ from vlatrack.spec.identity import Scalar
 from vlatrack.spec.load import dump_spec, load_spec
 from vlatrack.spec.models import ExperimentSpec
 from vlatrack.tracking.journal.history import last_start
-from vlatrack.tracking.privacy import open_private, shareable_files, write_private
-from vlatrack.tracking.run_files import RunFiles, resolved_path
+from vlatrack.tracking.privacy import open_private, write_private
+from vlatrack.tracking.run_files import RunFiles, new_run_directory, resolved_path
 from vlatrack.training.checkpoint.contents import FILES, Manifest, check_files, read_manifest
 from vlatrack.training.checkpoint.store import CheckpointStore
 
@@ -33,9 +31,7 @@ class RunDirectory(RunFiles):
         """
         path = None
         try:
-            with shareable_files():  # a group may share the folder of its runs
-                (runs / spec.name).mkdir(parents=True, exist_ok=True)
-            path = _claimed_directory(runs / spec.name)
+            path = new_run_directory(runs / spec.name)
             directory = cls(path)
             write_private(directory.spec_file, dump_spec(spec))
         except OSError as error:
@@ -203,14 +199,3 @@ def verify_checkpoint(checkpoint: Path, run: RunDirectory | None) -> Manifest:
     manifest = read_manifest(checkpoint)
     check_files(checkpoint, manifest)
     return manifest
-
-
-def _claimed_directory(folder: Path) -> Path:
-    """A new directory of a run that nobody else has made, also of many that start in the same second."""
-    while True:
-        path = folder / f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-        try:
-            path.mkdir(mode=0o700)  # only for the user: the manifest has a diff and paths
-        except FileExistsError:
-            continue
-        return path

@@ -2,11 +2,9 @@
 
 import contextlib
 import logging
-import secrets
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
@@ -43,7 +41,7 @@ from vlatrack.tracking.journal.journal import Journal
 from vlatrack.tracking.journal.records import Kind, last_record
 from vlatrack.tracking.logged_values import LoggedValues
 from vlatrack.tracking.privacy import check_no_links, private_directory, redact, redact_param, write_private
-from vlatrack.tracking.run_files import RunFiles, checked_runs_folder
+from vlatrack.tracking.run_files import RunFiles, checked_runs_folder, new_run_directory
 from vlatrack.tracking.trust import remember
 
 __all__ = [
@@ -97,7 +95,10 @@ def start_run(
     given: dict[str, Any] = {"params": params or {}, "tags": tags or {}, "group": group}
     if resume is None:
         _start_data(name=name or "", experiment=experiment, backends=configs, datasets=(), **given)
-        run_dir = _new_run_dir(folder)
+        try:
+            run_dir = new_run_directory(folder)
+        except OSError as error:
+            raise _cannot_be_written(error, folder) from error
         uid = f"{experiment[:40]}-{run_dir.name}"
     else:
         run_dir = RunFiles(folder / resume if Path(resume).name == str(resume) else Path(resume)).run_dir
@@ -423,19 +424,6 @@ def _start_data(
     }
 
 
-def _new_run_dir(folder: Path) -> Path:
-    """A new directory that no other process has made; TrackerError if none can be made."""
-    try:
-        private_directory(folder)
-        while True:  # of a hundred runs in the same second, two draw the same number in one case of thirteen
-            run_dir = folder / f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-            with contextlib.suppress(FileExistsError):
-                run_dir.mkdir(mode=0o700)
-                return run_dir
-    except OSError as error:
-        raise TrackerError(f"{error.filename or folder}: {error.strerror}; no run can be written there") from error
-
-
 def _status_after(error: BaseException) -> Status:
     return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
 
@@ -445,9 +433,11 @@ def _open_journal(files: RunFiles, uid: str) -> Journal:
         check_no_links(private_directory(files.delivery))
         return Journal.open(files.journal, run=uid, writer="trainer")
     except OSError as error:
-        raise TrackerError(
-            f"{error.filename or files.run_dir}: {error.strerror}; no run can be written there"
-        ) from error
+        raise _cannot_be_written(error, files.run_dir) from error
+
+
+def _cannot_be_written(error: OSError, place: Path) -> TrackerError:
+    return TrackerError(f"{error.filename or place}: {error.strerror}; no run can be written there")
 
 
 def _begin(
