@@ -26,7 +26,6 @@ from vlatrack.tracking.backends.base import (
     Position,
     RejectedError,
     Rejection,
-    RemoteDeletedError,
     RunFinish,
     RunStart,
     StoredValue,
@@ -35,7 +34,13 @@ from vlatrack.tracking.backends.base import (
 from vlatrack.tracking.backends.names import escaped, unescaped
 from vlatrack.tracking.backends.wandb.account import resolve_mode
 from vlatrack.tracking.backends.wandb.artifacts import put_artifact
-from vlatrack.tracking.backends.wandb.clients import end_orphaned_clients, end_own_clients, forget_dead_client
+from vlatrack.tracking.backends.wandb.clients import (
+    closed,
+    end_orphaned_clients,
+    forget_dead_client,
+    opened,
+    reason_behind,
+)
 from vlatrack.tracking.backends.wandb.steps import StepShift
 from vlatrack.tracking.backends.wandb.values import stored_values
 from vlatrack.tracking.journal.records import Record
@@ -58,23 +63,6 @@ ROWS_IN_FLIGHT = 20_000
 """Rows of a repair that may lie in the memory of the client."""
 ASK_EVERY_S, STALLED_S = 15.0, 300.0
 """The client uploads every 15 s; after a refusal it stops for good without an error."""
-
-
-_failures: dict[str, Exception] = {}
-"""Why the last attempt to open a run failed, by its id."""
-_open_ids: set[str] = set()
-"""The runs that this process has open now: they share one client."""
-_clients_ended_at = [-math.inf]
-SPARE_S = 600.0
-"""How long a client is spared that serves another run, though one that a person deleted needs its end to be opened."""
-
-
-def _may_end_clients() -> bool:
-    now = time.monotonic()
-    if _open_ids and now < _clients_ended_at[0] + SPARE_S:
-        return False
-    _clients_ended_at[0] = now
-    return True
 
 
 class WandbBackend:
@@ -123,7 +111,7 @@ class WandbBackend:
             if (offline := _OFFLINE_RUN.fullmatch(folder.name)) and offline["id"] == self._id_of(start):
                 shutil.rmtree(folder)  # what comes now supersedes it
         self._run = run = self._init(start)
-        _open_ids.add(run.id)
+        opened(run.id)
         run.define_metric(X_AXIS, hidden=True)
         run.define_metric("*", step_metric=X_AXIS)
         known = dict(run.summary).items()
@@ -205,7 +193,7 @@ class WandbBackend:
             self._public_run()  # asked for while the run is still known here
         with self._uploading:  # the client would give up an upload that it waits for
             self._run = None
-            _open_ids.discard(run.id)
+            closed(run.id)
             run.finish(exit_code=EXIT_CODES[finish.status])
         if self._online:
             self._confirm(NO_PROGRESS_S)
@@ -230,7 +218,7 @@ class WandbBackend:
         self._public = None
         if self._run is not None:
             run, self._run = self._run, None
-            _open_ids.discard(run.id)
+            closed(run.id)
             run.finish(exit_code=1)
 
     def _id_of(self, start: RunStart) -> str:
@@ -252,19 +240,8 @@ class WandbBackend:
                 settings=_quiet_settings(online=self._online),
             )
         except Exception as error:
-            name = self._id_of(start)
-            deleted, in_use = "previously created and deleted" in str(error), "is in use" in str(error)
-            # After a failed attempt the client process keeps the id to itself, for as long as it lives.
-            is_gone = deleted or isinstance(_failures.get(name), RemoteDeletedError)
-            if (deleted or in_use) and (not is_gone or _may_end_clients()):
-                end_own_clients()
-            if deleted:
-                told = f"run {name} was deleted in W&B; undelete it there and `vlatrack sync`"
-                _failures[name] = RemoteDeletedError(told)
-                raise _failures[name] from error
-            if in_use and name in _failures:  # which says nothing of why it failed before
-                raise _failures[name] from error
-            _failures[name] = error
+            if (reason := reason_behind(error, self._id_of(start))) is not None:
+                raise reason from error
             raise
 
     @property

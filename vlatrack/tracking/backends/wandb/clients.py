@@ -1,13 +1,63 @@
-"""The processes of the wandb library, `wandb-core`: found, forgotten when they died, and ended."""
+"""The processes of the wandb library, `wandb-core`: found, forgotten when they died, and ended.
+
+All runs that this process has open share one. After a failed attempt it keeps the id of that run to itself, for as long
+as it lives: the next attempt is told that the id is in use, and nothing of why the first one failed.
+"""
 
 import contextlib
+import math
 import os
+import time
 from pathlib import Path
 
 import psutil
 import wandb
 
+from vlatrack.tracking.backends.base import RemoteDeletedError
+
 ORPHAN_TIMEOUT_S = 10.0
+SPARE_S = 600.0
+"""How long a client that serves other runs is spared, though one that a person deleted cannot be opened before its
+end."""
+
+_open_ids: set[str] = set()
+_failures: dict[str, tuple[type[Exception], str]] = {}
+"""Why the last attempt to open a run failed, by its id."""
+_ended_at = [-math.inf]
+
+
+def opened(run_id: str) -> None:
+    """Note that a run is open in this process."""
+    _failures.pop(run_id, None)
+    _open_ids.add(run_id)
+
+
+def closed(run_id: str) -> None:
+    """Note that it is no more."""
+    _open_ids.discard(run_id)
+
+
+def reason_behind(error: Exception, run_id: str) -> Exception | None:
+    """What to raise instead of what the library said of a run that could not be opened, None for the same; ends the
+    client where that stands in the way of the next attempt."""
+    if "previously created and deleted" in str(error):
+        told = f"run {run_id} was deleted in W&B; undelete it there and `vlatrack sync`"
+        _failures[run_id] = (RemoteDeletedError, told)
+    elif "is in use" not in str(error):
+        _failures[run_id] = (ConnectionError, str(error))
+        return None
+    kind, told = _failures.get(run_id, (ConnectionError, str(error)))
+    if kind is not RemoteDeletedError or _may_end_clients():
+        end_own_clients()
+    return kind(told)
+
+
+def _may_end_clients() -> bool:
+    now = time.monotonic()
+    if _open_ids and now < _ended_at[0] + SPARE_S:
+        return False
+    _ended_at[0] = now
+    return True
 
 
 def own_clients() -> list[psutil.Process]:
