@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vlatrack.tracking.trust import Trust
+if TYPE_CHECKING:
+    from vlatrack.tracking.trust import Trust
 
 
 class LossReport:
     """Asks the trackers of runs that they have completely, each run once, and says what they have lost."""
 
-    def __init__(self, say: Callable[[str], None], trust: Trust) -> None:
+    def __init__(self, say: Callable[[str], None], trust: "Trust") -> None:
         self.trust = trust
         self._say = say
         self._unreachable: set[str] = set()
