@@ -32,8 +32,7 @@ from vlatrack.tracking.delivery.value_hashes import (
     ValueHasher,
     compare,
 )
-from vlatrack.tracking.journal.history import run_status
-from vlatrack.tracking.journal.records import JournalReader, Kind
+from vlatrack.tracking.journal.history import first_start, run_status
 from vlatrack.tracking.run_files import RunFiles
 from vlatrack.tracking.trust import NOTHING, Trust, untrusted
 
@@ -89,14 +88,6 @@ def journal_audit(run_dir: Path) -> Audit:
             last_seq = max([last_seq, *(record.seq for record in records)])
         values = sum(len(distinct) for distinct, _ in hashes.ranges())
     return Audit(run_status(run_dir).status, len(names), values, last_seq)
-
-
-def first_start(journal: Path) -> RunStart:
-    """The start of the run; TrackerError if the journal does not begin with one."""
-    records = JournalReader(journal).read(1)
-    if not records or records[0].kind != Kind.START:
-        raise TrackerError(f"{journal}: holds no run yet")
-    return RunStart.of(records[0])
 
 
 def audit_backend(run_dir: Path, label: str, config: BackendConfig, journal: Audit) -> BackendAudit:

@@ -136,7 +136,7 @@ class OtherRecords:
 
     def _outcome(self, backend: Backend, record: SetAside) -> Outcome:
         try:
-            return self._deliver(backend, self._record(record))
+            return deliver_record(backend, self._run_dir, self._record(record))
         except Exception as error:  # the clients of the trackers raise whatever they like; the cursor shows it
             return error
 
@@ -155,30 +155,32 @@ class OtherRecords:
     def _record(self, record: SetAside) -> Record:
         return JournalReader(self._journal, offset=record.offset).read(1)[0]
 
-    def _deliver(self, backend: Backend, record: Record) -> Sequence[Rejection]:
-        data = record.data
-        if (wrong := record.wrong_field()) is not None:
-            return [Rejection(record.seq, record.kind, f"damaged: it has no right {wrong}")]
-        try:
-            match record.kind:
-                case Kind.START:
-                    return backend.describe(RunStart.of(record))
-                case Kind.METRICS:
-                    return backend.deliver([record])
-                case Kind.ARTIFACT:
-                    known = KnownDigests(data.get("files", {}), record.t_ms)
-                    artifact = read_artifact(data["name"], data["place"], self._run_dir, known=known)
-                    backend.put_artifact(replace(artifact, aliases=tuple(data.get("aliases", ()))))
-                case Kind.EVENT:
-                    if isinstance(backend, TakesEvents):
-                        backend.event(RunEvent.of(record))
-                    if data["alert"]:
-                        backend.alert(data["name"], _event_text(data["data"]), record)
-                case _:
-                    raise RejectedError("a record of a later vlatrack")
-        except (RejectedError, TrackerError) as verdict:
-            return [Rejection(record.seq, f"{record.kind} {data.get('name', '')}".strip(), str(verdict))]
-        return []
+
+def deliver_record(backend: Backend, run_dir: Path, record: Record, *, alerts: bool = True) -> Sequence[Rejection]:
+    """Deliver one record, whatever its kind; returns what was refused for good. `alerts`: whether people are told."""
+    data = record.data
+    if (wrong := record.wrong_field()) is not None:
+        return [Rejection(record.seq, record.kind, f"damaged: it has no right {wrong}")]
+    try:
+        match record.kind:
+            case Kind.START:
+                return backend.describe(RunStart.of(record))
+            case Kind.METRICS:
+                return backend.deliver([record])
+            case Kind.ARTIFACT:
+                known = KnownDigests(data.get("files", {}), record.t_ms)
+                artifact = read_artifact(data["name"], data["place"], run_dir, known=known)
+                backend.put_artifact(replace(artifact, aliases=tuple(data.get("aliases", ()))))
+            case Kind.EVENT:
+                if isinstance(backend, TakesEvents):
+                    backend.event(RunEvent.of(record))
+                if data["alert"] and alerts:
+                    backend.alert(data["name"], _event_text(data["data"]), record)
+            case _:
+                raise RejectedError("a record of a later vlatrack")
+    except (RejectedError, TrackerError) as verdict:
+        return [Rejection(record.seq, f"{record.kind} {data.get('name', '')}".strip(), str(verdict))]
+    return []
 
 
 def _event_text(data: Mapping[str, Scalar]) -> str:

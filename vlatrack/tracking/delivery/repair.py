@@ -14,29 +14,27 @@ from functools import cache, partial
 from pathlib import Path
 
 from vlatrack.errors import TrackerError
-from vlatrack.tracking.artifacts import KnownDigests, read_artifact
 from vlatrack.tracking.backends.base import (
     Audit,
     Backend,
     BackendConfig,
     ListsValues,
     RemoteDeletedError,
-    RunEvent,
     RunFinish,
-    RunStart,
     StartsAnew,
-    TakesEvents,
     TakesValuesAgain,
 )
 from vlatrack.tracking.backends.custom import delivery_environment
 from vlatrack.tracking.backends.registry import connect
-from vlatrack.tracking.delivery.audit import BackendAudit, compared_values, configs_of, first_start
+from vlatrack.tracking.delivery.audit import BackendAudit, compared_values, configs_of
 from vlatrack.tracking.delivery.causes import one_line
 from vlatrack.tracking.delivery.cursor import Cursor, CursorFile
 from vlatrack.tracking.delivery.journal_values import records_with
+from vlatrack.tracking.delivery.others import deliver_record
 from vlatrack.tracking.delivery.supervisor import python_module
 from vlatrack.tracking.delivery.sync import sync_run
 from vlatrack.tracking.delivery.value_hashes import ValueHasher
+from vlatrack.tracking.journal.history import first_start
 from vlatrack.tracking.journal.records import Kind, Record, finish_record, last_record, read_records
 from vlatrack.tracking.lock import FileLock
 from vlatrack.tracking.privacy import open_private
@@ -158,20 +156,14 @@ def _deliver_missing_values(files: RunFiles, backend: Backend, *, next_seq: int)
 
 
 def _tell_again(files: RunFiles, backend: Backend, record: Record) -> str | None:
-    """Deliver a record that is neither of metrics nor an alert, which people have had; returns why that failed."""
-    data = record.data
+    """Deliver a record that is none of metrics, without an alert, which people have had; returns why that failed."""
+    if record.kind not in (Kind.START, Kind.ARTIFACT, Kind.EVENT):
+        return None
     try:
-        if record.kind == Kind.START:
-            return "; ".join(f"{refused.what}: {refused.reason}" for refused in backend.describe(RunStart.of(record)))
-        if record.kind == Kind.ARTIFACT:
-            known = KnownDigests(data.get("files", {}), record.t_ms)
-            artifact = read_artifact(data["name"], data["place"], files.run_dir, known=known)
-            backend.put_artifact(replace(artifact, aliases=tuple(data.get("aliases", ()))))
-        elif record.kind == Kind.EVENT and isinstance(backend, TakesEvents):
-            backend.event(RunEvent.of(record))
+        refused = deliver_record(backend, files.run_dir, record, alerts=False)
     except Exception as error:  # whatever an artifact store raises, the rest and the end are told
-        return f"{record.kind} {data.get('name', '')}: {one_line(error)}"
-    return None
+        return f"{record.kind} {record.data.get('name', '')}: {one_line(error)}"
+    return "; ".join(f"{part.what}: {part.reason}" for part in refused)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vlatrack.errors import TrackerError, VlatrackError
+from vlatrack.errors import VlatrackError
 from vlatrack.tracking.backends.base import (
     ONLY_ONE,
     Backend,
@@ -25,7 +25,6 @@ from vlatrack.tracking.backends.base import (
     Rejection,
     RemoteDeletedError,
     RunFinish,
-    RunStart,
     TakesValuesAgain,
     deliver_or_halve,
 )
@@ -33,6 +32,7 @@ from vlatrack.tracking.delivery.backoff import Backoff
 from vlatrack.tracking.delivery.causes import one_line
 from vlatrack.tracking.delivery.cursor import Cursor, CursorFile, Mark, SetAside
 from vlatrack.tracking.delivery.others import OtherRecords
+from vlatrack.tracking.journal.history import first_start
 from vlatrack.tracking.journal.journal import is_being_written
 from vlatrack.tracking.journal.records import JournalReader, Kind, Record, finish_record, last_record
 from vlatrack.tracking.run_files import RunFiles
@@ -187,10 +187,7 @@ class Tail:
 
     def _attach(self, backend: Backend) -> None:
         self._in_flight.clear()
-        start = JournalReader(self._journal).read(1)
-        if not start or start[0].kind != Kind.START:
-            raise TrackerError(f"{self._journal}: does not begin with the start of a run")
-        self._position = position = backend.open(RunStart.of(start[0]), self._cursor.seq)
+        self._position = position = backend.open(first_start(self._journal), self._cursor.seq)
         destination = self._destination()
         if self._cursor.seq >= 0 and not destination.is_called(self._cursor.destination):  # its database is a new one
             self._cursor = self._stored_cursor(destination)

@@ -21,10 +21,11 @@ from vlatrack.tracking.backends.base import (
     RemoteDeletedError,
 )
 from vlatrack.tracking.backends.registry import BUILT_IN, connect
-from vlatrack.tracking.delivery.audit import audit_run, configs_of, first_start
+from vlatrack.tracking.delivery.audit import audit_run, configs_of
 from vlatrack.tracking.delivery.causes import one_line
 from vlatrack.tracking.delivery.cursor import CursorFile
 from vlatrack.tracking.delivery.report import targets_of
+from vlatrack.tracking.journal.history import first_start
 from vlatrack.tracking.journal.records import Kind, Record, last_record, records_backwards
 from vlatrack.tracking.privacy import write_private
 from vlatrack.tracking.run_files import RunFiles

@@ -8,7 +8,7 @@ from typing import Self
 
 from vlatrack.errors import TrackerError
 from vlatrack.metrics.names import EVALUATE
-from vlatrack.tracking.backends.base import Scalar
+from vlatrack.tracking.backends.base import RunStart, Scalar
 from vlatrack.tracking.journal.journal import is_being_written
 from vlatrack.tracking.journal.records import (
     JournalReader,
@@ -98,6 +98,14 @@ class Rewinds:
         number = len(tags) + 1
         tags[f"{_REWOUND_TAG}{number}"] = f"{resume_step + 1}-{reached}"
         return cls(tags, {"number": number, "from_step": resume_step + 1, "to_step": reached})
+
+
+def first_start(journal: Path) -> RunStart:
+    """The start of the run; TrackerError if the journal does not begin with one."""
+    records = JournalReader(journal).read(1)
+    if not records or records[0].kind != Kind.START:
+        raise TrackerError(f"{journal}: does not begin with the start of a run")
+    return RunStart.of(records[0])
 
 
 def last_start(journal: Path) -> Record | None:
