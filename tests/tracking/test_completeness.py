@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from test_delivery import MLFLOW, WANDB, client, mlflow_rows, mlflow_run, wandb_
 from wandb_double import WandbDouble
 
 from vlatrack.metrics.schema import SYSTEM
+from vlatrack.tracking.backends.base import BackendConfig
 from vlatrack.tracking.journal.history import Rewinds, metric_history
 from vlatrack.tracking.journal.records import read_records
 from vlatrack.tracking.run import DatasetInput, TrackedRun
@@ -19,13 +21,15 @@ pytestmark = pytest.mark.slow
 DATA = [DatasetInput("demo", '{"path": "data/demo"}', "ab" * 32, split) for split in ("train", "val_ind")]
 
 
-def start(run_dir: Path, *, resume_step: int | None = None) -> TrackedRun:
+def start(
+    run_dir: Path, *, resume_step: int | None = None, backends: Sequence[BackendConfig] = (MLFLOW, WANDB)
+) -> TrackedRun:
     return TrackedRun.start(
         run_dir,
         uid="u1",
         name="a run",
         experiment="exp",
-        backends=[MLFLOW, WANDB],
+        backends=backends,
         params={},
         tags={},
         datasets=DATA,
@@ -110,6 +114,17 @@ def test_data_checkpoints_and_best_values_are_known_to_both(stored_run_dir: Path
     ]
     assert artifact["artifactCollectionName"] == "u1-checkpoints"
     assert {alias["alias"] for alias in artifact["aliases"]} == {"latest", "best", "step-9"}
+
+
+def test_a_checkpoint_with_hundreds_of_metrics_that_is_told_twice_is_one_checkpoint(stored_run_dir: Path) -> None:
+    values = {f"train_l1_loss_action_{index}": index / 250 for index in range(250)}
+    run = start(stored_run_dir, backends=[MLFLOW])
+    run.log(values, step=1)
+    run.event("checkpoint", {"step": 1, "epoch": 1, "name": "step-1"})
+    assert run.finish("FINISHED").complete
+    (stored_run_dir / "delivery" / "mlflow-0.json").unlink()  # what was told last is told again
+    assert start(stored_run_dir, resume_step=1, backends=[MLFLOW]).finish("FINISHED").complete
+    assert models(client(stored_run_dir), stored_run_dir) == [("step-1", 1, values)]
 
 
 def test_mlflow_shows_commit_directory_and_system_metrics_where_its_users_look(stored_run_dir: Path) -> None:

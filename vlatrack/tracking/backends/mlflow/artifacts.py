@@ -20,7 +20,7 @@ from requests import HTTPError
 
 from vlatrack.tracking.artifacts import BYTES_PER_MB, CHECKPOINTS, CopyRule, reference_text
 from vlatrack.tracking.backends.base import Artifact, ArtifactFile, RejectedError, Scalar, remote_path, scalar_text
-from vlatrack.tracking.backends.mlflow.runs import METRICS_PER_BATCH, batches, mlflow_key, verdicts
+from vlatrack.tracking.backends.mlflow.runs import batches, mlflow_key, verdicts
 
 REFERENCE = ".reference.json"
 """Ends the name of the file that is uploaded instead of files that are not copied."""
@@ -28,6 +28,9 @@ REFERENCE = ".reference.json"
 SLOWEST_UPLOAD_PER_S = 40_000
 """Bytes."""
 MOST_PATIENCE_S = 900
+
+MODEL_METRICS_PER_BATCH = 100
+"""A server refuses a LoggedModel's metrics that it has already when a batch holds more."""
 
 _lock = threading.Lock()
 _uploads: list[int] = []
@@ -119,7 +122,7 @@ def put_checkpoint(
     # A LoggedModel's NaN would be read back as 0; the run itself keeps it.
     stored = [m for m in run.data.to_proto().metrics if m.step == step and not math.isnan(m.value)]
     metrics = [Metric(m.key, m.value, m.timestamp, m.step, model_id=model_id) for m in stored]
-    for batch in batches(metrics, METRICS_PER_BATCH):
+    for batch in batches(metrics, MODEL_METRICS_PER_BATCH):
         client.log_batch(run_id, metrics=batch, synchronous=True)
     outputs = run.outputs.model_outputs if run.outputs is not None else []
     if model_id not in {output.model_id for output in outputs}:
