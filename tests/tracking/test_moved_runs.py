@@ -3,13 +3,15 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import wandb
 from happens import happens
 from mlflow.tracking import MlflowClient
 
 from vlatrack.testing.example_run import ExampleRun
-from vlatrack.tracking.backends.base import BackendConfig
+from vlatrack.tracking.backends.base import BackendConfig, RunFinish
 from vlatrack.tracking.backends.destinations import remember_starts, target_of
 from vlatrack.tracking.backends.registry import connect
 from vlatrack.tracking.delivery.cursor import CursorFile
@@ -55,6 +57,38 @@ def test_a_run_that_is_moved_while_it_goes_on_ends_in_its_new_place(
     assert not old.exists()
     assert not is_being_written(new / "journal.jsonl")
     assert not list(new.rglob("*.lease"))
+
+
+@pytest.mark.parametrize("config", [CSV, BackendConfig("tensorboard")], ids=str)
+def test_a_backend_does_not_make_a_folder_anew_that_was_moved_before_it_opened(
+    tmp_path: Path, config: BackendConfig
+) -> None:
+    run = ExampleRun(tmp_path)
+    start, backend = run.start_value(), connect(config, run.dir)
+    run.dir.rename(tmp_path / "moved")
+    with pytest.raises(FileNotFoundError):
+        backend.open(start, -1)
+    assert not run.dir.exists()
+
+
+def test_wandb_files_are_in_the_new_place_of_a_run_that_was_moved_just_before_its_client_wrote_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, new, init = ExampleRun(tmp_path), tmp_path / "moved", wandb.init
+
+    def move_and_init(**arguments: Any) -> wandb.Run:
+        run.dir.rename(new)
+        return init(**arguments)
+
+    run.finish("FINISHED")
+    start, end = run.start_value(), RunFinish.of(run.records()[-1])
+    monkeypatch.setattr(wandb, "init", move_and_init)
+    backend = connect(BackendConfig("wandb", options={"mode": "offline"}), run.dir)
+    backend.open(start, -1)
+    backend.finish(end)
+    wandb.teardown()
+    assert not run.dir.exists()
+    assert [path.suffix for path in new.glob("wandb/offline-run-*/*.wandb")] == [".wandb"]
 
 
 def test_a_run_whose_folder_is_gone_ends_without_an_error(

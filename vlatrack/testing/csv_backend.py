@@ -27,13 +27,14 @@ class CsvBackend:
     numbers = NumberFormat()
 
     def __init__(self, run_dir: Path, *, naming: str, folder: str = "csv") -> None:
+        self._run_dir = run_dir
         self._table, self._note_file = run_dir / folder / "metrics.csv", run_dir / folder / "run.json"
         self._noted = json.loads(self._note_file.read_text()) if self._note_file.exists() else {}
         self._naming = naming
         self.url: str | None = str(run_dir / folder)
 
     def open(self, start: RunStart, acknowledged: int) -> Position:
-        private_directory(self._table.parent)
+        private_directory(self._table.parent, within=self._run_dir)
         self._table.touch(mode=0o600)
         os.truncate(self._table, self._noted.get("size", 0))  # a crash may have left a part of a batch
         is_new = not self._noted

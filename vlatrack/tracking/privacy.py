@@ -109,10 +109,12 @@ def shareable_files() -> Iterator[None]:
         os.umask(private)
 
 
-def private_directory(path: Path) -> Path:
-    """Create the directory and its missing parents for this user alone (0700)."""
+def private_directory(path: Path, *, within: Path | None = None) -> Path:
+    """Create the directory and its missing parents for this user alone (0700); `within` is one of these that is not to
+    be created, so that a folder which was moved away does not come back. FileNotFoundError if it is missing."""
     for directory in (*reversed(path.parents), path):
-        directory.mkdir(mode=0o700, exist_ok=True)
+        if within is None or (directory != within and directory.is_relative_to(within)):
+            directory.mkdir(mode=0o700, exist_ok=True)
     return path
 
 

@@ -13,6 +13,8 @@ from vlatrack.tracking.privacy import shareable_files
 
 _FOLDERS = ("delivery", "tensorboard", "wandb")
 """In a run directory, what the delivery process writes into."""
+_held: dict[tuple[int, int], int] = {}
+"""Open folders, by device and inode."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,20 @@ class RunFiles:
     def runs(self) -> Path:
         """The folder that all runs share, with the MLflow store."""
         return self.run_dir.parent.parent
+
+
+def held_path(folder: Path) -> Path:
+    """A path that leads to this folder, for as long as this process lives, wherever it is moved meanwhile: libraries
+    that keep the plain path would make the folder anew where it was. The folder itself on a system without /proc.
+
+    Raises FileNotFoundError.
+    """
+    now = folder.stat()
+    place = (now.st_dev, now.st_ino)
+    if place not in _held:
+        _held[place] = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    held = Path(f"/proc/{os.getpid()}/fd/{_held[place]}")
+    return held if held.exists() else folder
 
 
 def resolved_path(path: Path) -> Path:

@@ -38,7 +38,7 @@ def provide_folders(folder: Path) -> None:
     except FileNotFoundError:
         usable = ""
     if usable in ("", _current_folder()):  # Python's last resort is the current folder
-        usable = tempfile.tempdir = str(private_directory(folder / "tmp"))
+        usable = tempfile.tempdir = str(private_directory(folder / "tmp", within=folder))
     os.environ["TMPDIR"] = usable  # for programs that do not look for another one, as Python does
 
 

@@ -73,7 +73,7 @@ class TensorboardBackend:
     def __init__(self, run_dir: Path, *, naming: str) -> None:
         files = RunFiles(run_dir)
         self.url: str | None = f"tensorboard --logdir {files.runs}"
-        self._folder = files.run_dir / "tensorboard"
+        self._run_dir, self._folder = files.run_dir, files.run_dir / "tensorboard"
         self._naming = naming
         self._file: BinaryIO | None = None
         self._lock: FileLock | None = None
@@ -81,7 +81,7 @@ class TensorboardBackend:
 
     def open(self, start: RunStart, acknowledged: int) -> Position:
         self.close()
-        private_directory(self._folder)
+        private_directory(self._folder, within=self._run_dir)
         self._lock = FileLock.acquire(self._folder / "lock")
         fd = open_private(self._folder / EVENT_FILE, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         self._file = os.fdopen(fd, "ab")

@@ -44,7 +44,7 @@ from vlatrack.tracking.backends.wandb.clients import (
 from vlatrack.tracking.backends.wandb.steps import StepShift
 from vlatrack.tracking.backends.wandb.values import stored_values
 from vlatrack.tracking.journal.records import Record
-from vlatrack.tracking.run_files import RunFiles
+from vlatrack.tracking.run_files import RunFiles, held_path
 
 X_AXIS = "train_step"
 METRIC = "metric/"
@@ -105,12 +105,13 @@ class WandbBackend:
         self.close()
         forget_dead_client()
         end_orphaned_clients(self._folder / "wandb")
+        held = held_path(self._folder)
         # The artifact store of the client must not fill the user's home.
-        os.environ.setdefault("WANDB_DATA_DIR", str(self._folder / "wandb"))
+        os.environ.setdefault("WANDB_DATA_DIR", str(held / "wandb"))
         for folder in (self._folder / "wandb").glob("offline-run-*"):
             if (offline := _OFFLINE_RUN.fullmatch(folder.name)) and offline["id"] == self._id_of(start):
                 shutil.rmtree(folder)  # what comes now supersedes it
-        self._run = run = self._init(start)
+        self._run = run = self._init(start, held)
         opened(run.id)
         run.define_metric(X_AXIS, hidden=True)
         run.define_metric("*", step_metric=X_AXIS)
@@ -125,7 +126,11 @@ class WandbBackend:
             self._sent_seq = self._stored_seq = self._shift.seq_of(self._sent_step)
             return Position(self._sent_seq + 1, acknowledged + 1 if run.resumed else 0)
         # Offline files cannot be continued: a new one holds the whole run, the journal has everything.
-        self.url = f"with a key: vlatrack sync {self._folder}" if self._may_go_online else str(Path(run.dir).parent)
+        self.url = (
+            f"with a key: vlatrack sync {self._folder}"
+            if self._may_go_online
+            else str(self._folder / "wandb" / Path(run.dir).parent.name)
+        )
         return Position(0, 0)
 
     def describe(self, start: RunStart) -> list[Rejection]:
@@ -224,7 +229,7 @@ class WandbBackend:
     def _id_of(self, start: RunStart) -> str:
         return f"{start.uid}{self._id_suffix}"
 
-    def _init(self, start: RunStart) -> wandb.Run:
+    def _init(self, start: RunStart, folder: Path) -> wandb.Run:
         try:
             return wandb.init(
                 id=self._id_of(start),
@@ -233,7 +238,7 @@ class WandbBackend:
                 entity=self._entity,
                 group=(start.group or start.experiment)[:LONGEST_RUN_NAME],
                 job_type=None if start.group is None else start.experiment,
-                dir=self._folder,
+                dir=folder,
                 mode="online" if self._online else "offline",
                 resume="allow" if self._online else None,
                 reinit="create_new",
