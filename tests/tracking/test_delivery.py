@@ -89,6 +89,8 @@ def delivery_process(run_dir: Path) -> int:
 
 
 def delivery_ended(run_dir: Path) -> bool:
+    if not (run_dir / "delivery" / "deliver.lock").exists():
+        return False  # the process has just been started
     with (run_dir / "delivery" / "deliver.lock").open("rb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
