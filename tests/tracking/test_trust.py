@@ -1,13 +1,16 @@
 """What a run folder that somebody else made can make of a `vlatrack sync`: no code of it runs, nobody gets a login."""
 
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import yaml
 from happens import happens
+from program import Program
 from typer.testing import CliRunner, Result
 
 from vlatrack.cli.main import app
@@ -15,6 +18,7 @@ from vlatrack.testing.example_run import ExampleRun
 from vlatrack.tracking.backends.base import BackendConfig
 from vlatrack.tracking.backends.registry import backends_text
 from vlatrack.tracking.delivery.audit import audit_run
+from vlatrack.tracking.journal.records import Kind, read_records
 from vlatrack.tracking.run import TrackedRun
 from vlatrack.tracking.run_files import RunFiles
 from vlatrack.tracking.trust import NOTHING, OWN_RUN, Trust, remember, untrusted
@@ -155,6 +159,30 @@ def test_a_server_that_only_a_run_folder_names_hears_nothing(
     (audit,) = audit_run(run, ["mlflow-0"])
     assert audit.differences[0].startswith("not asked: nothing is sent to")
     assert recorder.logins == []
+
+
+@happens(
+    "place",
+    "`vlatrack evaluate` of the run folder of somebody else, which names a tracking server",
+    "the numbers stand in its journal; nothing is sent to that server, and one line says so",
+)
+def test_an_evaluation_sends_no_login_to_a_server_that_only_the_run_folder_names(
+    program: Program, finished_run: Path, recorder: Recorder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "the-token-of-this-user")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    run = program.folder / "runs" / "toy" / finished_run.name
+    shutil.copytree(finished_run, run)
+    spec = yaml.safe_load((run / "spec.yaml").read_text())
+    spec["tracking"]["backends"] = [{"kind": "mlflow", "tracking_uri": recorder.url}]
+    (run / "spec.yaml").write_text(yaml.safe_dump(spec))
+    done = program.run("evaluate", run, "--checkpoint", "last")
+    assert done.returncode == 0, done.stderr
+    assert f"nothing is sent to {recorder.url}, since the run folder alone names it" in done.stdout
+    assert recorder.logins == []
+    logged = [record.data for record in read_records(RunFiles(run).journal) if record.kind == Kind.METRICS][-1]
+    assert "evaluate/val_ind_closs" in logged
+    assert not (tmp_path / "config" / "vlatrack").exists()  # nor is it the user's own from now on
 
 
 @pytest.mark.slow

@@ -116,7 +116,7 @@ def status(runs: Runs = Path("runs")) -> None:
         stale += entry.stale
         incomplete += entry.is_over and entry.lacks_something
         if entry.is_over:
-            lines += [f"{name}: {_delivery_line(share)}" for share in entry.backends if share.undelivered]
+            lines += [f"{name}: {delivery_line(share)}" for share in entry.backends if share.undelivered]
         step = "-" if entry.status.last_step is None else str(entry.status.last_step)
         table.add_row(*map(printable, (name, _status_word(entry), step, _undelivered(entry.backends))))
     if table.row_count == 0:
@@ -237,7 +237,7 @@ def _sync_one(
     for share in report.backends:
         if (told := targets[share.label].redirected) is not None:
             _say(console, f"  {share.label}: {told}")
-        _say(console, f"  {_delivery_line(share)}")
+        _say(console, f"  {delivery_line(share)}")
     if not audit:
         labels = [share.label for share in report.backends]
         return report.complete and _make_good_losses(console, run, labels, patience_s, losses)
@@ -292,7 +292,8 @@ def _unreadable_line(entry: "Unreadable") -> str:
     return f"{entry.run_dir.absolute()}: unreadable: {entry.reason}"
 
 
-def _delivery_line(share: "BackendDelivery") -> str:
+def delivery_line(share: "BackendDelivery") -> str:
+    """What became of one backend's share of a run."""
     total = share.delivered + share.undelivered
     if share.undelivered:
         reason = share.error or ("not tried yet" if share.url is None else "no answer")

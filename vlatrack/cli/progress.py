@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from vlatrack.cli.delivery import delivery_line
 from vlatrack.tracking.printable import printable
 from vlatrack.tracking.user import provide_user
 from vlatrack.training.callback import Callback, EpochResults, RunEnd
@@ -189,6 +190,9 @@ class TerminalDisplay(Callback):
             table.add_row(name, *("-" if value is None else f"{value:.4g}" for value in values))
         self._console.print(table)
         self._say(f"written to {_shown(evaluation.file)}")
+        for share in () if evaluation.delivery is None else evaluation.delivery.backends:
+            if share.undelivered:
+                self._say(delivery_line(share))
 
     def _advance(self, name: str, done: int, total: int) -> None:
         if name not in self._tasks:

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -27,8 +27,10 @@ from vlatrack.spec.load import load_spec
 from vlatrack.spec.models import ExperimentSpec, OpenLoopSpec
 from vlatrack.tracking.backends.base import Status
 from vlatrack.tracking.backends.registry import check_backend
+from vlatrack.tracking.delivery.report import DeliveryReport
 from vlatrack.tracking.journal.history import run_status
 from vlatrack.tracking.privacy import redact
+from vlatrack.tracking.trust import Trust
 from vlatrack.training.callback import Callback, EpochResults, SplitResult
 from vlatrack.training.checkpoint.store import step_of
 from vlatrack.training.loop import EvaluationStopped, Training
@@ -49,6 +51,7 @@ class Evaluation:
     file: Path  # the JSON file they were written to
     data: Mapping[str, str]  # digests of the validation data, by name
     changes: tuple[str, ...]  # settings that differ from those of the checkpoint
+    delivery: DeliveryReport | None = None  # what became of the run's records at its trackers; None if nothing was sent
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ def evaluate_run(
     if group.is_main_process:
         _write(evaluation)
         if run is not None:
-            _record(run, evaluation)
+            return replace(evaluation, delivery=_record(run, evaluation))
     return evaluation
 
 
@@ -210,17 +213,21 @@ def _write(evaluation: Evaluation) -> None:
     write_in_run(evaluation.file, redact(json.dumps(content, indent=1)) + "\n")
 
 
-def _record(run: RunDirectory, evaluation: Evaluation) -> None:
-    """Add the metrics to a run's journal and trackers, if the run is over."""
+def _record(run: RunDirectory, evaluation: Evaluation) -> DeliveryReport | None:
+    """Add the metrics to a run's journal and trackers, if the run is over.
+
+    Its folder may be somebody else's: a server that it alone names does not get this user's login.
+    """
     before = run_status(run.path)
     if before.status == "RUNNING":
-        return  # another process holds the journal; the JSON file has the numbers
+        return None  # another process holds the journal; the JSON file has the numbers
     name, step = evaluation.checkpoint.name, step_of(evaluation.checkpoint)
     event: dict[str, str | int] = {"checkpoint": name, "step": step, "policy_sha256": evaluation.policy_sha256}
     if evaluation.changes:
         event["changes"] = "; ".join(evaluation.changes)
-    tracked = start_tracking(run, run.spec(), tags=run.tags_at_start(), resume=True)
+    trust = Trust(backends=True)
+    tracked = start_tracking(run, run.spec(), tags=run.tags_at_start(), resume=True, trust=trust)
     tracked.event("evaluation", event)
     tracked.log({f"{EVALUATE}{metric}": value for metric, value in evaluation.metrics.items()}, step=step)
     tracked.log_artifact(evaluation.file, name=f"evaluation/{evaluation.file.name}")
-    tracked.finish(cast(Status, before.status), reason=before.reason)
+    return tracked.finish(cast(Status, before.status), reason=before.reason)

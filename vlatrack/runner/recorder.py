@@ -16,6 +16,7 @@ from vlatrack.spec.models import ExperimentSpec
 from vlatrack.tracking.backends.base import Scalar
 from vlatrack.tracking.privacy import secret_within
 from vlatrack.tracking.run import DatasetInput, TrackedRun
+from vlatrack.tracking.trust import OWN_RUN, Trust
 from vlatrack.training.callback import Callback, EpochResults
 from vlatrack.training.state import TrainState
 
@@ -28,6 +29,7 @@ def start_tracking(
     datasets: Sequence[DatasetInput] = (),
     resume: bool = False,
     resume_step: int | None = None,
+    trust: Trust = OWN_RUN,
 ) -> TrackedRun:
     """Open a run's journal and start the delivery to the trackers of its spec; see ``TrackedRun.start``."""
     return TrackedRun.start(
@@ -42,6 +44,7 @@ def start_tracking(
         group=spec.tracking.group,
         resume=resume,
         resume_step=resume_step,
+        trust=trust,
     )
 
 

@@ -42,7 +42,7 @@ from vlatrack.tracking.journal.records import Kind, last_record
 from vlatrack.tracking.logged_values import LoggedValues
 from vlatrack.tracking.privacy import check_no_links, private_directory, redact, redact_param, write_private
 from vlatrack.tracking.run_files import RunFiles, checked_runs_folder, new_run_directory
-from vlatrack.tracking.trust import remember
+from vlatrack.tracking.trust import OWN_RUN, Trust, remember
 
 __all__ = [
     "BackendConfig",
@@ -132,7 +132,9 @@ class TrackedRun:
     run cannot be pickled, so no spawned worker gets it.
     """
 
-    def __init__(self, files: RunFiles, journal: Journal, backends: Sequence[BackendConfig]) -> None:
+    def __init__(
+        self, files: RunFiles, journal: Journal, backends: Sequence[BackendConfig], trust: Trust = OWN_RUN
+    ) -> None:
         """Use `TrackedRun.start`."""
         self._files = files
         self._journal = journal
@@ -140,7 +142,8 @@ class TrackedRun:
         """What a user should know of the trackers now, one line each."""
         self._labels = [backend_label(config, index) for index, config in enumerate(backends)]
         serves_custom = any(config.kind == "custom" for config in backends)
-        self._delivery = DeliveryProcess(self._place_now, serves_custom=serves_custom) if backends else None
+        delivery = DeliveryProcess(self._place_now, serves_custom=serves_custom, trust=trust)
+        self._delivery = delivery if backends else None
         self._values = LoggedValues()
         self._ended = False
         self._report: DeliveryReport | None = None
@@ -176,13 +179,14 @@ class TrackedRun:
         resume: bool = False,
         resume_step: int | None = None,
         t_ms: int | None = None,
+        trust: Trust = OWN_RUN,
     ) -> "TrackedRun":
         """Open the journal of `run_dir` (`<runs>/<experiment>/<run-id>`) and start its delivery process.
 
         `uid` identifies the run at every tracker (letters, digits, `._-`, at most 64). With `resume` the same remote
         runs continue, from training step `resume_step`: steps that were logged beyond it are marked as rewound, by an
         event and by a tag. Trackers show the runs of one `group` together. `t_ms` is when the run began in Unix
-        milliseconds, now if None.
+        milliseconds, now if None. `trust` is what is believed of `backends` that somebody else's run folder names.
 
         A run that this process has left open in that directory, as an interrupted cell of a notebook does, is KILLED
         first, and begins again: from `resume_step`, or else from the very start.
@@ -206,7 +210,7 @@ class TrackedRun:
             journal = _open_journal(files, uid)
             _check_continues(files, uid, experiment, resume)
             backends = _with_destinations(files, backends)
-            run = cls(files, journal, backends)
+            run = cls(files, journal, backends, trust)
             end_delivery(files)
             rewinds = Rewinds.of(files.run_dir, resume_step)
             data["tags"] |= rewinds.tags
@@ -215,7 +219,8 @@ class TrackedRun:
             run._rewinds = len(rewinds.tags)
             if rewinds.new is not None:
                 run.event(REWOUND, rewinds.new)
-            remember(backends)
+            if trust.destination:
+                remember(backends)
             if run._delivery is not None:
                 run._delivery.start()
             _OPEN_RUNS[files.run_dir] = run

@@ -15,7 +15,7 @@ from pathlib import Path
 import vlatrack
 from vlatrack.errors import TrackerError
 from vlatrack.tracking.backends.custom import delivery_environment
-from vlatrack.tracking.delivery.worker import COMPLETE
+from vlatrack.tracking.delivery.worker import COMPLETE, NONE_REACHABLE
 from vlatrack.tracking.lock import Holder, copied_from, lock_holder, process_here
 from vlatrack.tracking.privacy import open_private
 from vlatrack.tracking.run_files import RunFiles
@@ -42,9 +42,10 @@ class DeliveryProcess:
     `files` tells where the run is now: a process ends when the folder is moved, and the next one finds it.
     """
 
-    def __init__(self, files: Callable[[], RunFiles], *, serves_custom: bool) -> None:
+    def __init__(self, files: Callable[[], RunFiles], *, serves_custom: bool, trust: Trust = OWN_RUN) -> None:
         self._files = files
         self._serves_custom = serves_custom
+        self._trust = trust
         self._process: subprocess.Popen[bytes] | None = None
         self._finishing = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="delivery-watch", daemon=True)
@@ -84,7 +85,7 @@ class DeliveryProcess:
         except subprocess.TimeoutExpired:
             stop_worker(self._process)
             return True
-        return code == COMPLETE or time.monotonic() >= give_up
+        return code in (COMPLETE, NONE_REACHABLE) or time.monotonic() >= give_up
 
     def _watch(self) -> None:
         pause, begun = FIRST_PAUSE_S, time.monotonic()
@@ -101,7 +102,7 @@ class DeliveryProcess:
 
     def _spawn(self) -> None:
         try:
-            self._process = start_worker(self._files(), serves_custom=self._serves_custom, trust=OWN_RUN)
+            self._process = start_worker(self._files(), serves_custom=self._serves_custom, trust=self._trust)
         except OSError as error:  # no memory, no file handle: training is not to end for that
             self._process = None
             _log.warning("%s: its delivery process cannot be started now (%s)", self._files().run_dir, error)

@@ -13,7 +13,7 @@ from vlatrack.tracking.delivery.report import (
     targets_of,
 )
 from vlatrack.tracking.delivery.supervisor import start_worker, stop_worker
-from vlatrack.tracking.delivery.worker import BUSY, COMPLETE, LEFT, close_as_killed
+from vlatrack.tracking.delivery.worker import BUSY, COMPLETE, LEFT, NONE_REACHABLE, close_as_killed
 from vlatrack.tracking.lock import Holder, lock_holder
 from vlatrack.tracking.run_files import RunFiles
 from vlatrack.tracking.trust import NOTHING, Trust
@@ -74,7 +74,7 @@ def sync_run(
     if code == BUSY:
         holder = lock_holder(files.delivery_lock) or Holder()
         raise TrackerError(f"{run_dir}: {holder} delivers this run, a sync or the run's own; wait for its end")
-    if code not in (COMPLETE, LEFT):
+    if code not in (COMPLETE, LEFT, NONE_REACHABLE):
         raise TrackerError(f"{run_dir}: its delivery process failed (exit code {code}); {files.delivery_log} says why")
     return delivery_report(run_dir, labels, targets=targets)
 

@@ -51,8 +51,9 @@ of the delivery."""
 _log = logging.getLogger(__name__)
 
 
-COMPLETE, BUSY, LEFT = 0, 3, 4
-"""Exit codes: every backend has everything; another process delivers this run; something is left."""
+COMPLETE, BUSY, LEFT, NONE_REACHABLE = 0, 3, 4, 5
+"""Exit codes: every backend has everything; another process delivers this run; something is left; there is no backend
+that this process may, or can, connect to."""
 
 
 def main(run_dir: Path, *, patience_s: float | None = None, only: Collection[str] = (), trust: Trust = NOTHING) -> int:
@@ -74,10 +75,10 @@ def main(run_dir: Path, *, patience_s: float | None = None, only: Collection[str
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
-    complete = _serve(files, lock, stopping, patience_s, only, trust)
+    code = _serve(files, lock, stopping, patience_s, only, trust)
     lock.release()
-    if complete:
-        return COMPLETE
+    if code != LEFT:
+        return code
     # A thread may hang in a tracker's client; the cursors on the disk say what is left.
     logging.shutdown()
     os._exit(LEFT)
@@ -90,12 +91,14 @@ def _serve(
     patience_s: float | None,
     only: Collection[str],
     trust: Trust,
-) -> bool:
+) -> int:
     if patience_s is not None and not is_being_written(files.journal):
         close_as_killed(files.journal)
     wanted = {label: config for label, config in configs_of_run(files.run_dir).items() if not only or label in only}
     found = [_tail_of(files, label, config, stopping, trust) for label, config in wanted.items()]
     tails = [tail for tail in found if tail is not None]
+    if found and not tails:
+        return NONE_REACHABLE
     threads = [threading.Thread(target=tail.run, name="delivery", daemon=True) for tail in tails]
     for thread in threads:
         thread.start()
@@ -106,11 +109,12 @@ def _serve(
         lock.beat()
         if not files.journal.exists():
             _log.warning("the run's folder is gone; if it was moved, it is delivered from there")
-            return False
+            return LEFT
         if patience.is_over():
             _log.warning("time is over")
-            return False
-    return not stopping.is_set() and all(tail is not None and tail.finished for tail in found)
+            return LEFT
+    is_complete = not stopping.is_set() and all(tail is not None and tail.finished for tail in found)
+    return COMPLETE if is_complete else LEFT
 
 
 def _tail_of(
