@@ -9,7 +9,7 @@ from happens import happens
 from mlflow_server import MlflowServer
 
 from vlatrack.testing.example_run import ExampleRun
-from vlatrack.tracking.backends.base import Backend, BackendConfig, RunFinish
+from vlatrack.tracking.backends.base import Backend, BackendConfig, ListsValues, RunFinish
 from vlatrack.tracking.backends.registry import connect
 
 SWALLOWED = Fault("status", status=200, text="{}")
@@ -41,6 +41,20 @@ def test_values_that_were_acknowledged_and_not_stored_are_not_delivered(
         before = proxy.counts["passed"]
         backend.deliver(run.metrics())
         assert proxy.counts["passed"] == before + 2, "the batch, and one question"
+
+
+def test_each_request_of_a_long_delivery_is_read_back(tmp_path: Path, mlflow_server: MlflowServer) -> None:
+    run = ExampleRun(tmp_path, uid="swallowed-in-part")
+    run.log(700)  # 1400 values, of which a request has a thousand
+    with FaultProxy(mlflow_server.url) as proxy:
+        backend = opened(run, proxy.url)
+        faults = iter([SWALLOWED])
+        proxy.choose = lambda method, path: next(faults, None) if path.endswith("log-batch") else None
+        with pytest.raises(ConnectionError, match="acknowledged 1000 values but does not hold train_closs of step 499"):
+            backend.deliver(run.metrics())
+        assert backend.deliver(run.metrics()) == []
+        assert isinstance(backend, ListsValues)
+        assert sum(1 for _ in backend.values(run.start_value())) == 1400
 
 
 @happens(

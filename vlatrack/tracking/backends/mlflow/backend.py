@@ -136,11 +136,11 @@ class MlflowBackend:
             for record in records
             for name, value in record.data.items()
         ]
-        with verdicts(self._client, self._run_id):
-            for batch in batches(metrics, METRICS_PER_BATCH):
+        for batch in batches(metrics, METRICS_PER_BATCH):
+            with verdicts(self._client, self._run_id):
                 # Newest first: the store keeps the latest value of each key, and so replaces it once a batch.
                 self._client.log_batch(self._run_id, metrics=batch[::-1], synchronous=True)
-        check_stored(self._client, self._run_id, metrics)
+            check_stored(self._client, self._run_id, batch)
         notes = long_names({metric_name(name, self._naming) for record in records for name in record.data})
         for key in {metric.key for metric in metrics if math.isinf(metric.value)}:
             notes[mlflow_key(f"vlatrack.infinite.{key}")] = INFINITE
