@@ -166,6 +166,7 @@ def test_a_server_that_only_a_run_folder_names_hears_nothing(
     "`vlatrack evaluate` of the run folder of somebody else, which names a tracking server",
     "the numbers stand in its journal; nothing is sent to that server, and one line says so",
 )
+@pytest.mark.slow
 def test_an_evaluation_sends_no_login_to_a_server_that_only_the_run_folder_names(
     program: Program, finished_run: Path, recorder: Recorder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
