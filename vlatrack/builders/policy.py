@@ -33,8 +33,11 @@ BACKBONES, LOSSES = "vlatrack.backbones", "vlatrack.losses"
 """Entry point groups through which other packages offer backbones and loss terms."""
 
 
-def backbone_factory(spec: ExperimentSpec) -> BackboneFactory:
+def backbone_factory(spec: ExperimentSpec, *, with_weights: bool = True) -> BackboneFactory:
     """The factory of the backbone that the spec names.
+
+    Args:
+        with_weights: false for the sizes alone: pretrained weights need not be there, and are not copied.
 
     Raises:
         SpecError: a custom backbone cannot be loaded.
@@ -48,6 +51,7 @@ def backbone_factory(spec: ExperimentSpec) -> BackboneFactory:
                 tokenizer=spec.tokenizer.checkpoint,
                 residual_dropout=backbone.residual_dropout,
                 max_seq_len=backbone.max_seq_len,
+                with_weights=with_weights,
             )
         case CausalLMSpec():
             return CausalLMFactory(
@@ -57,6 +61,7 @@ def backbone_factory(spec: ExperimentSpec) -> BackboneFactory:
                 checkpoint=backbone.checkpoint,
                 residual_dropout=backbone.residual_dropout,
                 max_seq_len=backbone.max_seq_len,
+                with_weights=with_weights,
             )
         case CustomBackboneSpec():
             try:

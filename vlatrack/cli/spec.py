@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlatrack.errors import USER_ERROR
+
 if TYPE_CHECKING:
     from vlatrack.spec.models import BackboneSpec, ExperimentSpec, Source
 
@@ -15,20 +17,40 @@ Overrides = Annotated[
 ]
 
 
-def validate(file: ExperimentFile, overrides: Overrides = None) -> None:
+def validate(
+    file: ExperimentFile,
+    overrides: Overrides = None,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Predict the GPU memory of the training; no GPU and no data needed.")
+    ] = False,
+    gpu_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Say whether the training fits into a GPU of this size (80GB, 80GiB, 24G), and if not, which settings "
+            "make it fit; the exit code then is 2.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
     """Check an experiment and show a summary of it.
 
     Each mistake is one line with its place, and the exit code is 2. Missing data is only noted, so that an experiment
     can be checked before its data exists.
 
     Example: [bold]vlatrack validate experiments/quickstart.yaml train.epochs=2[/bold]
+
+    Its memory on a GPU: [bold]vlatrack validate experiments/quickstart.yaml --memory --gpu-memory 24GB[/bold]
     """
     from rich.console import Console
     from rich.table import Table
 
+    from vlatrack.cli.memory import parse_memory, show_memory
     from vlatrack.spec.load import load_spec
 
-    spec = load_spec(file, overrides or ())
+    words = overrides or ()
+    spec = load_spec(file, words)
+    limit = None if gpu_memory is None else (gpu_memory, parse_memory(gpu_memory))
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -36,6 +58,12 @@ def validate(file: ExperimentFile, overrides: Overrides = None) -> None:
         table.add_row(name, value)
     console = Console(markup=False, highlight=False)
     console.print(table)
+    if memory or limit is not None:
+        from vlatrack.cli.progress import prepare_process
+
+        prepare_process()
+        if not show_memory(console, lambda more: load_spec(file, [*words, *more]), limit):
+            raise typer.Exit(USER_ERROR)
     console.print("OK")
 
 

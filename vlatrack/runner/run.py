@@ -43,7 +43,7 @@ def run_experiment(
     group = group or ProcessGroup()
     with group.main_process_first():
         accelerator = _check_setup(spec, group)
-        experiment = Experiment.new(spec, _init_from(spec))
+        experiment = Experiment.new(spec, initial_policy(spec))
         job = Job(experiment, accelerator, describe_run(experiment, command, group.world_size))
     directory = RunDirectory.create(Path(runs), spec) if group.is_main_process else None
     directory = group.broadcast(directory)
@@ -159,7 +159,12 @@ def _check_setup(spec: ExperimentSpec, group: ProcessGroup) -> Accelerator:
     return accelerator
 
 
-def _init_from(spec: ExperimentSpec) -> StoredPolicy | None:
+def initial_policy(spec: ExperimentSpec) -> StoredPolicy | None:
+    """The policy that `init_from` names, verified; None if the spec has none.
+
+    Raises:
+        VlatrackError: there is no such policy, its files are damaged, or its geometry is not the spec's.
+    """
     if spec.init_from is None:
         return None
     named = re.fullmatch(r"(.+?)(?:@([A-Za-z0-9-]+))?", spec.init_from)

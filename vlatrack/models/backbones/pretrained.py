@@ -39,13 +39,16 @@ class PretrainedFolder:
             yield from read_tensors(file, prefix)
 
 
-def open_pretrained(place: str) -> PretrainedFolder:
+def open_pretrained(place: str, *, with_weights: bool = True) -> PretrainedFolder:
     """A checkpoint folder, or a hub repository from the local cache or the hub. Reads no weights.
+
+    Args:
+        with_weights: false asks for the JSON files alone, so that the weights need not be there.
 
     Raises:
         CheckpointError: there is no such checkpoint, or its config.json is damaged.
     """
-    folder = _folder_of(place)
+    folder = _folder_of(place, with_weights=with_weights)
     config_file = folder / "config.json"
     try:
         config = json.loads(config_file.read_text())
@@ -55,7 +58,7 @@ def open_pretrained(place: str) -> PretrainedFolder:
         raise CheckpointError(f"{config_file}: not readable JSON ({error})") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{config_file}: not a model's configuration (a JSON object)")
-    return PretrainedFolder(folder, config, _weight_files(folder))
+    return PretrainedFolder(folder, config, _weight_files(folder) if with_weights else ())
 
 
 def read_tensors(file: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -195,7 +198,7 @@ def _header(stream: BinaryIO, size: int) -> bytes:
 # --- places ----------------------------------------------------------------------------------------
 
 
-def _folder_of(place: str) -> Path:
+def _folder_of(place: str, *, with_weights: bool) -> Path:
     folder = Path(place)
     if folder.is_dir():
         return folder
@@ -205,7 +208,8 @@ def _folder_of(place: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(place, allow_patterns=["*.json", "*.safetensors", "*.bin"]))
+        weights = ["*.safetensors", "*.bin"] if with_weights else []
+        return Path(snapshot_download(place, allow_patterns=["*.json", *weights]))
     except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise CheckpointError(
             f"{place}: no such folder here, and not available from the hub ({_first_line(error)})"

@@ -8,6 +8,8 @@ Legend: V positions, D width, K vocabulary.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,17 @@ import torch
 from torch import Tensor
 
 _LOGITS_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 27}
+_as_on: ContextVar[str | None] = ContextVar("_as_on", default=None)
+
+
+@contextmanager
+def logits_at_once_as_on(device_type: str) -> Iterator[None]:
+    """Compute as many logits at a time as on another type of device, so that its need of memory can be predicted."""
+    token = _as_on.set(device_type)
+    try:
+        yield
+    finally:
+        _as_on.reset(token)
 
 
 @dataclass(frozen=True)
@@ -79,5 +92,5 @@ def _compute_dtype(hidden: Tensor) -> torch.dtype:
 
 
 def _chunks(positions: int, vocabulary: int, device: torch.device) -> Iterator[slice]:
-    size = max(1, _LOGITS_AT_ONCE.get(device.type, 1 << 24) // vocabulary)
+    size = max(1, _LOGITS_AT_ONCE.get(_as_on.get() or device.type, 1 << 24) // vocabulary)
     return (slice(start, start + size) for start in range(0, positions, size))

@@ -127,6 +127,7 @@ class CausalLMFactory(BackboneFactory):
     checkpoint: str | None
     residual_dropout: float
     max_seq_len: int
+    with_weights: bool = True  # false: for the sizes alone, the weights of the checkpoint need not be there
 
     def open(self) -> BackboneSource:
         if self.checkpoint is None:
@@ -134,13 +135,13 @@ class CausalLMFactory(BackboneFactory):
             geometry = _scratch_geometry(self.family or "llama", {**_PRESETS[self.preset], **self.sizes})
             geometry["config"]["max_position_embeddings"] = self.max_seq_len
             return BackboneSource(build=partial(self.from_geometry, geometry))
-        folder = open_pretrained(self.checkpoint)
+        folder = open_pretrained(self.checkpoint, with_weights=self.with_weights)
         geometry = _pretrained_geometry(folder, self.family, self.max_seq_len)
         vocabulary = folder.config["vocab_size"]
         return BackboneSource(
             build=partial(self.from_geometry, geometry),
             text=_text_tokenizer(folder),
-            weights=PretrainedWeights(folder, _weight_map(vocabulary)),
+            weights=PretrainedWeights(folder, _weight_map(vocabulary)) if self.with_weights else None,
         )
 
     def from_geometry(self, geometry: Geometry) -> Backbone:

@@ -106,19 +106,20 @@ class ChameleonFactory(BackboneFactory):
     tokenizer: str | None  # checkpoint with the text and image tokenizers; None: the one above
     residual_dropout: float
     max_seq_len: int
+    with_weights: bool = True  # false: for the sizes alone, the weights of the checkpoints need not be there
 
     def open(self) -> BackboneSource:
-        images = open_pretrained(self.tokenizer) if self.tokenizer is not None else None
+        images = None if self.tokenizer is None else open_pretrained(self.tokenizer, with_weights=self.with_weights)
         if self.checkpoint is None:
             return self._from_scratch(images)
-        folder = open_pretrained(self.checkpoint)
+        folder = open_pretrained(self.checkpoint, with_weights=self.with_weights)
         geometry = _pretrained_geometry(folder, self.max_seq_len)
         images = images or folder
         return BackboneSource(
             build=partial(self.from_geometry, geometry),
             text=PretrainedTextTokenizer.read(images.path),
             images=images,
-            weights=PretrainedWeights(folder, CHAMELEON_WEIGHTS),
+            weights=PretrainedWeights(folder, CHAMELEON_WEIGHTS) if self.with_weights else None,
         )
 
     def from_geometry(self, geometry: Geometry) -> Backbone:

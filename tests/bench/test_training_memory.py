@@ -1,0 +1,146 @@
+"""The memory of a training, predicted from its experiment."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+from program import TOY
+from transformers import ChameleonConfig
+
+from vlatrack.bench.memory import TrainingMemory, predict_training_memory, remedies
+from vlatrack.builders.policy import backbone_factory, build_policy
+from vlatrack.errors import BackboneError, CheckpointError, TokenError
+from vlatrack.spec.load import load_spec
+from vlatrack.spec.models import ExperimentSpec
+from vlatrack.tokens.prompts import VLA_PROMPT
+from vlatrack.training.memory import MemoryPrediction, MemoryUse
+
+SIX_LAYERS = "backbone={kind: causal_lm, preset: tiny, sizes: {num_hidden_layers: 6}, max_seq_len: 160}"
+
+
+def spec_of(*words: str) -> ExperimentSpec:
+    return load_spec(TOY, ["action_head.encoder_layers=1", *words])
+
+
+def predicted(*words: str, extrapolate: bool = True) -> TrainingMemory:
+    return predict_training_memory(spec_of(*words), extrapolate=extrapolate)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        # Where the peak lies differs: the forward pass, the backward pass of the last layer, that of the first one.
+        ["train.gradient_checkpointing=true", "train.precision=bf16", "train.batch_size=8"],
+        ["train.batch_size=8"],
+        ["train.micro_batch=1", "train.precision=bf16"],
+    ],
+)
+def test_two_and_three_layers_tell_exactly_what_six_need(words: list[str]) -> None:
+    extrapolated, direct = (predicted(SIX_LAYERS, *words, extrapolate=each) for each in (True, False))
+    assert extrapolated == direct
+
+
+def test_what_is_predicted_is_the_policy_that_a_run_would_build() -> None:
+    spec = spec_of()
+    policy = build_policy(spec, backbone_factory(spec).open())
+    parameters = [parameter.numel() for parameter in policy.parameters()]
+    prediction = predict_training_memory(spec).prediction
+    assert (prediction.parameters, prediction.trainable) == (sum(parameters), sum(parameters))
+    assert prediction.whole.weights == prediction.whole.gradients == 4 * sum(parameters)
+    assert prediction.whole.optimizer_states == 8 * sum(parameters) + 4 * len(parameters)
+    assert prediction.peak.weights == prediction.whole.weights
+    assert prediction.peak.optimizer_states == prediction.whole.optimizer_states
+
+
+def test_a_row_is_as_long_as_the_longest_sample_that_the_experiment_can_make() -> None:
+    short = predicted("backbone.max_seq_len=400", "data.use_state=false", "data.samples=[vla]")
+    # Begin, prompt, instruction of 128 bytes, an image of 2 x 2 codes, end, 3 actions of 2 numbers, end.
+    assert short.prediction.tokens == 1 + len(VLA_PROMPT.format(instruction="")) + 128 + 10 + 1 + 3 * 4 + 1
+    assert (short.prediction.rows, short.micro_batches) == (8, 2)
+    assert short.longest_row.endswith("1 image of 32 pixels, 3 actions and an instruction of 128 characters")
+    world = predicted("backbone.max_seq_len=4000", "data.history=2", "tokenizer.image.image_size=256")
+    assert world.longest_row == "a world_model sample of 3 images of 256 pixels"
+    assert predicted().prediction.tokens == 160
+    assert predicted().longest_row.endswith("as long as backbone.max_seq_len allows")
+
+
+def test_an_experiment_whose_samples_never_fit_is_refused() -> None:
+    with pytest.raises(TokenError, match=r"backbone\.max_seq_len is 30"):
+        predicted("backbone.max_seq_len=30")
+
+
+def test_gradients_that_accumulate_are_there_during_the_forward_pass() -> None:
+    at_once, accumulating = predicted("train.batch_size=8"), predicted("train.batch_size=16")
+    assert accumulating.prediction.rows == at_once.prediction.rows == 8
+    gradients = accumulating.prediction.whole.gradients
+    assert accumulating.prediction.peak.total > at_once.prediction.peak.total + gradients // 2
+
+
+def test_remedies_have_the_largest_micro_batch_that_fits_and_the_fastest_comes_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def simple(spec: ExperimentSpec) -> TrainingMemory:
+        """5 GiB, and for each row 4 GiB, half of it with bf16, half of it with checkpointing."""
+        train = spec.train
+        halved = (train.precision == "bf16") + train.gradient_checkpointing
+        peak = MemoryUse(activations=(5 << 30) + ((train.micro_batch or 0) << 32 >> halved))
+        return TrainingMemory(MemoryPrediction(1, 1, MemoryUse(), peak, 1, 1), 1, "")
+
+    monkeypatch.setattr("vlatrack.bench.memory.predict_training_memory", simple)
+
+    def found(limit_gib: int, *words: str) -> list[str]:
+        return [" ".join(each.words) for each in remedies(lambda more: spec_of(*words, *more), limit_gib << 30)]
+
+    eight = ("train.micro_batch=8", "train.batch_size=64")
+    bf16, checkpointing = "train.precision=bf16", "train.gradient_checkpointing=true"
+    assert found(22, *eight) == ["train.micro_batch=4", bf16]
+    assert found(14, *eight) == [
+        "train.micro_batch=2",
+        f"{bf16} train.micro_batch=4",
+        f"{bf16} {checkpointing}",
+    ]
+    assert found(9, *eight, bf16, checkpointing) == ["train.micro_batch=2"]
+    assert found(6, *eight) == []
+
+
+def test_a_checkpoint_needs_no_weights_only_its_configuration(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ChameleonConfig(vocab_size=16640, num_key_value_heads=2, **sizes).save_pretrained(tmp_path)
+    Tokenizer(WordLevel({"[UNK]": 16500}, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
+    backbone = f"backbone={{init: pretrained, checkpoint: {tmp_path}, max_seq_len: 200}}"
+    assert predicted(backbone).prediction.parameters > 2 * 16640 * 32
+
+
+@pytest.mark.parametrize("kind", ["chameleon", "causal_lm"])
+def test_a_checkpoint_that_is_missing_is_told_in_one_line_with_words_that_help(kind: str) -> None:
+    backbone = f"backbone={{kind: {kind}, init: pretrained, checkpoint: not/here/at-all, max_seq_len: 4000}}"
+    with pytest.raises(CheckpointError, match=r"^not/here/at-all: no such checkpoint folder; [^\n]+$") as raised:
+        predicted(backbone)
+    words = [word for word in str(raised.value).split() if "=" in word]
+    assert load_spec(TOY, [backbone, *words]).backbone.kind == kind
+
+
+def test_a_loss_term_that_reads_values_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "reading_loss.py").write_text(
+        "from vlatrack.metrics.losses import LossMetric\n"
+        "from vlatrack.models.losses.base import LossTerm\n"
+        "class Reading(LossTerm):\n"
+        "    metric = LossMetric('reading', 'reads a value', 'nats')\n"
+        "    def count(self, batch): return len(batch.targets)\n"
+        "    def total(self, inputs): return inputs.nll.sum() * inputs.nll[0].item()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(BackboneError, match=r"^the memory cannot be predicted: [^\n]+$"):
+        predicted("loss.terms=[{kind: custom, target: 'reading_loss:Reading', weight: 1.0}]")
+
+
+def test_a_backbone_of_ones_own_is_followed_in_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("vlatrack.bench.memory.predict_memory", lambda *_, extrapolate: asked.append(extrapolate))
+    monkeypatch.setattr("vlatrack.bench.memory._sizes", partial(lambda spec: None))
+    predicted("backbone={kind: custom, target: 'some:Backbone'}")
+    predicted()
+    assert asked == [False, True]

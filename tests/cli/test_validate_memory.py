@@ -1,0 +1,96 @@
+"""`vlatrack validate --memory`: what a training needs, and whether a GPU has it."""
+
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from program import TOY
+from typer.testing import CliRunner, Result
+
+from vlatrack.cli.main import app
+from vlatrack.cli.memory import parse_memory
+from vlatrack.errors import SpecError
+
+ROOT = Path(__file__).parents[2]
+
+
+def validate(*words: str | Path) -> Result:
+    return CliRunner().invoke(app, ["validate", *map(str, words)], env={"COLUMNS": "120"}, catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ("80GB", 80 * 10**9),
+        ("80 gb", 80 * 10**9),
+        ("24G", 24 * 10**9),
+        ("80GiB", 80 << 30),
+        ("1.5GiB", 3 << 29),
+        ("500MiB", 500 << 20),
+    ],
+)
+def test_a_size_of_memory_has_a_unit(size: str, expected: int) -> None:
+    assert parse_memory(size) == expected
+
+
+@pytest.mark.parametrize("size", ["80", "GB", "-1GB", "0GB", "80 apples", "80GBs", ""])
+def test_a_size_that_is_none_is_refused_in_one_line(size: str) -> None:
+    with pytest.raises(SpecError, match=r"^--gpu-memory .*: expected a size with its unit, such as 80GB"):
+        parse_memory(size)
+
+
+def test_memory_is_shown_with_what_it_assumes() -> None:
+    result = validate("--memory", TOY)
+    assert result.exit_code == 0
+    rows = dict(
+        re.findall(r"^(weights|gradients|optimiser states|activations|predicted peak) +(.*?) *$", result.output, re.M)
+    )
+    assert len(rows) == 5
+    told = " ".join(result.output.split())
+    assert re.search(r"parameters [\d,]+, [\d,]+ of them trainable", told)
+    assert "8 rows (train.micro_batch) x 160 tokens" in told
+    assert "eager code on the CPU's kernels; compiled code needs less" in told
+    assert told.endswith("OK")
+
+
+def test_a_training_that_fits_is_told_so() -> None:
+    result = validate(TOY, "--gpu-memory", "24GB")
+    assert result.exit_code == 0
+    assert re.search(r"^fits into 24GB: it needs 1\.\d\d GiB", result.output, re.MULTILINE)
+
+
+def test_a_training_that_does_not_fit_gets_words_with_which_it_does() -> None:
+    words = [TOY, "train.micro_batch=2", "train.precision=bf16", "train.gradient_checkpointing=true"]
+    limit = ("--gpu-memory", "1118.3MB")
+    result = validate(*words, *limit)
+    assert result.exit_code == 2
+    assert "does not fit into 1118.3MB" in result.output
+    assert "OK" not in result.output
+    ready = re.findall(r"^fits with: (.*?)  ", result.output, re.MULTILINE)
+    assert ready == ["train.micro_batch=1"]
+    assert validate(*words, *ready[0].split(), *limit).exit_code == 0
+
+
+def test_where_the_weights_alone_are_too_large_no_setting_helps() -> None:
+    result = validate(TOY, "--gpu-memory", "1075MB")
+    assert result.exit_code == 2
+    assert "no setting would: weights, gradients and optimiser states alone need 0.03 GiB" in result.output
+
+
+@pytest.mark.slow
+def test_a_whole_7b_is_predicted_in_seconds_and_little_memory() -> None:
+    words = ["backbone.init=scratch", "backbone.checkpoint=null", "backbone.preset=7b", "--gpu-memory", "80GB"]
+    command = [sys.executable, "-m", "vlatrack", "validate", "--memory", ROOT / "experiments" / "libero_goal.yaml"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([*map(str, command), *words], capture_output=True, text=True, timeout=170)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 2, done.stderr
+    assert "parameters  7,052,667,911, 7,052,667,911 of them trainable" in done.stdout
+    for row in ("weights +26.27 +26.27", "gradients +26.27 +26.27", "optimiser states +52.55 +52.55"):
+        assert re.search(row, done.stdout)
+    assert "no setting would: weights, gradients and optimiser states alone need 105.09 GiB" in done.stdout
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 20
+    assert after.ru_maxrss < 4 << 20  # KiB

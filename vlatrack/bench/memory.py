@@ -1,0 +1,222 @@
+"""The GPU memory that an experiment's training needs, from its spec: no GPU, no data, no pretrained weights."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlatrack.builders.policy import backbone_factory, build_policy
+from vlatrack.data.samples import EncodedEpisode, Encoding, SampleSet
+from vlatrack.errors import CheckpointError
+from vlatrack.models.backbones.base import BackboneSource
+from vlatrack.models.policy import VlaPolicy
+from vlatrack.runner.run import initial_policy
+from vlatrack.spec.models import CustomBackboneSpec, ExperimentSpec, ExplicitRanges
+from vlatrack.tokens.batch import Batch, collate
+from vlatrack.tokens.bins import Bins, ValueRange
+from vlatrack.tokens.layout import PIXELS_PER_CODE, TokenLayout
+from vlatrack.tokens.prompts import VLA_PROMPT, Ids, TokenSequence
+from vlatrack.tokens.text import ByteTokenizer, TextTokenizer
+from vlatrack.training.memory import MemoryPrediction, StepSettings, predict_memory
+from vlatrack.training.optimisation import adamw
+
+CUDA_BYTES = 1 << 30
+"""Set aside on a GPU for the CUDA context, and for what its kernels and its allocator need beyond the tensors."""
+INSTRUCTION_CHARACTERS, STATE_NUMBERS = 128, 16
+"""Assumed of the longest instruction and of a state without explicit ranges: only the data would tell."""
+_WORDS = "put the red block that lies behind the open drawer on the blue plate and then go back to the start; "
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """A prediction, and what it assumes."""
+
+    prediction: MemoryPrediction
+    micro_batches: int  # of one optimiser step
+    longest_row: str  # where the number of tokens comes from
+
+    @property
+    def on_gpu(self) -> int:
+        """Bytes that a GPU has to have."""
+        return self.prediction.peak.total + CUDA_BYTES
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """Overrides of an experiment with which it fits."""
+
+    words: tuple[str, ...]
+    memory: TrainingMemory
+
+
+def predict_training_memory(spec: ExperimentSpec, *, extrapolate: bool = True) -> TrainingMemory:
+    """Predict what one process needs that trains ``spec`` alone, in eager code.
+
+    Args:
+        extrapolate: false follows every decoder layer instead of two and three of them.
+
+    Raises:
+        VlatrackError: the sizes of the backbone are not known here, no sample fits into `backbone.max_seq_len`, or a
+            custom class cannot be used.
+    """
+    source = _sizes(spec)
+    train, optim = spec.train, spec.optim
+    rows = _rows(spec)
+    micro_batches = -(-train.batch_size // rows)
+    longest_row = ""
+
+    def batch_of(policy: VlaPolicy) -> Batch:
+        nonlocal longest_row
+        samples, longest_row = _longest_samples(spec, source.text or ByteTokenizer(policy.layout), policy.layout)
+        # Kinds in equal parts, as in the training's mixture, padded to the longest.
+        return collate([samples[row % len(samples)] for row in range(rows)], policy.layout)
+
+    settings = StepSettings(
+        optimizer=partial(adamw, lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas, eps=optim.eps),
+        clip_grad=optim.clip_grad,
+        bf16=train.precision == "bf16",
+        accumulates=micro_batches > 1,
+    )
+    # The layers of a custom backbone may differ from one another.
+    alike = not isinstance(spec.backbone, CustomBackboneSpec)
+    prediction = predict_memory(
+        partial(build_policy, spec, source), batch_of, settings, extrapolate=extrapolate and alike
+    )
+    return TrainingMemory(prediction, micro_batches, longest_row)
+
+
+def remedies(load: Callable[[Sequence[str]], ExperimentSpec], limit: int) -> Iterator[Remedy]:
+    """Settings that train the same policy and fit into ``limit`` bytes, each with the largest micro batch that does.
+
+    The fastest comes first; what costs more time follows if it allows more rows at once.
+
+    Args:
+        load: the experiment with further overrides, which is too large as it is.
+    """
+    spec = load(())
+    rows = _rows(spec)
+    left = [rows >> halvings for halvings in range(rows.bit_length())]  # the micro batches not known to fit yet
+    for change in _variants(spec):
+        fitting = None
+        while left and (change or left[-1] < rows):
+            words = change if left[-1] == rows else (*change, f"train.micro_batch={left[-1]}")
+            memory = predict_training_memory(load(words))
+            if memory.on_gpu > limit:
+                break
+            fitting = Remedy(words, memory)
+            left.pop()
+        if fitting is not None:
+            yield fitting
+
+
+def _variants(spec: ExperimentSpec) -> list[tuple[str, ...]]:
+    """What lowers the memory beside a smaller micro batch, in the order of what it costs."""
+    variants: list[tuple[str, ...]] = [()]
+    if spec.train.precision == "fp32":
+        variants.append(("train.precision=bf16",))
+    if not spec.train.gradient_checkpointing:
+        variants += [(*words, "train.gradient_checkpointing=true") for words in variants]
+    return variants
+
+
+def _rows(spec: ExperimentSpec) -> int:
+    train = spec.train
+    return min(train.batch_size, train.micro_batch or train.batch_size)
+
+
+def _sizes(spec: ExperimentSpec) -> BackboneSource:
+    """How to build the backbone, without its weights."""
+    stored = initial_policy(spec)
+    if stored is not None:
+        return replace(stored.source(spec), weights=None)
+    try:
+        return replace(backbone_factory(spec, with_weights=False).open(), weights=None)
+    except CheckpointError as error:
+        preset = "preset=7b" if spec.backbone.kind == "chameleon" else "preset=small"
+        raise CheckpointError(
+            f"{error}; to predict the memory, its config.json and tokenizer.json are enough, or the sizes of a preset: "
+            f"backbone.init=scratch backbone.checkpoint=null backbone.{preset}"
+        ) from error
+
+
+def _longest_samples(spec: ExperimentSpec, text: TextTokenizer, layout: TokenLayout) -> tuple[list[TokenSequence], str]:
+    """The longest sample of each kind that the spec can make, the longest first, and where its length comes from.
+
+    Raises:
+        TokenError: no sample of a kind fits into `backbone.max_seq_len`.
+    """
+    limit, kinds = spec.backbone.max_seq_len, spec.data.samples
+    instruction = _longest_instruction(spec)
+    prompt = text.encode(VLA_PROMPT.format(instruction=instruction))
+    as_wished = _sample_set(spec, text, layout, prompt, sys.maxsize)
+    excess = len(as_wished.first("vla").input_ids) - limit if "vla" in kinds else 0
+    if excess > 0:  # a shorter instruction may fit
+        shortest = len(text.encode(VLA_PROMPT.format(instruction="")))
+        prompt = prompt[: max(shortest, len(prompt) - excess)]
+    samples = _sample_set(spec, text, layout, prompt, limit)
+    ordered = sorted(kinds, key=lambda kind: len(samples.first(kind).input_ids), reverse=True)
+    longest = samples.first(ordered[0])
+    images = int((longest.input_ids == layout.image_start).sum())
+    counted = f"{images} image{'s' if images > 1 else ''} of {spec.tokenizer.image.image_size} pixels"
+    described = f"a {ordered[0]} sample of {counted}"
+    if ordered[0] == "vla":
+        described += f", {'as long as backbone.max_seq_len allows' if excess > 0 else _assumed(spec, instruction)}"
+    return [samples.first(kind) for kind in ordered], described
+
+
+def _longest_instruction(spec: ExperimentSpec) -> str:
+    """The longest of the tasks that the spec names, or of an assumed length."""
+    assumed = (_WORDS * INSTRUCTION_CHARACTERS)[:INSTRUCTION_CHARACTERS]
+    sources = [source for source in (spec.data.train, spec.data.val_ind, spec.data.val_ood) if source is not None]
+    return max([assumed, *(task for source in sources for task in source.tasks or ())], key=len)
+
+
+def _assumed(spec: ExperimentSpec, instruction: str) -> str:
+    state = f", a state of {_state_numbers(spec)} numbers" if spec.data.use_state else ""
+    return f"{spec.action_head.time_horizon} actions{state} and an instruction of {len(instruction)} characters"
+
+
+def _state_numbers(spec: ExperimentSpec) -> int:
+    ranges = spec.tokenizer.statistics
+    return len(ranges.state_low) if isinstance(ranges, ExplicitRanges) else STATE_NUMBERS
+
+
+class _NoImages:
+    """Stands where an image tokenizer would: the samples have the codes of blank images."""
+
+    codes_per_side = 0
+
+    def encode(self, frames: NDArray[np.uint8]) -> Ids:
+        raise AssertionError("nothing is encoded")
+
+    def fingerprint(self) -> str:
+        raise AssertionError("nothing is cached")
+
+
+def _sample_set(
+    spec: ExperimentSpec, text: TextTokenizer, layout: TokenLayout, prompt: list[int], max_length: int
+) -> SampleSet:
+    """The samples of one episode without contents, which are as long as those of a real one."""
+    horizon, numbers = spec.action_head.time_horizon, spec.action_head.action_dim
+    steps, side = max(horizon, 2), spec.tokenizer.image.image_size // PIXELS_PER_CODE
+    blank = np.broadcast_to(np.int64(layout.first_image_code), (steps, side, side))
+    states = np.full((steps, _state_numbers(spec)), layout.state_start + 2) if spec.data.use_state else None
+    actions = np.zeros((steps, numbers), np.float32)
+    action_ids = np.full(actions.shape, layout.action_start + 2)
+    episode = EncodedEpisode(prompt, states, action_ids, actions, (blank,) * len(spec.data.cameras))
+    encoding = Encoding(
+        layout=layout,
+        bins=Bins(spec.tokenizer.bins),
+        action_range=ValueRange((-1.0,) * numbers, (1.0,) * numbers),
+        state_range=None,
+        text=text,
+        images=_NoImages(),
+        cameras=spec.data.cameras,
+        history=spec.data.history,
+        horizon=horizon,
+        max_length=max_length,
+    )
+    return SampleSet([episode], encoding, spec.data.samples)

@@ -1,0 +1,126 @@
+"""The part of `vlatrack validate --memory`: sizes of GPUs, and the table of a prediction."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from vlatrack.errors import SpecError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vlatrack.bench.memory import TrainingMemory
+    from vlatrack.spec.models import ExperimentSpec
+
+_GIB = 1 << 30
+_UNITS = {"T": 10**12, "G": 10**9, "M": 10**6, "TI": 1 << 40, "GI": _GIB, "MI": 1 << 20}
+
+
+def parse_memory(size: str) -> int:
+    """Bytes of `80GB`, `80G` (both 10^9 bytes each) or `80GiB` (2^30).
+
+    Raises:
+        SpecError: it is something else, such as a number without a unit.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([TGM]i?)B?", size.strip(), re.IGNORECASE)
+    if found is None or not float(found[1]):
+        raise SpecError(f"--gpu-memory {size}: expected a size with its unit, such as 80GB, 80GiB or 24G")
+    return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+def show_memory(
+    console: "Console", load: Callable[[Sequence[str]], "ExperimentSpec"], limit: tuple[str, int] | None
+) -> bool:
+    """Predict and print what a training needs; returns whether it fits, true without a limit.
+
+    Args:
+        load: the experiment with further overrides.
+        limit: a GPU's memory, as the user wrote it and in bytes.
+
+    Raises:
+        VlatrackError: the sizes of the backbone are not known, or the experiment cannot make a sample.
+    """
+    from vlatrack.bench.memory import predict_training_memory
+
+    spec = load(())
+    with console.status("predicting the memory …"):
+        memory = predict_training_memory(spec)
+    _print_table(console, memory)
+    for line in _assumptions(spec, memory):
+        console.print(line)
+    if limit is None:
+        return True
+    size, allowed = limit
+    fits = memory.on_gpu <= allowed
+    needs = f"it needs {_on_gpu(memory)} with the CUDA context, of {_gib(allowed)} GiB"
+    console.print(f"{'fits' if fits else 'does not fit'} into {size}: {needs}", soft_wrap=True)
+    if fits:
+        return True
+    _print_remedies(console, load, memory, allowed)
+    return False
+
+
+def _print_table(console: "Console", memory: "TrainingMemory") -> None:
+    from rich.table import Table
+
+    prediction = memory.prediction
+    whole, peak = prediction.whole, prediction.peak
+    console.print()
+    console.print(f"parameters  {prediction.parameters:,}, {prediction.trainable:,} of them trainable", soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("GiB", "in all", "at the peak"):
+        table.add_column(heading, justify="left" if heading == "GiB" else "right")
+    table.add_row("weights", _gib(whole.weights), _gib(peak.weights))
+    table.add_row("gradients", _gib(whole.gradients), _gib(peak.gradients))
+    table.add_row("optimiser states", _gib(whole.optimizer_states), _gib(peak.optimizer_states))
+    table.add_row("activations", "", _gib(peak.activations))
+    table.add_row("temporary results", "", _gib(peak.temporary))
+    table.add_row("predicted peak", "", _gib(peak.total), style="bold")
+    console.print(table)
+
+
+def _assumptions(spec: "ExperimentSpec", memory: "TrainingMemory") -> list[str]:
+    prediction, rows = memory.prediction, "train.micro_batch" if spec.train.micro_batch else "train.batch_size"
+    accumulation = f"; {memory.micro_batches} micro batches a step, whose gradients accumulate"
+    lines = [
+        f"assumed: {prediction.rows} rows ({rows}) x {prediction.tokens} tokens ({memory.longest_row}), "
+        f"one process{accumulation if memory.micro_batches > 1 else ''}",
+        "predicted from eager code on the CPU's kernels; compiled code needs less. Evaluation and the image tokenizer "
+        "are not counted",
+    ]
+    if spec.loss.gradient_share_every is not None:
+        lines.append("not counted either: steps of loss.gradient_share_every need up to two more sets of gradients")
+    return lines
+
+
+def _print_remedies(
+    console: "Console", load: Callable[[Sequence[str]], "ExperimentSpec"], memory: "TrainingMemory", allowed: int
+) -> None:
+    from vlatrack.bench.memory import CUDA_BYTES, remedies
+
+    whole = memory.prediction.whole
+    if whole.total + CUDA_BYTES > allowed:
+        console.print(
+            f"no setting would: weights, gradients and optimiser states alone need {_gib(whole.total)} GiB; "
+            "take a smaller backbone or a larger GPU",
+            soft_wrap=True,
+        )
+        return
+    found = False
+    with console.status("looking for settings that fit …"):
+        for remedy in remedies(load, allowed):
+            console.print(f"fits with: {' '.join(remedy.words)}  ({_on_gpu(remedy.memory)})", soft_wrap=True)
+            found = True
+    if not found:
+        console.print(
+            "no setting would: not even with a micro batch of one row; take a smaller backbone or a larger GPU",
+            soft_wrap=True,
+        )
+
+
+def _on_gpu(memory: "TrainingMemory") -> str:
+    return f"{_gib(memory.on_gpu)} GiB"
+
+
+def _gib(size: int) -> str:
+    return f"{size / _GIB:.2f}"
