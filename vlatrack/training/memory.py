@@ -52,7 +52,7 @@ class MemoryUse:
     activations: int = 0
     """Kept for the backward pass, or recomputed in it; with bf16 also the copies of the weights in bf16."""
     temporary: int = 0
-    """Gradients of activations, logits, the batch and buffers."""
+    """Gradients of activations, logits, buffers."""
 
     @property
     def total(self) -> int:
@@ -107,7 +107,7 @@ def predict_memory(
         _release_frames(error)
         raise BackboneError(
             "the memory cannot be predicted: a backbone or a loss term reads the values of a tensor on the host "
-            f"({error}); keep its shapes independent of them"
+            f"({error}); compute with tensors alone"
         ) from None
     except BaseException as error:
         _release_frames(error)
