@@ -50,7 +50,15 @@ def test_the_training_goes_on_bitwise_as_without_the_measurement(make_policy, ro
                 gradient_shares(policy, batch, policy.loss_counts(batch), accelerator)
             counts, group = policy.loss_counts(batch), ProcessGroup()
             train_step(
-                policy, optimizer, [batch], counts, accelerator=accelerator, group=group, lr=1e-3, clip_grad=None
+                policy,
+                optimizer,
+                [batch],
+                counts,
+                accelerator=accelerator,
+                group=group,
+                lr=1e-3,
+                clip_grad=None,
+                trains_head=True,
             )
         weights.append(policy.state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -73,9 +81,8 @@ def test_a_batch_that_trains_nothing_of_a_frozen_policy_changes_nothing(make_pol
     optimizer = adamw(policy, lr=0.1, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
     world, both = collate([rows[1]], LAYOUT), collate(rows[:2], LAYOUT)
     counts = policy.loss_counts(world)
-    train_step(
-        policy, optimizer, [world], counts, accelerator=accelerator, group=ProcessGroup(), lr=0.1, clip_grad=None
-    )
+    settings = {"accelerator": accelerator, "group": ProcessGroup(), "lr": 0.1, "clip_grad": None}
+    train_step(policy, optimizer, [world], counts, trains_head=False, **settings)
     assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
     shares = gradient_shares(policy, both, policy.loss_counts(both), accelerator)
     assert shares == {"gradient_share_closs": 0.0, "gradient_share_loss_ct": 1.0, "gradient_share_z_loss": 0.0}
@@ -91,7 +98,7 @@ def test_a_step_that_is_not_taken_leaves_running_means_as_they_were(make_policy,
     policy.backbone.register_forward_hook(keep_mean)
     optimizer = adamw(policy, lr=0.1, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
     batch = collate(rows, LAYOUT)
-    settings = {"accelerator": accelerator, "group": ProcessGroup(), "lr": 0.0, "clip_grad": None}
+    settings = {"accelerator": accelerator, "group": ProcessGroup(), "lr": 0.0, "clip_grad": None, "trains_head": True}
     train_step(policy, optimizer, [batch], policy.loss_counts(batch), **settings)
     mean = policy.backbone.mean.item()
     assert mean != 0

@@ -50,8 +50,8 @@ def test_a_name_without_a_rule_is_an_error() -> None:
         combine_by_name([{"unheard_of": 1.0}], {})
 
 
-def test_gradients_are_summed_where_any_rank_has_one(results) -> None:
-    assert results[0]["gradients"] == results[1]["gradients"] == [[3.0] * 3, [5.0] * 3, None]
+def test_a_number_is_summed_on_the_devices_as_well(results) -> None:
+    assert [result["on_device"] for result in results] == [3.0, 3.0]
 
 
 def test_every_rank_has_the_weights_of_the_first(results) -> None:
@@ -67,6 +67,7 @@ def test_sums_are_those_of_all_ranks(results) -> None:
 def test_rows_are_dealt_out_and_a_rank_may_get_none(results) -> None:
     assert [result["share"] for result in results] == [[1, 3], [2]]
     assert [result["share_of_one"] for result in results] == [[1], []]
+    assert [result["largest_share_of_three"] for result in results] == [2, 2]
 
 
 def test_the_first_rank_goes_ahead_and_its_word_counts(results) -> None:

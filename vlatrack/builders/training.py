@@ -21,6 +21,7 @@ from vlatrack.spec.models import ExperimentSpec
 from vlatrack.training.callback import Callback
 from vlatrack.training.checkpoint.contents import TrainingParts
 from vlatrack.training.checkpoint.policy import IMAGE_TOKENIZER, SPEC, TEXT_TOKENIZER, PolicyRecord
+from vlatrack.training.distributed import distribute, parallel_shape
 from vlatrack.training.interruption import Interruption
 from vlatrack.training.loop import LoopSettings, Training
 from vlatrack.training.optimisation import Schedule, adamw
@@ -41,7 +42,8 @@ def build_accelerator(spec: ExperimentSpec) -> Accelerator:
 
 
 def check_processes(spec: ExperimentSpec, group: ProcessGroup) -> None:
-    """Check that there are no more processes than samples in a batch, and than GPUs on this machine.
+    """Check that there are no more processes than samples in a batch, and than GPUs on this machine, and that
+    `train.parallel` is about this number of processes.
 
     Raises:
         SpecError: there are.
@@ -51,12 +53,18 @@ def check_processes(spec: ExperimentSpec, group: ProcessGroup) -> None:
             f"train.batch_size: {spec.train.batch_size} samples cannot be dealt out to {group.world_size} processes; "
             "raise it, or start fewer"
         )
+    _parallel_shape(spec, group)
     gpus = 0 if spec.train.device == "cpu" else torch.cuda.device_count()
     if 0 < gpus < group.local_world_size:
         raise SpecError(
             f"train.device: {spec.train.device}, but torch sees {gpus} GPUs for {group.local_world_size} processes; "
             "start one for each GPU, or use cpu"
         )
+
+
+def _parallel_shape(spec: ExperimentSpec, group: ProcessGroup) -> tuple[int, int]:
+    parallel = spec.train.parallel
+    return parallel_shape(group.world_size, group.per_machine, shard=parallel.shard, replicate=parallel.replicate)
 
 
 def build_training(
@@ -68,8 +76,10 @@ def build_training(
     interruption: Interruption,
     callbacks: Sequence[Callback] = (),
 ) -> Training:
-    """A policy with its optimiser, schedule and loop settings. ``callbacks`` are those of the main process."""
+    """A policy with its optimiser, schedule and loop settings. All ranks call this: it leaves each of them its part of
+    the policy. ``callbacks`` are those of the main process."""
     spec, optim, train = experiment.spec, experiment.spec.optim, experiment.spec.train
+    distribute(policy, group, _parallel_shape(spec, group), accelerator.device)
     return Training(
         policy=policy,
         optimizer=adamw(policy, lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas, eps=optim.eps),

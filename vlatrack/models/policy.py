@@ -33,6 +33,10 @@ class PolicyOutput:
     actions: Tensor | None  # [R, H, A], predicted by the head; None for a batch without action rows
 
 
+# FSDP2 looks for tensors in what a forward pass returns, to be called when the backward pass begins.
+torch.export.register_dataclass(PolicyOutput)
+
+
 class VlaPolicy(nn.Module):
     """Backbone and ActionHead in one forward pass, with the loss terms that train them."""
 
@@ -125,13 +129,15 @@ class VlaPolicy(nn.Module):
     def _loss_totals(self, inputs: LossInputs) -> tuple[dict[str, Tensor], MetricStates]:
         """The scalar total of each loss term, and the states of those that have a count."""
         totals, states = {}, {}
+        # 0 even if nll is NaN, with a graph: whatever rows a rank has, its backward pass reaches backbone and head.
+        nothing = inputs.nll[:0].sum() + self.action_head.queries[:0].sum().float()
         for term in self.losses:
             if count := checked_count(term, inputs.batch):
                 total = checked_total(term, inputs)
-                totals[term.name] = total.sum()
+                totals[term.name] = total.sum() + nothing
                 states[term.name] = total, count / total.numel()
             else:
-                totals[term.name] = inputs.nll[:0].sum()  # 0 with a graph, even if nll is NaN
+                totals[term.name] = nothing
         return totals, MetricStates.of(states)
 
     def _head_actions(self, hidden: Tensor, batch: Batch) -> Tensor:

@@ -196,9 +196,10 @@ def evaluate_split(
 ) -> SplitResult:
     """Open-loop metrics of one split over all ranks. All ranks call this."""
     order = even_subset(len(samples), batch_size=settings.batch_size, limit=settings.max_samples)
-    own_rows = [rows for rows in map(group.shard, order) if rows]
-    batches = load_batches(samples, own_rows, policy.layout)
-    states = group.sum_states(evaluate_open_loop(policy, batches, accelerator, before_batch=before_batch))
+    batches = load_batches(samples, list(map(group.shard, order)), policy.layout)  # idle ones where this rank has none
+    with group.noticing_lost_ranks():
+        own_states = evaluate_open_loop(policy, batches, accelerator, before_batch=before_batch)
+    states = group.sum_states(own_states)
     return SplitResult(policy.metric_values(states), states)
 
 

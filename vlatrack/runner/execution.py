@@ -148,13 +148,14 @@ def _train(
         encoding = experiment.encoding(policy.layout, directory.tokenizer, device)
         with shareable_files():
             samples = experiment.samples(encoding, CodeCache(directory.code_cache), partial(notify, "on_encode"))
-        train_samples = samples.pop(TRAIN)
-        training = build_training(experiment, policy, train_samples, job.accelerator, group, interruption, callbacks)
-        parts = build_training_parts(experiment, training, encoding, directory.tokenizer)
-        state = _initial_state(job, parts, directory.checkpoints, group)
-        if job.resume_from is not None:
-            notify("on_resume", state, job.resume_from, job.changes)
     group.broadcast_weights(policy)
+    train_samples = samples.pop(TRAIN)
+    training = build_training(experiment, policy, train_samples, job.accelerator, group, interruption, callbacks)
+    parts = build_training_parts(experiment, training, encoding, directory.tokenizer)
+    with group.main_process_first():
+        state = _initial_state(job, parts, directory.checkpoints, group)
+    if job.resume_from is not None:
+        notify("on_resume", state, job.resume_from, job.changes)
     for warning in training_warnings(experiment, training, state):
         notify("on_warning", warning)
     checkpoints = RunCheckpoints(directory.checkpoints, parts, keep_last=settings.keep_last, callbacks=callbacks)

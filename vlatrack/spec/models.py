@@ -318,6 +318,15 @@ class CheckpointSpec(Model):
     )
 
 
+class ParallelSpec(Model):
+    """How several processes hold the policy: `shard` times `replicate` of them, with FSDP2."""
+
+    shard: PositiveInt | None = Field(
+        None, description="processes over which each copy of the policy is sharded; null: those of one machine"
+    )
+    replicate: PositiveInt | None = Field(None, description="copies of the policy; null: as many as there can be")
+
+
 class TrainSpec(Model):
     """The training loop."""
 
@@ -342,6 +351,7 @@ class TrainSpec(Model):
         0, description="workers that assemble batches, for each process"
     )
     gradient_checkpointing: bool = Field(False, description="less memory, more time, the same numbers")
+    parallel: ParallelSpec = ParallelSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
 
 

@@ -40,6 +40,11 @@ class Batch:
     tokens: int  # positions that are not padding
 
     @property
+    def is_idle(self) -> bool:
+        """Whether it holds no sample: see ``collate``."""
+        return self.tokens == 0
+
+    @property
     def rows(self) -> int:
         return self.input_ids.shape[0]
 
@@ -62,7 +67,14 @@ class Batch:
 
 
 def collate(sequences: Sequence[TokenSequence], layout: TokenLayout) -> Batch:
-    """Pad the sequences on the right to one batch and index their supervision."""
+    """Pad the sequences on the right to one batch and index their supervision.
+
+    No sequences make an idle batch: one row without any supervision, on which a rank without samples joins the others
+    in a forward and backward pass.
+    """
+    if not sequences:
+        idle = np.array([[layout.bos]], np.int64)
+        return index_rows(idle, np.full_like(idle, IGNORED_LABEL), layout, tokens=0)
     longest = max(len(sequence.input_ids) for sequence in sequences)
     input_ids = np.full((len(sequences), longest), layout.pad, np.int64)
     labels = np.full((len(sequences), longest), IGNORED_LABEL, np.int64)

@@ -152,18 +152,20 @@ class Training:
     ) -> bool:
         """Take one step, and log it if it is due; returns whether a signal asks for a checkpoint after it."""
         lr = self.schedule.at(state.step / self.steps_per_epoch)
-        counts, save_requested = self._sum_counts_and_requests(micro_batches)
-        shares = self._gradient_shares(state, micro_batches, counts)
-        result = train_step(
-            self.policy,
-            self.optimizer,
-            micro_batches,
-            counts,
-            accelerator=self.accelerator,
-            group=self.group,
-            lr=lr,
-            clip_grad=self.settings.clip_grad,
-        )
+        counts, trains_head, save_requested = self._sum_counts_and_requests(micro_batches)
+        with self.group.noticing_lost_ranks():
+            shares = self._gradient_shares(state, micro_batches, counts)
+            result = train_step(
+                self.policy,
+                self.optimizer,
+                micro_batches,
+                counts,
+                accelerator=self.accelerator,
+                group=self.group,
+                lr=lr,
+                clip_grad=self.settings.clip_grad,
+                trains_head=trains_head,
+            )
         state.add_step(result.states)
         guard.note(state, result)
         throughput.count(micro_batches)
@@ -198,36 +200,43 @@ class Training:
         self.interruption.raise_if_stopped()
 
     def _micro_batches(self, state: TrainState) -> Iterator[list[Batch]]:
-        """This rank's micro batches of each remaining step of the epoch; an empty list where it has no sample."""
+        """This rank's micro batches of each remaining step of the epoch, as many as every other rank has of that step;
+        those that it has no samples for are idle."""
         settings, size = self.settings, self.settings.micro_batch or self.settings.batch_size
         order = epoch_order(len(self.samples), batch_size=settings.batch_size, seed=settings.seed, epoch=state.epoch)
         left = max(0, self.total_steps - state.step)  # max_steps may end the training inside an epoch
-        shards = [self.group.shard(batch) for batch in order[state.step_in_epoch :][:left]]
-        steps = [[shard[i : i + size] for i in range(0, len(shard), size)] for shard in shards]
+        steps = [
+            [self.group.shard(batch)[i : i + size] for i in range(0, self.group.largest_shard(len(batch)), size)]
+            for batch in order[state.step_in_epoch :][:left]
+        ]
         on_gpu = self.accelerator.device.type == "cuda"
         rows = list(itertools.chain.from_iterable(steps))
         batches = load_batches(self.samples, rows, self.policy.layout, workers=settings.workers, pin=on_gpu)
         for micro_batches in steps:
             yield list(itertools.islice(batches, len(micro_batches)))
 
-    def _sum_counts_and_requests(self, micro_batches: Sequence[Batch]) -> tuple[dict[str, float], bool]:
-        """The count of each loss term over all ranks, and whether any rank was asked for a checkpoint.
+    def _sum_counts_and_requests(self, micro_batches: Sequence[Batch]) -> tuple[dict[str, float], bool, bool]:
+        """The count of each loss term over all ranks, whether any rank has rows with actions, and whether any was asked
+        for a checkpoint.
 
-        Both travel in one exchange, so that signals cost no exchange of their own.
+        All travel in one exchange, so that signals cost no exchange of their own.
         """
         names = [term.name for term in self.policy.losses]
         by_batch = [self.policy.loss_counts(batch) for batch in micro_batches]
         own = [sum(counts[name] for counts in by_batch) for name in names]
-        *counts, checkpoint, terminated, interrupted = self.group.sum([*own, *self.interruption.take_requests()])
+        own_rows = sum(len(batch.action_rows) for batch in micro_batches)
+        *counts, rows, checkpoint, terminated, interrupted = self.group.sum(
+            [*own, own_rows, *self.interruption.take_requests()]
+        )
         save_requested = self.interruption.apply_requests([checkpoint, terminated, interrupted])
-        return dict(zip(names, counts, strict=True)), save_requested
+        return dict(zip(names, counts, strict=True)), rows > 0, save_requested
 
     def _gradient_shares(
         self, state: TrainState, micro_batches: Sequence[Batch], counts: Mapping[str, float]
     ) -> dict[str, float]:
-        """Each loss term's share of the gradient, measured every few steps on the main process's first micro batch."""
+        """Each loss term's share of the gradient, measured every few steps on the first micro batch of every rank."""
         every = self.settings.gradient_share_every
-        if every is None or (state.step + 1) % every or not self.group.is_main_process:
+        if every is None or (state.step + 1) % every:
             return {}
         shares = gradient_shares(self.policy, micro_batches[0], counts, self.accelerator)
         return {f"{TRAIN}_{name}": value for name, value in shares.items()}

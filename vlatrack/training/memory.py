@@ -199,6 +199,7 @@ def _peaks(policy: VlaPolicy, batch: Batch, settings: StepSettings) -> dict[str,
             group=ProcessGroup(),
             lr=lr,
             clip_grad=settings.clip_grad,
+            trains_head=len(batch.action_rows) > 0,
         )
     for hook in hooks:
         hook.remove()

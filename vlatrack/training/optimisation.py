@@ -1,17 +1,19 @@
 """AdamW, its learning-rate schedule, and one optimiser step over micro batches."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_
 
 from vlatrack.metrics.states import MetricStates
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.tokens.batch import Batch
+from vlatrack.training.distributed import total_norm
 from vlatrack.training.process_group import ProcessGroup
 
 
@@ -63,16 +65,18 @@ def train_step(
     group: ProcessGroup,
     lr: float,
     clip_grad: float | None,
+    trains_head: bool,
 ) -> StepResult:
-    """One optimiser step; the gradient equals that of one batch with the samples of all ranks.
+    """One optimiser step; the gradient equals that of one batch with the samples of all ranks. All ranks call this.
 
     If the loss of any rank or the gradient norm is not finite, weights, buffers and optimiser stay unchanged. This is
     decided on the device, without a synchronisation.
 
     Args:
-        micro_batches: this rank's samples; empty if it has none in this step.
+        micro_batches: this rank's samples, as many batches as on every other rank; those without samples are idle.
         counts: the divisor of each loss term's total, summed over all micro batches and ranks.
         clip_grad: largest gradient norm; None: no clipping.
+        trains_head: whether any rank has rows with actions. If not, the ActionHead stays as it is, moments included.
     """
     for param_group in optimizer.param_groups:
         param_group["lr"] = lr
@@ -83,13 +87,17 @@ def train_step(
         with accelerator.autocast():
             output = policy(batch.to(accelerator.device))
         loss = policy.loss(output, counts)
-        if loss.requires_grad:  # it need not where all that this batch trains is frozen
+        if loss.requires_grad:  # it need not where all that is trained is frozen
             accelerator.backward(loss)
         states, total = states + output.states, total + loss.detach()
         loss_totals = {name: loss_totals.get(name, 0) + own.detach() for name, own in output.totals.items()}
-    _mark_non_finite(policy.parameters(), total)
-    group.all_reduce_gradients(policy.parameters())
-    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), clip_grad if clip_grad is not None else math.inf)
+    if not trains_head:
+        for parameter in policy.action_head.parameters():
+            parameter.grad = None
+    gradients = [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
+    # A loss may be infinite or NaN, on any rank, where its gradient is finite.
+    norm = total_norm(gradients) + group.sum_on_device((total * 0).float())
+    clip_grads_with_norm_(policy.parameters(), clip_grad if clip_grad is not None else math.inf, norm)
     finite = norm.isfinite()
     # Fused AdamW reads found_inf on the device, as it does for GradScaler: 1 leaves weights and moments unchanged.
     optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
@@ -98,10 +106,3 @@ def train_step(
     for buffer, before in buffers:  # such as the running means of a backbone's batch norm
         buffer.copy_(torch.where(finite, buffer, before))
     return StepResult(states.where(finite), total, loss_totals, norm, finite)
-
-
-def _mark_non_finite(parameters: Iterable[nn.Parameter], loss: Tensor) -> None:
-    """Make the gradient norm of all ranks non-finite if the loss is, even where its own gradient is finite."""
-    gradient = next((parameter.grad for parameter in parameters if parameter.grad is not None), None)
-    if gradient is not None:
-        gradient[(0,) * gradient.ndim] += (loss * 0).to(gradient.dtype)

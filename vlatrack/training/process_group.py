@@ -1,8 +1,8 @@
 """The ranks that train one policy together.
 
 `ProcessGroup` is a single process, for which every collective is the identity; `TorchProcessGroup` is one rank of
-several. Every method but `shard` and `lost_ranks` is a collective: all ranks call it, in the same order. The module
-does not import torch, so that the command line can ask for the rank early.
+several. Every method but `shard`, `largest_shard` and `lost_ranks` is a collective: all ranks call it, in the same
+order. The module does not import torch, so that the command line can ask for the rank early.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from vlatrack.errors import VlatrackError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from vlatrack.metrics.states import MetricStates
 
@@ -32,6 +32,7 @@ class ProcessGroup:
     rank = 0
     world_size = 1
     local_world_size = 1  # on this machine
+    per_machine = 1  # the processes of each machine, or all of them if machines have different numbers
 
     @property
     def is_main_process(self) -> bool:
@@ -41,6 +42,10 @@ class ProcessGroup:
     def shard(self, rows: Sequence[T]) -> Sequence[T]:
         """The rows of a batch that this rank processes; may be empty if there are fewer rows than ranks."""
         return rows[self.rank :: self.world_size]
+
+    def largest_shard(self, rows: int) -> int:
+        """How many of so many rows the rank with the most of them has."""
+        return -(-rows // self.world_size)
 
     def all_gather(self, value: T) -> list[T]:
         """The value of each rank, in rank order."""
@@ -67,8 +72,14 @@ class ProcessGroup:
         first, *others = self.all_gather(states.cpu())
         return sum(others, first)
 
-    def all_reduce_gradients(self, parameters: Iterable["nn.Parameter"]) -> None:
-        """Sum gradients over the ranks, in place; a parameter without a gradient on every rank keeps none."""
+    def sum_on_device(self, number: "Tensor") -> "Tensor":
+        """A scalar summed over the ranks on their devices, without waiting for them."""
+        return number
+
+    @contextmanager
+    def noticing_lost_ranks(self) -> Iterator[None]:
+        """Raise RankLostError where a collective inside the block, such as one of a sharded policy, fails for that."""
+        yield
 
     def broadcast_weights(self, module: "nn.Module") -> None:
         """Copy the weights of rank 0 to every rank."""

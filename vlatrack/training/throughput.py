@@ -58,7 +58,7 @@ class Throughput:
     def count(self, batches: Sequence[Batch]) -> None:
         """Count one step of these micro batches; padding is not counted as tokens."""
         self._steps += 1
-        self._samples += sum(batch.rows for batch in batches)
+        self._samples += sum(batch.rows for batch in batches if not batch.is_idle)
         self._tokens += sum(batch.tokens for batch in batches)
 
     def take(self) -> dict[str, float]:

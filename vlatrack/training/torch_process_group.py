@@ -3,7 +3,8 @@
 import os
 import re
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Self, TypeVar
@@ -27,12 +28,9 @@ _ENDING_S = 2.0
 _CODE_PLACE = re.compile(r"^\[\S+\] ")
 """The place in its source code with which gloo begins a message."""
 
-_BUCKET = 1 << 26
-"""Numbers in one all-reduce of gradients; bounds the memory of the flattened copies."""
-
 
 class TorchProcessGroup(ProcessGroup):
-    """One of several ranks. Gradients and weights use the device's backend, everything else gloo on the hosts."""
+    """One of several ranks. Weights and gradients use the device's backend, everything else gloo on the hosts."""
 
     def __init__(self) -> None:
         """Use `TorchProcessGroup.join`."""
@@ -40,7 +38,9 @@ class TorchProcessGroup(ProcessGroup):
         # NCCL neither notices a dead process nor exchanges numbers without synchronising the device; gloo does both.
         self._hosts = dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)
         addresses = self.all_gather((socket.gethostname(), os.getpid()))
-        self.local_world_size = sum(host == socket.gethostname() for host, _ in addresses)
+        on_machines = Counter(host for host, _ in addresses)
+        self.local_world_size = on_machines[socket.gethostname()]
+        self.per_machine = self.local_world_size if len(set(on_machines.values())) == 1 else self.world_size
         self._processes = _on_this_machine(addresses)
 
     @classmethod
@@ -93,23 +93,16 @@ class TorchProcessGroup(ProcessGroup):
         self._reduce_on_hosts(values)
         return values.tolist()
 
-    def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Which parameters have gradients is agreed on through gloo, without synchronising the devices."""
-        candidates = list(parameters)
-        having = torch.tensor([parameter.grad is not None for parameter in candidates], dtype=torch.int32)
-        self._reduce_on_hosts(having)
-        gradients = []
-        for parameter, holders in zip(candidates, having.tolist(), strict=True):
-            if holders:
-                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                gradients.append(parameter.grad)
-        for bucket in _buckets(gradients):
-            flat = torch.cat([gradient.flatten() for gradient in bucket])
-            with _raising_rank_lost():
-                dist.all_reduce(flat)
-            pieces = torch.split(flat, [gradient.numel() for gradient in bucket])
-            for gradient, piece in zip(bucket, pieces, strict=True):
-                gradient.copy_(piece.view_as(gradient))
+    def sum_on_device(self, number: Tensor) -> Tensor:
+        summed = number.clone()
+        with _raising_rank_lost():
+            dist.all_reduce(summed)
+        return summed
+
+    @contextmanager
+    def noticing_lost_ranks(self) -> Iterator[None]:
+        with _raising_rank_lost():
+            yield
 
     def broadcast_weights(self, module: nn.Module) -> None:
         with _raising_rank_lost():
@@ -130,6 +123,8 @@ def _raising_rank_lost() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and not _CODE_PLACE.match(str(error)):
+            raise
         detail = _CODE_PLACE.sub("", str(error)).partition(". ")[0]
         raise RankLostError(f"contact with another process of the training was lost ({detail})") from error
 
@@ -141,14 +136,3 @@ def _on_this_machine(addresses: Sequence[tuple[str, int]]) -> dict[int, psutil.P
         if host == socket.gethostname() and pid != os.getpid() and psutil.pid_exists(pid):
             found[rank] = psutil.Process(pid)
     return found
-
-
-def _buckets(gradients: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    bucket: list[Tensor] = []
-    for gradient in gradients:
-        bucket.append(gradient)
-        if sum(part.numel() for part in bucket) >= _BUCKET:
-            yield bucket
-            bucket = []
-    if bucket:
-        yield bucket

@@ -66,11 +66,13 @@ def non_finite_terms(totals: Mapping[str, Tensor]) -> list[str]:
 
 
 def checked_count(term: LossTerm, batch: Batch) -> float:
-    """`term.count(batch)`.
+    """`term.count(batch)`; 0 for an idle batch, which holds no sample whatever the term counts.
 
     Raises:
         LossError: it is not a finite number, 0 or more.
     """
+    if batch.is_idle:
+        return 0.0
     count = term.count(batch)
     if not isinstance(count, int | float) or not 0 <= count < math.inf:
         raise LossError(f"loss term {term.name}: count() returned {count!r}; expected a finite number, 0 or more")

@@ -26,9 +26,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from vlatrack.errors import DISK_IS_FULL, CheckpointError
 from vlatrack.metrics.states import MetricStates, states_from_v1
+from vlatrack.training.distributed import part_for, whole
 from vlatrack.training.process_group import ProcessGroup
 from vlatrack.training.state import RandomState, TrainState
 
@@ -124,11 +126,15 @@ class TrainingParts:
     write_policy_files: Callable[[Path], None]  # policy.json, spec.yaml, tokenizers; into a folder
 
     def gather(self, state: TrainState) -> dict[str, Any]:
-        """The content of optimizer.pt, on the main process. All ranks call this."""
+        """The weights and the content of optimizer.pt, whole on the main process. All ranks call this."""
         states = {"epoch": state.epoch_states, "window": state.window_states}
         summed = {name: self.group.sum_states(own).state_dict() for name, own in states.items()}
         random = self.group.all_gather(asdict(RandomState.capture()))
-        return {"optimizer": self.optimizer.state_dict(), "states": summed, "random": random}
+        own, kept = self.policy.state_dict(), self.group.is_main_process
+        with self.group.noticing_lost_ranks():
+            weights, optimizer = whole(own, kept=kept), whole(self.optimizer.state_dict(), kept=kept)
+        once = {name: weights[name] for name, stored in _stored_names(own).items() if name == stored}
+        return {"weights": once, "optimizer": optimizer, "states": summed, "random": random}
 
     def write(self, folder: Path, state: TrainState, tensors: Mapping[str, Any]) -> Manifest:
         """Write a whole checkpoint into an empty folder and flush it to the disk.
@@ -136,12 +142,11 @@ class TrainingParts:
         Raises:
             CheckpointError: the disk is full, or the folder cannot be written.
         """
-        own = self.policy.state_dict()
-        weights = {name: own[name].contiguous() for name, kept in _stored_names(own).items() if name == kept}
+        weights = {name: value.contiguous() for name, value in tensors["weights"].items()}
         with clear_write_errors(folder):
             self.write_policy_files(folder)
             save_file(weights, folder / WEIGHTS)
-            torch.save(dict(tensors), folder / OPTIMIZER)
+            torch.save({name: part for name, part in tensors.items() if name != "weights"}, folder / OPTIMIZER)
             (folder / STATE).write_text(json.dumps({"counters": state.counters()}) + "\n")
             return write_manifest(folder)
 
@@ -153,7 +158,7 @@ class TrainingParts:
         """
         load_weights(checkpoint, self.policy)
         stored = torch.load(checkpoint / OPTIMIZER, map_location="cpu", weights_only=True)
-        self.optimizer.load_state_dict(stored["optimizer"])
+        self.optimizer.load_state_dict(_parts_of_state(stored["optimizer"], self.optimizer))
         random = stored["random"]
         by_rank = random if isinstance(random, list) else [random]
         rank = self.group.rank
@@ -162,6 +167,21 @@ class TrainingParts:
         epoch, window = _metric_states(stored) if rank == 0 else (MetricStates(), MetricStates())
         device = next(self.policy.parameters()).device
         return TrainState.restored(read_counters(checkpoint), epoch.to(device), window.to(device))
+
+
+def _parts_of_state(stored: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """A whole optimiser's state dict with this rank's part of what is as large as its parameter."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = {
+        number: {
+            name: part_for(parameters[number], value)
+            if isinstance(value, Tensor) and value.shape == parameters[number].shape
+            else value
+            for name, value in values.items()
+        }
+        for number, values in stored["state"].items()
+    }
+    return {**stored, "state": state}
 
 
 def _metric_states(stored: Mapping[str, Any]) -> tuple[MetricStates, MetricStates]:
@@ -215,8 +235,10 @@ def load_weights(checkpoint: Path, policy: nn.Module) -> None:
     """
     try:
         weights = load_file(checkpoint / WEIGHTS)
-        shared = {name: kept for name, kept in _stored_names(policy.state_dict()).items() if name != kept}
-        policy.load_state_dict(weights | {name: weights[kept] for name, kept in shared.items() if kept in weights})
+        own = policy.state_dict()
+        shared = {name: kept for name, kept in _stored_names(own).items() if name != kept}
+        weights |= {name: weights[kept] for name, kept in shared.items() if kept in weights}
+        policy.load_state_dict({k: part_for(own[k], value) if k in own else value for k, value in weights.items()})
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{checkpoint / WEIGHTS}: unreadable or truncated ({error})") from error
     except RuntimeError as error:
@@ -227,12 +249,12 @@ def load_weights(checkpoint: Path, policy: nn.Module) -> None:
 def _stored_names(state: Mapping[str, Tensor]) -> dict[str, str]:
     """The name under which each tensor is stored: that of the first, where several are one, such as tied weights."""
     first: dict[tuple[object, ...], str] = {}
-    return {
-        name: first.setdefault((value.data_ptr(), value.dtype, value.shape, value.stride()), name)
-        if value.numel()
-        else name
-        for name, value in state.items()
-    }
+    names = {}
+    for name, value in state.items():
+        held = value.to_local() if isinstance(value, DTensor) else value
+        same = (held.data_ptr(), value.dtype, value.shape, value.stride())
+        names[name] = first.setdefault(same, name) if held.numel() else name
+    return names
 
 
 @contextmanager

@@ -1,0 +1,115 @@
+"""A policy in several processes trains as in one, however it is sharded; real processes, on gloo."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from launching import end_family, torchrun
+
+from vlatrack.errors import SpecError
+from vlatrack.training.distributed import parallel_shape
+
+HERE = Path(__file__).parent
+SCRIPT = HERE / "training_rank.py"
+Steps = list[tuple[float, float]]  # loss and gradient norm of each
+
+
+def start(*command: str | Path) -> "subprocess.Popen[str]":
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
+    return subprocess.Popen(
+        list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def trained(folder: Path, processes: int, *ways: str) -> dict[str, Steps]:
+    """What the steps of each way were."""
+    file = folder / f"{processes}.json"
+    process = start(*torchrun(SCRIPT, file, *ways, processes=processes))
+    try:
+        _, err = process.communicate(timeout=150)
+    finally:
+        end_family(process)
+    assert process.returncode == 0, err
+    return json.loads(file.read_text())
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Steps]:
+    """One process, whose policy is not sharded."""
+    return trained(tmp_path_factory.mktemp("alone"), 1, "float64", "float32", "float64,frozen")
+
+
+def furthest(measured: Steps, expected: Steps) -> tuple[float, float]:
+    """The largest relative differences of losses and of gradient norms."""
+    losses, norms = zip(*measured, strict=True)
+    expected_losses, expected_norms = zip(*expected, strict=True)
+    return _difference(losses, expected_losses), _difference(norms, expected_norms)
+
+
+def _difference(measured: tuple[float, ...], expected: tuple[float, ...]) -> float:
+    one, other = torch.tensor(measured, dtype=torch.float64), torch.tensor(expected, dtype=torch.float64)
+    return float(((one - other).abs() / other.abs().clamp(min=1e-12)).max())
+
+
+def test_two_processes_train_as_one_with_uneven_rows_and_steps_without_actions(
+    tmp_path: Path, alone: dict[str, Steps]
+) -> None:
+    for steps in trained(tmp_path, 2, "float64", "float64,replicate=2").values():
+        loss, norm = furthest(steps, alone["float64"])
+        assert (loss < 1e-7, norm < 1e-12) == (True, True), (loss, norm)  # losses pass through float32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "ways"),
+    [
+        (2, ["float64,checkpointed", "float64,compiled", "float64,checkpointed,replicate=2"]),
+        (3, ["float64", "float64,replicate=3", "float64,measured"]),
+        (4, ["float64,shard=2", "float64,replicate=2,checkpointed"]),
+    ],
+)
+def test_however_it_is_sharded_checkpointed_or_compiled_a_policy_trains_as_in_one_process(
+    tmp_path: Path, alone: dict[str, Steps], processes: int, ways: list[str]
+) -> None:
+    for way, steps in trained(tmp_path, processes, *ways).items():
+        loss, norm = furthest(steps, alone["float64"])
+        assert (loss < 1e-7, norm < 1e-12) == (True, True), (way, loss, norm)
+
+
+@pytest.mark.slow
+def test_in_single_precision_processes_differ_by_rounding_alone(tmp_path: Path, alone: dict[str, Steps]) -> None:
+    loss, norm = furthest(trained(tmp_path, 2, "float32")["float32"], alone["float32"])
+    assert (loss < 1e-6, norm < 1e-4) == (True, True), (loss, norm)
+
+
+@pytest.mark.slow
+def test_the_head_of_a_frozen_backbone_trains_as_in_one_process(tmp_path: Path, alone: dict[str, Steps]) -> None:
+    (steps,) = trained(tmp_path, 2, "float64,frozen").values()
+    loss, norm = furthest(steps, alone["float64,frozen"])
+    assert (loss < 1e-6, norm < 1e-12) == (True, True), (loss, norm)
+
+
+@pytest.mark.parametrize(
+    ("processes", "given", "expected"),
+    [
+        (1, {}, (1, 1)),
+        (8, {}, (2, 4)),
+        (8, {"shard": 8}, (1, 8)),
+        (8, {"replicate": 4}, (4, 2)),
+        (8, {"shard": 2, "replicate": 4}, (4, 2)),
+    ],
+)
+def test_a_policy_is_sharded_over_a_machine_and_replicated_by_the_others(
+    processes: int, given: dict[str, int], expected: tuple[int, int]
+) -> None:
+    per_machine = min(4, processes)
+    assert parallel_shape(processes, per_machine, **{"shard": None, "replicate": None, **given}) == expected
+
+
+@pytest.mark.parametrize("given", [{"shard": 3}, {"replicate": 5}, {"shard": 2, "replicate": 1}, {"shard": 8}])
+def test_a_shape_that_does_not_divide_the_processes_is_one_line(given: dict[str, int]) -> None:
+    with pytest.raises(SpecError, match=r"train.parallel: shard \d x replicate \d is not the 4 processes of this run"):
+        parallel_shape(4, 4, **{"shard": None, "replicate": None, **given})

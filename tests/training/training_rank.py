@@ -1,0 +1,138 @@
+"""One of several ranks: trains a small policy for twelve steps in each of the ways that it is told, and writes loss and
+gradient norm of each step as JSON.
+
+Arguments: a file, then the ways, as `float64,shard=2,checkpointed`. Without torchrun it is one process alone.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from vlatrack.models.backbones.chameleon.backbone import ChameleonBackbone, backbone_config
+from vlatrack.models.heads.action_head import ActionHead
+from vlatrack.models.losses.terms import documented_terms
+from vlatrack.models.policy import VlaPolicy
+from vlatrack.tokens.batch import Batch, collate
+from vlatrack.tokens.bins import Bins
+from vlatrack.tokens.layout import TokenLayout
+from vlatrack.tokens.prompts import TokenSequence, vla_sequence, world_model_sequence
+from vlatrack.training.distributed import distribute, parallel_shape
+from vlatrack.training.gradient_share import gradient_shares
+from vlatrack.training.optimisation import adamw, train_step
+from vlatrack.training.process_group import ProcessGroup
+
+LAYOUT, BINS, CHUNK, STEPS, MICRO_BATCH = TokenLayout(), Bins(64), (3, 2), 12, 2
+GEOMETRY = {
+    "vocab_size": LAYOUT.vocabulary_size,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 256,
+}
+
+
+def make_policy(ways: set[str]) -> VlaPolicy:
+    torch.manual_seed(0)
+    backbone = ChameleonBackbone(backbone_config(GEOMETRY))
+    head = ActionHead(backbone_width=32, time_horizon=3, action_dim=2, reduced_width=16, heads=2, dropout=0)
+    policy = VlaPolicy(backbone, head, layout=LAYOUT, bins=BINS, losses=documented_terms(LAYOUT, CHUNK))
+    if "checkpointed" in ways:
+        backbone.enable_gradient_checkpointing()
+    if "frozen" in ways:
+        backbone.requires_grad_(False)
+    if "compiled" in ways:
+        for block in backbone.blocks:
+            block.compile(backend="eager", fullgraph=True)
+    return policy.to(torch.float64 if "float64" in ways else torch.float32)
+
+
+def rows_of_step(step: int) -> list[TokenSequence]:
+    """Five rows, so that ranks have different numbers of them. In each third step no row has actions, in each third one
+    the first alone has; the last step has a single row."""
+    generator = np.random.default_rng(step)
+
+    def image() -> np.ndarray:
+        return generator.integers(4, 500, (2, 2))
+
+    def vla(words: int) -> TokenSequence:
+        actions = generator.uniform(-1, 1, CHUNK).astype(np.float32)
+        ids = BINS.encode(actions, start=LAYOUT.action_start)
+        text = generator.integers(16384, 16600, words).tolist()
+        return vla_sequence(
+            text=text, state=None, images=[image()], action_ids=ids, actions=actions, layout=LAYOUT, max_length=256
+        )
+
+    def world() -> TokenSequence:
+        action = BINS.encode(generator.uniform(-1, 1, 2), start=LAYOUT.action_start)
+        return world_model_sequence(
+            text=[16400], history=[([image()], action)], next_images=[image()], layout=LAYOUT, max_length=256
+        )
+
+    if step == STEPS - 1:
+        return [vla(4)]
+    with_actions = (range(5), range(1), ())[step % 3]
+    return [vla(3 + 2 * row) if row in with_actions else world() for row in range(5)]
+
+
+def micro_batches(rows: list[TokenSequence], group: ProcessGroup) -> list[Batch]:
+    own = group.shard(rows)
+    return [
+        collate(own[start : start + MICRO_BATCH], LAYOUT)
+        for start in range(0, group.largest_shard(len(rows)), MICRO_BATCH)
+    ]
+
+
+def train(ways: set[str], group: ProcessGroup) -> list[tuple[float, float]]:
+    accelerator = Accelerator(cpu=True)
+    policy = make_policy(ways).train()
+    chosen = {name: int(value) for name, _, value in (way.partition("=") for way in ways) if value}
+    shape = parallel_shape(
+        group.world_size, group.per_machine, shard=chosen.get("shard"), replicate=chosen.get("replicate")
+    )
+    distribute(policy, group, shape, torch.device("cpu"))
+    optimizer = adamw(policy, lr=1e-2, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
+    steps = []
+    for step in range(STEPS):
+        rows = rows_of_step(step)
+        batches = micro_batches(rows, group)
+        whole = collate(rows, LAYOUT)
+        counts = policy.loss_counts(whole)
+        if "measured" in ways:
+            gradient_shares(policy, batches[0], counts, accelerator)
+        result = train_step(
+            policy,
+            optimizer,
+            batches,
+            counts,
+            accelerator=accelerator,
+            group=group,
+            lr=1e-2,
+            clip_grad=1.0,
+            trains_head=len(whole.action_rows) > 0,
+        )
+        (loss,) = group.sum([result.loss.item()])
+        steps.append((loss, result.grad_norm.item()))
+    return steps
+
+
+def main(file: Path, trainings: list[str]) -> None:
+    group = ProcessGroup()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from vlatrack.training.torch_process_group import TorchProcessGroup
+
+        group = TorchProcessGroup.join()
+    results = {ways: train(set(ways.split(",")), group) for ways in trainings}
+    if group.is_main_process:
+        file.write_text(json.dumps(results))
+    if group.world_size > 1:
+        group.leave()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

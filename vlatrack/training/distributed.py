@@ -1,0 +1,91 @@
+"""One policy in several processes, on torch's FSDP2: sharded, replicated, or sharded in groups that replicate it.
+
+Each process runs the same number of forward and backward passes, since each of them gathers weights and sums gradients
+of all; a process without samples runs them on an idle batch. The optimiser step of a sharded policy is that of one
+process with the samples of all.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.utils import get_total_norm
+
+from vlatrack.errors import SpecError
+from vlatrack.models.policy import VlaPolicy
+from vlatrack.training.process_group import ProcessGroup
+
+
+def parallel_shape(processes: int, per_machine: int, *, shard: int | None, replicate: int | None) -> tuple[int, int]:
+    """How many copies of the policy there are, and over how many processes each of them is sharded.
+
+    Args:
+        per_machine: processes on each machine; by default a copy is sharded over those, whose links are the fastest.
+
+    Raises:
+        SpecError: ``shard`` times ``replicate`` is not the number of processes.
+    """
+    if shard is None:
+        shard = max(1, processes // replicate) if replicate is not None else per_machine
+    if replicate is None:
+        replicate = max(1, processes // shard)
+    if shard * replicate != processes:
+        raise SpecError(
+            f"train.parallel: shard {shard} x replicate {replicate} is not the {processes} process"
+            f"{'es' if processes > 1 else ''} of this run; correct it, or leave both out"
+        )
+    return replicate, shard
+
+
+def distribute(policy: VlaPolicy, group: ProcessGroup, shape: tuple[int, int], device: torch.device) -> None:
+    """Let this process hold its part of the policy, whose weights are the same in all processes; one alone keeps it
+    as it is. All ranks call this, before the optimiser is made.
+
+    Args:
+        shape: copies, and processes that share a copy; see ``parallel_shape``.
+    """
+    if group.world_size == 1:
+        return
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
+    for block in policy.backbone.blocks:
+        fully_shard(block, mesh=mesh)
+    root: Any = fully_shard(policy, mesh=mesh)
+    for module in policy.modules():
+        if isinstance(module, FSDPModule):
+            # The losses are divided by the counts of all ranks, so gradients are summed, not averaged.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+    # Else a rank whose rows use fewer parameters than another's would sum fewer gradients, and both would hang.
+    root.set_reduce_scatter_unused_params(True)
+
+
+def whole(value: Any, *, kept: bool) -> Any:
+    """A nest of dicts and lists with each sharded tensor in it whole, on the host where it is ``kept``, else empty, so
+    that the memory of one rank at most is filled. All ranks call this, with the same nest."""
+    if isinstance(value, DTensor):
+        tensor: Tensor = value.full_tensor()
+        return tensor.cpu() if kept else tensor.new_empty(0)
+    if isinstance(value, Mapping):
+        return {key: whole(part, kept=kept) for key, part in value.items()}
+    if isinstance(value, list):
+        return [whole(part, kept=kept) for part in value]
+    return value
+
+
+def part_for(like: Tensor, value: Tensor) -> Tensor:
+    """This rank's part of a whole tensor, sharded as ``like`` is; the tensor itself if that is not sharded."""
+    if not isinstance(like, DTensor):
+        return value
+    value = value.to(like.device)
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def total_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The norm [] of all these gradients, over all ranks if they are sharded. All ranks call this."""
+    norm: Any = get_total_norm(gradients)
+    total: Tensor = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return total
