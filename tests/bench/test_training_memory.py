@@ -31,8 +31,8 @@ def predicted(*words: str, extrapolate: bool = True) -> TrainingMemory:
     [
         # Where the peak lies differs: the forward pass, the backward pass of the last layer, that of the first one.
         ["train.gradient_checkpointing=true", "train.precision=bf16", "train.batch_size=8"],
-        ["train.batch_size=8"],
-        ["train.micro_batch=1", "train.precision=bf16"],
+        pytest.param(["train.batch_size=8"], marks=pytest.mark.slow),
+        pytest.param(["train.micro_batch=1", "train.precision=bf16"], marks=pytest.mark.slow),
     ],
 )
 def test_two_and_three_layers_tell_exactly_what_six_need(words: list[str]) -> None:

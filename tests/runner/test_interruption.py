@@ -64,7 +64,7 @@ def hangup() -> Iterator[Callable[[signal.Handlers], object]]:
 @pytest.mark.parametrize(
     ("number", "raised", "reason"),
     [
-        (signal.SIGTERM, SystemExit, "SIGTERM"),
+        pytest.param(signal.SIGTERM, SystemExit, "SIGTERM", marks=pytest.mark.slow),
         pytest.param(signal.SIGHUP, SystemExit, "SIGHUP, the terminal was closed", marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, KeyboardInterrupt, "interrupted from the keyboard", marks=pytest.mark.slow),
     ],

@@ -93,6 +93,7 @@ def test_manifest_says_what_the_run_was_made_of(finished_run: Path) -> None:
     assert manifest["statistics"]["actions"]["low"]
 
 
+@pytest.mark.slow
 def test_resumed_run_matches_uninterrupted_run_bitwise(program, finished_run: Path, journal_of) -> None:
     process = program.start("run", TOY, "train.checkpoint.every_steps=5", "train.checkpoint.keep_last=99")
     assert process.stdout is not None

@@ -54,6 +54,7 @@ def _difference(measured: tuple[float, ...], expected: tuple[float, ...]) -> flo
     return float(((one - other).abs() / other.abs().clamp(min=1e-12)).max())
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_with_uneven_rows_and_steps_without_actions(
     tmp_path: Path, alone: dict[str, Steps]
 ) -> None:
