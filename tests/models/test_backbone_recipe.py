@@ -67,6 +67,7 @@ def toy(target: str = "TorchBackbone", options: str = "{layers: 2, dropout: 0.1}
     )
 
 
+@pytest.mark.slow
 def test_a_backbone_of_another_package_trains_and_is_built_again_from_what_is_stored(tmp_path) -> None:
     spec = toy()
     run = run_experiment(spec, runs=tmp_path)

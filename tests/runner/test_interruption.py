@@ -210,6 +210,7 @@ def test_a_signal_that_one_of_several_ranks_gets_after_the_exchange_waits_for_th
             signals.raise_if_stopped()
 
 
+@pytest.mark.slow
 def test_a_failing_figure_changes_nothing_of_how_a_run_ended(tmp_path: Path, monkeypatch, caplog) -> None:
     def no_space(*_: object, **__: object) -> None:
         raise OSError("no space left on device")

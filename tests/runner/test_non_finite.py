@@ -94,6 +94,7 @@ def test_skipping_leaves_the_step_out_counts_it_and_says_so(tmp_path: Path) -> N
     assert all(line["train_loss"] == line["train_loss"] for line in train)  # no NaN: the step is not among the samples
 
 
+@pytest.mark.slow
 def test_skipping_ends_the_run_when_no_step_can_be_taken_any_more(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError, match=r"^step 12: .*, as in the 10 steps before it; .*lower optim\.lr, or look"):
         _run(tmp_path, "optim.lr=1e30", "optim.schedule=constant", "optim.warmup_epochs=0", "train.non_finite=skip")

@@ -230,7 +230,8 @@ def test_a_run_starts_from_a_qwen_with_the_image_tokenizer_of_a_chameleon(tmp_pa
     assert ((codes >= 60) & (codes < 60 + CODES)).all()
 
 
-@pytest.mark.parametrize("kind", ["chameleon", pytest.param("causal_lm", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["chameleon", "causal_lm"])
 def test_a_run_resumes_and_evaluates_when_its_pretrained_folder_is_gone(tmp_path, request, monkeypatch, kind) -> None:
     """The checkpoint has it all: no folder, no hub, not the run's own tokenizer, no statistics computed anew."""
     folder = tmp_path / "pretrained"
