@@ -5,26 +5,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from tiny_policy import BINS, DIMS, GEOMETRY, HORIZON, LAYOUT, vla_row, world_model_row
 
 from vlatrack.models.backbones.chameleon.backbone import ChameleonBackbone, backbone_config
 from vlatrack.models.heads.action_head import ActionHead
 from vlatrack.models.losses.terms import documented_terms
 from vlatrack.models.policy import VlaPolicy
-from vlatrack.tokens.bins import Bins
-from vlatrack.tokens.layout import TokenLayout
-from vlatrack.tokens.prompts import TokenSequence, vla_sequence, world_model_sequence
-
-LAYOUT = TokenLayout()
-HORIZON, DIMS = 3, 2
-GEOMETRY = {
-    "vocab_size": LAYOUT.vocabulary_size,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 256,
-}
-BINS = Bins(64)
+from vlatrack.tokens.prompts import TokenSequence
 
 
 @pytest.fixture
@@ -43,26 +30,5 @@ def make_policy() -> Callable[..., VlaPolicy]:
 def rows() -> list[TokenSequence]:
     """VLA rows of different prompt lengths, with world-model rows between them."""
     generator = np.random.default_rng(0)
-
-    def image() -> np.ndarray:
-        return generator.integers(4, 500, (2, 2))
-
-    def vla(words: int) -> TokenSequence:
-        actions = generator.uniform(-1, 1, (HORIZON, DIMS)).astype(np.float32)
-        return vla_sequence(
-            text=generator.integers(16384, 16600, words).tolist(),
-            state=None,
-            images=[image()],
-            action_ids=BINS.encode(actions, start=LAYOUT.action_start),
-            actions=actions,
-            layout=LAYOUT,
-            max_length=256,
-        )
-
-    def world() -> TokenSequence:
-        action = BINS.encode(generator.uniform(-1, 1, DIMS), start=LAYOUT.action_start)
-        return world_model_sequence(
-            text=[16400], history=[([image()], action)], next_images=[image()], layout=LAYOUT, max_length=256
-        )
-
-    return [vla(3), world(), vla(9), vla(5), world(), vla(12), vla(1)]
+    words: tuple[int | None, ...] = (3, None, 9, 5, None, 12, 1)
+    return [world_model_row(generator) if count is None else vla_row(generator, count) for count in words]

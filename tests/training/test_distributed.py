@@ -18,7 +18,8 @@ Steps = list[tuple[float, float]]  # loss and gradient norm of each
 
 
 def start(*command: str | Path) -> "subprocess.Popen[str]":
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
+    path = os.pathsep.join([str(HERE.parents[1]), str(HERE.parent / "support")])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     return subprocess.Popen(
         list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

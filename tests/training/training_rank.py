@@ -12,36 +12,27 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from tiny_policy import BINS, DIMS, GEOMETRY, HORIZON, LAYOUT, vla_row, world_model_row
 
 from vlatrack.models.backbones.chameleon.backbone import ChameleonBackbone, backbone_config
 from vlatrack.models.heads.action_head import ActionHead
 from vlatrack.models.losses.terms import documented_terms
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.tokens.batch import Batch, collate
-from vlatrack.tokens.bins import Bins
-from vlatrack.tokens.layout import TokenLayout
-from vlatrack.tokens.prompts import TokenSequence, vla_sequence, world_model_sequence
+from vlatrack.tokens.prompts import TokenSequence
 from vlatrack.training.distributed import distribute, parallel_shape
 from vlatrack.training.gradient_share import gradient_shares
 from vlatrack.training.optimisation import adamw, train_step
 from vlatrack.training.process_group import ProcessGroup
 
-LAYOUT, BINS, CHUNK, STEPS, MICRO_BATCH = TokenLayout(), Bins(64), (3, 2), 12, 2
-GEOMETRY = {
-    "vocab_size": LAYOUT.vocabulary_size,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 256,
-}
+STEPS, MICRO_BATCH = 12, 2
 
 
 def make_policy(ways: set[str]) -> VlaPolicy:
     torch.manual_seed(0)
     backbone = ChameleonBackbone(backbone_config(GEOMETRY))
-    head = ActionHead(backbone_width=32, time_horizon=3, action_dim=2, reduced_width=16, heads=2, dropout=0)
-    policy = VlaPolicy(backbone, head, layout=LAYOUT, bins=BINS, losses=documented_terms(LAYOUT, CHUNK))
+    head = ActionHead(backbone_width=32, time_horizon=HORIZON, action_dim=DIMS, reduced_width=16, heads=2, dropout=0)
+    policy = VlaPolicy(backbone, head, layout=LAYOUT, bins=BINS, losses=documented_terms(LAYOUT, (HORIZON, DIMS)))
     if "checkpointed" in ways:
         backbone.enable_gradient_checkpointing()
     if "frozen" in ways:
@@ -56,28 +47,10 @@ def rows_of_step(step: int) -> list[TokenSequence]:
     """Five rows, so that ranks have different numbers of them. In each third step no row has actions, in each third one
     the first alone has; the last step has a single row."""
     generator = np.random.default_rng(step)
-
-    def image() -> np.ndarray:
-        return generator.integers(4, 500, (2, 2))
-
-    def vla(words: int) -> TokenSequence:
-        actions = generator.uniform(-1, 1, CHUNK).astype(np.float32)
-        ids = BINS.encode(actions, start=LAYOUT.action_start)
-        text = generator.integers(16384, 16600, words).tolist()
-        return vla_sequence(
-            text=text, state=None, images=[image()], action_ids=ids, actions=actions, layout=LAYOUT, max_length=256
-        )
-
-    def world() -> TokenSequence:
-        action = BINS.encode(generator.uniform(-1, 1, 2), start=LAYOUT.action_start)
-        return world_model_sequence(
-            text=[16400], history=[([image()], action)], next_images=[image()], layout=LAYOUT, max_length=256
-        )
-
     if step == STEPS - 1:
-        return [vla(4)]
+        return [vla_row(generator, 4)]
     with_actions = (range(5), range(1), ())[step % 3]
-    return [vla(3 + 2 * row) if row in with_actions else world() for row in range(5)]
+    return [vla_row(generator, 3 + 2 * row) if row in with_actions else world_model_row(generator) for row in range(5)]
 
 
 def micro_batches(rows: list[TokenSequence], group: ProcessGroup) -> list[Batch]:

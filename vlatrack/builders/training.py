@@ -46,7 +46,7 @@ def check_processes(spec: ExperimentSpec, group: ProcessGroup) -> None:
     `train.parallel` is about this number of processes.
 
     Raises:
-        SpecError: there are.
+        SpecError: one of these does not hold.
     """
     if spec.train.batch_size < group.world_size:
         raise SpecError(
