@@ -1,20 +1,24 @@
 """The memory of a training, predicted from its experiment."""
 
-from functools import partial
+import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
+from launching import end_family, torchrun
 from program import TOY
 from transformers import ChameleonConfig
 
-from vlatrack.bench.memory import TrainingMemory, predict_training_memory, remedies
+from vlatrack.bench.memory import Gpus, TrainingMemory, predict_training_memory, remedies, step_of
 from vlatrack.builders.policy import backbone_factory, build_policy
-from vlatrack.errors import BackboneError, CheckpointError, TokenError
+from vlatrack.errors import BackboneError, CheckpointError, SpecError, TokenError
 from vlatrack.spec.load import load_spec
 from vlatrack.spec.models import ExperimentSpec
 from vlatrack.tokens.prompts import VLA_PROMPT
 from vlatrack.training.memory import MemoryPrediction, MemoryUse
 
+ROOT = Path(__file__).parents[2]
 SIX_LAYERS = "backbone={kind: causal_lm, preset: tiny, sizes: {num_hidden_layers: 6}, max_seq_len: 160}"
 
 
@@ -38,6 +42,54 @@ def predicted(*words: str, extrapolate: bool = True) -> TrainingMemory:
 def test_two_and_three_layers_tell_exactly_what_six_need(words: list[str]) -> None:
     extrapolated, direct = (predicted(SIX_LAYERS, *words, extrapolate=each) for each in (True, False))
     assert extrapolated == direct
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["train.gradient_checkpointing=true", "train.precision=bf16"], []])
+def test_of_sharded_layers_four_and_five_tell_exactly_what_eight_need(words: list[str]) -> None:
+    eight = SIX_LAYERS.replace("6}", "8}")
+    both = (predict_training_memory(spec_of(eight, *words), Gpus(2), extrapolate=each) for each in (True, False))
+    extrapolated, direct = both
+    assert extrapolated == direct
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["shard: 2", "replicate: 2"])
+def test_two_processes_need_what_is_predicted_for_two(tmp_path: Path, parallel: str) -> None:
+    words = [SIX_LAYERS, "action_head.encoder_layers=1", "train.batch_size=8", f"train.parallel={{{parallel}}}"]
+    file = tmp_path / "peak.json"
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
+    process = subprocess.Popen(
+        torchrun(Path(__file__).with_name("memory_rank.py"), file, *words),
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        _, err = process.communicate(timeout=150)
+    finally:
+        end_family(process)
+    assert process.returncode == 0, err
+    prediction = predict_training_memory(load_spec(TOY, words), Gpus(2)).prediction
+    assert prediction.peak.total == pytest.approx(json.loads(file.read_text()), rel=0.02)
+
+
+def test_gpus_share_the_samples_the_weights_and_the_optimiser_states() -> None:
+    alone = predicted("train.batch_size=8").prediction
+    sharded, replicated = (
+        predict_training_memory(spec_of("train.batch_size=8", *words), Gpus(1, machines=4))
+        for words in (["train.parallel.shard=4"], [])
+    )
+    assert (sharded.shape, replicated.shape) == ((1, 4), (4, 1))
+    assert (alone.rows, sharded.prediction.rows, replicated.prediction.rows) == (8, 2, 2)
+    assert sharded.prediction.parameters == alone.parameters
+    assert sharded.prediction.whole.weights == pytest.approx(alone.whole.weights / 4, rel=0.01)
+    assert sharded.prediction.whole.optimizer_states == pytest.approx(alone.whole.optimizer_states / 4, rel=0.01)
+    assert replicated.prediction.whole.weights == alone.whole.weights
+    with pytest.raises(SpecError, match=r"^train\.batch_size: 8 samples cannot be dealt out to 9 GPUs; raise it$"):
+        predict_training_memory(spec_of("train.batch_size=8"), Gpus(9))
+    with pytest.raises(SpecError, match=r"^train\.parallel: shard 3 x replicate 1 is not the 4 processes"):
+        predict_training_memory(spec_of("train.parallel.shard=3"), Gpus(4))
 
 
 def test_what_is_predicted_is_the_policy_that_a_run_would_build() -> None:
@@ -79,12 +131,12 @@ def test_gradients_that_accumulate_are_there_during_the_forward_pass() -> None:
 def test_remedies_have_the_largest_micro_batch_that_fits_and_the_fastest_comes_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def simple(spec: ExperimentSpec) -> TrainingMemory:
+    def simple(spec: ExperimentSpec, gpus: Gpus) -> TrainingMemory:
         """5 GiB, and for each row 4 GiB, half of it with bf16, half of it with checkpointing."""
         train = spec.train
         halved = (train.precision == "bf16") + train.gradient_checkpointing
         peak = MemoryUse(activations=(5 << 30) + ((train.micro_batch or 0) << 32 >> halved))
-        return TrainingMemory(MemoryPrediction(1, 1, MemoryUse(), peak, 1, 1), 1, "")
+        return TrainingMemory(MemoryPrediction(1, 1, MemoryUse(), peak, 1, 1), (1, 1), 1, "")
 
     monkeypatch.setattr("vlatrack.bench.memory.predict_training_memory", simple)
 
@@ -140,7 +192,8 @@ def test_a_loss_term_that_reads_values_is_told_in_one_line(tmp_path: Path, monke
 def test_a_backbone_of_ones_own_is_followed_in_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr("vlatrack.bench.memory.predict_memory", lambda *_, extrapolate: asked.append(extrapolate))
-    monkeypatch.setattr("vlatrack.bench.memory._sizes", partial(lambda spec: None))
+    step = step_of(spec_of())
+    monkeypatch.setattr("vlatrack.bench.memory.step_of", lambda *_: step)
     predicted("backbone={kind: custom, target: 'some:Backbone'}")
     predicted()
     assert asked == [False, True]

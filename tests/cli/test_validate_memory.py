@@ -10,8 +10,9 @@ import pytest
 from program import TOY
 from typer.testing import CliRunner, Result
 
+from vlatrack.bench.memory import Gpus
 from vlatrack.cli.main import app
-from vlatrack.cli.memory import parse_memory
+from vlatrack.cli.memory import parse_gpus, parse_memory
 from vlatrack.errors import SpecError
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +43,26 @@ def test_a_size_that_is_none_is_refused_in_one_line(size: str) -> None:
         parse_memory(size)
 
 
+@pytest.mark.parametrize(("number", "expected"), [("1", (1, 1)), ("8", (8, 1)), ("2x8", (8, 2))])
+def test_gpus_are_a_number_or_machines_times_gpus(number: str, expected: tuple[int, int]) -> None:
+    assert parse_gpus(number) == Gpus(*expected)
+
+
+@pytest.mark.parametrize("number", ["", "0", "-1", "2x", "x2", "2x0", "eight", "1.5"])
+def test_a_number_of_gpus_that_is_none_is_refused_in_one_line(number: str) -> None:
+    with pytest.raises(SpecError, match=r"^--gpus .*: expected a number such as 8, or machines x GPUs such as 2x8$"):
+        parse_gpus(number)
+
+
+@pytest.mark.slow
+def test_the_memory_of_several_gpus_is_shown_for_each_of_them() -> None:
+    result = validate("--memory", TOY, "--gpus", "2x2")
+    assert result.exit_code == 0
+    told = " ".join(result.output.split())
+    assert "GiB on each GPU" in told
+    assert "2 copies of the policy, each sharded over 2 GPUs" in told
+
+
 def test_memory_is_shown_with_what_it_assumes() -> None:
     result = validate("--memory", TOY)
     assert result.exit_code == 0
@@ -52,6 +73,7 @@ def test_memory_is_shown_with_what_it_assumes() -> None:
     told = " ".join(result.output.split())
     assert re.search(r"parameters [\d,]+, [\d,]+ of them trainable", told)
     assert "8 rows (train.micro_batch) x 160 tokens" in told
+    assert "one GPU; 2 micro batches" in told
     assert "eager code on the CPU's kernels; compiled code needs less" in told
     assert told.endswith("OK")
 

@@ -20,7 +20,7 @@ from vlatrack.models.losses.terms import documented_terms
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.tokens.batch import Batch, collate
 from vlatrack.tokens.prompts import TokenSequence
-from vlatrack.training.distributed import distribute, parallel_shape
+from vlatrack.training.distributed import distribute, parallel_shape, process_mesh
 from vlatrack.training.gradient_share import gradient_shares
 from vlatrack.training.optimisation import adamw, train_step
 from vlatrack.training.process_group import ProcessGroup
@@ -68,7 +68,7 @@ def train(ways: set[str], group: ProcessGroup) -> list[tuple[float, float]]:
     shape = parallel_shape(
         group.world_size, group.per_machine, shard=chosen.get("shard"), replicate=chosen.get("replicate")
     )
-    distribute(policy, group, shape, torch.device("cpu"))
+    distribute(policy, process_mesh(shape, torch.device("cpu")))
     optimizer = adamw(policy, lr=1e-2, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
     steps = []
     for step in range(STEPS):

@@ -1,4 +1,4 @@
-"""The GPU memory that an experiment's training needs, from its spec: no GPU, no data, no pretrained weights."""
+"""The memory that an experiment's training needs on each GPU, from its spec: no GPU, no data, no pretrained weights."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from vlatrack.builders.policy import backbone_factory, build_policy
 from vlatrack.data.samples import EncodedEpisode, Encoding, SampleSet
-from vlatrack.errors import CheckpointError
+from vlatrack.errors import CheckpointError, SpecError
 from vlatrack.models.backbones.base import BackboneSource
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.runner.run import initial_policy
@@ -20,6 +21,7 @@ from vlatrack.tokens.bins import Bins, ValueRange
 from vlatrack.tokens.layout import PIXELS_PER_CODE, TokenLayout
 from vlatrack.tokens.prompts import VLA_PROMPT, Ids, TokenSequence
 from vlatrack.tokens.text import ByteTokenizer, TextTokenizer
+from vlatrack.training.distributed import parallel_shape
 from vlatrack.training.memory import MemoryPrediction, StepSettings, predict_memory
 from vlatrack.training.optimisation import adamw
 
@@ -31,10 +33,37 @@ _WORDS = "put the red block that lies behind the open drawer on the blue plate a
 
 
 @dataclass(frozen=True)
+class Gpus:
+    """The GPUs of a training, each with one process; every machine has as many."""
+
+    on_each_machine: int = 1
+    machines: int = 1
+
+    @property
+    def all(self) -> int:
+        return self.on_each_machine * self.machines
+
+
+ONE_GPU = Gpus()
+
+
+@dataclass(frozen=True)
+class LongestStep:
+    """What one process does in the optimiser step that needs most memory: every row is as long as rows get."""
+
+    build: Callable[[], VlaPolicy]
+    batch: Batch  # one of the micro batches
+    micro_batches: int
+    settings: StepSettings
+    longest_row: str  # where the number of tokens comes from
+
+
+@dataclass(frozen=True)
 class TrainingMemory:
-    """A prediction, and what it assumes."""
+    """A prediction for each GPU, and what it assumes."""
 
     prediction: MemoryPrediction
+    shape: tuple[int, int]  # copies of the policy, and GPUs over which each of them is sharded
     micro_batches: int  # of one optimiser step
     longest_row: str  # where the number of tokens comes from
 
@@ -52,43 +81,49 @@ class Remedy:
     memory: TrainingMemory
 
 
-def predict_training_memory(spec: ExperimentSpec, *, extrapolate: bool = True) -> TrainingMemory:
-    """Predict what one process needs that trains ``spec`` alone, in eager code.
+def predict_training_memory(spec: ExperimentSpec, gpus: Gpus = ONE_GPU, *, extrapolate: bool = True) -> TrainingMemory:
+    """Predict what each of the processes needs that train ``spec``, in eager code.
 
     Args:
-        extrapolate: false follows every decoder layer instead of two and three of them.
+        extrapolate: false follows every decoder layer instead of a few of them.
 
     Raises:
-        VlatrackError: the sizes of the backbone are not known here, no sample fits into `backbone.max_seq_len`, or a
-            custom class cannot be used.
+        VlatrackError: the sizes of the backbone are not known here, no sample fits into `backbone.max_seq_len`, there
+            are more GPUs than samples, `train.parallel` is about another number of them, or a custom class cannot be
+            used.
     """
-    source = _sizes(spec)
-    train, optim = spec.train, spec.optim
-    rows = _rows(spec)
-    micro_batches = -(-train.batch_size // rows)
-    longest_row = ""
+    step = step_of(spec, gpus)
+    # The layers of a custom backbone may differ from one another.
+    alike = not isinstance(spec.backbone, CustomBackboneSpec)
+    prediction = predict_memory(step.build, step.batch, step.settings, extrapolate=extrapolate and alike)
+    return TrainingMemory(prediction, step.settings.shape, step.micro_batches, step.longest_row)
 
-    def batch_of(policy: VlaPolicy) -> Batch:
-        nonlocal longest_row
-        samples, longest_row = _longest_samples(spec, source.text or ByteTokenizer(policy.layout), policy.layout)
-        # Kinds in equal parts, as in the training's mixture, padded to the longest.
-        return collate([samples[row % len(samples)] for row in range(rows)], policy.layout)
 
+def step_of(spec: ExperimentSpec, gpus: Gpus = ONE_GPU) -> LongestStep:
+    """The step whose memory is predicted. Raises as ``predict_training_memory``."""
+    train, optim, parallel = spec.train, spec.optim, spec.train.parallel
+    if train.batch_size < gpus.all:
+        raise SpecError(
+            f"train.batch_size: {train.batch_size} samples cannot be dealt out to {gpus.all} GPUs; raise it"
+        )
+    source, rows = _sizes(spec), _rows(spec, gpus)
+    with torch.device("meta"):
+        layout = source.build().layout
+    samples, longest_row = _longest_samples(spec, source.text or ByteTokenizer(layout), layout)
+    # Kinds in equal parts, as in the training's mixture.
+    batch = collate([samples[row % len(samples)] for row in range(rows)], layout)
+    micro_batches = -(-_samples(spec, gpus) // rows)
     settings = StepSettings(
         optimizer=partial(adamw, lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas, eps=optim.eps),
         clip_grad=optim.clip_grad,
         bf16=train.precision == "bf16",
         accumulates=micro_batches > 1,
+        shape=parallel_shape(gpus.all, gpus.on_each_machine, shard=parallel.shard, replicate=parallel.replicate),
     )
-    # The layers of a custom backbone may differ from one another.
-    alike = not isinstance(spec.backbone, CustomBackboneSpec)
-    prediction = predict_memory(
-        partial(build_policy, spec, source), batch_of, settings, extrapolate=extrapolate and alike
-    )
-    return TrainingMemory(prediction, micro_batches, longest_row)
+    return LongestStep(partial(build_policy, spec, source), batch, micro_batches, settings, longest_row)
 
 
-def remedies(load: Callable[[Sequence[str]], ExperimentSpec], limit: int) -> Iterator[Remedy]:
+def remedies(load: Callable[[Sequence[str]], ExperimentSpec], limit: int, gpus: Gpus = ONE_GPU) -> Iterator[Remedy]:
     """Settings that train the same policy and fit into ``limit`` bytes, each with the largest micro batch that does.
 
     The fastest comes first; what costs more time follows if it allows more rows at once.
@@ -97,13 +132,13 @@ def remedies(load: Callable[[Sequence[str]], ExperimentSpec], limit: int) -> Ite
         load: the experiment with further overrides, which is too large as it is.
     """
     spec = load(())
-    rows = _rows(spec)
+    rows = _rows(spec, gpus)
     left = [rows >> halvings for halvings in range(rows.bit_length())]  # the micro batches not known to fit yet
     for change in _variants(spec):
         fitting = None
         while left and (change or left[-1] < rows):
             words = change if left[-1] == rows else (*change, f"train.micro_batch={left[-1]}")
-            memory = predict_training_memory(load(words))
+            memory = predict_training_memory(load(words), gpus)
             if memory.on_gpu > limit:
                 break
             fitting = Remedy(words, memory)
@@ -122,9 +157,15 @@ def _variants(spec: ExperimentSpec) -> list[tuple[str, ...]]:
     return variants
 
 
-def _rows(spec: ExperimentSpec) -> int:
-    train = spec.train
-    return min(train.batch_size, train.micro_batch or train.batch_size)
+def _samples(spec: ExperimentSpec, gpus: Gpus) -> int:
+    """The samples of an optimiser step on the GPU that has most of them."""
+    return -(-spec.train.batch_size // gpus.all)
+
+
+def _rows(spec: ExperimentSpec, gpus: Gpus) -> int:
+    """The rows of a micro batch."""
+    samples = _samples(spec, gpus)
+    return min(samples, spec.train.micro_batch or samples)
 
 
 def _sizes(spec: ExperimentSpec) -> BackboneSource:

@@ -9,6 +9,7 @@ from typing import cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import AutocastKwargs
 
 from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.policy import build_schema
@@ -21,7 +22,7 @@ from vlatrack.spec.models import ExperimentSpec
 from vlatrack.training.callback import Callback
 from vlatrack.training.checkpoint.contents import TrainingParts
 from vlatrack.training.checkpoint.policy import IMAGE_TOKENIZER, SPEC, TEXT_TOKENIZER, PolicyRecord
-from vlatrack.training.distributed import distribute, parallel_shape
+from vlatrack.training.distributed import distribute, parallel_shape, process_mesh
 from vlatrack.training.interruption import Interruption
 from vlatrack.training.loop import LoopSettings, Training
 from vlatrack.training.optimisation import Schedule, adamw
@@ -38,7 +39,12 @@ def build_accelerator(spec: ExperimentSpec) -> Accelerator:
     wanted = spec.train.device
     if wanted == "cuda" and not torch.cuda.is_available():
         raise SpecError("train.device: cuda, but torch sees no GPU here; use auto or cpu")
-    return Accelerator(cpu=wanted == "cpu", mixed_precision="bf16" if spec.train.precision == "bf16" else "no")
+    return Accelerator(
+        cpu=wanted == "cpu",
+        mixed_precision="bf16" if spec.train.precision == "bf16" else "no",
+        # A weight is used once in a forward pass: its copy in bf16 would stay to the end of it for nothing.
+        kwargs_handlers=[AutocastKwargs(cache_enabled=False)],
+    )
 
 
 def check_processes(spec: ExperimentSpec, group: ProcessGroup) -> None:
@@ -79,7 +85,7 @@ def build_training(
     """A policy with its optimiser, schedule and loop settings. All ranks call this: it leaves each of them its part of
     the policy. ``callbacks`` are those of the main process."""
     spec, optim, train = experiment.spec, experiment.spec.optim, experiment.spec.train
-    distribute(policy, group, _parallel_shape(spec, group), accelerator.device)
+    distribute(policy, process_mesh(_parallel_shape(spec, group), accelerator.device))
     return Training(
         policy=policy,
         optimizer=adamw(policy, lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas, eps=optim.eps),

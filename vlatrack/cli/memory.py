@@ -1,5 +1,6 @@
 """The part of `vlatrack validate --memory`: sizes of GPUs, and the table of a prediction."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from vlatrack.errors import SpecError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from vlatrack.bench.memory import TrainingMemory
+    from vlatrack.bench.memory import Gpus, TrainingMemory
     from vlatrack.spec.models import ExperimentSpec
 
 _GIB = 1 << 30
@@ -28,14 +29,31 @@ def parse_memory(size: str) -> int:
     return int(float(found[1]) * _UNITS[found[2].upper()])
 
 
+def parse_gpus(number: str) -> "Gpus":
+    """The GPUs of `8`, which are in one machine, or of `2x8`, two machines with eight each.
+
+    Raises:
+        SpecError: it is something else.
+    """
+    from vlatrack.bench.memory import Gpus
+
+    found = re.fullmatch(r"(?:([1-9]\d{0,3})x)?([1-9]\d{0,3})", number.strip())
+    if found is None:
+        raise SpecError(f"--gpus {number}: expected a number such as 8, or machines x GPUs such as 2x8")
+    return Gpus(on_each_machine=int(found[2]), machines=int(found[1] or 1))
+
+
 def show_memory(
-    console: "Console", load: Callable[[Sequence[str]], "ExperimentSpec"], limit: tuple[str, int] | None
+    console: "Console",
+    load: Callable[[Sequence[str]], "ExperimentSpec"],
+    gpus: "Gpus",
+    limit: tuple[str, int] | None,
 ) -> bool:
     """Predict and print what a training needs; returns whether it fits, true without a limit.
 
     Args:
         load: the experiment with further overrides.
-        limit: a GPU's memory, as the user wrote it and in bytes.
+        limit: the memory of each GPU, as the user wrote it and in bytes.
 
     Raises:
         VlatrackError: the sizes of the backbone are not known, or the experiment cannot make a sample.
@@ -44,7 +62,7 @@ def show_memory(
 
     spec = load(())
     with console.status("predicting the memory …"):
-        memory = predict_training_memory(spec)
+        memory = predict_training_memory(spec, gpus)
     _print_table(console, memory)
     for line in _assumptions(spec, memory):
         console.print(line)
@@ -56,7 +74,7 @@ def show_memory(
     console.print(f"{'fits' if fits else 'does not fit'} into {size}: {needs}", soft_wrap=True)
     if fits:
         return True
-    _print_remedies(console, load, memory, allowed)
+    _print_remedies(console, load, memory, gpus, allowed)
     return False
 
 
@@ -68,8 +86,8 @@ def _print_table(console: "Console", memory: "TrainingMemory") -> None:
     console.print()
     console.print(f"parameters  {prediction.parameters:,}, {prediction.trainable:,} of them trainable", soft_wrap=True)
     table = Table(box=None, pad_edge=False)
-    for heading in ("GiB", "in all", "at the peak"):
-        table.add_column(heading, justify="left" if heading == "GiB" else "right")
+    for heading in ("GiB on each GPU" if math.prod(memory.shape) > 1 else "GiB", "in all", "at the peak"):
+        table.add_column(heading, justify="left" if heading.startswith("GiB") else "right")
     table.add_row("weights", _gib(whole.weights), _gib(peak.weights))
     table.add_row("gradients", _gib(whole.gradients), _gib(peak.gradients))
     table.add_row("optimiser states", _gib(whole.optimizer_states), _gib(peak.optimizer_states))
@@ -84,7 +102,7 @@ def _assumptions(spec: "ExperimentSpec", memory: "TrainingMemory") -> list[str]:
     accumulation = f"; {memory.micro_batches} micro batches a step, whose gradients accumulate"
     lines = [
         f"assumed: {prediction.rows} rows ({rows}) x {prediction.tokens} tokens ({memory.longest_row}), "
-        f"one process{accumulation if memory.micro_batches > 1 else ''}",
+        f"{_processes(memory.shape)}{accumulation if memory.micro_batches > 1 else ''}",
         "predicted from eager code on the CPU's kernels; compiled code needs less. Evaluation and the image tokenizer "
         "are not counted",
     ]
@@ -93,8 +111,20 @@ def _assumptions(spec: "ExperimentSpec", memory: "TrainingMemory") -> list[str]:
     return lines
 
 
+def _processes(shape: tuple[int, int]) -> str:
+    replicate, shard = shape
+    copies = f"{replicate} copies of the policy, each " if replicate > 1 else "the policy "
+    if shard > 1:
+        return f"{copies}sharded over {shard} GPUs"
+    return f"{replicate} GPUs with the whole policy each" if replicate > 1 else "one GPU"
+
+
 def _print_remedies(
-    console: "Console", load: Callable[[Sequence[str]], "ExperimentSpec"], memory: "TrainingMemory", allowed: int
+    console: "Console",
+    load: Callable[[Sequence[str]], "ExperimentSpec"],
+    memory: "TrainingMemory",
+    gpus: "Gpus",
+    allowed: int,
 ) -> None:
     from vlatrack.bench.memory import CUDA_BYTES, remedies
 
@@ -102,18 +132,19 @@ def _print_remedies(
     if whole.total + CUDA_BYTES > allowed:
         console.print(
             f"no setting would: weights, gradients and optimiser states alone need {_gib(whole.total)} GiB; "
-            "take a smaller backbone or a larger GPU",
+            "take a smaller backbone, a larger GPU or more of them (--gpus)",
             soft_wrap=True,
         )
         return
     found = False
     with console.status("looking for settings that fit …"):
-        for remedy in remedies(load, allowed):
+        for remedy in remedies(load, allowed, gpus):
             console.print(f"fits with: {' '.join(remedy.words)}  ({_on_gpu(remedy.memory)})", soft_wrap=True)
             found = True
     if not found:
         console.print(
-            "no setting would: not even with a micro batch of one row; take a smaller backbone or a larger GPU",
+            "no setting would: not even with a micro batch of one row; take a smaller backbone, a larger GPU or more "
+            "of them (--gpus)",
             soft_wrap=True,
         )
 

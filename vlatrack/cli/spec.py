@@ -23,11 +23,14 @@ def validate(
     memory: Annotated[
         bool, typer.Option("--memory", help="Predict the GPU memory of the training; no GPU and no data needed.")
     ] = False,
+    gpus: Annotated[
+        str, typer.Option(metavar="N", help="With --memory: the number of GPUs, or machines x GPUs, such as 2x8.")
+    ] = "1",
     gpu_memory: Annotated[
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Say whether the training fits into a GPU of this size (80GB, 80GiB, 24G), and if not, which settings "
+            help="Say whether the training fits into GPUs of this size (80GB, 80GiB, 24G), and if not, which settings "
             "make it fit; the exit code then is 2.",
             show_default=False,
         ),
@@ -41,11 +44,13 @@ def validate(
     Example: [bold]vlatrack validate experiments/quickstart.yaml train.epochs=2[/bold]
 
     Its memory on a GPU: [bold]vlatrack validate experiments/quickstart.yaml --memory --gpu-memory 24GB[/bold]
+
+    On each of eight: [bold]vlatrack validate experiments/libero_goal.yaml --memory --gpus 8 --gpu-memory 40GB[/bold]
     """
     from rich.console import Console
     from rich.table import Table
 
-    from vlatrack.cli.memory import parse_memory, show_memory
+    from vlatrack.cli.memory import parse_gpus, parse_memory, show_memory
     from vlatrack.spec.load import load_spec
 
     words = overrides or ()
@@ -58,11 +63,11 @@ def validate(
         table.add_row(name, value)
     console = Console(markup=False, highlight=False)
     console.print(table)
-    if memory or limit is not None:
+    if memory or limit is not None or gpus != "1":
         from vlatrack.cli.progress import prepare_process
 
         prepare_process()
-        if not show_memory(console, lambda more: load_spec(file, [*words, *more]), limit):
+        if not show_memory(console, lambda more: load_spec(file, [*words, *more]), parse_gpus(gpus), limit):
             raise typer.Exit(USER_ERROR)
     console.print("OK")
 

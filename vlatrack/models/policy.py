@@ -30,7 +30,7 @@ class PolicyOutput:
 
     totals: dict[str, Tensor]  # by loss term: scalar sums over the batch, differentiable
     states: MetricStates
-    actions: Tensor | None  # [R, H, A], predicted by the head; None for a batch without action rows
+    actions: Tensor | None  # [R, H, A], predicted by the head, without gradient; None without action rows
 
 
 # FSDP2 looks for tensors in what a forward pass returns, to be called when the backward pass begins.
@@ -91,7 +91,8 @@ class VlaPolicy(nn.Module):
             label_actions=self._label_actions(batch) if has_actions else None,
         )
         totals, states = self._loss_totals(inputs)
-        return PolicyOutput(totals, states + token_metric_states(inputs, self.layout, self.centres), inputs.actions)
+        actions = None if inputs.actions is None else inputs.actions.detach()
+        return PolicyOutput(totals, states + token_metric_states(inputs, self.layout, self.centres), actions)
 
     def loss_counts(self, batch: Batch) -> dict[str, float]:
         """The divisor of each loss term's total, known on the host before any forward pass.

@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils import get_total_norm
 
 from vlatrack.errors import SpecError
 from vlatrack.models.policy import VlaPolicy
-from vlatrack.training.process_group import ProcessGroup
 
 
 def parallel_shape(processes: int, per_machine: int, *, shard: int | None, replicate: int | None) -> tuple[int, int]:
@@ -41,16 +40,16 @@ def parallel_shape(processes: int, per_machine: int, *, shard: int | None, repli
     return replicate, shard
 
 
-def distribute(policy: VlaPolicy, group: ProcessGroup, shape: tuple[int, int], device: torch.device) -> None:
-    """Let this process hold its part of the policy, whose weights are the same in all processes; one alone keeps it
-    as it is. All ranks call this, before the optimiser is made.
+def process_mesh(shape: tuple[int, int], device: torch.device) -> DeviceMesh | None:
+    """The processes as `shape` says (see ``parallel_shape``); None for one process alone. All ranks call this."""
+    return None if shape == (1, 1) else init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
 
-    Args:
-        shape: copies, and processes that share a copy; see ``parallel_shape``.
-    """
-    if group.world_size == 1:
+
+def distribute(policy: VlaPolicy, mesh: DeviceMesh | None) -> None:
+    """Let this process hold its part of the policy, whose weights are the same in all processes; one alone keeps it
+    as it is. All ranks call this, before the optimiser is made."""
+    if mesh is None:
         return
-    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
     for block in policy.backbone.blocks:
         fully_shard(block, mesh=mesh)
     root: Any = fully_shard(policy, mesh=mesh)

@@ -1,8 +1,9 @@
 """The memory of a training at its peak, predicted without a GPU and without allocating it.
 
 One optimiser step runs on fake tensors, which have a shape but no contents, while torch's tracker adds up their
-storages. Fake tensors and tracker are private APIs of torch: they are used in this module alone, and
-tests/training/test_memory.py pins what it relies on.
+storages. Of several processes one runs, on a fake process group whose collectives do nothing. Fake tensors, process
+group and tracker are private APIs of torch: they are used in this module alone, and tests/training/test_memory.py pins
+what it relies on.
 
 The memory at any moment of a step is linear in the number of decoder layers, so two and three layers tell that of any
 number. The peak itself is not: in a shallow model it may lie at the end of the backward pass, where all gradients
@@ -10,13 +11,15 @@ exist, and in a deep one at its beginning, where all activations do. Hence each 
 """
 
 import gc
+import math
 import traceback
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields, replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -25,21 +28,33 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from vlatrack.errors import BackboneError
 from vlatrack.models.losses.token_losses import logits_at_once_as_on
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.tokens.batch import Batch
+from vlatrack.training.distributed import distribute, process_mesh
 from vlatrack.training.optimisation import train_step
 from vlatrack.training.process_group import ProcessGroup
 
 _CPU = torch.device("cpu")
-_FEW = (2, 3)  # decoder layers, from which any number of them is extrapolated
-_FORWARD, _LAST_LAYER, _BETWEEN, _FIRST_LAYER = "forward", "last layer", "between", "first layer"
-"""Phases of a step: the forward pass, the backward pass up to and with the last decoder layer, and that of the first
-layer with all that follows. The peak of each is linear in the number of layers. What lies between the last layer and
-the first leads from the one to the other in equal parts, so it is never above both."""
-_NOT_FAKE = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
+_FORWARD, _BETWEEN = "forward", "between"
+Phase = str | int
+"""A part of a step: the forward pass; the backward pass from where the gradient of a layer's output is known, for the
+first layers (0, 1) and the last ones (-1, -2) by the layer's index; all layers between them together. What precedes
+the backward pass of the last layer belongs to it, and what follows that of the first one to that.
+
+The peak of each phase is linear in the number of layers. What lies between leads from the last layers to the first ones
+in equal parts, so it is never above both."""
+_NOT_FAKE = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+    NotImplementedError,  # reading a tensor on the meta device
+)
 
 
 @dataclass(frozen=True)
@@ -61,12 +76,12 @@ class MemoryUse:
 
 @dataclass(frozen=True)
 class MemoryPrediction:
-    """What a policy and one training step of it need."""
+    """What a policy and one training step of it need of each process."""
 
     parameters: int
     trainable: int
     whole: MemoryUse
-    """Weights, gradients and optimiser states of the whole policy, whether or not all exist at the peak."""
+    """Weights, gradients and optimiser states that the process holds, whether or not all exist at the peak."""
     peak: MemoryUse
     rows: int
     tokens: int  # of each row
@@ -81,11 +96,19 @@ class StepSettings:
     bf16: bool
     accumulates: bool
     """Whether the gradients of an earlier micro batch are there already."""
+    shape: tuple[int, int] = (1, 1)
+    """Copies of the policy, and processes over which each of them is sharded."""
+
+    @property
+    def edge(self) -> int:
+        """The number of layers at either end whose backward pass is unlike that of the layers between them. FSDP2
+        gathers the weights of a layer while the one after it still has its own."""
+        return 1 if self.shape == (1, 1) else 2
 
 
 def predict_memory(
     build: Callable[[], VlaPolicy],
-    batch_of: Callable[[VlaPolicy], Batch],
+    batch: Batch,
     settings: StepSettings,
     *,
     extrapolate: bool = True,
@@ -93,16 +116,17 @@ def predict_memory(
     """Predict the memory of one optimiser step of one process.
 
     Args:
-        build: makes the policy; it is called with fake tensors, and must not read weights.
-        batch_of: the micro batch of the step, in ordinary tensors.
-        extrapolate: from two and three decoder layers to the policy's own number, which is exact if they are alike;
-            false: all of them are followed, which takes about twice as long for 32.
+        build: makes the policy; it is called on the meta device, and must not read weights.
+        batch: the micro batch of the step, in ordinary tensors.
+        extrapolate: from a few decoder layers to the policy's own number, which is exact if they are alike; false: all
+            of them are followed, which takes about twice as long for 32.
 
     Raises:
         BackboneError: the policy cannot run without the contents of its tensors.
     """
     try:
-        return _predict(build, batch_of, settings, extrapolate)
+        with _processes(settings.shape) as mesh:
+            return _Prediction(build, settings, mesh).of(batch, extrapolate)
     except _NOT_FAKE as error:
         _release_frames(error)
         raise BackboneError(
@@ -121,38 +145,79 @@ def _release_frames(error: BaseException) -> None:
     traceback.clear_frames(error.__traceback__)
 
 
-def _predict(
-    build: Callable[[], VlaPolicy], batch_of: Callable[[VlaPolicy], Batch], settings: StepSettings, extrapolate: bool
-) -> MemoryPrediction:
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with fake, warnings.catch_warnings():
-        # Copies of modules, as nn.TransformerEncoder makes them, ask for the address of their tensors.
-        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
-        policy = build().train()
-    parameters = [parameter.numel() for parameter in policy.parameters()]
-    trainable = [parameter.numel() for parameter in policy.parameters() if parameter.requires_grad]
-    batch = batch_of(policy)
-    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    tensors: dict[str, Any] = {n: fake.from_tensor(value) for n, value in values.items() if isinstance(value, Tensor)}
-    with fake, logits_at_once_as_on("cuda"):
-        whole = _whole(policy, settings)
-        peak = _peak(policy, replace(batch, **tensors), settings, extrapolate)
-    return MemoryPrediction(sum(parameters), sum(trainable), whole, peak, *batch.input_ids.shape)
+@contextmanager
+def _processes(shape: tuple[int, int]) -> Iterator[DeviceMesh | None]:
+    """The mesh that rank 0 of so many processes sees; None for one process alone."""
+    if shape == (1, 1):
+        yield None
+        return
+    dist.init_process_group("fake", rank=0, world_size=math.prod(shape), store=FakeStore())  # type: ignore[no-untyped-call]
+    try:
+        yield process_mesh(shape, _CPU)
+    finally:
+        dist.destroy_process_group()
 
 
-def _whole(policy: VlaPolicy, settings: StepSettings) -> MemoryUse:
-    optimizer = _used_optimizer(policy, settings)
-    gradients = [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
-    states = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
-    return MemoryUse(_bytes(policy.parameters()), _bytes(gradients), _bytes(states))
+class _Prediction:
+    """The prediction of one process's memory, on fake tensors of one mode."""
+
+    def __init__(self, build: Callable[[], VlaPolicy], settings: StepSettings, mesh: DeviceMesh | None) -> None:
+        self._build, self._settings, self._mesh = build, settings, mesh
+        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def of(self, batch: Batch, extrapolate: bool) -> MemoryPrediction:
+        with torch.device("meta"):
+            policy = self._build()
+        parameters = [parameter.numel() for parameter in policy.parameters()]
+        trainable = [parameter.numel() for parameter in policy.parameters() if parameter.requires_grad]
+        peak = self._peak(batch, len(policy.backbone.blocks), extrapolate)
+        return MemoryPrediction(sum(parameters), sum(trainable), self._whole(), peak, *batch.input_ids.shape)
+
+    def _policy(self, depth: int | None = None) -> VlaPolicy:
+        """This process's part of the policy, with its first ``depth`` decoder layers; None: with all of them."""
+        with torch.device("meta"):  # not in fake mode, in which building a large model has crashed torch 2.13
+            policy = self._build().train()
+        if depth is not None:
+            del policy.backbone.blocks[depth:]
+        with self._fake:
+            _leave_meta(policy)
+            distribute(policy, self._mesh)
+        return policy
+
+    def _whole(self) -> MemoryUse:
+        policy = self._policy()
+        with self._fake:
+            optimizer = used_optimizer(policy, self._settings)
+        gradients = [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
+        states = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+        return MemoryUse(_bytes(policy.parameters()), _bytes(gradients), _bytes(states))
+
+    def _peak(self, batch: Batch, depth: int, extrapolate: bool) -> MemoryUse:
+        edge = self._settings.edge
+        few = 2 * edge
+        if not extrapolate or depth <= few + 1:
+            return max(self._peaks(batch, depth).values(), key=lambda use: use.total)
+        of_more, of_few = self._peaks(batch, few + 1), self._peaks(batch, few)
+        phases: list[Phase] = [_FORWARD, *range(-edge, edge)]
+        peaks = [_extrapolated(of_few[phase], of_more[phase], depth - few) for phase in phases]
+        return max(peaks, key=lambda use: use.total)
+
+    def _peaks(self, batch: Batch, depth: int) -> dict[Phase, MemoryUse]:
+        """The peak of each phase of a step with so many decoder layers."""
+        policy, settings = self._policy(depth), self._settings
+        values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+        tensors: dict[str, Any] = {
+            name: self._fake.from_tensor(value) for name, value in values.items() if isinstance(value, Tensor)
+        }
+        with self._fake, logits_at_once_as_on("cuda"):
+            optimizer = used_optimizer(policy, self._settings)
+            if not settings.accumulates:
+                optimizer.zero_grad(set_to_none=True)
+            return peaks_of_step(policy, optimizer, replace(batch, **tensors), settings)
 
 
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _used_optimizer(policy: VlaPolicy, settings: StepSettings) -> torch.optim.Optimizer:
-    """An optimiser that has taken a step, so that it has its states; each parameter has a gradient."""
+def used_optimizer(policy: nn.Module, settings: StepSettings) -> torch.optim.Optimizer:
+    """An optimiser that has taken a step, so that it has its states; each parameter that is trained has a gradient."""
     optimizer = settings.optimizer(policy)
     for parameter in policy.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
@@ -160,18 +225,24 @@ def _used_optimizer(policy: VlaPolicy, settings: StepSettings) -> torch.optim.Op
     return optimizer
 
 
-def _peak(policy: VlaPolicy, batch: Batch, settings: StepSettings, extrapolate: bool) -> MemoryUse:
-    blocks, (few, more) = policy.backbone.blocks, _FEW
-    depth = len(blocks)
-    if not extrapolate or depth <= more:
-        return max(_peaks(policy, batch, settings).values(), key=lambda use: use.total)
-    del blocks[more:]
-    of_more = _peaks(policy, batch, settings)
-    del blocks[few:]
-    of_few = _peaks(policy, batch, settings)
-    phases = _FORWARD, _LAST_LAYER, _FIRST_LAYER
-    peaks = [_extrapolated(of_few[phase], of_more[phase], depth - few) for phase in phases]
-    return max(peaks, key=lambda use: use.total)
+def _leave_meta(module: nn.Module) -> None:
+    """Replace what is on the meta device by fake tensors on the CPU; tensors that are one stay one."""
+    made: dict[int, Tensor] = {}
+
+    def fake(value: Tensor) -> Tensor:
+        empty = torch.empty(value.shape, dtype=value.dtype, device=_CPU)
+        return nn.Parameter(empty, value.requires_grad) if isinstance(value, nn.Parameter) else empty
+
+    for owner in module.modules():
+        own = [*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False)]
+        for name, value in own:
+            if value.is_meta:
+                setattr(owner, name, made.setdefault(id(value), fake(value)))
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    held = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
+    return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
 def _extrapolated(use: MemoryUse, one_more: MemoryUse, blocks: int) -> MemoryUse:
@@ -179,14 +250,13 @@ def _extrapolated(use: MemoryUse, one_more: MemoryUse, blocks: int) -> MemoryUse
     return MemoryUse(*(a + (b - a) * blocks for a, b in zip(astuple(use), astuple(one_more), strict=True)))
 
 
-def _peaks(policy: VlaPolicy, batch: Batch, settings: StepSettings) -> dict[str, MemoryUse]:
-    """The peak of each phase of a step."""
-    optimizer = _used_optimizer(policy, settings)
-    if not settings.accumulates:
-        optimizer.zero_grad(set_to_none=True)
+def peaks_of_step(
+    policy: VlaPolicy, optimizer: torch.optim.Optimizer, batch: Batch, settings: StepSettings
+) -> dict[Phase, MemoryUse]:
+    """The peak of each phase of a step of one micro batch, in fake tensors or in real ones on the CPU."""
     tracker = _PhaseTracker()
     tracker.track_external(policy, optimizer)
-    hooks = _mark_phases(tracker, policy)
+    hooks = _mark_phases(tracker, policy, settings.edge)
     lr = optimizer.param_groups[0]["lr"]
     counts = policy.loss_counts(batch)
     with tracker:
@@ -215,7 +285,7 @@ class _Arithmetic:
         self._bf16 = bf16
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(_CPU.type, torch.bfloat16, enabled=self._bf16)
+        return torch.autocast(_CPU.type, torch.bfloat16, enabled=self._bf16, cache_enabled=False)
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
@@ -226,8 +296,8 @@ class _PhaseTracker(MemTracker):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()
-        self.phase = _FORWARD
-        self.peaks: dict[str, MemoryUse] = {}
+        self.phase: Phase = _FORWARD
+        self.peaks: dict[Phase, MemoryUse] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.prim.device.default:  # two thirds of all calls, and none makes a tensor
@@ -252,22 +322,24 @@ def _memory_use(snapshot: dict[Any, int]) -> MemoryUse:
     )
 
 
-def _mark_phases(tracker: _PhaseTracker, policy: VlaPolicy) -> list[Any]:
+def _mark_phases(tracker: _PhaseTracker, policy: VlaPolicy, edge: int) -> list[Any]:
     """Hooks that begin each phase: those of the backward pass when the gradient of a layer's output is known."""
+    depth = len(policy.backbone.blocks)
 
-    def begin(phase: str) -> None:
+    def begin(phase: Phase) -> None:
         tracker.phase = phase
 
-    def in_backward(phase: str) -> Callable[..., None]:
+    def in_backward(phase: Phase) -> Callable[..., None]:
         def hook(_layer: nn.Module, _inputs: Any, output: Any) -> None:
             hidden: Tensor = output if isinstance(output, Tensor) else output[0]
-            hidden.register_hook(lambda _gradient: begin(phase))  # type: ignore[no-untyped-call]
+            if hidden.requires_grad:  # it need not where the layers before are frozen
+                hidden.register_hook(lambda _gradient: begin(phase))  # type: ignore[no-untyped-call]
 
         return hook
 
-    first, *others = policy.backbone.blocks
-    hooks = [policy.register_forward_hook(lambda *_: begin(_LAST_LAYER))]
-    if others:
-        hooks.append([first, *others][-2].register_forward_hook(in_backward(_BETWEEN)))
-    hooks.append(first.register_forward_hook(in_backward(_FIRST_LAYER)))
+    hooks = [policy.register_forward_hook(lambda *_: begin(-1))]
+    for number, block in enumerate(policy.backbone.blocks):
+        from_end = number - depth
+        phase: Phase = number if number < edge else from_end if from_end >= -edge else _BETWEEN
+        hooks.append(block.register_forward_hook(in_backward(phase)))
     return hooks
