@@ -151,7 +151,7 @@ def _processes(shape: tuple[int, int]) -> Iterator[DeviceMesh | None]:
     if shape == (1, 1):
         yield None
         return
-    dist.init_process_group("fake", rank=0, world_size=math.prod(shape), store=FakeStore())  # type: ignore[no-untyped-call]
+    dist.init_process_group("fake", rank=0, world_size=math.prod(shape), store=FakeStore())
     try:
         yield process_mesh(shape, _CPU)
     finally:
