@@ -23,6 +23,7 @@ from vlatrack.training.callback import Callback
 from vlatrack.training.checkpoint.contents import TrainingParts
 from vlatrack.training.checkpoint.policy import IMAGE_TOKENIZER, SPEC, TEXT_TOKENIZER, PolicyRecord
 from vlatrack.training.distributed import distribute, parallel_shape, process_mesh
+from vlatrack.training.host_memory import keep_freed_memory
 from vlatrack.training.interruption import Interruption
 from vlatrack.training.loop import LoopSettings, Training
 from vlatrack.training.optimisation import Schedule, adamw
@@ -39,12 +40,15 @@ def build_accelerator(spec: ExperimentSpec) -> Accelerator:
     wanted = spec.train.device
     if wanted == "cuda" and not torch.cuda.is_available():
         raise SpecError("train.device: cuda, but torch sees no GPU here; use auto or cpu")
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=wanted == "cpu",
         mixed_precision="bf16" if spec.train.precision == "bf16" else "no",
         # A weight is used once in a forward pass: its copy in bf16 would stay to the end of it for nothing.
         kwargs_handlers=[AutocastKwargs(cache_enabled=False)],
     )
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    return accelerator
 
 
 def check_processes(spec: ExperimentSpec, group: ProcessGroup) -> None:

@@ -6,6 +6,8 @@ Legend: R rows, P prompt positions, H steps, A numbers of an action, D backbone 
 import torch
 from torch import Tensor, nn
 
+from vlatrack.models.heads.encoder import encode
+
 
 class ActionHead(nn.Module):
     """Learned queries attend to the prompt in a small encoder; an MLP-ResNet turns them into actions.
@@ -60,7 +62,7 @@ class ActionHead(nn.Module):
         queries = self.queries.to(hidden.dtype).expand(rows, -1, -1)
         features = self.projection(torch.cat([hidden, queries], dim=1))
         ignored = torch.cat([padding, padding.new_zeros(rows, queries.shape[1])], dim=1) if self.mask_padding else None
-        mixed = self.encoder(features, src_key_padding_mask=ignored)[:, positions:]
+        mixed = encode(self.encoder, features, ignored, last=queries.shape[1])
         return self.readout(mixed.reshape(rows, self.time_horizon, -1))
 
 

@@ -1,8 +1,9 @@
-"""Cross-entropy, squared log-sum-exp and argmax of an output layer, without keeping the logits.
+"""Cross-entropy, log-sum-exp and argmax of an output layer, without all logits in memory at once.
 
 A vocabulary has tens of thousands of columns: materialising the logits, and reading them again for each loss and its
 gradient, takes longer than the decoder of a small model, and gigabytes for a large one. Here a few rows are computed at
-a time, while they fit in the cache, and the backward pass recomputes them.
+a time, while they fit in the cache, and the backward pass recomputes them. In float32 on a CPU, where arithmetic is
+dearer than memory, the softmax of a small batch is kept for it instead.
 
 Legend: V positions, D width, K vocabulary.
 """
@@ -16,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_LOGITS_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 27}
+_LOGITS_AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 27}
+_KEPT_ON_CPU = 1 << 26  # 256 MiB
+_ARGMAX_BLOCK = 128
 _as_on: ContextVar[str | None] = ContextVar("_as_on", default=None)
 
 
@@ -47,10 +50,12 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> TokenLosses
         weight: [K, D].
         targets: int64 [V].
     """
-    return TokenLosses(*_Losses.apply(hidden, weight, targets))  # type: ignore[no-untyped-call]
+    kept = torch.is_grad_enabled() and _keeps_softmax(hidden, weight)
+    function = _KeepingLosses if kept else _RecomputingLosses
+    return TokenLosses(*function.apply(hidden, weight, targets))  # type: ignore[no-untyped-call]
 
 
-class _Losses(torch.autograd.Function):
+class _RecomputingLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         dtype = _compute_dtype(hidden)
@@ -61,7 +66,7 @@ class _Losses(torch.autograd.Function):
             logits = (inputs[rows] @ layer.t()).float()
             logsumexp[rows] = logits.logsumexp(dim=1)
             nll[rows] = logsumexp[rows] - logits.gather(1, targets[rows, None]).squeeze(1)
-            predicted[rows] = logits.argmax(dim=1)
+            predicted[rows] = _argmax(logits)
         ctx.save_for_backward(inputs, layer, targets, logsumexp)
         ctx.dtypes = hidden.dtype, weight.dtype
         ctx.mark_non_differentiable(predicted)
@@ -85,6 +90,59 @@ class _Losses(torch.autograd.Function):
         return d_hidden.to(ctx.dtypes[0]), d_weight.to(ctx.dtypes[1]), None
 
 
+class _KeepingLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        nll = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        logsumexp, predicted, kept = torch.empty_like(nll), torch.empty_like(targets), []
+        for rows in _chunks(len(targets), len(weight), hidden.device):
+            logits = hidden[rows] @ weight.t()
+            softmax = logits.softmax(dim=1)
+            predicted[rows] = _argmax(logits)
+            # The greatest probability is at least 1 / K, so its logarithm is as exact as that of the sum.
+            greatest, probability = (of.gather(1, predicted[rows, None]).squeeze(1) for of in (logits, softmax))
+            logsumexp[rows] = greatest - probability.log()
+            nll[rows] = logsumexp[rows] - logits.gather(1, targets[rows, None]).squeeze(1)
+            kept.append(softmax)
+        ctx.save_for_backward(hidden, weight, targets, *kept)
+        ctx.mark_non_differentiable(predicted)
+        return nll, logsumexp, predicted
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        hidden, weight, targets, *kept = ctx.saved_tensors
+        d_nll, d_logsumexp, _ = gradients
+        # d logits = softmax * (d nll + d logsumexp) - onehot(target) * d nll: all factors but the softmax belong to
+        # rows, and are applied to rows of D columns instead of K.
+        of_softmax, of_target = (d_nll + d_logsumexp)[:, None], d_nll[:, None]
+        scaled = hidden * of_softmax
+        d_hidden, d_weight = torch.empty_like(hidden), weight.new_zeros(*reversed(weight.shape))
+        for rows, softmax in zip(_chunks(len(targets), len(weight), hidden.device), kept, strict=True):
+            torch.mm(softmax, weight, out=d_hidden[rows])
+            d_weight.addmm_(scaled[rows].t(), softmax)
+        d_hidden.mul_(of_softmax).sub_(weight[targets] * of_target)
+        # In this order of dimensions until now, because the products above are faster in it.
+        d_weight = d_weight.t().contiguous().index_add_(0, targets, hidden * of_target, alpha=-1)
+        return d_hidden, d_weight, None
+
+
+def _keeps_softmax(hidden: Tensor, weight: Tensor) -> bool:
+    """Whether to keep it: rounded to half precision, p - 1 would lose the digits in which p differs from 1."""
+    on_cpu = _device_type(hidden.device) == "cpu"
+    in_float32 = _compute_dtype(hidden) == hidden.dtype == weight.dtype == torch.float32
+    return on_cpu and in_float32 and len(hidden) * len(weight) <= _KEPT_ON_CPU
+
+
+def _argmax(logits: Tensor) -> Tensor:
+    """The argmax of each row, int64. The CPU's own compares one logit at a time, but its amax many."""
+    rows, columns = logits.shape
+    if _device_type(logits.device) != "cpu" or columns % _ARGMAX_BLOCK:
+        return logits.argmax(dim=1)
+    blocks = logits.view(rows, -1, _ARGMAX_BLOCK)
+    block = blocks.amax(dim=2).argmax(dim=1)
+    return block * _ARGMAX_BLOCK + blocks[torch.arange(rows), block].argmax(dim=1)
+
+
 def _compute_dtype(hidden: Tensor) -> torch.dtype:
     """The dtype that autocast would choose for a matrix product."""
     kind = hidden.device.type
@@ -92,5 +150,10 @@ def _compute_dtype(hidden: Tensor) -> torch.dtype:
 
 
 def _chunks(positions: int, vocabulary: int, device: torch.device) -> Iterator[slice]:
-    size = max(1, _LOGITS_AT_ONCE.get(_as_on.get() or device.type, 1 << 24) // vocabulary)
+    size = max(1, _LOGITS_AT_ONCE.get(_device_type(device), 1 << 24) // vocabulary)
     return (slice(start, start + size) for start in range(0, positions, size))
+
+
+def _device_type(device: torch.device) -> str:
+    """Of the device to compute on, or as on."""
+    return _as_on.get() or device.type
