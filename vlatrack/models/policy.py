@@ -30,7 +30,7 @@ class PolicyOutput:
 
     totals: dict[str, Tensor]  # by loss term: scalar sums over the batch, differentiable
     states: MetricStates
-    actions: Tensor | None  # [R, H, A], predicted by the head, without gradient; None without action rows
+    actions: Tensor | None  # [R, H, A], predicted by the head; None for a batch without action rows
 
 
 # FSDP2 looks for tensors in what a forward pass returns, to be called when the backward pass begins.
@@ -91,8 +91,7 @@ class VlaPolicy(nn.Module):
             label_actions=self._label_actions(batch) if has_actions else None,
         )
         totals, states = self._loss_totals(inputs)
-        actions = None if inputs.actions is None else inputs.actions.detach()
-        return PolicyOutput(totals, states + token_metric_states(inputs, self.layout, self.centres), actions)
+        return PolicyOutput(totals, states + token_metric_states(inputs, self.layout, self.centres), inputs.actions)
 
     def loss_counts(self, batch: Batch) -> dict[str, float]:
         """The divisor of each loss term's total, known on the host before any forward pass.
@@ -144,7 +143,7 @@ class VlaPolicy(nn.Module):
     def _head_actions(self, hidden: Tensor, batch: Batch) -> Tensor:
         prompts = hidden[batch.action_rows, : batch.longest_prompt]
         actions: Tensor = self.action_head(prompts, batch.prompt_lengths)
-        return actions.float()
+        return actions.float().clone()  # a view, as linear layers return it, could lose the hook that FSDP2 sets on it
 
     def _label_actions(self, batch: Batch) -> Tensor:
         """The actions [R, H, A] in [-1, 1] that the label tokens decode to."""
