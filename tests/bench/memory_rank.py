@@ -12,6 +12,7 @@ import torch
 from program import TOY
 
 from vlatrack.bench.memory import Gpus, step_of
+from vlatrack.models.losses.token_losses import logits_at_once_as_on
 from vlatrack.spec.load import load_spec
 from vlatrack.training.distributed import distribute, process_mesh
 from vlatrack.training.memory import peaks_of_step, used_optimizer
@@ -26,7 +27,8 @@ def main() -> None:
     distribute(policy, process_mesh(step.settings.shape, torch.device("cpu")))
     optimizer = used_optimizer(policy, step.settings)
     optimizer.zero_grad(set_to_none=True)
-    peaks = peaks_of_step(policy, optimizer, step.batch, step.settings)
+    with logits_at_once_as_on("cuda"):  # as the prediction does
+        peaks = peaks_of_step(policy, optimizer, step.batch, step.settings)
     if group.is_main_process:
         Path(file).write_text(json.dumps(max(sum(astuple(use)) for use in peaks.values())))
     group.leave()
