@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 _LOGITS_AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 27}
-_KEPT_ON_CPU = 1 << 26  # 256 MiB
+_KEPT_ON_CPU = 1 << 26  # probabilities, 256 MiB
 _ARGMAX_BLOCK = 128
 _as_on: ContextVar[str | None] = ContextVar("_as_on", default=None)
 
