@@ -68,9 +68,9 @@ def test_two_processes_train_as_one_with_uneven_rows_and_steps_without_actions(
 @pytest.mark.parametrize(
     ("processes", "ways"),
     [
-        (2, ["float64,checkpointed", "float64,compiled", "float64,checkpointed,replicate=2"]),
+        (2, ["float64,none", "float64,compiled", "float64,none,compiled", "float64,every_second,replicate=2"]),
         (3, ["float64", "float64,replicate=3", "float64,measured"]),
-        (4, ["float64,shard=2", "float64,replicate=2,checkpointed"]),
+        (4, ["float64,shard=2", "float64,replicate=2,all_matmuls"]),
     ],
 )
 def test_however_it_is_sharded_checkpointed_or_compiled_a_policy_trains_as_in_one_process(

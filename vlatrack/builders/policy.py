@@ -11,6 +11,7 @@ import torch
 from vlatrack.errors import CheckpointError, SpecError
 from vlatrack.metrics.losses import LossMetric
 from vlatrack.metrics.schema import MetricSchema
+from vlatrack.models.backbones.activations import keep_activations
 from vlatrack.models.backbones.base import Backbone, BackboneFactory, BackboneSource
 from vlatrack.models.backbones.causal_lm.backbone import CausalLMFactory
 from vlatrack.models.backbones.chameleon.backbone import ChameleonFactory
@@ -185,8 +186,7 @@ def build_policy(spec: ExperimentSpec, source: BackboneSource) -> VlaPolicy:
     )
     if source.weights is not None:
         source.weights.copy_into(policy)
-    if spec.train.gradient_checkpointing:
-        backbone.enable_gradient_checkpointing()
+    keep_activations(backbone.blocks, spec.train.memory.keep)
     return policy
 
 

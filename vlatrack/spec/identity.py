@@ -19,7 +19,7 @@ NOT_DECIDING = (
     "train.device",
     "train.workers",
     "train.micro_batch",
-    "train.gradient_checkpointing",
+    "train.memory.keep",
     "train.parallel.*",
     "train.checkpoint.*",
     "evaluate.*",

@@ -327,6 +327,17 @@ class ParallelSpec(Model):
     replicate: PositiveInt | None = Field(None, description="copies of the policy; null: as many as there can be")
 
 
+class MemorySpec(Model):
+    """What a training keeps in the memory of a GPU."""
+
+    keep: Literal["all", "all_matmuls", "every_second", "none"] = Field(
+        "all",
+        description="activations kept for the backward pass; others are computed again: less memory, more time, same "
+        "numbers; all_matmuls: results of attention and matrix products; every_second: of attention and every second "
+        "product; none: the input of each layer",
+    )
+
+
 class TrainSpec(Model):
     """The training loop."""
 
@@ -350,7 +361,7 @@ class TrainSpec(Model):
     workers: Annotated[int, Field(ge=0, le=64)] = Field(
         0, description="workers that assemble batches, for each process"
     )
-    gradient_checkpointing: bool = Field(False, description="less memory, more time, the same numbers")
+    memory: MemorySpec = MemorySpec()
     parallel: ParallelSpec = ParallelSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
 
