@@ -88,6 +88,16 @@ def test_in_single_precision_processes_differ_by_rounding_alone(tmp_path: Path, 
 
 
 @pytest.mark.slow
+def test_adapters_and_what_is_not_frozen_train_as_in_one_process(tmp_path: Path) -> None:
+    ways = ["float64,lora", "float64,dora,none", "float64,partly"]
+    (tmp_path / "alone").mkdir()
+    expected = trained(tmp_path / "alone", 1, *ways)
+    for way, steps in trained(tmp_path, 2, *ways).items():
+        loss, norm = furthest(steps, expected[way])
+        assert (loss < 1e-6, norm < 1e-11) == (True, True), (way, loss, norm)
+
+
+@pytest.mark.slow
 def test_the_head_of_a_frozen_backbone_trains_as_in_one_process(tmp_path: Path, alone: dict[str, Steps]) -> None:
     (steps,) = trained(tmp_path, 2, "float64,frozen").values()
     loss, norm = furthest(steps, alone["float64,frozen"])

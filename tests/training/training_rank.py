@@ -16,7 +16,9 @@ from accelerate import Accelerator
 from tiny_policy import BINS, DIMS, GEOMETRY, HORIZON, LAYOUT, vla_row, world_model_row
 
 from vlatrack.models.backbones.activations import Keep, keep_activations
+from vlatrack.models.backbones.adapter import Adapter, add_adapter
 from vlatrack.models.backbones.chameleon.backbone import ChameleonBackbone, backbone_config
+from vlatrack.models.freezing import freeze
 from vlatrack.models.heads.action_head import ActionHead
 from vlatrack.models.losses.terms import documented_terms
 from vlatrack.models.policy import VlaPolicy
@@ -37,6 +39,11 @@ def make_policy(ways: set[str]) -> VlaPolicy:
     policy = VlaPolicy(backbone, head, layout=LAYOUT, bins=BINS, losses=documented_terms(LAYOUT, (HORIZON, DIMS)))
     for keep in ways & {"all_matmuls", "every_second", "none"}:
         keep_activations(backbone.blocks, cast(Keep, keep))
+    for kind in ways & {"lora", "dora"}:
+        settings = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": ("q_proj", "down_proj"), "base": "fp32"}
+        add_adapter(backbone, Adapter(kind=kind, **settings))
+    if "partly" in ways:
+        freeze(policy, ["*.layers.0.*", "*.embed_tokens.*", "action_head.queries", "*.q_proj.*"])
     if "frozen" in ways:
         backbone.requires_grad_(False)
     if "compiled" in ways:

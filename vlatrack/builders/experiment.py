@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from vlatrack.builders.data import Split, build_norm_stats, check_data, data_fingerprints, open_splits
-from vlatrack.builders.policy import StoredPolicy, backbone_factory, build_policy
+from vlatrack.builders.policy import StoredPolicy, adapter_of, backbone_factory, build_policy
 from vlatrack.data.cache import CodeCache
 from vlatrack.data.episodes import checked_frames
 from vlatrack.data.samples import Encoding, SampleKind, SampleSet, check_lengths, encode_episodes
@@ -103,9 +103,13 @@ class Experiment:
         Raises:
             CheckpointError: the weights are damaged, or of another geometry.
         """
+        if self.stored is None or not with_weights:
+            return build_policy(self.spec, self.source).to(device)
+        load = partial(load_weights, self.stored.record.checkpoint)
+        if adapter_of(self.stored.spec) is None:  # while this experiment may add one
+            return build_policy(self.spec, self.source, initialise=load).to(device)
         policy = build_policy(self.spec, self.source)
-        if self.stored is not None and with_weights:
-            load_weights(self.stored.record.checkpoint, policy)
+        load(policy)
         return policy.to(device)
 
     def encoding(self, layout: TokenLayout, folder: Path, device: torch.device) -> Encoding:

@@ -44,6 +44,8 @@ ADDED_LATER: Mapping[str, Scalar] = {
     "train.non_finite": "halt",
     "train.max_rollbacks": 3,
     "loss.terms": "[]",
+    "backbone.adapter": None,
+    "train.freeze": "[]",
 }
 """Settings added after the hash was defined; with these values they are left out of it, so that it stays the same."""
 

@@ -163,15 +163,21 @@ def _used_optimizer(policy: VlaPolicy, settings: StepSettings) -> torch.optim.Op
 def _peak(policy: VlaPolicy, batch: Batch, settings: StepSettings, extrapolate: bool) -> MemoryUse:
     blocks, (few, more) = policy.backbone.blocks, _FEW
     depth = len(blocks)
-    if not extrapolate or depth <= more:
+    if not extrapolate or depth <= more or not _alike(blocks):
         return max(_peaks(policy, batch, settings).values(), key=lambda use: use.total)
     del blocks[more:]
     of_more = _peaks(policy, batch, settings)
     del blocks[few:]
     of_few = _peaks(policy, batch, settings)
-    phases = _FORWARD, _LAST_LAYER, _FIRST_LAYER
+    phases = [phase for phase in (_FORWARD, _LAST_LAYER, _FIRST_LAYER) if phase in of_few]
     peaks = [_extrapolated(of_few[phase], of_more[phase], depth - few) for phase in phases]
     return max(peaks, key=lambda use: use.total)
+
+
+def _alike(blocks: Iterable[nn.Module]) -> bool:
+    """Whether the same parameters are trained in each of them."""
+    trained = {tuple(parameter.requires_grad for parameter in block.parameters()) for block in blocks}
+    return len(trained) == 1
 
 
 def _extrapolated(use: MemoryUse, one_more: MemoryUse, blocks: int) -> MemoryUse:
@@ -261,7 +267,8 @@ def _mark_phases(tracker: _PhaseTracker, policy: VlaPolicy) -> list[Any]:
     def in_backward(phase: str) -> Callable[..., None]:
         def hook(_layer: nn.Module, _inputs: Any, output: Any) -> None:
             hidden: Tensor = output if isinstance(output, Tensor) else output[0]
-            hidden.register_hook(lambda _gradient: begin(phase))  # type: ignore[no-untyped-call]
+            if hidden.requires_grad:  # it does not where all layers up to this one are frozen
+                hidden.register_hook(lambda _gradient: begin(phase))  # type: ignore[no-untyped-call]
 
         return hook
 
