@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vlatrack.builders.data import Split, build_norm_stats, check_data, data_fingerprints, open_splits
 from vlatrack.builders.policy import StoredPolicy, adapter_of, backbone_factory, build_policy
+from vlatrack.builders.unfilled import Fill, build_unfilled_policy
 from vlatrack.data.cache import CodeCache
 from vlatrack.data.episodes import checked_frames
 from vlatrack.data.samples import Encoding, SampleKind, SampleSet, check_lengths, encode_episodes
@@ -111,6 +112,21 @@ class Experiment:
         policy = build_policy(self.spec, self.source)
         load(policy)
         return policy.to(device)
+
+    def unfilled_policy(self, *, with_weights: bool = True) -> tuple[VlaPolicy, Fill] | None:
+        """The same policy without its weights in memory, for a process that will hold a part of them, and what reads
+        that part; None where the weights are random, or another policy's, or there are adapters.
+
+        Args:
+            with_weights: false where a resume restores them.
+
+        Raises:
+            CheckpointError: pretrained weights are damaged, or of another geometry.
+        """
+        resumes = self.stored is not None and not with_weights
+        if not (resumes or self.source.weights) or adapter_of(self.spec) or self.spec.backbone.kind == "custom":
+            return None
+        return build_unfilled_policy(self.spec, self.source)
 
     def encoding(self, layout: TokenLayout, folder: Path, device: torch.device) -> Encoding:
         """How samples become tokens.
