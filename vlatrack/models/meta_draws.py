@@ -21,9 +21,8 @@ class MetaDraws(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self._empty = init_empty_weights(include_buffers=False)
-        self._last: dict[
-            int, tuple[Tensor, Any, tuple[Any, ...]]
-        ] = {}  # by storage
+        self._scratch = torch.empty(0)
+        self._last: dict[int, tuple[Tensor, Any, tuple[Any, ...]]] = {}  # by storage
 
     def __enter__(self) -> "MetaDraws":
         self._empty.__enter__()
@@ -32,14 +31,22 @@ class MetaDraws(TorchDispatchMode):
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
+        self._scratch = torch.empty(0)
         self._empty.__exit__(*error)
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if operation in _DRAWS and args[0].is_meta:
             assert not kwargs or kwargs.get("generator") is None, "drawn from the global generator"
             self._last[_storage(args[0])] = torch.get_rng_state(), operation, args[1:]
-            operation(torch.empty_like(args[0], device="cpu"), *args[1:])
+            operation(self._scratch_like(args[0]), *args[1:])
         return operation(*args, **(kwargs or {}))
+
+    def _scratch_like(self, tensor: Tensor) -> Tensor:
+        """Memory that every draw uses in turn: a new piece for each would leave holes between what stays."""
+        assert tensor.is_contiguous(), "drawn in the order of its numbers"
+        if self._scratch.dtype != tensor.dtype or len(self._scratch) < tensor.numel():
+            self._scratch = torch.empty(tensor.numel(), dtype=tensor.dtype)
+        return self._scratch[: tensor.numel()].view(tensor.shape)
 
     def again(self, parameter: Tensor) -> Tensor:
         """The numbers that a parameter on the meta device was last given."""

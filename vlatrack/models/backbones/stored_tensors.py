@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vlatrack.errors import CheckpointError
 
-_PIECE = 32 << 20  # bytes, of a tensor that is read piece by piece
+_PIECE = 4 << 20  # bytes, of a tensor that is read piece by piece
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
