@@ -165,8 +165,7 @@ def _copy(
     if local.dim() == 0:
         local.copy_(stored.whole())
         return
-    for first, piece in stored.pieces(start, min(start + len(local), len(like))):
-        local[first - start : first - start + len(piece)].copy_(piece)
+    stored.copy_rows(start, local[: max(0, len(like) - start)])
 
 
 def held_rows(tensor: Tensor) -> tuple[Tensor, int]:

@@ -37,22 +37,35 @@ class StoredTensor:
     """A tensor in a file."""
 
     shape: torch.Size
-    rows: Callable[[int, int], Tensor]
-    """Those from the first number up to the second; (0, 1) of a tensor without dimensions is all of it."""
+    dtype: torch.dtype
+    read: Callable[[int, Tensor], None]
+    """Reads the rows from the first one's number on into a contiguous tensor on the CPU, of the same dtype."""
 
     @classmethod
     def of(cls, value: Tensor) -> Self:
         """One that is in memory already."""
-        return cls(value.shape, lambda start, stop: value[start:stop] if value.dim() else value)
+
+        def read(start: int, into: Tensor) -> None:
+            into.copy_(value[start : start + len(into)] if value.dim() else value)
+
+        return cls(value.shape, value.dtype, read)
 
     def whole(self) -> Tensor:
-        return self.rows(0, self.shape[0] if self.shape else 1)
+        rows = torch.empty(self.shape, dtype=self.dtype)
+        self.read(0, rows)
+        return rows
 
-    def pieces(self, start: int, stop: int) -> Iterator[tuple[int, Tensor]]:
-        """The rows from ``start`` up to ``stop`` in pieces of moderate size, each with its first row."""
-        step = max(1, _PIECE // max(1, 4 * self.shape[1:].numel()))
-        for first in range(start, stop, step):
-            yield first, self.rows(first, min(first + step, stop))
+    def copy_rows(self, start: int, target: Tensor) -> None:
+        """Copy the rows from ``start`` on into all of ``target``; piece by piece where its dtype or device is another."""
+        if target.dtype == self.dtype and target.device.type == "cpu" and target.is_contiguous():
+            self.read(start, target)
+            return
+        rows = max(1, _PIECE // max(1, self.dtype.itemsize * self.shape[1:].numel()))
+        piece = torch.empty((min(rows, len(target)), *self.shape[1:]), dtype=self.dtype)
+        for first in range(0, len(target), rows):
+            part = target[first : first + rows]
+            self.read(start + first, piece[: len(part)])
+            part.copy_(piece[: len(part)])
 
 
 def stored_tensors(file: Path, prefix: str = "") -> Iterator[tuple[str, StoredTensor]]:
@@ -74,23 +87,22 @@ def stored_tensors(file: Path, prefix: str = "") -> Iterator[tuple[str, StoredTe
             for name, entry in json.loads(stream.read(length)).items():
                 if name != "__metadata__" and name.startswith(prefix):
                     shape, start = torch.Size(entry["shape"]), 8 + length + entry["data_offsets"][0]
-                    yield name, StoredTensor(shape, partial(_rows, stream, start, shape, _DTYPES[entry["dtype"]]))
+                    yield name, StoredTensor(shape, _DTYPES[entry["dtype"]], partial(_read, stream, start))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file}: unreadable or truncated ({_first_line(error)})") from error
     except KeyError as error:
         raise CheckpointError(f"{file}: has tensors of a type that cannot be read ({error})") from error
 
 
-def _rows(stream: BinaryIO, at: int, shape: torch.Size, dtype: torch.dtype, start: int, stop: int) -> Tensor:
-    rows = torch.empty(shape[1:] if not shape else (stop - start, *shape[1:]), dtype=dtype)
-    stream.seek(at + start * shape[1:].numel() * dtype.itemsize)
-    into = memoryview(rows.view(-1).view(torch.uint8).numpy())
-    while into:
-        count = stream.readinto(into)  # type: ignore[attr-defined]
+def _read(stream: BinaryIO, at: int, start: int, into: Tensor) -> None:
+    row_bytes = into[:1].numel() * into.element_size() if into.dim() else 0
+    stream.seek(at + start * row_bytes)
+    left = memoryview(into.view(-1).view(torch.uint8).numpy())
+    while left:
+        count = stream.readinto(left)  # type: ignore[attr-defined]
         if not count:
             raise OSError("the file ends too early")
-        into = into[count:]
-    return rows
+        left = left[count:]
 
 
 def _torch_state(file: Path) -> dict[str, Tensor]:
