@@ -11,7 +11,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vlatrack.models.attention import attention_mask
-from vlatrack.models.backbones.activations import Keep, keep_activations
+from vlatrack.models.backbones import activations
+from vlatrack.models.backbones.activations import Keep, keep_activations, offload_activations
 from vlatrack.models.backbones.base import Backbone, BackboneFactory
 from vlatrack.models.backbones.causal_lm.backbone import CausalLMFactory
 from vlatrack.models.backbones.chameleon.backbone import ChameleonFactory
@@ -96,6 +97,34 @@ def test_compiled_blocks_compute_activations_again_in_one_graph_for_all(make, ke
         block.compile(fullgraph=True, backend=graphs)
     assert differing(step(compiled), step(plain)) == []
     assert graphs.frame_count == 1
+
+
+@pytest.mark.parametrize("keep", ["all", "none"])
+def test_activations_that_wait_on_the_host_change_no_bit_of_a_step(make, keep: Keep) -> None:
+    plain, offloading = new(make(0.3)).train(), new(make(0.3)).train()
+    keep_activations(offloading.blocks, keep)
+    offload_activations(offloading)
+    assert differing(step(offloading), step(plain)) == []
+
+
+def test_kept_activations_are_copied_to_the_host_and_weights_are_not(make, monkeypatch) -> None:
+    copied: list[torch.Tensor] = []
+    to_host = activations._to_host
+
+    def noting(kept: torch.Tensor) -> tuple[torch.device, torch.Tensor]:
+        packed = to_host(kept)
+        if packed[1] is not kept:
+            copied.append(packed[1])
+        return packed
+
+    monkeypatch.setattr(activations, "_to_host", noting)
+    backbone = new(make(0.0)).train()
+    offload_activations(backbone)
+    hidden_states(backbone).sum().backward()
+    weights = {(*parameter.shape,) for parameter in backbone.parameters() if parameter.dim() == 2}
+    shapes = {(*value.shape,) for value in copied}
+    assert (2, 12, backbone.width) in shapes
+    assert not shapes & (weights | {shape[::-1] for shape in weights})
 
 
 class Products(TorchDispatchMode):

@@ -11,7 +11,7 @@ import torch
 from vlatrack.errors import CheckpointError, SpecError
 from vlatrack.metrics.losses import LossMetric
 from vlatrack.metrics.schema import MetricSchema
-from vlatrack.models.backbones.activations import keep_activations
+from vlatrack.models.backbones.activations import keep_activations, offload_activations
 from vlatrack.models.backbones.adapter import Adapter, add_adapter
 from vlatrack.models.backbones.base import Backbone, BackboneFactory, BackboneSource
 from vlatrack.models.backbones.causal_lm.backbone import CausalLMFactory
@@ -199,6 +199,8 @@ def build_policy(
         add_adapter(backbone, adapter)
     freeze(policy, spec.train.freeze)
     keep_activations(backbone.blocks, spec.train.memory.keep)
+    if spec.train.memory.offload == "activations":
+        offload_activations(backbone)
     return policy
 
 

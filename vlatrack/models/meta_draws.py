@@ -11,7 +11,7 @@ _aten: Any = torch.ops.aten
 _DRAWS = {_aten.normal_.default, _aten.uniform_.default}
 
 
-class MetaDraws(TorchDispatchMode):
+class MetaDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While it is entered, parameters that modules register are on the meta device; buffers are not.
 
     The numbers that such a parameter would begin with are drawn and forgotten, one parameter at a time, so that
@@ -19,18 +19,18 @@ class MetaDraws(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._empty = init_empty_weights(include_buffers=False)
         self._scratch = torch.empty(0)
         self._last: dict[int, tuple[Tensor, Any, tuple[Any, ...]]] = {}  # by storage
 
     def __enter__(self) -> "MetaDraws":
         self._empty.__enter__()
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._scratch = torch.empty(0)
         self._empty.__exit__(*error)
 

@@ -20,6 +20,7 @@ NOT_DECIDING = (
     "train.workers",
     "train.micro_batch",
     "train.memory.keep",
+    "train.memory.offload",
     "train.parallel.*",
     "train.checkpoint.*",
     "evaluate.*",

@@ -360,6 +360,17 @@ class MemorySpec(Model):
         "numbers; all_matmuls: results of attention and matrix products; every_second: of attention and every second "
         "product; none: the input of each layer",
     )
+    offload: Literal["none", "activations"] = Field(
+        "none",
+        description="activations: what is kept waits in the host's memory for the backward pass, same numbers; best "
+        "with keep none; not measured on a GPU yet",
+    )
+
+    @model_validator(mode="after")
+    def _kept_activations_can_be_moved(self) -> Self:
+        if self.offload == "activations" and self.keep not in ("all", "none"):
+            raise ValueError(f"offload: activations needs keep: all or none; {self.keep} stays on the GPU")
+        return self
 
 
 class TrainSpec(Model):

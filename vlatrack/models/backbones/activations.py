@@ -9,7 +9,7 @@ from itertools import count
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     SelectiveCheckpointContext,
@@ -41,6 +41,31 @@ def keep_activations(blocks: Iterable[nn.Module], keep: Keep) -> None:
         how["context_fn"] = partial(_contexts, 1 if keep == "all_matmuls" else 2)
     for block in blocks:
         block.forward = _recomputed(block.forward, how)
+
+
+def offload_activations(backbone: nn.Module) -> None:
+    """Let what ``backbone`` keeps for the backward pass wait in the host's memory; its weights stay where they are."""
+    forward = backbone.forward
+
+    def offloaded(*args: Any, **kwargs: Any) -> Any:
+        with torch.autograd.graph.saved_tensors_hooks(_to_host, _from_host):
+            return forward(*args, **kwargs)
+
+    backbone.forward = offloaded
+
+
+def _to_host(kept: Tensor) -> tuple[torch.device, Tensor]:
+    source = kept if kept._base is None else kept._base
+    if isinstance(source, nn.Parameter):
+        return kept.device, kept
+    on_host = torch.empty(kept.shape, dtype=kept.dtype, pin_memory=kept.is_cuda)
+    # The copy back is queued behind this one on the same stream, so that neither has to be waited for.
+    return kept.device, on_host.copy_(kept, non_blocking=kept.is_cuda)
+
+
+def _from_host(packed: tuple[torch.device, Tensor]) -> Tensor:
+    device, kept = packed
+    return kept.to(device, non_blocking=True)
 
 
 def _recomputed(forward: Callable[..., Any], how: Mapping[str, Any]) -> Callable[..., Any]:

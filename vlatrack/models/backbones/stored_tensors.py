@@ -56,7 +56,7 @@ class StoredTensor:
         return rows
 
     def copy_rows(self, start: int, target: Tensor) -> None:
-        """Copy the rows from ``start`` on into all of ``target``; piece by piece where its dtype or device is another."""
+        """Copy the rows from ``start`` on into all of ``target``; in pieces if its dtype or device is another."""
         if target.dtype == self.dtype and target.device.type == "cpu" and target.is_contiguous():
             self.read(start, target)
             return
@@ -97,7 +97,7 @@ def stored_tensors(file: Path, prefix: str = "") -> Iterator[tuple[str, StoredTe
 def _read(stream: BinaryIO, at: int, start: int, into: Tensor) -> None:
     row_bytes = into[:1].numel() * into.element_size() if into.dim() else 0
     stream.seek(at + start * row_bytes)
-    left = memoryview(into.view(-1).view(torch.uint8).numpy())
+    left = memoryview(into.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
     while left:
         count = stream.readinto(left)  # type: ignore[attr-defined]
         if not count:
