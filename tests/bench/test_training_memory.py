@@ -34,7 +34,7 @@ def predicted(*words: str, extrapolate: bool = True) -> TrainingMemory:
     "words",
     [
         # Where the peak lies differs: the forward pass, the backward pass of the last layer, that of the first one.
-        ["train.gradient_checkpointing=true", "train.precision=bf16", "train.batch_size=8"],
+        ["train.memory.keep=none", "train.precision=bf16", "train.batch_size=8"],
         pytest.param(["train.batch_size=8"], marks=pytest.mark.slow),
         pytest.param(["train.micro_batch=1", "train.precision=bf16"], marks=pytest.mark.slow),
     ],
@@ -134,7 +134,7 @@ def test_remedies_have_the_largest_micro_batch_that_fits_and_the_fastest_comes_f
     def simple(spec: ExperimentSpec, gpus: Gpus) -> TrainingMemory:
         """5 GiB, and for each row 4 GiB, half of it with bf16, half of it with checkpointing."""
         train = spec.train
-        halved = (train.precision == "bf16") + train.gradient_checkpointing
+        halved = (train.precision == "bf16") + (train.memory.keep == "none")
         peak = MemoryUse(activations=(5 << 30) + ((train.micro_batch or 0) << 32 >> halved))
         return TrainingMemory(MemoryPrediction(1, 1, MemoryUse(), peak, 1, 1), (1, 1), 1, "")
 
@@ -144,7 +144,7 @@ def test_remedies_have_the_largest_micro_batch_that_fits_and_the_fastest_comes_f
         return [" ".join(each.words) for each in remedies(lambda more: spec_of(*words, *more), limit_gib << 30)]
 
     eight = ("train.micro_batch=8", "train.batch_size=64")
-    bf16, checkpointing = "train.precision=bf16", "train.gradient_checkpointing=true"
+    bf16, checkpointing = "train.precision=bf16", "train.memory.keep=none"
     assert found(22, *eight) == ["train.micro_batch=4", bf16]
     assert found(14, *eight) == [
         "train.micro_batch=2",

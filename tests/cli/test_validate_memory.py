@@ -85,7 +85,7 @@ def test_a_training_that_fits_is_told_so() -> None:
 
 
 def test_a_training_that_does_not_fit_gets_words_with_which_it_does() -> None:
-    words = [TOY, "train.micro_batch=2", "train.precision=bf16", "train.gradient_checkpointing=true"]
+    words = [TOY, "train.micro_batch=2", "train.precision=bf16", "train.memory.keep=none"]
     limit = ("--gpu-memory", "1118.3MB")
     result = validate(*words, *limit)
     assert result.exit_code == 2

@@ -45,7 +45,7 @@ def test_libero_experiment_has_the_numbers_of_the_reference(suite: str) -> None:
     assert (optim.warmup_epochs, optim.betas) == (0.01, (0.9, 0.95))
     assert (loss.loss_ct_weights, loss.z_loss_weight, loss.image_token_weight) == (10, 1e-5, 0.04)
     assert (train.batch_size, train.micro_batch, train.epochs, train.precision) == (64, 8, 40, "bf16")
-    assert train.gradient_checkpointing
+    assert train.memory.keep == "none"
     assert (spec.backbone.residual_dropout, spec.backbone.max_seq_len) == (0.08, 4096)
     assert (data.history, data.use_state, set(data.samples)) == (2, True, {"vla", "world_model"})
     assert data.cameras == ("agentview_rgb", "eye_in_hand_rgb")

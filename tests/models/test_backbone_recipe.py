@@ -62,7 +62,7 @@ def toy(target: str = "TorchBackbone", options: str = "{layers: 2, dropout: 0.1}
         [
             f"backbone={{kind: custom, target: '{__name__}:{target}', options: {options}, max_seq_len: 160}}",
             "train.max_steps=2",
-            "train.gradient_checkpointing=true",
+            "train.memory.keep=none",
         ],
     )
 

@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vlatrack.models.attention import attention_mask
+from vlatrack.models.backbones import activations
+from vlatrack.models.backbones.activations import Keep, keep_activations, offload_activations
 from vlatrack.models.backbones.base import Backbone, BackboneFactory
 from vlatrack.models.backbones.causal_lm.backbone import CausalLMFactory
 from vlatrack.models.backbones.chameleon.backbone import ChameleonFactory
@@ -59,33 +63,92 @@ def test_width_vocabulary_and_blocks_are_those_of_the_module(make) -> None:
     assert within < {id(parameter) for parameter in backbone.parameters()}
 
 
-def test_gradient_checkpointing_changes_no_number_of_a_training_step(make) -> None:
-    results = []
-    for checkpointing in (False, True):
-        backbone = new(make(0.3)).train()
-        if checkpointing:
-            backbone.enable_gradient_checkpointing()
-        torch.manual_seed(5)
-        hidden = hidden_states(backbone)
-        hidden.square().sum().backward()
-        gradients = {name: parameter.grad for name, parameter in backbone.named_parameters()}
-        results.append((hidden.detach(), gradients))
-    (plain, plain_gradients), (hidden, gradients) = results
-    assert torch.equal(hidden, plain)
-    for name, expected in plain_gradients.items():
-        torch.testing.assert_close(gradients[name], expected, msg=lambda m, n=name: f"{n}: {m}")
-
-
-def test_gradient_checkpointing_computes_each_block_again_in_the_backward_pass(make) -> None:
-    backbone = new(make(0.0)).train()
-    backbone.enable_gradient_checkpointing()
-    calls = []
-    for block in backbone.blocks:
-        block.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+def step(backbone: Backbone) -> dict[str, torch.Tensor]:
+    """Hidden states of a training step with dropout, and the gradients that it has."""
+    torch.manual_seed(5)
     hidden = hidden_states(backbone)
-    assert len(calls) == 2
-    hidden.sum().backward()
-    assert len(calls) == 4
+    (hidden.square().sum() + (hidden @ backbone.output_layer.t()).square().mean()).backward()
+    gradients = {name: parameter.grad for name, parameter in backbone.named_parameters()}
+    return {"hidden": hidden.detach(), **gradients}
+
+
+def differing(results: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> list[str]:
+    assert results.keys() == expected.keys()
+    return [name for name, value in expected.items() if not torch.equal(results[name], value)]
+
+
+@pytest.mark.parametrize("keep", ["all_matmuls", "every_second", "none"])
+def test_activations_that_are_computed_again_change_no_bit_of_a_step_with_dropout(make, keep: Keep) -> None:
+    plain, recomputing = new(make(0.3)).train(), new(make(0.3)).train()
+    keep_activations(recomputing.blocks, keep)
+    assert recomputing.state_dict().keys() == plain.state_dict().keys()
+    assert differing(step(recomputing), step(plain)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keep", ["all_matmuls", "every_second", "none"])
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of torch.compile itself
+def test_compiled_blocks_compute_activations_again_in_one_graph_for_all(make, keep: Keep) -> None:
+    torch._dynamo.reset()
+    plain, compiled = new(make(0.3)).train(), new(make(0.3)).train()
+    keep_activations(compiled.blocks, keep)
+    graphs = CompileCounterWithBackend("aot_eager")
+    for block in compiled.blocks:
+        block.compile(fullgraph=True, backend=graphs)
+    assert differing(step(compiled), step(plain)) == []
+    assert graphs.frame_count == 1
+
+
+@pytest.mark.parametrize("keep", ["all", "none"])
+def test_activations_that_wait_on_the_host_change_no_bit_of_a_step(make, keep: Keep) -> None:
+    plain, offloading = new(make(0.3)).train(), new(make(0.3)).train()
+    keep_activations(offloading.blocks, keep)
+    offload_activations(offloading)
+    assert differing(step(offloading), step(plain)) == []
+
+
+def test_kept_activations_are_copied_to_the_host_and_weights_are_not(make, monkeypatch) -> None:
+    copied: list[torch.Tensor] = []
+    to_host = activations._to_host
+
+    def noting(kept: torch.Tensor) -> tuple[torch.device, torch.Tensor]:
+        packed = to_host(kept)
+        if packed[1] is not kept:
+            copied.append(packed[1])
+        return packed
+
+    monkeypatch.setattr(activations, "_to_host", noting)
+    backbone = new(make(0.0)).train()
+    offload_activations(backbone)
+    hidden_states(backbone).sum().backward()
+    weights = {(*parameter.shape,) for parameter in backbone.parameters() if parameter.dim() == 2}
+    shapes = {(*value.shape,) for value in copied}
+    assert (2, 12, backbone.width) in shapes
+    assert not shapes & (weights | {shape[::-1] for shape in weights})
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count += operation in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("keep", "again"), [("all", 0), ("all_matmuls", 0), ("every_second", 3), ("none", 6)])
+def test_a_block_computes_those_matrix_products_again_that_were_not_kept(make, keep: Keep, again: int) -> None:
+    """A layer has seven: the gradient needs the last one's inputs, not its result."""
+    backbone = new(make(0.0)).train()
+    keep_activations(backbone.blocks, keep)
+    hidden = hidden_states(backbone)
+    with Products() as products:
+        hidden.sum().backward()
+    gradients = 2 * 7 * len(backbone.blocks)
+    assert products.count - gradients == again * len(backbone.blocks)
 
 
 def test_residual_dropout_acts_in_training_only(make) -> None:

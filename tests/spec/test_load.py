@@ -93,7 +93,7 @@ def test_a_dumped_spec_has_every_default_and_loads_to_the_same_spec(file: Path, 
     spec = load_spec(file, [*awkward, "tokenizer.statistics={action_low: [0,0,0,0], action_high: [1,1,1,1e-9]}"])
     text = dump_spec(spec)
     assert spec_of(tmp_path, text) == spec
-    assert "gradient_checkpointing: false" in text
+    assert "keep: all" in text
     assert "cameras: [front, wrist]" in text
 
 
@@ -118,7 +118,8 @@ def test_a_hash_is_the_same_for_any_style_order_and_process(file: Path, tmp_path
         "tracking.log_every=1",
         "train.device=cpu",
         "train.workers=4",
-        "train.gradient_checkpointing=true",
+        "train.memory.keep=none",
+        "train.memory.offload=activations",
         "train.micro_batch=2",
         "train.checkpoint.keep_last=9",
         "evaluate.open_loop.batch_size=1",

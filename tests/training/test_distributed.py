@@ -68,9 +68,9 @@ def test_two_processes_train_as_one_with_uneven_rows_and_steps_without_actions(
 @pytest.mark.parametrize(
     ("processes", "ways"),
     [
-        (2, ["float64,checkpointed", "float64,compiled", "float64,checkpointed,replicate=2"]),
+        (2, ["float64,none", "float64,compiled", "float64,none,compiled", "float64,every_second,replicate=2"]),
         (3, ["float64", "float64,replicate=3", "float64,measured"]),
-        (4, ["float64,shard=2", "float64,replicate=2,checkpointed"]),
+        (4, ["float64,shard=2", "float64,replicate=2,all_matmuls"]),
     ],
 )
 def test_however_it_is_sharded_checkpointed_or_compiled_a_policy_trains_as_in_one_process(
@@ -85,6 +85,16 @@ def test_however_it_is_sharded_checkpointed_or_compiled_a_policy_trains_as_in_on
 def test_in_single_precision_processes_differ_by_rounding_alone(tmp_path: Path, alone: dict[str, Steps]) -> None:
     loss, norm = furthest(trained(tmp_path, 2, "float32")["float32"], alone["float32"])
     assert (loss < 1e-6, norm < 1e-4) == (True, True), (loss, norm)
+
+
+@pytest.mark.slow
+def test_adapters_and_what_is_not_frozen_train_as_in_one_process(tmp_path: Path) -> None:
+    ways = ["float64,lora", "float64,dora,none", "float64,partly"]
+    (tmp_path / "alone").mkdir()
+    expected = trained(tmp_path / "alone", 1, *ways)
+    for way, steps in trained(tmp_path, 2, *ways).items():
+        loss, norm = furthest(steps, expected[way])
+        assert (loss < 1e-6, norm < 1e-11) == (True, True), (way, loss, norm)
 
 
 @pytest.mark.slow

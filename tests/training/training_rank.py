@@ -1,20 +1,24 @@
 """One of several ranks: trains a small policy for twelve steps in each of the ways that it is told, and writes loss and
 gradient norm of each step as JSON.
 
-Arguments: a file, then the ways, as `float64,shard=2,checkpointed`. Without torchrun it is one process alone.
+Arguments: a file, then the ways, as `float64,shard=2,none`. Without torchrun it is one process alone.
 """
 
 import json
 import os
 import sys
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from tiny_policy import BINS, DIMS, GEOMETRY, HORIZON, LAYOUT, vla_row, world_model_row
 
+from vlatrack.models.backbones.activations import Keep, keep_activations
+from vlatrack.models.backbones.adapter import Adapter, add_adapter
 from vlatrack.models.backbones.chameleon.backbone import ChameleonBackbone, backbone_config
+from vlatrack.models.freezing import freeze
 from vlatrack.models.heads.action_head import ActionHead
 from vlatrack.models.losses.terms import documented_terms
 from vlatrack.models.policy import VlaPolicy
@@ -33,8 +37,13 @@ def make_policy(ways: set[str]) -> VlaPolicy:
     backbone = ChameleonBackbone(backbone_config(GEOMETRY))
     head = ActionHead(backbone_width=32, time_horizon=HORIZON, action_dim=DIMS, reduced_width=16, heads=2, dropout=0)
     policy = VlaPolicy(backbone, head, layout=LAYOUT, bins=BINS, losses=documented_terms(LAYOUT, (HORIZON, DIMS)))
-    if "checkpointed" in ways:
-        backbone.enable_gradient_checkpointing()
+    for keep in ways & {"all_matmuls", "every_second", "none"}:
+        keep_activations(backbone.blocks, cast(Keep, keep))
+    for kind in ways & {"lora", "dora"}:
+        settings = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": ("q_proj", "down_proj"), "base": "fp32"}
+        add_adapter(backbone, Adapter(kind=kind, **settings))
+    if "partly" in ways:
+        freeze(policy, ["*.layers.0.*", "*.embed_tokens.*", "action_head.queries", "*.q_proj.*"])
     if "frozen" in ways:
         backbone.requires_grad_(False)
     if "compiled" in ways:

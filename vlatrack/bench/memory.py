@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import get_args
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from vlatrack.errors import CheckpointError, SpecError
 from vlatrack.models.backbones.base import BackboneSource
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.runner.run import initial_policy
-from vlatrack.spec.models import CustomBackboneSpec, ExperimentSpec, ExplicitRanges
+from vlatrack.spec.models import CustomBackboneSpec, ExperimentSpec, ExplicitRanges, MemorySpec
 from vlatrack.tokens.batch import Batch, collate
 from vlatrack.tokens.bins import Bins, ValueRange
 from vlatrack.tokens.layout import PIXELS_PER_CODE, TokenLayout
@@ -152,9 +153,9 @@ def _variants(spec: ExperimentSpec) -> list[tuple[str, ...]]:
     variants: list[tuple[str, ...]] = [()]
     if spec.train.precision == "fp32":
         variants.append(("train.precision=bf16",))
-    if not spec.train.gradient_checkpointing:
-        variants += [(*words, "train.gradient_checkpointing=true") for words in variants]
-    return variants
+    choices = get_args(MemorySpec.model_fields["keep"].annotation)
+    less = choices[choices.index(spec.train.memory.keep) + 1 :]
+    return variants + [(*words, f"train.memory.keep={keep}") for keep in less for words in variants]
 
 
 def _samples(spec: ExperimentSpec, gpus: Gpus) -> int:

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from vlatrack.builders.data import Split, build_norm_stats, check_data, data_fingerprints, open_splits
-from vlatrack.builders.policy import StoredPolicy, backbone_factory, build_policy
+from vlatrack.builders.policy import StoredPolicy, adapter_of, backbone_factory, build_policy
+from vlatrack.builders.unfilled import Fill, build_unfilled_policy
 from vlatrack.data.cache import CodeCache
 from vlatrack.data.episodes import checked_frames
 from vlatrack.data.samples import Encoding, SampleKind, SampleSet, check_lengths, encode_episodes
@@ -103,10 +104,29 @@ class Experiment:
         Raises:
             CheckpointError: the weights are damaged, or of another geometry.
         """
+        if self.stored is None or not with_weights:
+            return build_policy(self.spec, self.source).to(device)
+        load = partial(load_weights, self.stored.record.checkpoint)
+        if adapter_of(self.stored.spec) is None:  # while this experiment may add one
+            return build_policy(self.spec, self.source, initialise=load).to(device)
         policy = build_policy(self.spec, self.source)
-        if self.stored is not None and with_weights:
-            load_weights(self.stored.record.checkpoint, policy)
+        load(policy)
         return policy.to(device)
+
+    def unfilled_policy(self, *, with_weights: bool = True) -> tuple[VlaPolicy, Fill] | None:
+        """The same policy without its weights in memory, for a process that will hold a part of them, and what reads
+        that part; None where the weights are random, or another policy's, or there are adapters.
+
+        Args:
+            with_weights: false where a resume restores them.
+
+        Raises:
+            CheckpointError: pretrained weights are damaged, or of another geometry.
+        """
+        resumes = self.stored is not None and not with_weights
+        if not (resumes or self.source.weights) or adapter_of(self.spec) or self.spec.backbone.kind == "custom":
+            return None
+        return build_unfilled_policy(self.spec, self.source)
 
     def encoding(self, layout: TokenLayout, folder: Path, device: torch.device) -> Encoding:
         """How samples become tokens.

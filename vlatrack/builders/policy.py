@@ -1,6 +1,6 @@
 """From the spec, or from a checkpoint, to a policy: its backbone, losses, metrics and initial weights."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,10 +11,13 @@ import torch
 from vlatrack.errors import CheckpointError, SpecError
 from vlatrack.metrics.losses import LossMetric
 from vlatrack.metrics.schema import MetricSchema
+from vlatrack.models.backbones.activations import keep_activations, offload_activations
+from vlatrack.models.backbones.adapter import Adapter, add_adapter
 from vlatrack.models.backbones.base import Backbone, BackboneFactory, BackboneSource
 from vlatrack.models.backbones.causal_lm.backbone import CausalLMFactory
 from vlatrack.models.backbones.chameleon.backbone import ChameleonFactory
 from vlatrack.models.backbones.custom import custom_factory
+from vlatrack.models.freezing import freeze
 from vlatrack.models.heads.action_head import ActionHead
 from vlatrack.models.losses.base import LossTerm
 from vlatrack.models.losses.terms import check_names, documented_terms
@@ -157,11 +160,17 @@ class StoredPolicy:
         return BackboneSource(build=build, text=load_text_tokenizer(self.record.text_tokenizer))
 
 
-def build_policy(spec: ExperimentSpec, source: BackboneSource) -> VlaPolicy:
+def build_policy(
+    spec: ExperimentSpec, source: BackboneSource, initialise: Callable[[VlaPolicy], None] = lambda _: None
+) -> VlaPolicy:
     """The policy with its initial weights: random from the seed, or pretrained.
+
+    Args:
+        initialise: called before the policy gets its adapters, such as to load weights of one without them.
 
     Raises:
         CheckpointError: the pretrained weights are damaged, or of another geometry.
+        SpecError: adapters or frozen parameters are asked for by names that the policy does not have.
     """
     torch.manual_seed(spec.seed)
     head, backbone = spec.action_head, source.build()
@@ -185,9 +194,21 @@ def build_policy(spec: ExperimentSpec, source: BackboneSource) -> VlaPolicy:
     )
     if source.weights is not None:
         source.weights.copy_into(policy)
-    if spec.train.gradient_checkpointing:
-        backbone.enable_gradient_checkpointing()
+    initialise(policy)
+    if (adapter := adapter_of(spec)) is not None:
+        add_adapter(backbone, adapter)
+    freeze(policy, spec.train.freeze)
+    keep_activations(backbone.blocks, spec.train.memory.keep)
+    if spec.train.memory.offload == "activations":
+        offload_activations(backbone)
     return policy
+
+
+def adapter_of(spec: ExperimentSpec) -> Adapter | None:
+    """The adapter that a spec asks for."""
+    if isinstance(spec.backbone, CustomBackboneSpec) or spec.backbone.adapter is None:
+        return None
+    return Adapter(**spec.backbone.adapter.model_dump())
 
 
 def _check_vocabulary(backbone: Backbone, text: TextTokenizer) -> None:

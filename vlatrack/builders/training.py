@@ -13,6 +13,7 @@ from accelerate.utils import AutocastKwargs
 
 from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.policy import build_schema
+from vlatrack.builders.unfilled import Fill
 from vlatrack.data.samples import Encoding, SampleSet
 from vlatrack.errors import SpecError
 from vlatrack.metrics.schema import TRAIN
@@ -85,11 +86,15 @@ def build_training(
     group: ProcessGroup,
     interruption: Interruption,
     callbacks: Sequence[Callback] = (),
+    *,
+    fill: Fill | None = None,
 ) -> Training:
     """A policy with its optimiser, schedule and loop settings. All ranks call this: it leaves each of them its part of
-    the policy. ``callbacks`` are those of the main process."""
+    the policy. ``callbacks`` are those of the main process; ``fill`` is for an unfilled policy."""
     spec, optim, train = experiment.spec, experiment.spec.optim, experiment.spec.train
     distribute(policy, process_mesh(_parallel_shape(spec, group), accelerator.device))
+    if fill is not None:
+        fill(accelerator.device)
     return Training(
         policy=policy,
         optimizer=adamw(policy, lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas, eps=optim.eps),

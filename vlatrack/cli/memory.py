@@ -106,6 +106,8 @@ def _assumptions(spec: "ExperimentSpec", memory: "TrainingMemory") -> list[str]:
         "predicted from eager code on the CPU's kernels; compiled code needs less. Evaluation and the image tokenizer "
         "are not counted",
     ]
+    if spec.train.memory.offload == "activations":
+        lines.append("activations are counted although they are offloaded")
     if spec.loss.gradient_share_every is not None:
         lines.append("not counted either: steps of loss.gradient_share_every need up to two more sets of gradients")
     return lines

@@ -130,7 +130,8 @@ class VlaPolicy(nn.Module):
         """The scalar total of each loss term, and the states of those that have a count."""
         totals, states = {}, {}
         # 0 even if nll is NaN, with a graph: whatever rows a rank has, its backward pass reaches backbone and head.
-        nothing = inputs.nll[:0].sum() + self.action_head.queries[:0].sum().float()
+        trained = (parameter for parameter in self.action_head.parameters() if parameter.requires_grad)
+        nothing = inputs.nll[:0].sum() + next(trained, self.action_head.queries)[:0].sum().float()
         for term in self.losses:
             if count := checked_count(term, inputs.batch):
                 total = checked_total(term, inputs)

@@ -12,8 +12,10 @@ from accelerate import Accelerator
 from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.policy import build_schema
 from vlatrack.builders.training import build_training, build_training_parts, training_warnings
+from vlatrack.builders.unfilled import Fill
 from vlatrack.data.cache import CodeCache
 from vlatrack.metrics.schema import TRAIN
+from vlatrack.models.policy import VlaPolicy
 from vlatrack.reports.action_errors import draw_action_errors
 from vlatrack.reports.figures import write_figures
 from vlatrack.runner.directory import RunDirectory
@@ -143,14 +145,17 @@ def _train(
 
     with group.main_process_first():  # rank 0 fits the tokenizer and encodes the frames; the others read its files
         # Built first, so that weights of another geometry fail before the frames are encoded.
-        policy = experiment.policy(device, with_weights=job.resume_from is None)
+        policy, fill = _policy(job, group)
         notify("on_stage", "preparing the image tokenizer")
         encoding = experiment.encoding(policy.layout, directory.tokenizer, device)
         with shareable_files():
             samples = experiment.samples(encoding, CodeCache(directory.code_cache), partial(notify, "on_encode"))
-    group.broadcast_weights(policy)
+    if fill is None:
+        group.broadcast_weights(policy)
     train_samples = samples.pop(TRAIN)
-    training = build_training(experiment, policy, train_samples, job.accelerator, group, interruption, callbacks)
+    training = build_training(
+        experiment, policy, train_samples, job.accelerator, group, interruption, callbacks, fill=fill
+    )
     parts = build_training_parts(experiment, training, encoding, directory.tokenizer)
     with group.main_process_first():
         state = _initial_state(job, parts, directory.checkpoints, group)
@@ -163,6 +168,16 @@ def _train(
         checkpoints.save(state)
     notify("on_train_start", state, training.total_steps, training.settings.epochs)
     training.run(state, checkpoints, OpenLoopEvaluation(experiment.spec.evaluate.open_loop, training, samples))
+
+
+def _policy(job: Job, group: ProcessGroup) -> tuple[VlaPolicy, Fill | None]:
+    """The policy of this process; with something that reads its weights once it is known which of them it holds."""
+    with_weights = job.resume_from is None
+    if group.world_size > 1:
+        unfilled = job.experiment.unfilled_policy(with_weights=with_weights)
+        if unfilled is not None:
+            return unfilled
+    return job.experiment.policy(job.accelerator.device, with_weights=with_weights), None
 
 
 def _initial_state(job: Job, parts: TrainingParts, checkpoints: CheckpointStore, group: ProcessGroup) -> TrainState:

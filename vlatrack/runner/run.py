@@ -8,7 +8,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from vlatrack.builders.experiment import Experiment
-from vlatrack.builders.policy import StoredPolicy, build_schema
+from vlatrack.builders.policy import StoredPolicy, adapter_of, build_schema
 from vlatrack.builders.trackers import build_backends
 from vlatrack.builders.training import build_accelerator, check_processes
 from vlatrack.errors import CheckpointError, SpecError
@@ -24,6 +24,8 @@ from vlatrack.tracking.journal.journal import is_being_written
 from vlatrack.training.callback import Callback
 from vlatrack.training.checkpoint.contents import read_counters
 from vlatrack.training.process_group import ProcessGroup
+
+MERGING = "; start from its export, in which the adapter is merged into the weights"
 
 
 def run_experiment(
@@ -177,10 +179,12 @@ def initial_policy(spec: ExperimentSpec) -> StoredPolicy | None:
         for difference in differences(stored.settings, flatten(spec))
         if difference.path.startswith(("backbone.", "tokenizer.image.", "tokenizer.bins"))
         and not difference.path.endswith(("dropout", "checkpoint", "max_seq_len"))
+        and not (difference.path.startswith("backbone.adapter") and adapter_of(stored.spec) is None)
     ]
     if changed:
+        merged = any(difference.path.startswith("backbone.adapter") for difference in changed)
         raise CheckpointError(
             f"init_from: {spec.init_from}: of another geometry than this experiment ({'; '.join(map(str, changed))}); "
-            "its weights and tokenizers are used as they are"
+            f"its weights and tokenizers are used as they are{MERGING if merged else ''}"
         )
     return stored

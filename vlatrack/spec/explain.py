@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from vlatrack.spec.migrate import retired_accumulate
+from vlatrack.spec.migrate import retired_accumulate, retired_checkpointing
 from vlatrack.spec.structure import blocks_at, field_at, kinds_of, known_paths
 from vlatrack.spec.yaml_tree import Path, Place, Problem, Tree, Value, entries
 
@@ -126,6 +126,8 @@ def _explain_exact(details: ErrorDetails, path: Path, tree: Tree) -> Problem:
 def _unknown_key(path: Path, tree: Tree) -> str:
     if path == ("train", "accumulate"):
         return retired_accumulate(tree.root)
+    if path == ("train", "gradient_checkpointing"):
+        return retired_checkpointing()
     key = str(path[-1])
     blocks = blocks_at(tree.root, path[:-1])
     if owners := [kind for block in blocks if key in block.model_fields for kind in kinds_of(block)]:

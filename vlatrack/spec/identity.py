@@ -19,7 +19,8 @@ NOT_DECIDING = (
     "train.device",
     "train.workers",
     "train.micro_batch",
-    "train.gradient_checkpointing",
+    "train.memory.keep",
+    "train.memory.offload",
     "train.parallel.*",
     "train.checkpoint.*",
     "evaluate.*",
@@ -44,6 +45,8 @@ ADDED_LATER: Mapping[str, Scalar] = {
     "train.non_finite": "halt",
     "train.max_rollbacks": 3,
     "loss.terms": "[]",
+    "backbone.adapter": None,
+    "train.freeze": "[]",
 }
 """Settings added after the hash was defined; with these values they are left out of it, so that it stays the same."""
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from vlatrack.errors import SpecError
 from vlatrack.spec.explain import explain
-from vlatrack.spec.migrate import migrate
+from vlatrack.spec.migrate import migrate, renamed
 from vlatrack.spec.models import Backend, ExperimentSpec, TrackingSpec
 from vlatrack.spec.overrides import apply_override
 from vlatrack.spec.secrets import find_secrets
@@ -31,10 +31,10 @@ def load_spec(path: str | Path, overrides: Sequence[str] = (), *, stored: bool =
         found = "the file is empty" if tree.root is None else "this is not one"
         problem = Problem(tree.place(()), (), f"expected a mapping of keys such as 'name: my-experiment'; {found}")
         raise _spec_error(tree.problems or [problem])
-    if stored:
-        tree.root = migrate(tree.root)
+    tree.root = migrate(tree.root) if stored else renamed(tree.root)
     for override in overrides:
         apply_override(tree, override)
+    tree.root = renamed(tree.root)  # an override may have the old name
     tree.problems += find_secrets(tree)
     spec = _validate(tree)
     if spec is None or tree.problems:

@@ -1,12 +1,14 @@
-"""Migration of experiments that an earlier version wrote.
+"""Settings that have another name or meaning than in an earlier version.
 
 In version 0.1.0 `train.batch_size` was the number of samples in one forward pass over all processes, and
 `train.accumulate` the number of forward passes in one step. A user's file gets an error that says what to write
 instead; the spec.yaml of a run directory is migrated.
+
+`train.gradient_checkpointing` is `train.memory.keep` by now: true was `none`, false `all`. It is read everywhere.
 """
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Literal, cast
 
 from vlatrack.spec.identity import Scalar
 from vlatrack.spec.yaml_tree import Value
@@ -22,8 +24,30 @@ def retired_accumulate(root: Value) -> str:
     return f"this key is gone: {remedy}of one forward pass{example}"
 
 
+def retired_checkpointing() -> str:
+    """An error message for a `train.gradient_checkpointing` that cannot be renamed."""
+    return "this key is gone: write train.memory.keep, none for true and all for false"
+
+
+def renamed(root: Value) -> Value:
+    """A spec in which `train.gradient_checkpointing` has its name of today; a file with both names stays as it is."""
+    train = root.get("train") if isinstance(root, dict) else None
+    if not isinstance(root, dict) or not isinstance(train, dict):
+        return root
+    old, memory = train.get("gradient_checkpointing"), train.get("memory", {})
+    if not isinstance(old, bool) or not isinstance(memory, dict) or "keep" in memory:
+        return root
+    others = {key: value for key, value in train.items() if key != "gradient_checkpointing"}
+    return {**root, "train": {**others, "memory": {**memory, "keep": _keep(old)}}}
+
+
+def _keep(checkpointing: bool) -> Literal["none", "all"]:
+    return "none" if checkpointing else "all"
+
+
 def migrate(root: Value) -> Value:
     """A run's spec.yaml, written by this or an earlier version, in the form of this version."""
+    root = renamed(root)
     batch, accumulate = _old_batch(root)
     if accumulate == 0:
         return root
@@ -35,6 +59,10 @@ def migrate(root: Value) -> Value:
 
 def migrate_flat(settings: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """The same for the flat settings in a journal (see ``vlatrack.spec.identity.flatten``)."""
+    old = settings.get("train.gradient_checkpointing")
+    if isinstance(old, bool):
+        others = {key: value for key, value in settings.items() if key != "train.gradient_checkpointing"}
+        settings = others | {"train.memory.keep": _keep(old)}
     train = {key.removeprefix("train."): value for key, value in settings.items() if key.startswith("train.")}
     migrated = cast(dict[str, dict[str, Scalar]], migrate({"train": cast(Value, train)}))["train"]
     others = {key: value for key, value in settings.items() if not key.startswith("train.")}

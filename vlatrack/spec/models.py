@@ -63,6 +63,28 @@ ResidualDropout = Annotated[Probability, Field(description="dropout on both resi
 MaxSeqLen = Annotated[PositiveInt, Field(description="longest token sequence of one sample")]
 
 
+class AdapterSpec(Model):
+    """Small matrices that are trained beside the frozen linear layers of the backbone; needs `vlatrack[scale]`."""
+
+    kind: Literal["lora", "dora"] = Field(description="dora also trains the length of each layer's weight vectors")
+    rank: PositiveInt = Field(16, description="rank of the product that is added to a layer's weight")
+    alpha: PositiveFloat = Field(32.0, description="the product is scaled by alpha / rank")
+    dropout: Probability = Field(0.0, description="dropout on the input of an adapter")
+    targets: Annotated[tuple[str, ...], Field(min_length=1), Once] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        description="linear layers of each decoder layer that get one",
+    )
+    base: Literal["fp32", "bf16"] = Field(
+        "fp32", description="the frozen weights of the backbone; what is trained, adapters and head, stays fp32"
+    )
+
+
+Adapter = Annotated[
+    AdapterSpec | None,
+    Field(description="train adapters and the head alone; null: the whole policy. `vlatrack export` merges them"),
+]
+
+
 class ChameleonSpec(Model):
     """The autoregressive backbone, one of transformers' Chameleon models."""
 
@@ -73,6 +95,7 @@ class ChameleonSpec(Model):
         None, description="folder or hub id: a Hugging Face Chameleon, or a RynnVLA-002 / WorldVLA checkpoint"
     )
     residual_dropout: ResidualDropout = 0.0
+    adapter: Adapter = None
     max_seq_len: MaxSeqLen = 4096
 
     @model_validator(mode="after")
@@ -107,6 +130,7 @@ class CausalLMSpec(Model):
     sizes: CausalLMSizes = CausalLMSizes()
     checkpoint: str | None = Field(None, description="folder or hub id of a Llama, Qwen2 or Qwen3")
     residual_dropout: ResidualDropout = 0.0
+    adapter: Adapter = None
     max_seq_len: MaxSeqLen = 4096
 
     @model_validator(mode="after")
@@ -327,6 +351,28 @@ class ParallelSpec(Model):
     replicate: PositiveInt | None = Field(None, description="copies of the policy; null: as many as there can be")
 
 
+class MemorySpec(Model):
+    """What a training keeps in the memory of a GPU."""
+
+    keep: Literal["all", "all_matmuls", "every_second", "none"] = Field(
+        "all",
+        description="activations kept for the backward pass; others are computed again: less memory, more time, same "
+        "numbers; all_matmuls: results of attention and matrix products; every_second: of attention and every second "
+        "product; none: the input of each layer",
+    )
+    offload: Literal["none", "activations"] = Field(
+        "none",
+        description="activations: what is kept waits in the host's memory for the backward pass, same numbers; best "
+        "with keep none; not measured on a GPU yet",
+    )
+
+    @model_validator(mode="after")
+    def _kept_activations_can_be_moved(self) -> Self:
+        if self.offload == "activations" and self.keep not in ("all", "none"):
+            raise ValueError(f"offload: activations needs keep: all or none; {self.keep} stays on the GPU")
+        return self
+
+
 class TrainSpec(Model):
     """The training loop."""
 
@@ -350,7 +396,10 @@ class TrainSpec(Model):
     workers: Annotated[int, Field(ge=0, le=64)] = Field(
         0, description="workers that assemble batches, for each process"
     )
-    gradient_checkpointing: bool = Field(False, description="less memory, more time, the same numbers")
+    memory: MemorySpec = MemorySpec()
+    freeze: Annotated[tuple[str, ...], Once] = Field(
+        (), description="names of parameters that are not trained, as patterns such as 'backbone.*.embed_tokens.*'"
+    )
     parallel: ParallelSpec = ParallelSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
 
@@ -478,6 +527,9 @@ class ExperimentSpec(Model):
             )
         if self.data.use_state and self.tokenizer.bins > 498:
             raise ValueError(f"tokenizer.bins = {self.tokenizer.bins}: with data.use_state the layout has room for 498")
+        adapter = None if isinstance(self.backbone, CustomBackboneSpec) else self.backbone.adapter
+        if adapter is not None and adapter.base == "bf16" and self.train.precision != "bf16":
+            raise ValueError("backbone.adapter.base = bf16 needs train.precision: bf16; set that, or base: fp32")
         if self.optim.min_lr > self.optim.lr:
             raise ValueError(f"optim.min_lr = {self.optim.min_lr:g} is above optim.lr = {self.optim.lr:g}")
         if self.optim.warmup_epochs >= self.train.epochs:

@@ -170,7 +170,8 @@ class _Prediction:
             policy = self._build()
         parameters = [parameter.numel() for parameter in policy.parameters()]
         trainable = [parameter.numel() for parameter in policy.parameters() if parameter.requires_grad]
-        peak = self._peak(batch, len(policy.backbone.blocks), extrapolate)
+        blocks = policy.backbone.blocks
+        peak = self._peak(batch, len(blocks), extrapolate and _alike(blocks))
         return MemoryPrediction(sum(parameters), sum(trainable), self._whole(), peak, *batch.input_ids.shape)
 
     def _policy(self, depth: int | None = None) -> VlaPolicy:
@@ -199,7 +200,7 @@ class _Prediction:
             return max(self._peaks(batch, depth).values(), key=lambda use: use.total)
         of_more, of_few = self._peaks(batch, few + 1), self._peaks(batch, few)
         phases: list[Phase] = [_FORWARD, *range(-edge, edge)]
-        peaks = [_extrapolated(of_few[phase], of_more[phase], depth - few) for phase in phases]
+        peaks = [_extrapolated(of_few[phase], of_more[phase], depth - few) for phase in phases if phase in of_few]
         return max(peaks, key=lambda use: use.total)
 
     def _peaks(self, batch: Batch, depth: int) -> dict[Phase, MemoryUse]:
@@ -227,7 +228,7 @@ def used_optimizer(policy: nn.Module, settings: StepSettings) -> torch.optim.Opt
 
 def _leave_meta(module: nn.Module) -> None:
     """Replace what is on the meta device by fake tensors on the CPU; tensors that are one stay one."""
-    made: dict[int, Tensor] = {}
+    made: dict[Tensor, Tensor] = {}
 
     def fake(value: Tensor) -> Tensor:
         empty = torch.empty(value.shape, dtype=value.dtype, device=_CPU)
@@ -237,12 +238,18 @@ def _leave_meta(module: nn.Module) -> None:
         own = [*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False)]
         for name, value in own:
             if value.is_meta:
-                setattr(owner, name, made.setdefault(id(value), fake(value)))
+                setattr(owner, name, made.setdefault(value, fake(value)))
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
     held = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
     return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
+def _alike(blocks: Iterable[nn.Module]) -> bool:
+    """Whether the same parameters are trained in each of them."""
+    trained = {tuple(parameter.requires_grad for parameter in block.parameters()) for block in blocks}
+    return len(trained) == 1
 
 
 def _extrapolated(use: MemoryUse, one_more: MemoryUse, blocks: int) -> MemoryUse:

@@ -40,8 +40,9 @@ class Schedule:
 def adamw(
     policy: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float], eps: float
 ) -> torch.optim.AdamW:
-    """AdamW with weight decay on every parameter, as in the reference."""
-    return torch.optim.AdamW(policy.parameters(), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+    """AdamW with weight decay on every parameter that is not frozen, as in the reference."""
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(trained, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,10 @@ Legend: B rows, S positions, D width, K vocabulary.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from vlatrack.models.backbones.pretrained import PretrainedFolder, PretrainedWeights
 from vlatrack.tokens.layout import TokenLayout
@@ -55,11 +53,6 @@ class Backbone(nn.Module, ABC):
     def geometry(self) -> Geometry:
         """What a checkpoint stores to rebuild this module without its pretrained folder or the hub."""
 
-    def enable_gradient_checkpointing(self) -> None:
-        """Recompute each block's activations in the backward pass: less memory, more time, the same numbers."""
-        for block in self.blocks:
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-
 
 @dataclass(frozen=True)
 class BackboneSource:
@@ -95,12 +88,14 @@ class BackboneFactory(ABC):
 def add_residual_dropout(blocks: Iterable[Any], probability: float) -> None:
     """Apply dropout to both residual branches of transformers' decoder layers, as the reference does.
 
-    The last linear layer of a branch feeds the residual sum directly, so a hook on it is enough.
+    The hooks are on the branches, not on their last linear layers: an adapter that replaces such a layer would escape.
     """
 
-    def drop(module: nn.Module, _: object, output: Tensor) -> Tensor:
+    def drop(module: nn.Module, _: object, output: Any) -> Any:
+        if isinstance(output, tuple):  # attention: hidden states, then weights that nobody asks for
+            return torch.dropout(output[0], probability, module.training), *output[1:]
         return torch.dropout(output, probability, module.training)
 
     for block in blocks:
-        block.self_attn.o_proj.register_forward_hook(drop)
-        block.mlp.down_proj.register_forward_hook(drop)
+        block.self_attn.register_forward_hook(drop)
+        block.mlp.register_forward_hook(drop)

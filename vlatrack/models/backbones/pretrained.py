@@ -1,19 +1,21 @@
 """Pretrained checkpoint folders: config.json, tokenizer, and weights read one tensor at a time."""
 
 import hashlib
+import itertools
 import json
 import re
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from vlatrack.errors import CheckpointError
+from vlatrack.models.backbones.stored_tensors import StoredTensor, stored_tensors
 
 _HEAD_PREFIX = "action_head."
 _WRAPPERS = re.compile(r"^(?:module\.|_fsdp_wrapped_module\.|_orig_mod\.)+")
@@ -62,38 +64,16 @@ def open_pretrained(place: str, *, with_weights: bool = True) -> PretrainedFolde
 
 
 def read_tensors(file: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Tensors from .safetensors, .bin, .pt or .pth; nothing but tensors is unpickled.
+    """The tensors of ``stored_tensors``, whole.
 
     Raises:
-        CheckpointError: the file is missing, truncated, or contains anything else.
+        CheckpointError: the file is missing, truncated, or contains anything but tensors.
     """
-    if not file.is_file():
-        raise CheckpointError(f"{file}: no such file")
-    if file.suffix != ".safetensors":
-        state = _torch_state(file)
-        # Popped one by one: a file written before torch 1.6 cannot be memory-mapped and is held in memory as a whole.
-        yield from ((name, state.pop(name)) for name in list(state) if name.startswith(prefix))
-        return
-    try:
-        with safe_open(file, framework="pt") as stored:
-            for name in stored.keys():  # noqa: SIM118, it is not a dict
-                if name.startswith(prefix):
-                    yield name, stored.get_tensor(name)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: unreadable or truncated ({_first_line(error)})") from error
-
-
-def _torch_state(file: Path) -> dict[str, Tensor]:
-    try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise CheckpointError(f"{file}: unreadable or truncated ({_first_line(error)})") from error
-    except Exception as error:  # weights_only raises UnpicklingError of the pickle module, which stays unimported here
-        raise CheckpointError(f"{file}: refused, it holds more than tensors ({_first_line(error)})") from error
-    state = loaded.get("model", loaded) if isinstance(loaded, dict) else loaded
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{file}: not a state dict of tensors")
-    return state
+    for name, stored in stored_tensors(file, prefix):
+        try:
+            yield name, stored.whole()
+        except OSError as error:
+            raise CheckpointError(f"{file}: unreadable or truncated ({error})") from error
 
 
 # --- mapping to a policy -------------- -----------------------------------------------------------
@@ -120,13 +100,23 @@ class PretrainedWeights:
 
     def copy_into(self, policy: nn.Module) -> bool:
         """See ``copy_weights``."""
-        return copy_weights(policy, self.folder.tensors(), self.names, place=str(self.folder.path))
+        stored = itertools.chain.from_iterable(map(stored_tensors, self.folder.files))
+        try:
+            return copy_weights(policy, stored, self.names, place=str(self.folder.path))
+        except OSError as error:
+            raise CheckpointError(f"{self.folder.path}: unreadable or truncated ({error})") from error
 
 
 def copy_weights(
-    policy: nn.Module, tensors: Iterable[tuple[str, Tensor]], names: WeightMap, *, place: str = "the checkpoint"
+    policy: nn.Module,
+    tensors: Iterable[tuple[str, Tensor | StoredTensor]],
+    names: WeightMap,
+    *,
+    place: str = "the checkpoint",
 ) -> bool:
     """Copy pretrained ``tensors`` straight into the parameters of ``policy``, one at a time.
+
+    Of a sharded policy, this process reads the rows that it holds. Parameters on the meta device are compared only.
 
     Returns:
         whether the ActionHead was among them; if not, the policy's head keeps its weights.
@@ -139,21 +129,59 @@ def copy_weights(
         plain = _WRAPPERS.sub("", name)
         has_head |= plain.startswith(_HEAD_PREFIX)
         ours = names.rename(plain)
+        stored = StoredTensor.of(value) if isinstance(value, Tensor) else value
         if ours in own:
-            target = own[ours][: names.first_rows.get(ours)]
-            value = names.reshape(plain, value, target)
-            if value.shape != target.shape:
-                raise CheckpointError(
-                    f"{place}: {plain} has shape {list(value.shape)}, this experiment needs {list(target.shape)}; "
-                    "its geometry (chunk, action or model size) is different"
-                )
-            target.copy_(value)
+            _copy(own[ours], stored, names.first_rows.get(ours), partial(names.reshape, plain), f"{place}: {plain}")
             copied.add(ours)
-        del value  # before the next one is read: one at a time is in memory
+        del value, stored  # before the next one is read: one at a time is in memory
     missing = [name for name in own if name not in copied and (has_head or not name.startswith(_HEAD_PREFIX))]
     if missing:
         raise CheckpointError(f"{place}: lacks {len(missing)} parameters of this geometry, the first is {missing[0]}")
     return has_head
+
+
+def _copy(
+    target: Tensor,
+    stored: StoredTensor,
+    first_rows: int | None,
+    reshape: Callable[[Tensor, Tensor], Tensor],
+    place: str,
+) -> None:
+    """Copy a stored tensor into a parameter or its ``first_rows``, as far as this process holds them."""
+    like = torch.empty(target.shape, device="meta") if isinstance(target, DTensor) else target
+    like = like if first_rows is None else like[:first_rows]
+    probe = torch.empty(stored.shape, device="meta")
+    reshaped = reshape(probe, like)
+    if reshaped.shape != like.shape:
+        raise CheckpointError(
+            f"{place} has shape {list(reshaped.shape)}, this experiment needs {list(like.shape)}; "
+            "its geometry (chunk, action or model size) is different"
+        )
+    if reshaped is not probe:
+        stored = StoredTensor.of(reshape(stored.whole(), like))
+    local, start = held_rows(target)
+    if local.is_meta:
+        return
+    if local.dim() == 0:
+        local.copy_(stored.whole())
+        return
+    stored.copy_rows(start, local[: max(0, len(like) - start)])
+
+
+def held_rows(tensor: Tensor) -> tuple[Tensor, int]:
+    """The rows of a tensor that this process holds, and the number of the first: all of one that is not sharded."""
+    if not isinstance(tensor, DTensor):
+        return tensor, 0
+    local: Tensor = tensor.to_local()
+    start, rows = 0, tensor.shape[0]
+    for dimension, placement in enumerate(tensor.placements):
+        if placement.is_shard():
+            assert placement.is_shard(0), "rows are sharded, nothing else"
+            each = -(-rows // tensor.device_mesh.size(dimension))
+            before = min(each * tensor.device_mesh.get_local_rank(dimension), rows)
+            start, rows = start + before, min(each, rows - before)
+    assert rows == len(local), "torch shards as it does in torch.chunk"
+    return local, start
 
 
 # --- identity --------------------------------------------------------------------------------------

@@ -1,0 +1,84 @@
+"""Low-rank adapters beside the frozen linear layers of a backbone, by peft: LoRA and DoRA.
+
+A layer with an adapter is stored as what it was, under its old name and `base_layer`, and the adapter's matrices.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from vlatrack.errors import MissingPackageError, SpecError
+from vlatrack.models.backbones.base import Backbone
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The adapters of a policy; the fields mean what they mean in the experiment's YAML."""
+
+    kind: Literal["lora", "dora"]
+    rank: int
+    alpha: float
+    dropout: float
+    targets: tuple[str, ...]
+    base: Literal["fp32", "bf16"]
+
+
+def add_adapter(backbone: Backbone, adapter: Adapter) -> None:
+    """Freeze ``backbone``, whose weights are there already, and add an adapter to each layer that is a target.
+
+    It computes what it did before until the adapters are trained. They have fp32 weights, whatever the base has.
+
+    Raises:
+        SpecError: a target is not the name of a linear layer in a block.
+        MissingPackageError: peft is not installed.
+    """
+    _check_targets(backbone, adapter.targets)
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise MissingPackageError(
+            f"backbone.adapter: needs peft ({error}); install it: pip install 'vlatrack[scale]'"
+        ) from error
+    backbone.requires_grad_(False)
+    if adapter.base == "bf16":
+        for parameter in backbone.parameters():  # not the buffers: positions need their digits
+            parameter.data = parameter.data.bfloat16()
+    config = LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=list(adapter.targets),
+        use_dora=adapter.kind == "dora",
+    )
+    before = {id(parameter) for parameter in backbone.parameters()}
+    inject_adapter_in_model(config, backbone.blocks)
+    for parameter in backbone.parameters():
+        is_new = id(parameter) not in before
+        parameter.requires_grad_(is_new)
+        if is_new:
+            parameter.data = parameter.data.float()
+
+
+def merge_adapter(backbone: Backbone) -> None:
+    """Add each adapter to the weight of its layer, in fp32, and put the plain layer in its place."""
+    from peft.tuners.lora import LoraLayer
+
+    for parameter in backbone.parameters():
+        parameter.data = parameter.data.to(torch.float32)
+    for parent in list(backbone.blocks.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, LoraLayer):
+                layer.merge()
+                setattr(parent, name, layer.get_base_layer())
+
+
+def _check_targets(backbone: Backbone, targets: tuple[str, ...]) -> None:
+    layers = [name for name, module in backbone.blocks.named_modules() if isinstance(module, nn.Linear)]
+    for target in targets:
+        if not any(f".{name}".endswith(f".{target}") for name in layers):
+            there = dict.fromkeys(name.rpartition(".")[2] for name in layers)
+            raise SpecError(
+                f"backbone.adapter.targets: {target} is no linear layer of this backbone; there are {', '.join(there)}"
+            )
