@@ -38,8 +38,8 @@ BAD_FILES = {
     "key like no other": (
         "  lr: 1e-4",
         "  zebra: 1",
-        "14  optim.zebra: unknown key "
-        "(known here: lr, min_lr, weight_decay, betas, eps, clip_grad, schedule, warmup_epochs)",
+        "14  optim.zebra: unknown key (known here: kind, lr, min_lr, weight_decay, betas, eps, clip_grad, groups, "
+        "schedule, warmup_epochs, warmup_steps, decay_epochs, decay_steps, decay_shape)",
     ),
     "key of another kind": (
         "kind: wandb",

@@ -1,6 +1,6 @@
 import pytest
 
-from vlatrack.training.optimisation import Schedule
+from vlatrack.training.schedule import Schedule
 
 
 def test_learning_rate_warms_up_linearly_and_falls_on_a_cosine() -> None:

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from vlatrack.builders.optimizer import build_optimizer
 from vlatrack.builders.policy import backbone_factory, build_policy
 from vlatrack.data.samples import EncodedEpisode, Encoding, SampleSet
 from vlatrack.errors import CheckpointError
@@ -21,7 +22,6 @@ from vlatrack.tokens.layout import PIXELS_PER_CODE, TokenLayout
 from vlatrack.tokens.prompts import VLA_PROMPT, Ids, TokenSequence
 from vlatrack.tokens.text import ByteTokenizer, TextTokenizer
 from vlatrack.training.memory import MemoryPrediction, StepSettings, predict_memory
-from vlatrack.training.optimisation import adamw
 
 CUDA_BYTES = 1 << 30
 """Set aside on a GPU for the CUDA context, and for what its kernels and its allocator need beyond the tensors."""
@@ -63,7 +63,7 @@ def predict_training_memory(spec: ExperimentSpec, *, extrapolate: bool = True) -
             custom class cannot be used.
     """
     source = _sizes(spec)
-    train, optim = spec.train, spec.optim
+    train = spec.train
     rows = _rows(spec)
     micro_batches = -(-train.batch_size // rows)
     longest_row = ""
@@ -75,8 +75,8 @@ def predict_training_memory(spec: ExperimentSpec, *, extrapolate: bool = True) -
         return collate([samples[row % len(samples)] for row in range(rows)], policy.layout)
 
     settings = StepSettings(
-        optimizer=partial(adamw, lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas, eps=optim.eps),
-        clip_grad=optim.clip_grad,
+        optimizer=partial(build_optimizer, spec),
+        clip_grad=spec.optim.clip_grad,
         bf16=train.precision == "bf16",
         accumulates=micro_batches > 1,
     )

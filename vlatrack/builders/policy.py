@@ -19,6 +19,7 @@ from vlatrack.models.heads.action_head import ActionHead
 from vlatrack.models.losses.base import LossTerm
 from vlatrack.models.losses.terms import check_names, documented_terms
 from vlatrack.models.policy import VlaPolicy
+from vlatrack.models.storage import store_parameters
 from vlatrack.plugins import load_plugin, make_plugin
 from vlatrack.spec.identity import Scalar, flatten
 from vlatrack.spec.load import load_spec
@@ -185,6 +186,8 @@ def build_policy(spec: ExperimentSpec, source: BackboneSource) -> VlaPolicy:
     )
     if source.weights is not None:
         source.weights.copy_into(policy)
+    if spec.storage.parameters == "bf16":
+        store_parameters(policy, torch.bfloat16)
     if spec.train.gradient_checkpointing:
         backbone.enable_gradient_checkpointing()
     return policy

@@ -76,7 +76,7 @@ class MemoryPrediction:
 class StepSettings:
     """How the step is taken; the fields mean what they mean in the experiment's YAML."""
 
-    optimizer: Callable[[nn.Module], torch.optim.Optimizer]
+    optimizer: Callable[[VlaPolicy], torch.optim.Optimizer]
     clip_grad: float | None
     bf16: bool
     accumulates: bool
