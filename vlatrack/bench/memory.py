@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from vlatrack.builders.optimizer import build_optimizer
+from vlatrack.builders.optimizer import build_optimizer, check_optimizer
 from vlatrack.builders.policy import backbone_factory, build_policy
 from vlatrack.data.samples import EncodedEpisode, Encoding, SampleSet
 from vlatrack.errors import CheckpointError
@@ -62,6 +62,7 @@ def predict_training_memory(spec: ExperimentSpec, *, extrapolate: bool = True) -
         VlatrackError: the sizes of the backbone are not known here, no sample fits into `backbone.max_seq_len`, or a
             custom class cannot be used.
     """
+    check_optimizer(spec)
     source = _sizes(spec)
     train = spec.train
     rows = _rows(spec)
@@ -75,7 +76,7 @@ def predict_training_memory(spec: ExperimentSpec, *, extrapolate: bool = True) -
         return collate([samples[row % len(samples)] for row in range(rows)], policy.layout)
 
     settings = StepSettings(
-        optimizer=partial(build_optimizer, spec),
+        optimizer=partial(build_optimizer, _without_groups(spec)),
         clip_grad=spec.optim.clip_grad,
         bf16=train.precision == "bf16",
         accumulates=micro_batches > 1,
@@ -120,6 +121,11 @@ def _variants(spec: ExperimentSpec) -> list[tuple[str, ...]]:
     if not spec.train.gradient_checkpointing:
         variants += [(*words, "train.gradient_checkpointing=true") for words in variants]
     return variants
+
+
+def _without_groups(spec: ExperimentSpec) -> ExperimentSpec:
+    """Groups take no memory, and their patterns may be of layers that are not followed."""
+    return spec.model_copy(update={"optim": spec.optim.model_copy(update={"groups": ()})})
 
 
 def _rows(spec: ExperimentSpec) -> int:

@@ -8,7 +8,7 @@ from vlatrack.errors import SpecError
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.spec.models import ExperimentSpec, Storage
 from vlatrack.training.compact_adamw import CompactAdamW
-from vlatrack.training.eight_bits import check_available
+from vlatrack.training.eight_bits import load_levels
 from vlatrack.training.optimizers import GroupSettings, adamw, muon, parameter_groups
 from vlatrack.training.schedule import Schedule
 
@@ -20,7 +20,6 @@ def build_optimizer(spec: ExperimentSpec, policy: VlaPolicy) -> Optimizer:
 
     Raises:
         SpecError: a group matches no parameters, or Muon has nothing to train.
-        MissingPackageError: the states need torchao.
     """
     optim, storage = spec.optim, spec.storage
     settings = [
@@ -44,8 +43,6 @@ def build_optimizer(spec: ExperimentSpec, policy: VlaPolicy) -> Optimizer:
         case "adamw" if storage == Storage("fp32", None, "fp32"):
             return adamw(groups, **common)
         case "adamw":
-            if storage.optimizer_states == "8bit":
-                check_available()
             return CompactAdamW(
                 groups, rounding=storage.rounding, states=storage.optimizer_states, seed=spec.seed, **common
             )
@@ -53,12 +50,17 @@ def build_optimizer(spec: ExperimentSpec, policy: VlaPolicy) -> Optimizer:
             assert_never(optim.kind)
 
 
-def check_shards(spec: ExperimentSpec, processes: int) -> None:
-    """
+def check_optimizer(spec: ExperimentSpec, processes: int = 1) -> None:
+    """Check what does not take a policy; to be called before ``build_optimizer``.
+
     Raises:
         SpecError: the states of the optimiser cannot be sharded over so many processes.
+        MissingPackageError: the states need torchao.
     """
-    if processes > 1 and spec.storage.optimizer_states == "8bit":
+    if spec.storage.optimizer_states != "8bit":
+        return
+    load_levels()
+    if processes > 1:
         raise SpecError(
             f"train.memory.optimizer_states: 8bit cannot be sharded over {processes} processes, which would cut its "
             "blocks of 256 numbers; use bf16, or start one process"

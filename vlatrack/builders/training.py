@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from vlatrack.builders.experiment import Experiment
-from vlatrack.builders.optimizer import build_optimizer, build_schedule, check_shards
+from vlatrack.builders.optimizer import build_optimizer, build_schedule, check_optimizer
 from vlatrack.builders.policy import build_schema
 from vlatrack.data.samples import Encoding, SampleSet
 from vlatrack.errors import SpecError
@@ -47,6 +47,7 @@ def check_processes(spec: ExperimentSpec, group: ProcessGroup) -> None:
 
     Raises:
         SpecError: one of these does not hold.
+        MissingPackageError: the optimiser needs a package.
     """
     if spec.train.batch_size < group.world_size:
         raise SpecError(
@@ -54,7 +55,7 @@ def check_processes(spec: ExperimentSpec, group: ProcessGroup) -> None:
             "raise it, or start fewer"
         )
     _parallel_shape(spec, group)
-    check_shards(spec, group.world_size)
+    check_optimizer(spec, group.world_size)
     gpus = 0 if spec.train.device == "cpu" else torch.cuda.device_count()
     if 0 < gpus < group.local_world_size:
         raise SpecError(

@@ -392,7 +392,8 @@ class MemorySpec(Model):
     """What the trained parameters and the optimiser are stored in, which decides most of the memory."""
 
     parameters: Literal["fp32", "bf16"] | None = Field(
-        None, description="of the trained parameters and their gradients; null: bf16 for the 7b preset, else fp32"
+        None,
+        description="of the trained parameters and their gradients; null: bf16 for the 7b preset, else fp32",
     )
     rounding: Literal["stochastic", "kahan", "nearest"] | None = Field(
         None,
@@ -588,7 +589,7 @@ class ExperimentSpec(Model):
         """What parameters and optimiser states are stored in."""
         memory = self.train.memory
         is_7b = isinstance(self.backbone, ChameleonSpec) and self.backbone.preset == "7b"
-        parameters = memory.parameters or ("bf16" if is_7b else "fp32")
+        parameters = memory.parameters or ("bf16" if is_7b and self.train.precision == "bf16" else "fp32")
         rounding = memory.rounding or "stochastic"
         assert rounding != "nearest", "refused"
         return Storage(parameters, rounding if parameters == "bf16" else None, memory.optimizer_states or parameters)

@@ -24,13 +24,12 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from vlatrack.training.distributed import local_part
 from vlatrack.training.eight_bits import BLOCK, dequantised, has_blocks, levels, quantised
 
 Rounding = Literal["stochastic", "kahan"]
 States = Literal["fp32", "bf16", "8bit"]
 
-AT_ONCE = 1 << 24
+AT_ONCE = 1 << 25
 """Numbers of a parameter that are updated together where nothing is compiled, so that float32 copies stay small."""
 _FRACTION, _BF16_STEP = 0xFFFF, 0x10000  # of the bits of a float32: what bf16 lacks, and its last bit
 _AVERAGES = "exp_avg", "exp_avg_sq"
@@ -63,16 +62,21 @@ class CompactAdamW(Optimizer):
         """
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self._rounding, self._states, self._seed = rounding, states, seed
+        self._levels: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         assert closure is None, "not supported"
-        draws = self._rounding == "stochastic"
-        with _drawing(self._seed, self.draw, self.param_groups[0]["params"][0]) if draws else nullcontext():
+        one = self.param_groups[0]["params"][0]
+        if self._states == "8bit" and not self._levels:
+            self._levels = {name: levels(one.device, signed=name == "exp_avg") for name in _AVERAGES}
+        taken = torch.ones((), dtype=torch.bool, device=one.device) if self.found_inf is None else self.found_inf == 0
+        with _drawing(self._seed, self.draw, one) if self._rounding == "stochastic" else nullcontext():
             for group in self.param_groups:
+                lr = torch.tensor(group["lr"], dtype=torch.float32)
                 for parameter in group["params"]:
                     if parameter.grad is not None:
-                        self._update(parameter, parameter.grad, group)
+                        self._update(parameter, parameter.grad, group, lr, taken)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         super().load_state_dict(dict(state_dict))
@@ -83,22 +87,18 @@ class CompactAdamW(Optimizer):
             for name, value in state_dict["state"].get(number, {}).items():
                 self.state[parameter][name] = value.to(parameter.device)
 
-    def _update(self, parameter: Tensor, gradient: Tensor, group: Mapping[str, Any]) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, group: Mapping[str, Any], lr: Tensor, taken: Tensor) -> None:
         state = self.state[parameter]
         if not state:
             state.update(self._initial_state(parameter))
-        device = parameter.device
-        taken = torch.ones((), dtype=torch.bool, device=device) if self.found_inf is None else self.found_inf == 0
         state["step"].add_(taken)
-        lr = torch.tensor(group["lr"], dtype=torch.float32)
-        compile_it = device.type == "cuda"
         tensors = {name: _flat(value) for name, value in state.items() if name != "step"}
         tensors |= {"parameter": _flat(parameter), "gradient": _flat(gradient)}
-        signed = {name: levels(device, signed=name == "exp_avg") for name in _AVERAGES if f"{name}_codes" in tensors}
-        for part in [tensors] if compile_it else _parts(tensors):
-            (_compiled() if compile_it else _update_part)(
+        compiles = parameter.device.type == "cuda"
+        for part in [tensors] if compiles else _parts(tensors):
+            (_compiled() if compiles else _update_part)(
                 part,
-                signed,
+                self._levels,
                 state["step"],
                 taken,
                 lr,
@@ -123,13 +123,17 @@ class CompactAdamW(Optimizer):
         return state
 
 
-def _flat(tensor: Tensor) -> Tensor:
+def _flat(tensor: Any) -> Tensor:
     """This process's numbers, in one row."""
-    return local_part(tensor).reshape(-1)
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).reshape(-1)
 
 
 def _parts(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    for begin in range(0, len(tensors["parameter"]), AT_ONCE):
+    length = len(tensors["parameter"])
+    if length <= AT_ONCE:
+        yield dict(tensors)
+        return
+    for begin in range(0, length, AT_ONCE):
         yield {
             name: value[begin // BLOCK : (begin + AT_ONCE) // BLOCK]
             if name.endswith("_scale")
@@ -184,7 +188,7 @@ def _update_part(
 
 
 def _read(tensors: Mapping[str, Tensor], name: str, of_codes: Mapping[str, Tensor]) -> Tensor:
-    if name in of_codes:
+    if f"{name}_codes" in tensors:
         return dequantised(tensors[f"{name}_codes"], tensors[f"{name}_scale"], of_codes[name])
     return tensors[name].float()
 
@@ -193,7 +197,7 @@ def _write(
     tensors: Mapping[str, Tensor], name: str, of_codes: Mapping[str, Tensor], average: Tensor, taken: Tensor
 ) -> None:
     new = {name: average}
-    if name in of_codes:
+    if f"{name}_codes" in tensors:
         codes, scale = quantised(average, of_codes[name])
         new = {f"{name}_codes": codes, f"{name}_scale": scale}
     for stored, value in new.items():

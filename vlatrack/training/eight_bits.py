@@ -12,17 +12,19 @@ BLOCK = 256
 _SMALLEST = 4096  # smaller tensors save nothing to speak of, and norms are among them
 
 
-def check_available() -> None:
-    """
+def load_levels() -> None:
+    """Compute the tables once, which cannot be done where tensors are fake.
+
     Raises:
         MissingPackageError: torchao is missing.
     """
     try:
-        import torchao.optim.quant_utils  # noqa: F401
+        from torchao.optim.subclass_8bit import get_qmap_signed, get_qmap_unsigned
     except ImportError:
         raise MissingPackageError(
             "train.memory.optimizer_states: 8bit needs the package torchao: pip install 'vlatrack[scale]'"
         ) from None
+    get_qmap_signed(), get_qmap_unsigned()
 
 
 def has_blocks(tensor: Tensor) -> bool:

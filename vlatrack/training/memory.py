@@ -135,12 +135,25 @@ def _predict(
     values = {field.name: getattr(batch, field.name) for field in fields(batch)}
     tensors: dict[str, Any] = {n: fake.from_tensor(value) for n, value in values.items() if isinstance(value, Tensor)}
     with fake, logits_at_once_as_on("cuda"):
-        whole = _whole(policy, settings)
+        whole = _whole(policy, settings, extrapolate)
         peak = _peak(policy, replace(batch, **tensors), settings, extrapolate)
     return MemoryPrediction(sum(parameters), sum(trainable), whole, peak, *batch.input_ids.shape)
 
 
-def _whole(policy: VlaPolicy, settings: StepSettings) -> MemoryUse:
+def _whole(policy: VlaPolicy, settings: StepSettings, extrapolate: bool) -> MemoryUse:
+    blocks, (few, more) = policy.backbone.blocks, _FEW
+    if not extrapolate or len(blocks) <= more:
+        return _at_rest(policy, settings)
+    uses, others = [], []
+    for depth in (more, few):
+        others = [*blocks[depth:], *others]
+        del blocks[depth:]
+        uses.append(_at_rest(policy, settings))
+    blocks.extend(others)
+    return _extrapolated(uses[1], uses[0], len(blocks) - few)
+
+
+def _at_rest(policy: VlaPolicy, settings: StepSettings) -> MemoryUse:
     optimizer = _used_optimizer(policy, settings)
     gradients = [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
     states = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
