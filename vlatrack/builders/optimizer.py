@@ -22,15 +22,7 @@ def build_optimizer(spec: ExperimentSpec, policy: VlaPolicy) -> Optimizer:
         SpecError: a group matches no parameters, or Muon has nothing to train.
     """
     optim, storage = spec.optim, spec.storage
-    settings = [
-        GroupSettings(
-            group.match,
-            lr=group.lr or optim.lr,
-            weight_decay=optim.weight_decay if group.weight_decay is None else group.weight_decay,
-        )
-        for group in optim.groups
-    ]
-    groups = parameter_groups(policy, settings, lr=optim.lr)
+    groups = build_groups(spec, policy)
     common: dict[str, Any] = {
         "lr": optim.lr,
         "weight_decay": optim.weight_decay,
@@ -48,6 +40,24 @@ def build_optimizer(spec: ExperimentSpec, policy: VlaPolicy) -> Optimizer:
             )
         case _:
             assert_never(optim.kind)
+
+
+def build_groups(spec: ExperimentSpec, policy: VlaPolicy) -> list[dict[str, Any]]:
+    """The parameters by their learning rates and decays.
+
+    Raises:
+        SpecError: a group matches no parameters.
+    """
+    optim = spec.optim
+    settings = [
+        GroupSettings(
+            group.match,
+            lr=group.lr or optim.lr,
+            weight_decay=optim.weight_decay if group.weight_decay is None else group.weight_decay,
+        )
+        for group in optim.groups
+    ]
+    return parameter_groups(policy, settings, lr=optim.lr)
 
 
 def check_optimizer(spec: ExperimentSpec, processes: int = 1) -> None:

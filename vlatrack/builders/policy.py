@@ -8,6 +8,7 @@ from typing import assert_never
 
 import torch
 
+from vlatrack.builders.optimizer import build_groups
 from vlatrack.errors import CheckpointError, SpecError
 from vlatrack.metrics.losses import LossMetric
 from vlatrack.metrics.schema import MetricSchema
@@ -162,6 +163,7 @@ def build_policy(spec: ExperimentSpec, source: BackboneSource) -> VlaPolicy:
     """The policy with its initial weights: random from the seed, or pretrained.
 
     Raises:
+        SpecError: `optim.groups` names parameters that it does not have.
         CheckpointError: the pretrained weights are damaged, or of another geometry.
     """
     torch.manual_seed(spec.seed)
@@ -188,6 +190,7 @@ def build_policy(spec: ExperimentSpec, source: BackboneSource) -> VlaPolicy:
         source.weights.copy_into(policy)
     if spec.storage.parameters == "bf16":
         store_parameters(policy, torch.bfloat16)
+    build_groups(spec, policy)  # now rather than after the frames have been encoded
     if spec.train.gradient_checkpointing:
         backbone.enable_gradient_checkpointing()
     return policy
