@@ -95,8 +95,8 @@ def local_part(tensor: Any) -> Tensor:
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:
     """The norm [] of all these gradients, over all ranks if they are sharded. All ranks call this."""
     if any(gradient.dtype == torch.bfloat16 for gradient in gradients):  # torch would round each norm to bf16
-        squares = [torch.linalg.vector_norm(gradient, dtype=torch.float32).square() for gradient in gradients]
-        norm: Any = sum(squares[1:], squares[0]).sqrt()
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+        norm: Any = torch.linalg.vector_norm(torch.stack(norms))
     else:
         norm = get_total_norm(gradients)
     total: Tensor = norm.full_tensor() if isinstance(norm, DTensor) else norm
