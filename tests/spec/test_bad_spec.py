@@ -247,6 +247,11 @@ BAD_FILES = {
         "{lr: 1e-4, decay_steps: 5}",
         "13  optim: decay_epochs and decay_steps belong to schedule: wsd, not to cosine",
     ),
+    "decay longer than the training": (
+        "lr: 1e-4",
+        "{lr: 1e-4, schedule: wsd, decay_epochs: 3}",
+        "14  optim.decay_epochs = 3 and the warm-up are longer than train.epochs = 3; shorten them, or train longer",
+    ),
     "average that never changes": (
         "epochs: 3",
         "epochs: 3\n  ema: {decay: 1}",

@@ -25,11 +25,11 @@ from vlatrack.training.compact_adamw import CompactAdamW
 from vlatrack.training.distributed import distribute, local_part, parallel_shape
 from vlatrack.training.ema import WeightAverage
 from vlatrack.training.optimisation import train_step
-from vlatrack.training.optimizers import adamw, muon, parameter_groups
+from vlatrack.training.optimizers import muon, parameter_groups
 from vlatrack.training.process_group import ProcessGroup
 from vlatrack.training.state import TrainState
 
-HALF = 3  # steps
+HALF = 2  # steps
 COMMON: dict[str, Any] = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
 
 
@@ -52,8 +52,6 @@ class Case:
         groups = parameter_groups(self.policy, [], lr=COMMON["lr"])
         if "muon" in ways:
             return muon(self.policy, groups, **COMMON)
-        if not self.bf16:
-            return adamw(groups, **COMMON)
         return CompactAdamW(groups, rounding="kahan" if "kahan" in ways else "stochastic", states="bf16", **COMMON)
 
     def train(self, steps: range) -> list[float]:

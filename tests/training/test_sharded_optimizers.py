@@ -9,7 +9,7 @@ from launching import end_family, torchrun
 from test_distributed import HERE, start
 
 SCRIPT = HERE / "optimizer_rank.py"
-CASES = ("fused", "stochastic", "kahan", "muon")
+CASES = ("stochastic", "kahan", "muon")
 REPLICATED = ("stochastic,replicate=2",)
 
 
@@ -34,7 +34,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 # bf16 has eight bits, and what stochastic rounding draws depends on the shards; Muon's matrix products are in bf16.
-TOLERANCES = {"fused": 1e-6, "stochastic": 0.02, "kahan": 0.02, "muon": 0.005}
+TOLERANCES = {"stochastic": 0.01, "kahan": 0.01, "muon": 0.001}
 
 
 @pytest.mark.slow

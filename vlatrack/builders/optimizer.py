@@ -12,7 +12,7 @@ from vlatrack.training.eight_bits import load_levels
 from vlatrack.training.optimizers import GroupSettings, adamw, muon, parameter_groups
 from vlatrack.training.schedule import Schedule
 
-_DECAY_OF_WSD = 0.2  # of the epochs: as Hägele et al. (2024) recommend
+_DECAY_OF_WSD = 0.2  # of the epochs
 
 
 def build_optimizer(spec: ExperimentSpec, policy: VlaPolicy) -> Optimizer:

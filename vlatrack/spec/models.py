@@ -582,6 +582,12 @@ class ExperimentSpec(Model):
                 f"optim.warmup_epochs = {self.optim.warmup_epochs:g} is not below train.epochs = {self.train.epochs}: "
                 "the learning rate would never reach optim.lr"
             )
+        decay = (self.optim.warmup_epochs or 0) + (self.optim.decay_epochs or 0)
+        if decay > self.train.epochs:
+            raise ValueError(
+                f"optim.decay_epochs = {self.optim.decay_epochs:g} and the warm-up are longer than train.epochs = "
+                f"{self.train.epochs}; shorten them, or train longer"
+            )
         return self
 
     @property

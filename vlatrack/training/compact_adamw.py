@@ -94,6 +94,8 @@ class CompactAdamW(Optimizer):
         state["step"].add_(taken)
         tensors = {name: _flat(value) for name, value in state.items() if name != "step"}
         tensors |= {"parameter": _flat(parameter), "gradient": _flat(gradient)}
+        if not len(tensors["parameter"]):
+            return  # fewer rows than processes: others hold them
         compiles = parameter.device.type == "cuda"
         for part in [tensors] if compiles else _parts(tensors):
             (_compiled() if compiles else _update_part)(
