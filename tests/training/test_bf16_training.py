@@ -116,4 +116,4 @@ def test_so_do_kahan_summation_and_states_in_8_bits(
 
 @pytest.mark.slow
 def test_rounding_to_nearest_which_is_refused_learns_next_to_nothing(pretrained: VlaPolicy, in_fp32: float) -> None:
-    assert fine_tuned(pretrained, parameters="bf16") > 1.03 * in_fp32
+    assert fine_tuned(pretrained, parameters="bf16") > 1.05 * in_fp32

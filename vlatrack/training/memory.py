@@ -144,7 +144,8 @@ def _whole(policy: VlaPolicy, settings: StepSettings, extrapolate: bool) -> Memo
     blocks, (few, more) = policy.backbone.blocks, _FEW
     if not extrapolate or len(blocks) <= more:
         return _at_rest(policy, settings)
-    uses, others = [], []
+    uses: list[MemoryUse] = []
+    others: list[nn.Module] = []
     for depth in (more, few):
         others = [*blocks[depth:], *others]
         del blocks[depth:]
