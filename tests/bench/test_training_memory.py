@@ -104,6 +104,24 @@ def test_what_is_predicted_is_the_policy_that_a_run_would_build() -> None:
     assert prediction.peak.optimizer_states == prediction.whole.optimizer_states
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "weight", "state"),
+    [
+        ([], 2, 4),
+        (["train.memory.rounding=kahan"], 2, 6),
+        (["train.memory.optimizer_states=8bit"], 2, 2 + 2 * 4 / 256),
+        (["train.memory.parameters=fp32", "train.memory.optimizer_states=bf16"], 4, 4),
+    ],
+)
+def test_what_is_stored_in_fewer_bits_needs_less(words: list[str], weight: int, state: float) -> None:
+    """Bytes of each parameter; with 8 bits a few small tensors keep 4."""
+    bf16 = ["train.precision=bf16", "train.memory.parameters=bf16", "backbone.preset=small"]
+    prediction = predicted(*bf16, *words).prediction
+    assert prediction.whole.weights == prediction.whole.gradients == weight * prediction.parameters
+    assert prediction.whole.optimizer_states / prediction.parameters == pytest.approx(state, rel=0.01)
+
+
 def test_a_row_is_as_long_as_the_longest_sample_that_the_experiment_can_make() -> None:
     short = predicted("backbone.max_seq_len=400", "data.use_state=false", "data.samples=[vla]")
     # Begin, prompt, instruction of 128 bytes, an image of 2 x 2 codes, end, 3 actions of 2 numbers, end.

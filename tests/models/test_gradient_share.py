@@ -6,7 +6,8 @@ from vlatrack.metrics.schema import MetricSchema
 from vlatrack.tokens.batch import collate
 from vlatrack.tokens.layout import TokenLayout
 from vlatrack.training.gradient_share import gradient_shares
-from vlatrack.training.optimisation import adamw, train_step
+from vlatrack.training.optimisation import train_step
+from vlatrack.training.optimizers import adamw
 from vlatrack.training.process_group import ProcessGroup
 
 LAYOUT = TokenLayout()
@@ -44,7 +45,7 @@ def test_the_training_goes_on_bitwise_as_without_the_measurement(make_policy, ro
     weights = []
     for measures in (False, True):
         policy, batch = make_policy(residual_dropout=0.2).train(), collate(rows, LAYOUT)
-        optimizer = adamw(policy, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
+        optimizer = adamw(policy.parameters(), lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
         for _ in range(2):
             if measures:
                 gradient_shares(policy, batch, policy.loss_counts(batch), accelerator)
@@ -78,7 +79,7 @@ def test_a_batch_that_trains_nothing_of_a_frozen_policy_changes_nothing(make_pol
     policy = make_policy()
     policy.backbone.requires_grad_(False)
     before = {name: value.clone() for name, value in policy.state_dict().items()}
-    optimizer = adamw(policy, lr=0.1, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
+    optimizer = adamw(policy.parameters(), lr=0.1, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
     world, both = collate([rows[1]], LAYOUT), collate(rows[:2], LAYOUT)
     counts = policy.loss_counts(world)
     settings = {"accelerator": accelerator, "group": ProcessGroup(), "lr": 0.1, "clip_grad": None}
@@ -96,7 +97,7 @@ def test_a_step_that_is_not_taken_leaves_running_means_as_they_were(make_policy,
         module.mean.copy_(hidden.detach().mean())
 
     policy.backbone.register_forward_hook(keep_mean)
-    optimizer = adamw(policy, lr=0.1, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
+    optimizer = adamw(policy.parameters(), lr=0.1, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
     batch = collate(rows, LAYOUT)
     settings = {"accelerator": accelerator, "group": ProcessGroup(), "lr": 0.0, "clip_grad": None, "trains_head": True}
     train_step(policy, optimizer, [batch], policy.loss_counts(batch), **settings)

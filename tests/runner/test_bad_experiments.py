@@ -28,6 +28,15 @@ BAD = {
         "states have 2 numbers, the experiment's state range has 1",
     ),
     "missing dataset": (["data.train={kind: lerobot, path: nowhere}"], "nowhere"),
+    "parameter group": (
+        ["optim.groups=[{match: 'action_heads.*', lr: 1e-3}]"],
+        r"optim.groups.0.match: 'action_heads.\*' matches no parameter .there are action_head.\*",
+    ),
+    "warm-up": (["optim.warmup_steps=45"], "warm-up and decay take 45 steps, and train.epochs = 3 has 45; shorten"),
+    "decay": (
+        ["optim.schedule=wsd", "optim.warmup_steps=10", "optim.decay_steps=40"],
+        "optim: warm-up and decay take 50 steps, and train.epochs = 3 has 45; shorten them, or train longer",
+    ),
     "checkpoint": (
         ["backbone={kind: chameleon, init: pretrained, checkpoint: nowhere/at all}"],
         "nowhere/at all: no such checkpoint folder",

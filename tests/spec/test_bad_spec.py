@@ -38,8 +38,8 @@ BAD_FILES = {
     "key like no other": (
         "  lr: 1e-4",
         "  zebra: 1",
-        "14  optim.zebra: unknown key "
-        "(known here: lr, min_lr, weight_decay, betas, eps, clip_grad, schedule, warmup_epochs)",
+        "14  optim.zebra: unknown key (known here: kind, lr, min_lr, weight_decay, betas, eps, clip_grad, groups, "
+        "schedule, warmup_epochs, warmup_steps, decay_epochs, decay_steps, decay_shape)",
     ),
     "key of another kind": (
         "kind: wandb",
@@ -190,6 +190,77 @@ BAD_FILES = {
         "lr: 1e-4",
         "lr: 1e-4\n  min_lr: 1",
         "15  optim.min_lr = 1 is above optim.lr = 0.0001",
+    ),
+    "rounding to nearest": (
+        "epochs: 3",
+        "epochs: 3\n  memory: {rounding: nearest}",
+        "17  train.memory.rounding: nearest drops every update below half a bf16 ulp, so that small learning rates "
+        "train nothing (a comparable fine-tuning ended with a 20.4 % higher loss); use stochastic or kahan",
+    ),
+    "rounding of fp32": (
+        "epochs: 3",
+        "epochs: 3\n  memory: {rounding: kahan}",
+        "17  train.memory.rounding = kahan, but the parameters are fp32; set it to null, or train.memory.parameters to "
+        "bf16",
+    ),
+    "bf16 parameters without bf16 arithmetic": (
+        "epochs: 3",
+        "epochs: 3\n  precision: fp32\n  memory: {parameters: bf16}",
+        "17  train.precision = fp32 cannot compute with bf16 parameters; set it to bf16, or train.memory.parameters to "
+        "fp32",
+    ),
+    "kahan with 8 bits": (
+        "epochs: 3",
+        "epochs: 3\n  memory: {parameters: bf16, rounding: kahan, optimizer_states: 8bit}",
+        "17  train.memory.optimizer_states: 8bit goes with stochastic rounding or fp32 parameters, not with kahan, "
+        "whose remainder alone takes as much as it saves; use bf16",
+    ),
+    "average that bf16 cannot follow": (
+        "lr: 1e-4\ntrain:",
+        "lr: 1e-4\n  betas: [0.9, 0.999]\ntrain:\n  memory: {parameters: bf16}",
+        "15  optim.betas = 0.9, 0.999: with train.memory.optimizer_states = bf16 at most 0.996094, else an average "
+        "changes by less than bf16 resolves; lower it, or use fp32",
+    ),
+    "muon of bf16": (
+        "lr: 1e-4\ntrain:",
+        "lr: 1e-4\n  kind: muon\ntrain:\n  memory: {parameters: bf16}",
+        "15  optim.kind = muon rounds to nearest, so it needs train.memory.parameters and "
+        "train.memory.optimizer_states = fp32",
+    ),
+    "two lengths of the warm-up": (
+        "lr: 1e-4",
+        "{lr: 1e-4, warmup_steps: 5, warmup_epochs: 1}",
+        "13  optim: warmup_epochs or warmup_steps, not both; set one of them to null",
+    ),
+    "no length of the warm-up": (
+        "lr: 1e-4",
+        "{lr: 1e-4, warmup_epochs: null}",
+        "13  optim: warmup_epochs and warmup_steps are both null; for no warm-up set warmup_epochs to 0",
+    ),
+    "two lengths of the decay": (
+        "lr: 1e-4",
+        "{lr: 1e-4, schedule: wsd, decay_steps: 5, decay_epochs: 1}",
+        "13  optim: decay_epochs or decay_steps, not both; set one of them to null",
+    ),
+    "decay of a cosine": (
+        "lr: 1e-4",
+        "{lr: 1e-4, decay_steps: 5}",
+        "13  optim: decay_epochs and decay_steps belong to schedule: wsd, not to cosine",
+    ),
+    "decay longer than the training": (
+        "lr: 1e-4",
+        "{lr: 1e-4, schedule: wsd, decay_epochs: 3}",
+        "14  optim.decay_epochs = 3 and the warm-up are longer than train.epochs = 3; shorten them, or train longer",
+    ),
+    "average that never changes": (
+        "epochs: 3",
+        "epochs: 3\n  ema: {decay: 1}",
+        "17  train.ema.decay: must be below 1, got 1",
+    ),
+    "group without patterns": (
+        "lr: 1e-4",
+        "{lr: 1e-4, groups: [{lr: 1}]}",
+        "14  optim.groups.0.match: this key is required",
     ),
     "best metric that there is none of": (
         "epochs: 3",

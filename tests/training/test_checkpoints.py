@@ -19,7 +19,7 @@ from vlatrack.metrics.states import MetricStates
 from vlatrack.training.checkpoint import contents
 from vlatrack.training.checkpoint.contents import TrainingParts, load_weights, read_manifest
 from vlatrack.training.checkpoint.store import CheckpointStore
-from vlatrack.training.optimisation import adamw
+from vlatrack.training.optimizers import adamw
 from vlatrack.training.process_group import ProcessGroup
 from vlatrack.training.state import TrainState
 
@@ -27,7 +27,7 @@ from vlatrack.training.state import TrainState
 def _parts(seed: int = 0) -> TrainingParts:
     torch.manual_seed(seed)
     policy = nn.Linear(3, 2)
-    optimizer = adamw(policy, lr=0.1, weight_decay=0.0, betas=(0.9, 0.95), eps=1e-8)
+    optimizer = adamw(policy.parameters(), lr=0.1, weight_decay=0.0, betas=(0.9, 0.95), eps=1e-8)
     policy(torch.ones(3)).sum().backward()
     optimizer.step()
 

@@ -10,14 +10,14 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from vlatrack.models.losses.token_losses import logits_at_once_as_on, token_losses
 from vlatrack.training.memory import MemoryUse, _PhaseTracker
-from vlatrack.training.optimisation import adamw
+from vlatrack.training.optimizers import adamw
 
 WIDTH, ROWS = 1 << 16, 1 << 10  # the weights alone would be 16 GiB
 WEIGHTS, ACTIVATIONS = 4 * WIDTH**2, 4 * ROWS * WIDTH
 
 
 def fake_optimizer(layer: nn.Module) -> torch.optim.Optimizer:
-    return adamw(layer, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
+    return adamw(layer.parameters(), lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
 
 
 def test_torchs_tracker_adds_up_the_storages_of_fake_tensors_by_what_they_hold() -> None:

@@ -26,7 +26,8 @@ from vlatrack.tokens.batch import Batch, collate
 from vlatrack.tokens.prompts import TokenSequence
 from vlatrack.training.distributed import distribute, parallel_shape, process_mesh
 from vlatrack.training.gradient_share import gradient_shares
-from vlatrack.training.optimisation import adamw, train_step
+from vlatrack.training.optimisation import train_step
+from vlatrack.training.optimizers import adamw
 from vlatrack.training.process_group import ProcessGroup
 
 STEPS, MICRO_BATCH = 12, 2
@@ -78,7 +79,7 @@ def train(ways: set[str], group: ProcessGroup) -> list[tuple[float, float]]:
         group.world_size, group.per_machine, shard=chosen.get("shard"), replicate=chosen.get("replicate")
     )
     distribute(policy, process_mesh(shape, torch.device("cpu")))
-    optimizer = adamw(policy, lr=1e-2, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
+    optimizer = adamw(policy.parameters(), lr=1e-2, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
     steps = []
     for step in range(STEPS):
         rows = rows_of_step(step)

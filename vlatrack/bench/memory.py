@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vlatrack.builders.optimizer import build_optimizer, check_optimizer
 from vlatrack.builders.policy import backbone_factory, build_policy
 from vlatrack.data.samples import EncodedEpisode, Encoding, SampleSet
 from vlatrack.errors import CheckpointError, SpecError
@@ -24,7 +25,6 @@ from vlatrack.tokens.prompts import VLA_PROMPT, Ids, TokenSequence
 from vlatrack.tokens.text import ByteTokenizer, TextTokenizer
 from vlatrack.training.distributed import parallel_shape
 from vlatrack.training.memory import MemoryPrediction, StepSettings, predict_memory
-from vlatrack.training.optimisation import adamw
 
 CUDA_BYTES = 1 << 30
 """Set aside on a GPU for the CUDA context, and for what its kernels and its allocator need beyond the tensors."""
@@ -102,7 +102,8 @@ def predict_training_memory(spec: ExperimentSpec, gpus: Gpus = ONE_GPU, *, extra
 
 def step_of(spec: ExperimentSpec, gpus: Gpus = ONE_GPU) -> LongestStep:
     """The step whose memory is predicted. Raises as ``predict_training_memory``."""
-    train, optim, parallel = spec.train, spec.optim, spec.train.parallel
+    train, parallel = spec.train, spec.train.parallel
+    check_optimizer(spec, gpus.all)
     if train.batch_size < gpus.all:
         raise SpecError(
             f"train.batch_size: {train.batch_size} samples cannot be dealt out to {gpus.all} GPUs; raise it"
@@ -115,13 +116,15 @@ def step_of(spec: ExperimentSpec, gpus: Gpus = ONE_GPU) -> LongestStep:
     batch = collate([samples[row % len(samples)] for row in range(rows)], layout)
     micro_batches = -(-_samples(spec, gpus) // rows)
     settings = StepSettings(
-        optimizer=partial(adamw, lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas, eps=optim.eps),
-        clip_grad=optim.clip_grad,
+        optimizer=partial(build_optimizer, _without_groups(spec)),
+        clip_grad=spec.optim.clip_grad,
         bf16=train.precision == "bf16",
         accumulates=micro_batches > 1,
         shape=parallel_shape(gpus.all, gpus.on_each_machine, shard=parallel.shard, replicate=parallel.replicate),
     )
-    return LongestStep(partial(build_policy, spec, source), batch, micro_batches, settings, longest_row)
+    return LongestStep(
+        partial(build_policy, _without_groups(spec), source), batch, micro_batches, settings, longest_row
+    )
 
 
 def remedies(load: Callable[[Sequence[str]], ExperimentSpec], limit: int, gpus: Gpus = ONE_GPU) -> Iterator[Remedy]:
@@ -156,6 +159,11 @@ def _variants(spec: ExperimentSpec) -> list[tuple[str, ...]]:
     choices = get_args(MemorySpec.model_fields["keep"].annotation)
     less = choices[choices.index(spec.train.memory.keep) + 1 :]
     return variants + [(*words, f"train.memory.keep={keep}") for keep in less for words in variants]
+
+
+def _without_groups(spec: ExperimentSpec) -> ExperimentSpec:
+    """Groups take no memory, and their patterns may be of layers that are not followed."""
+    return spec.model_copy(update={"optim": spec.optim.model_copy(update={"groups": ()})})
 
 
 def _samples(spec: ExperimentSpec, gpus: Gpus) -> int:

@@ -8,6 +8,7 @@ from typing import assert_never
 
 import torch
 
+from vlatrack.builders.optimizer import build_groups
 from vlatrack.errors import CheckpointError, SpecError
 from vlatrack.metrics.losses import LossMetric
 from vlatrack.metrics.schema import MetricSchema
@@ -22,6 +23,7 @@ from vlatrack.models.heads.action_head import ActionHead
 from vlatrack.models.losses.base import LossTerm
 from vlatrack.models.losses.terms import check_names, documented_terms
 from vlatrack.models.policy import VlaPolicy
+from vlatrack.models.storage import store_parameters
 from vlatrack.plugins import load_plugin, make_plugin
 from vlatrack.spec.identity import Scalar, flatten
 from vlatrack.spec.load import load_spec
@@ -169,6 +171,7 @@ def build_policy(
         initialise: called before the policy gets its adapters, such as to load weights of one without them.
 
     Raises:
+        SpecError: `optim.groups` names parameters that it does not have.
         CheckpointError: the pretrained weights are damaged, or of another geometry.
         SpecError: adapters or frozen parameters are asked for by names that the policy does not have.
     """
@@ -198,6 +201,9 @@ def build_policy(
     if (adapter := adapter_of(spec)) is not None:
         add_adapter(backbone, adapter)
     freeze(policy, spec.train.freeze)
+    if spec.storage.parameters == "bf16":
+        store_parameters(policy, torch.bfloat16)
+    build_groups(spec, policy)  # now rather than after the frames have been encoded
     keep_activations(backbone.blocks, spec.train.memory.keep)
     if spec.train.memory.offload == "activations":
         offload_activations(backbone)

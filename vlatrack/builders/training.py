@@ -3,7 +3,6 @@
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -12,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs
 
 from vlatrack.builders.experiment import Experiment
+from vlatrack.builders.optimizer import build_optimizer, build_schedule, check_optimizer
 from vlatrack.builders.policy import build_schema
 from vlatrack.builders.unfilled import Fill
 from vlatrack.data.samples import Encoding, SampleSet
@@ -24,10 +24,10 @@ from vlatrack.training.callback import Callback
 from vlatrack.training.checkpoint.contents import TrainingParts
 from vlatrack.training.checkpoint.policy import IMAGE_TOKENIZER, SPEC, TEXT_TOKENIZER, PolicyRecord
 from vlatrack.training.distributed import distribute, parallel_shape, process_mesh
+from vlatrack.training.ema import WeightAverage
 from vlatrack.training.host_memory import keep_freed_memory
 from vlatrack.training.interruption import Interruption
 from vlatrack.training.loop import LoopSettings, Training
-from vlatrack.training.optimisation import Schedule, adamw
 from vlatrack.training.process_group import ProcessGroup
 from vlatrack.training.state import TrainState
 
@@ -54,10 +54,11 @@ def build_accelerator(spec: ExperimentSpec) -> Accelerator:
 
 def check_processes(spec: ExperimentSpec, group: ProcessGroup) -> None:
     """Check that there are no more processes than samples in a batch, and than GPUs on this machine, and that
-    `train.parallel` is about this number of processes.
+    `train.parallel` is about this number of processes, over which the optimiser's states can be sharded.
 
     Raises:
         SpecError: one of these does not hold.
+        MissingPackageError: the optimiser needs a package.
     """
     if spec.train.batch_size < group.world_size:
         raise SpecError(
@@ -65,6 +66,7 @@ def check_processes(spec: ExperimentSpec, group: ProcessGroup) -> None:
             "raise it, or start fewer"
         )
     _parallel_shape(spec, group)
+    check_optimizer(spec, group.world_size)
     gpus = 0 if spec.train.device == "cpu" else torch.cuda.device_count()
     if 0 < gpus < group.local_world_size:
         raise SpecError(
@@ -90,15 +92,20 @@ def build_training(
     fill: Fill | None = None,
 ) -> Training:
     """A policy with its optimiser, schedule and loop settings. All ranks call this: it leaves each of them its part of
-    the policy. ``callbacks`` are those of the main process; ``fill`` is for an unfilled policy."""
+    the policy. ``callbacks`` are those of the main process; ``fill`` is for an unfilled policy.
+
+    Raises:
+        VlatrackError: the optimiser or its schedule cannot have these settings.
+    """
     spec, optim, train = experiment.spec, experiment.spec.optim, experiment.spec.train
+    schedule = build_schedule(spec, -(-len(samples) // train.batch_size))
     distribute(policy, process_mesh(_parallel_shape(spec, group), accelerator.device))
     if fill is not None:
         fill(accelerator.device)
     return Training(
         policy=policy,
-        optimizer=adamw(policy, lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas, eps=optim.eps),
-        schedule=Schedule(optim.lr, optim.min_lr, optim.warmup_epochs, train.epochs, optim.schedule),
+        optimizer=build_optimizer(spec, policy),
+        schedule=schedule,
         samples=samples,
         settings=LoopSettings(
             epochs=train.epochs,
@@ -121,6 +128,7 @@ def build_training(
         interruption=interruption,
         schema=build_schema(spec),
         callbacks=callbacks,
+        average=None if train.ema is None else WeightAverage(policy, train.ema.decay),
     )
 
 
@@ -147,33 +155,35 @@ def build_training_parts(
         )
         record.write(folder, experiment_hash=experiment.hash, backbone_kind=experiment.spec.backbone.kind)
 
-    return TrainingParts(training.policy, training.optimizer, training.group, write_policy_files)
+    return TrainingParts(training.policy, training.optimizer, training.group, write_policy_files, training.average)
 
 
 def training_warnings(experiment: Experiment, training: Training, state: TrainState) -> list[str]:
     """Settings that are allowed but probably not intended, one line each, for a training that starts at ``state``."""
     spec, steps = experiment.spec, training.total_steps
     found = []
-    if experiment.continues and experiment.stored is not None and spec.optim.schedule == "cosine":
-        before = cast(int, experiment.stored.settings["train.epochs"])
-        now, done = training.schedule, state.step / training.steps_per_epoch
-        if before != spec.train.epochs:
+    if experiment.continues and experiment.stored is not None and spec.optim.schedule != "constant":
+        epochs = cast(int, experiment.stored.settings["train.epochs"])
+        done, per_epoch = state.step / training.steps_per_epoch, training.steps_per_epoch
+        now, before = training.schedule.at(done), build_schedule(spec, per_epoch, epochs=epochs).at(done)
+        if epochs != spec.train.epochs and (spec.optim.schedule == "cosine" or now != before):
             found.append(
-                f"train.epochs = {spec.train.epochs} spans the cosine anew, which spanned {before}: the learning "
-                f"rate goes on at {now.at(done):.3g} instead of {replace(now, epochs=before).at(done):.3g}"
+                f"train.epochs = {spec.train.epochs} spans the {spec.optim.schedule} anew, which spanned {epochs}: the "
+                f"learning rate goes on at {now:.3g} instead of {before:.3g}"
             )
     whole = training.steps_per_epoch * spec.train.epochs
-    warm_up = spec.optim.warmup_epochs * training.steps_per_epoch
+    warm_up = training.schedule.warmup_epochs * training.steps_per_epoch
     if steps <= warm_up:
         found.append(
             f"train.max_steps = {steps} ends the training inside the warm-up of {warm_up:.0f} steps: the learning "
             "rate never reaches optim.lr"
         )
-    elif steps < whole and spec.optim.schedule == "cosine":
+    elif steps < whole and spec.optim.schedule != "constant":
         last = training.schedule.at((steps - 1) / training.steps_per_epoch)
         found.append(
-            f"train.max_steps = {steps} ends the training before the cosine, which spans the {whole} steps of "
-            f"train.epochs = {spec.train.epochs}: the last learning rate is {last:.2g}, not {spec.optim.min_lr:.2g}"
+            f"train.max_steps = {steps} ends the training before the {spec.optim.schedule}, which spans the {whole} "
+            f"steps of train.epochs = {spec.train.epochs}: the last learning rate is {last:.2g}, not "
+            f"{spec.optim.min_lr:.2g}"
         )
     best = spec.train.checkpoint.best_metric
     measured = [TRAIN, *(name for name in experiment.splits if name != TRAIN and spec.evaluate.open_loop is not None)]

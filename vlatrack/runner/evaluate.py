@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -66,18 +67,19 @@ class OpenLoopEvaluation:
         settings, training = self.settings, self.training
         if settings is None or (state.epoch % settings.every_epochs and not training.is_complete(state)):
             return {}
-        return {
-            split: evaluate_split(
-                training.policy,
-                self.samples[split],
-                settings,
-                training.accelerator,
-                training.group,
-                before_batch=self._check_signals,
-            )
-            for split in (VAL_IND, VAL_OOD)
-            if split in self.samples
-        }
+        with nullcontext() if training.average is None else training.average.applied():
+            return {
+                split: evaluate_split(
+                    training.policy,
+                    self.samples[split],
+                    settings,
+                    training.accelerator,
+                    training.group,
+                    before_batch=self._check_signals,
+                )
+                for split in (VAL_IND, VAL_OOD)
+                if split in self.samples
+            }
 
     def _check_signals(self) -> None:
         """Stop for a signal, if this process is alone: several ranks would have to stop at the same batch."""

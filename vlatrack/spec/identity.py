@@ -47,6 +47,16 @@ ADDED_LATER: Mapping[str, Scalar] = {
     "loss.terms": "[]",
     "backbone.adapter": None,
     "train.freeze": "[]",
+    "optim.kind": "adamw",
+    "optim.groups": "[]",
+    "optim.warmup_steps": None,
+    "optim.decay_epochs": None,
+    "optim.decay_steps": None,
+    "optim.decay_shape": "sqrt",
+    "train.memory.parameters": None,
+    "train.memory.rounding": None,
+    "train.memory.optimizer_states": None,
+    "train.ema": None,
 }
 """Settings added after the hash was defined; with these values they are left out of it, so that it stays the same."""
 

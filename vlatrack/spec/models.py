@@ -3,6 +3,7 @@
 Nothing here imports torch, so that a spec is validated in well under a second.
 """
 
+from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -36,6 +37,10 @@ CustomTarget = Annotated[
         description="a class as package.module:Class, or the name of an entry point of an installed package",
     ),
 ]
+
+
+_LARGEST_BF16_BETA = 1 - 2**-8
+"""An average with a larger beta moves by less than half the distance between two bf16 numbers."""
 
 
 def _each_once(values: tuple[str, ...]) -> tuple[str, ...]:
@@ -317,17 +322,73 @@ class DataSpec(Model):
 # --- training ----------------------------------------------------------------------------------
 
 
-class OptimSpec(Model):
-    """AdamW and its schedule."""
+def _one_as_list(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
 
+
+class ParameterGroup(Model):
+    """Parameters that are trained in another way than the others."""
+
+    match: Annotated[
+        tuple[str, ...],
+        BeforeValidator(_one_as_list, json_schema_input_type=str | list[str]),
+        Field(min_length=1, description="names of parameters, or patterns such as `action_head.*`"),
+        Once,
+    ]
+    lr: PositiveFloat | None = Field(
+        None, description="after warm-up; the schedule scales it as optim.lr; null: optim.lr"
+    )
+    weight_decay: NonNegativeFloat | None = Field(None, description="null: optim.weight_decay")
+
+
+class OptimSpec(Model):
+    """The optimiser and its schedule."""
+
+    kind: Literal["adamw", "muon"] = Field(
+        "adamw",
+        description="muon: matrices of decoder layers by Muon, with the lr and decay of AdamW, which trains the rest",
+    )
     lr: PositiveFloat = Field(5.0e-6, description="learning rate after warm-up")
-    min_lr: NonNegativeFloat = Field(0.0, description="where the cosine ends")
+    min_lr: NonNegativeFloat = Field(0.0, description="where cosine and wsd end")
     weight_decay: NonNegativeFloat = Field(0.15, description="decoupled weight decay")
     betas: tuple[Probability, Probability] = Field((0.9, 0.95), description="decay of the two moment averages")
     eps: PositiveFloat = Field(1.0e-8, description="added to the denominator of the step")
     clip_grad: PositiveFloat | None = Field(4.0, description="largest gradient norm; null: no clipping")
-    schedule: Literal["cosine", "constant"] = Field("cosine", description="course of lr after warm-up")
-    warmup_epochs: NonNegativeFloat = Field(0.01, description="linear warm-up, in (fractions of) epochs")
+    groups: tuple[ParameterGroup, ...] = Field(
+        (), description="parameters with their own lr and decay; the first group that matches a name has it"
+    )
+    schedule: Literal["cosine", "constant", "wsd"] = Field(
+        "cosine", description="course of lr after warm-up; wsd: constant, then a decay at the end"
+    )
+    warmup_epochs: NonNegativeFloat | None = Field(0.01, description="linear warm-up, in (fractions of) epochs")
+    warmup_steps: NonNegativeInt | None = Field(None, description="linear warm-up, in steps instead of epochs")
+    decay_epochs: PositiveFloat | None = Field(
+        None, description="decay of wsd, in (fractions of) epochs; null without decay_steps: the last fifth"
+    )
+    decay_steps: PositiveInt | None = Field(None, description="decay of wsd, in steps instead of epochs")
+    decay_shape: Literal["sqrt", "linear"] = Field(
+        "sqrt", description="of wsd: lr falls as 1 - sqrt(progress), fast at first (Hägele et al. 2024), or linearly"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_replace_the_default_epochs(cls, values: object) -> object:
+        if isinstance(values, dict) and values.get("warmup_steps") is not None:
+            return {"warmup_epochs": None, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _lengths_have_one_unit(self) -> Self:
+        if self.warmup_epochs is not None and self.warmup_steps is not None:
+            raise ValueError("warmup_epochs or warmup_steps, not both; set one of them to null")
+        if self.warmup_epochs is None and self.warmup_steps is None:
+            raise ValueError("warmup_epochs and warmup_steps are both null; for no warm-up set warmup_epochs to 0")
+        decays = [self.decay_epochs, self.decay_steps]
+        if None not in decays:
+            raise ValueError("decay_epochs or decay_steps, not both; set one of them to null")
+        if decays != [None, None] and self.schedule != "wsd":
+            raise ValueError(f"decay_epochs and decay_steps belong to schedule: wsd, not to {self.schedule}")
+        return self
 
 
 class CheckpointSpec(Model):
@@ -352,8 +413,21 @@ class ParallelSpec(Model):
 
 
 class MemorySpec(Model):
-    """What a training keeps in the memory of a GPU."""
+    """What a training keeps in the memory of a GPU, and in which form."""
 
+    parameters: Literal["fp32", "bf16"] | None = Field(
+        None,
+        description="of the trained parameters and their gradients; null: bf16 for the 7b preset without an adapter, "
+        "else fp32",
+    )
+    rounding: Literal["stochastic", "kahan", "nearest"] | None = Field(
+        None,
+        description="of bf16 parameters: up or down by chance, in proportion; or kahan: what rounding cuts off is kept "
+        "for the next step, 2 bytes a parameter; null: stochastic. nearest is refused: it loses small updates",
+    )
+    optimizer_states: Literal["fp32", "bf16", "8bit"] | None = Field(
+        None, description="of AdamW's two averages; 8bit: blockwise, for one process; null: as the parameters"
+    )
     keep: Literal["all", "all_matmuls", "every_second", "none"] = Field(
         "all",
         description="activations kept for the backward pass; others are computed again: less memory, more time, same "
@@ -371,6 +445,23 @@ class MemorySpec(Model):
         if self.offload == "activations" and self.keep not in ("all", "none"):
             raise ValueError(f"offload: activations needs keep: all or none; {self.keep} stays on the GPU")
         return self
+
+
+@dataclass(frozen=True)
+class Storage:
+    """The settings of `train.memory`, with what null stands for filled in."""
+
+    parameters: Literal["fp32", "bf16"]
+    rounding: Literal["stochastic", "kahan"] | None  # None: fp32 parameters, which need none
+    optimizer_states: Literal["fp32", "bf16", "8bit"]
+
+
+class EmaSpec(Model):
+    """An average of the weights over the steps, in fp32; it is what is evaluated, saved and exported."""
+
+    decay: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.999, description="weight of the old average at each step; less in early steps: (1 + step) / (10 + step)"
+    )
 
 
 class TrainSpec(Model):
@@ -401,6 +492,7 @@ class TrainSpec(Model):
         (), description="names of parameters that are not trained, as patterns such as 'backbone.*.embed_tokens.*'"
     )
     parallel: ParallelSpec = ParallelSpec()
+    ema: EmaSpec | None = Field(None, description="average the weights over the steps; null: the last weights act")
     checkpoint: CheckpointSpec = CheckpointSpec()
 
 
@@ -528,14 +620,71 @@ class ExperimentSpec(Model):
         if self.data.use_state and self.tokenizer.bins > 498:
             raise ValueError(f"tokenizer.bins = {self.tokenizer.bins}: with data.use_state the layout has room for 498")
         adapter = None if isinstance(self.backbone, CustomBackboneSpec) else self.backbone.adapter
+        if adapter is not None and self.train.memory.parameters == "bf16":
+            raise ValueError(
+                "train.memory.parameters = bf16, but adapters are trained in fp32; leave it out, and set "
+                "backbone.adapter.base: bf16 to store what they adapt in bf16"
+            )
         if adapter is not None and adapter.base == "bf16" and self.train.precision != "bf16":
             raise ValueError("backbone.adapter.base = bf16 needs train.precision: bf16; set that, or base: fp32")
         if self.optim.min_lr > self.optim.lr:
             raise ValueError(f"optim.min_lr = {self.optim.min_lr:g} is above optim.lr = {self.optim.lr:g}")
-        if self.optim.warmup_epochs >= self.train.epochs:
+        if (self.optim.warmup_epochs or 0) >= self.train.epochs:
             raise ValueError(
                 f"optim.warmup_epochs = {self.optim.warmup_epochs:g} is not below train.epochs = {self.train.epochs}: "
                 "the learning rate would never reach optim.lr"
+            )
+        decay = (self.optim.warmup_epochs or 0) + (self.optim.decay_epochs or 0)
+        if decay > self.train.epochs:
+            raise ValueError(
+                f"optim.decay_epochs = {self.optim.decay_epochs:g} and the warm-up are longer than train.epochs = "
+                f"{self.train.epochs}; shorten them, or train longer"
+            )
+        return self
+
+    @property
+    def storage(self) -> Storage:
+        """What parameters and optimiser states are stored in."""
+        memory = self.train.memory
+        whole_7b = self.backbone.kind == "chameleon" and self.backbone.preset == "7b" and self.backbone.adapter is None
+        parameters = memory.parameters or ("bf16" if whole_7b and self.train.precision == "bf16" else "fp32")
+        rounding = memory.rounding or "stochastic"
+        assert rounding != "nearest", "refused"
+        return Storage(parameters, rounding if parameters == "bf16" else None, memory.optimizer_states or parameters)
+
+    @model_validator(mode="after")
+    def _stored_numbers_can_be_trained(self) -> Self:
+        optim, memory = self.optim, self.train.memory
+        if memory.rounding == "nearest":
+            raise ValueError(
+                "train.memory.rounding: nearest drops every update below half a bf16 ulp, so that small learning rates "
+                "train nothing (a comparable fine-tuning ended with a 20.4 % higher loss); use stochastic or kahan"
+            )
+        storage = self.storage
+        if storage.parameters == "fp32" and memory.rounding is not None:
+            raise ValueError(
+                f"train.memory.rounding = {memory.rounding}, but the parameters are fp32; set it to null, or "
+                "train.memory.parameters to bf16"
+            )
+        if storage.parameters == "bf16" and self.train.precision == "fp32":
+            raise ValueError(
+                "train.precision = fp32 cannot compute with bf16 parameters; set it to bf16, or "
+                "train.memory.parameters to fp32"
+            )
+        if storage.rounding == "kahan" and storage.optimizer_states == "8bit":
+            raise ValueError(
+                "train.memory.optimizer_states: 8bit goes with stochastic rounding or fp32 parameters, not with kahan, "
+                "whose remainder alone takes as much as it saves; use bf16"
+            )
+        if storage.optimizer_states == "bf16" and max(optim.betas) > _LARGEST_BF16_BETA:
+            raise ValueError(
+                f"optim.betas = {', '.join(map(str, optim.betas))}: with train.memory.optimizer_states = bf16 at most "
+                f"{_LARGEST_BF16_BETA:g}, else an average changes by less than bf16 resolves; lower it, or use fp32"
+            )
+        if optim.kind == "muon" and (storage.parameters, storage.optimizer_states) != ("fp32", "fp32"):
+            raise ValueError(
+                "optim.kind = muon rounds to nearest, so it needs train.memory.parameters and "
+                "train.memory.optimizer_states = fp32"
             )
         return self
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils import get_total_norm
 
@@ -50,9 +50,11 @@ def distribute(policy: VlaPolicy, mesh: DeviceMesh | None) -> None:
     as it is. All ranks call this, before the optimiser is made."""
     if mesh is None:
         return
+    in_bf16 = any(parameter.dtype == torch.bfloat16 for parameter in policy.parameters())
+    precision = MixedPrecisionPolicy(reduce_dtype=torch.float32 if in_bf16 else None)  # gradients are summed in fp32
     for block in policy.backbone.blocks:
-        fully_shard(block, mesh=mesh)
-    root: Any = fully_shard(policy, mesh=mesh)
+        fully_shard(block, mesh=mesh, mp_policy=precision)
+    root: Any = fully_shard(policy, mesh=mesh, mp_policy=precision)
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             # The losses are divided by the counts of all ranks, so gradients are summed, not averaged.
@@ -83,8 +85,18 @@ def part_for(like: Tensor, value: Tensor) -> Tensor:
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 
 
+def local_part(tensor: Any) -> Tensor:
+    """What this process holds of a tensor, sharded or not, without a graph; it shares the tensor's memory."""
+    local: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return local.detach()
+
+
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:
     """The norm [] of all these gradients, over all ranks if they are sharded. All ranks call this."""
-    norm: Any = get_total_norm(gradients)
+    if any(gradient.dtype == torch.bfloat16 for gradient in gradients):  # torch would round each norm to bf16
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+        norm: Any = torch.linalg.vector_norm(torch.stack(norms))
+    else:
+        norm = get_total_norm(gradients)
     total: Tensor = norm.full_tensor() if isinstance(norm, DTensor) else norm
     return total

@@ -17,11 +17,13 @@ from vlatrack.metrics.states import MetricStates
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.tokens.batch import Batch
 from vlatrack.training.callback import Callback, EpochResults, SplitResult
+from vlatrack.training.ema import WeightAverage
 from vlatrack.training.gradient_share import gradient_shares
 from vlatrack.training.interruption import Interruption
 from vlatrack.training.non_finite import NonFiniteGuard, RollbackError
-from vlatrack.training.optimisation import Schedule, StepResult, train_step
+from vlatrack.training.optimisation import StepResult, train_step
 from vlatrack.training.process_group import ProcessGroup
+from vlatrack.training.schedule import Schedule
 from vlatrack.training.state import TrainState
 from vlatrack.training.throughput import SPEEDS, Throughput
 
@@ -91,6 +93,7 @@ class Training:
     interruption: Interruption
     schema: MetricSchema
     callbacks: Sequence[Callback] = ()  # of the main process alone
+    average: WeightAverage | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -165,8 +168,11 @@ class Training:
                 lr=lr,
                 clip_grad=self.settings.clip_grad,
                 trains_head=trains_head,
+                step=state.step,
             )
         state.add_step(result.states)
+        if self.average is not None:
+            self.average.update(state.step, result.finite)
         guard.note(state, result)
         throughput.count(micro_batches)
         if shares:

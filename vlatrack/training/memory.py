@@ -91,7 +91,7 @@ class MemoryPrediction:
 class StepSettings:
     """How the step is taken; the fields mean what they mean in the experiment's YAML."""
 
-    optimizer: Callable[[nn.Module], torch.optim.Optimizer]
+    optimizer: Callable[[VlaPolicy], torch.optim.Optimizer]
     clip_grad: float | None
     bf16: bool
     accumulates: bool
@@ -170,54 +170,49 @@ class _Prediction:
             policy = self._build()
         parameters = [parameter.numel() for parameter in policy.parameters()]
         trainable = [parameter.numel() for parameter in policy.parameters() if parameter.requires_grad]
-        blocks = policy.backbone.blocks
-        peak = self._peak(batch, len(blocks), extrapolate and _alike(blocks))
-        return MemoryPrediction(sum(parameters), sum(trainable), self._whole(), peak, *batch.input_ids.shape)
+        depth, few = len(policy.backbone.blocks), 2 * self._settings.edge
+        if extrapolate and depth > few + 1 and _alike(policy.backbone.blocks):
+            (whole, peaks), (more_whole, more_peaks) = (self._uses(batch, blocks) for blocks in (few, few + 1))
+            whole = _extrapolated(whole, more_whole, depth - few)
+            peaks = {phase: _extrapolated(peaks[phase], more_peaks[phase], depth - few) for phase in peaks}
+        else:
+            whole, peaks = self._uses(batch, depth)
+        peak = max(peaks.values(), key=lambda use: use.total)
+        return MemoryPrediction(sum(parameters), sum(trainable), whole, peak, *batch.input_ids.shape)
 
-    def _policy(self, depth: int | None = None) -> VlaPolicy:
-        """This process's part of the policy, with its first ``depth`` decoder layers; None: with all of them."""
-        with torch.device("meta"):  # not in fake mode, in which building a large model has crashed torch 2.13
-            policy = self._build().train()
-        if depth is not None:
-            del policy.backbone.blocks[depth:]
-        with self._fake:
-            _leave_meta(policy)
-            distribute(policy, self._mesh)
-        return policy
-
-    def _whole(self) -> MemoryUse:
-        policy = self._policy()
-        with self._fake:
-            optimizer = used_optimizer(policy, self._settings)
-        gradients = [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
-        states = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
-        return MemoryUse(_bytes(policy.parameters()), _bytes(gradients), _bytes(states))
-
-    def _peak(self, batch: Batch, depth: int, extrapolate: bool) -> MemoryUse:
-        edge = self._settings.edge
-        few = 2 * edge
-        if not extrapolate or depth <= few + 1:
-            return max(self._peaks(batch, depth).values(), key=lambda use: use.total)
-        of_more, of_few = self._peaks(batch, few + 1), self._peaks(batch, few)
-        phases: list[Phase] = [_FORWARD, *range(-edge, edge)]
-        peaks = [_extrapolated(of_few[phase], of_more[phase], depth - few) for phase in phases if phase in of_few]
-        return max(peaks, key=lambda use: use.total)
-
-    def _peaks(self, batch: Batch, depth: int) -> dict[Phase, MemoryUse]:
-        """The peak of each phase of a step with so many decoder layers."""
+    def _uses(self, batch: Batch, depth: int) -> tuple[MemoryUse, dict[Phase, MemoryUse]]:
+        """The memory with so many decoder layers: what is held all the time, and the peak of each phase of a step."""
         policy, settings = self._policy(depth), self._settings
         values = {field.name: getattr(batch, field.name) for field in fields(batch)}
         tensors: dict[str, Any] = {
             name: self._fake.from_tensor(value) for name, value in values.items() if isinstance(value, Tensor)
         }
         with self._fake, logits_at_once_as_on("cuda"):
-            optimizer = used_optimizer(policy, self._settings)
+            optimizer = used_optimizer(policy, settings)
+            held = _held(policy, optimizer)
             if not settings.accumulates:
                 optimizer.zero_grad(set_to_none=True)
-            return peaks_of_step(policy, optimizer, replace(batch, **tensors), settings)
+            return held, peaks_of_step(policy, optimizer, replace(batch, **tensors), settings)
+
+    def _policy(self, depth: int) -> VlaPolicy:
+        """This process's part of the policy with its first ``depth`` decoder layers."""
+        with torch.device("meta"):  # not in fake mode, in which building a large model has crashed torch 2.13
+            policy = self._build().train()
+        del policy.backbone.blocks[depth:]
+        with self._fake:
+            _leave_meta(policy)
+            distribute(policy, self._mesh)
+        return policy
 
 
-def used_optimizer(policy: nn.Module, settings: StepSettings) -> torch.optim.Optimizer:
+def _held(policy: VlaPolicy, optimizer: torch.optim.Optimizer) -> MemoryUse:
+    """Weights, gradients and states, all of which exist when the optimiser takes its step."""
+    gradients = [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
+    states = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    return MemoryUse(_bytes(policy.parameters()), _bytes(gradients), _bytes(states))
+
+
+def used_optimizer(policy: VlaPolicy, settings: StepSettings) -> torch.optim.Optimizer:
     """An optimiser that has taken a step, so that it has its states; each parameter that is trained has a gradient."""
     optimizer = settings.optimizer(policy)
     for parameter in policy.parameters():

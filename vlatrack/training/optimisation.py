@@ -1,48 +1,20 @@
-"""AdamW, its learning-rate schedule, and one optimiser step over micro batches."""
+"""One optimiser step over micro batches."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 
 from vlatrack.metrics.states import MetricStates
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.tokens.batch import Batch
 from vlatrack.training.distributed import total_norm
+from vlatrack.training.optimizers import prepare_step
 from vlatrack.training.process_group import ProcessGroup
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Learning rate over (fractional) epochs: linear warm-up, then cosine to ``min_lr`` or constant."""
-
-    lr: float
-    min_lr: float
-    warmup_epochs: float
-    epochs: float
-    shape: Literal["cosine", "constant"]
-
-    def at(self, epoch: float) -> float:
-        """The learning rate at ``epoch`` (0 .. epochs)."""
-        if epoch < self.warmup_epochs:
-            return self.lr * epoch / self.warmup_epochs
-        if self.shape == "constant":
-            return self.lr
-        progress = min(1.0, (epoch - self.warmup_epochs) / max(self.epochs - self.warmup_epochs, 1e-12))
-        return self.min_lr + (self.lr - self.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def adamw(
-    policy: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float], eps: float
-) -> torch.optim.AdamW:
-    """AdamW with weight decay on every parameter that is not frozen, as in the reference."""
-    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(trained, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
 
 
 @dataclass(frozen=True)
@@ -67,6 +39,7 @@ def train_step(
     lr: float,
     clip_grad: float | None,
     trains_head: bool,
+    step: int = 0,
 ) -> StepResult:
     """One optimiser step; the gradient equals that of one batch with the samples of all ranks. All ranks call this.
 
@@ -78,9 +51,9 @@ def train_step(
         counts: the divisor of each loss term's total, summed over all micro batches and ranks.
         clip_grad: largest gradient norm; None: no clipping.
         trains_head: whether any rank has rows with actions. If not, the ActionHead stays as it is, moments included.
+        step: the number of steps before this one; stochastic rounding draws other numbers in each.
     """
-    for param_group in optimizer.param_groups:
-        param_group["lr"] = lr
+    prepare_step(optimizer, lr=lr, step=step)
     states, total = MetricStates(), torch.zeros((), device=accelerator.device)
     buffers = [(buffer, buffer.clone()) for buffer in policy.buffers() if buffer.is_floating_point()]
     loss_totals: dict[str, Tensor] = {}
@@ -100,7 +73,7 @@ def train_step(
     norm = total_norm(gradients) + group.sum_on_device((total * 0).float())
     clip_grads_with_norm_(policy.parameters(), clip_grad if clip_grad is not None else math.inf, norm)
     finite = norm.isfinite()
-    # Fused AdamW reads found_inf on the device, as it does for GradScaler: 1 leaves weights and moments unchanged.
+    # The optimisers read found_inf on the device, as for GradScaler: 1 leaves weights and moments unchanged.
     optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -3,9 +3,10 @@
 A checkpoint is a folder ``step-<number>``:
 
     policy.json            the policy: backbone and its geometry, bins, normalisation, fingerprints of its data
-    policy.safetensors     the weights
+    policy.safetensors     the weights, or their average if train.ema asks for one
     spec.yaml  text_tokenizer/  image_tokenizer/
-    optimizer.pt           optimiser, metric states summed over ranks, random generators; only tensors and numbers
+    optimizer.pt           optimiser, metric states summed over ranks, random generators, the weights of the last step
+                           beside an average; only tensors and numbers
     state.json             counters of the training
     files.json             format version, sha256 and size of all other files
 
@@ -31,6 +32,7 @@ from torch.distributed.tensor import DTensor
 from vlatrack.errors import DISK_IS_FULL, CheckpointError
 from vlatrack.metrics.states import MetricStates, states_from_v1
 from vlatrack.training.distributed import part_for, whole
+from vlatrack.training.ema import WeightAverage, copy_weights
 from vlatrack.training.process_group import ProcessGroup
 from vlatrack.training.state import RandomState, TrainState
 
@@ -124,6 +126,7 @@ class TrainingParts:
     optimizer: torch.optim.Optimizer
     group: ProcessGroup
     write_policy_files: Callable[[Path], None]  # policy.json, spec.yaml, tokenizers; into a folder
+    average: WeightAverage | None = None
 
     def gather(self, state: TrainState) -> dict[str, Any]:
         """The weights and the content of optimizer.pt, whole on the main process. All ranks call this."""
@@ -131,10 +134,12 @@ class TrainingParts:
         summed = {name: self.group.sum_states(own).state_dict() for name, own in states.items()}
         random = self.group.all_gather(asdict(RandomState.capture()))
         own, kept = self.policy.state_dict(), self.group.is_main_process
+        once = {name: own[name] for name, stored in _stored_names(own).items() if name == stored}
+        parts: dict[str, Any] = {"weights": once, "optimizer": self.optimizer.state_dict()}
+        if self.average is not None:
+            parts |= {"weights": once | self.average.tensors(), "last_weights": self.average.own_weights()}
         with self.group.noticing_lost_ranks():
-            weights, optimizer = whole(own, kept=kept), whole(self.optimizer.state_dict(), kept=kept)
-        once = {name: weights[name] for name, stored in _stored_names(own).items() if name == stored}
-        return {"weights": once, "optimizer": optimizer, "states": summed, "random": random}
+            return {**whole(parts, kept=kept), "states": summed, "random": random}
 
     def write(self, folder: Path, state: TrainState, tensors: Mapping[str, Any]) -> Manifest:
         """Write a whole checkpoint into an empty folder and flush it to the disk.
@@ -159,6 +164,10 @@ class TrainingParts:
         load_weights(checkpoint, self.policy)
         stored = torch.load(checkpoint / OPTIMIZER, map_location="cpu", weights_only=True)
         self.optimizer.load_state_dict(_parts_of_state(stored["optimizer"], self.optimizer))
+        if self.average is not None:
+            weights, last = load_file(checkpoint / WEIGHTS), self.average.own_weights()
+            self.average.load({name: part_for(own, weights[name]) for name, own in last.items()})
+            copy_weights({name: part_for(own, stored["last_weights"][name]) for name, own in last.items()}, last)
         random = stored["random"]
         by_rank = random if isinstance(random, list) else [random]
         rank = self.group.rank
