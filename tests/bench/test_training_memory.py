@@ -45,7 +45,7 @@ def test_two_and_three_layers_tell_exactly_what_six_need(words: list[str]) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [["train.gradient_checkpointing=true", "train.precision=bf16"], []])
+@pytest.mark.parametrize("words", [["train.memory.keep=none", "train.precision=bf16"], []])
 def test_of_sharded_layers_four_and_five_tell_exactly_what_eight_need(words: list[str]) -> None:
     eight = SIX_LAYERS.replace("6}", "8}")
     both = (predict_training_memory(spec_of(eight, *words), Gpus(2), extrapolate=each) for each in (True, False))

@@ -16,7 +16,7 @@ from vlatrack.models.backbones.pretrained import held_rows
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.spec.load import load_spec
 from vlatrack.spec.models import ExperimentSpec
-from vlatrack.training.distributed import distribute, whole
+from vlatrack.training.distributed import distribute, process_mesh, whole
 from vlatrack.training.process_group import ProcessGroup
 
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ def build(spec: ExperimentSpec, group: ProcessGroup) -> VlaPolicy:
     if group.world_size == 1:
         return build_policy(spec, source)
     policy, fill = build_unfilled_policy(spec, source)
-    distribute(policy, group, (1, group.world_size), CPU)
+    distribute(policy, process_mesh((1, group.world_size), CPU))
     fill(CPU)
     return policy
 
@@ -47,7 +47,8 @@ def main(file: Path, example: str, *words: str) -> None:
         group = TorchProcessGroup.join()
     spec = load_spec(example, words)
     tiny = load_spec(example)
-    distribute(build_policy(tiny, backbone_factory(tiny).open()), group, (1, group.world_size), CPU)  # imports the rest
+    # Imports the rest.
+    distribute(build_policy(tiny, backbone_factory(tiny).open()), process_mesh((1, group.world_size), CPU))
     before = memory("VmRSS")
     policy = build(spec, group)
     peak = memory("VmHWM") - before

@@ -6,14 +6,14 @@ import torch
 from vlatrack.errors import SpecError
 from vlatrack.models.freezing import freeze
 from vlatrack.tokens.batch import collate
-from vlatrack.training.optimisation import adamw
+from vlatrack.training.optimizers import adamw, parameter_groups
 
 
 def test_what_matches_a_pattern_is_neither_given_to_the_optimiser_nor_changed(make_policy, rows) -> None:
     policy = make_policy().train()
     freeze(policy, ["*.layers.0.*", "action_head.queries"])
     before = {name: value.clone() for name, value in policy.state_dict().items()}
-    optimizer = adamw(policy, lr=1e-2, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
+    optimizer = adamw(parameter_groups(policy, [], lr=1e-2), lr=1e-2, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
     batch = collate(rows, policy.layout)
     policy.loss(policy(batch), policy.loss_counts(batch)).backward()
     optimizer.step()

@@ -22,7 +22,7 @@ from vlatrack.tokens.batch import collate
 from vlatrack.training.checkpoint.contents import TrainingParts
 from vlatrack.training.checkpoint.store import CheckpointStore
 from vlatrack.training.compact_adamw import CompactAdamW
-from vlatrack.training.distributed import distribute, local_part, parallel_shape
+from vlatrack.training.distributed import distribute, local_part, parallel_shape, process_mesh
 from vlatrack.training.ema import WeightAverage
 from vlatrack.training.optimisation import train_step
 from vlatrack.training.optimizers import muon, parameter_groups
@@ -43,7 +43,7 @@ class Case:
             store_parameters(self.policy, torch.bfloat16)
         replicate = 2 if "replicate=2" in ways else None
         shape = parallel_shape(group.world_size, group.per_machine, shard=None, replicate=replicate)
-        distribute(self.policy, group, shape, torch.device("cpu"))
+        distribute(self.policy, process_mesh(shape, torch.device("cpu")))
         self.optimizer = self._optimizer(ways)
         self.average = WeightAverage(self.policy, decay=0.9)
         self.parts = TrainingParts(self.policy, self.optimizer, group, lambda folder: None, self.average)
