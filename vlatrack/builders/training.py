@@ -21,6 +21,7 @@ from vlatrack.spec.models import ExperimentSpec
 from vlatrack.training.callback import Callback
 from vlatrack.training.checkpoint.contents import TrainingParts
 from vlatrack.training.checkpoint.policy import IMAGE_TOKENIZER, SPEC, TEXT_TOKENIZER, PolicyRecord
+from vlatrack.training.compilation import LENGTH_MULTIPLE, compile_blocks
 from vlatrack.training.distributed import distribute, parallel_shape
 from vlatrack.training.interruption import Interruption
 from vlatrack.training.loop import LoopSettings, Training
@@ -80,6 +81,9 @@ def build_training(
     the policy. ``callbacks`` are those of the main process."""
     spec, optim, train = experiment.spec, experiment.spec.optim, experiment.spec.train
     distribute(policy, group, _parallel_shape(spec, group), accelerator.device)
+    compiled = train.compile if isinstance(train.compile, bool) else accelerator.device.type == "cuda"
+    if compiled:
+        compile_blocks(policy)
     return Training(
         policy=policy,
         optimizer=adamw(policy, lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas, eps=optim.eps),
@@ -94,6 +98,7 @@ def build_training(
             log_every=spec.tracking.log_every,
             seed=spec.seed,
             workers=min(train.workers, os.cpu_count() or 1),  # more than there are cores would only compete
+            length_multiple=LENGTH_MULTIPLE if compiled else 1,
             non_finite=train.non_finite,
             max_rollbacks=train.max_rollbacks,
             save_every_epochs=train.checkpoint.every_epochs,

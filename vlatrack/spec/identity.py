@@ -20,6 +20,7 @@ NOT_DECIDING = (
     "train.workers",
     "train.micro_batch",
     "train.gradient_checkpointing",
+    "train.compile",
     "train.parallel.*",
     "train.checkpoint.*",
     "evaluate.*",

@@ -350,6 +350,11 @@ class TrainSpec(Model):
     workers: Annotated[int, Field(ge=0, le=64)] = Field(
         0, description="workers that assemble batches, for each process"
     )
+    compile: Literal["auto"] | bool = Field(
+        "auto",
+        description="compile the decoder layers, in one graph for all, and pad rows to multiples of 64 positions; auto: on "
+        "a GPU",
+    )
     gradient_checkpointing: bool = Field(False, description="less memory, more time, the same numbers")
     parallel: ParallelSpec = ParallelSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()

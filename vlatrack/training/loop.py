@@ -69,6 +69,7 @@ class LoopSettings:
     log_every: int
     seed: int
     workers: int
+    length_multiple: int
     non_finite: Literal["halt", "skip", "rollback"]
     max_rollbacks: int
     save_every_epochs: int
@@ -211,7 +212,14 @@ class Training:
         ]
         on_gpu = self.accelerator.device.type == "cuda"
         rows = list(itertools.chain.from_iterable(steps))
-        batches = load_batches(self.samples, rows, self.policy.layout, workers=settings.workers, pin=on_gpu)
+        batches = load_batches(
+            self.samples,
+            rows,
+            self.policy.layout,
+            workers=settings.workers,
+            pin=on_gpu,
+            length_multiple=settings.length_multiple,
+        )
         for micro_batches in steps:
             yield list(itertools.islice(batches, len(micro_batches)))
 

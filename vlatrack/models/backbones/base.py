@@ -6,7 +6,6 @@ Legend: B rows, S positions, D width, K vocabulary.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -58,7 +57,7 @@ class Backbone(nn.Module, ABC):
     def enable_gradient_checkpointing(self) -> None:
         """Recompute each block's activations in the backward pass: less memory, more time, the same numbers."""
         for block in self.blocks:
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+            block.forward = _recomputing(block.forward)
 
 
 @dataclass(frozen=True)
@@ -90,6 +89,13 @@ class BackboneFactory(ABC):
     @abstractmethod
     def from_geometry(self, geometry: Geometry) -> Backbone:
         """A stored policy's backbone, from what ``Backbone.geometry`` returned; its weights are random."""
+
+
+def _recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def recompute(*args: Any, **kwargs: Any) -> Any:  # a function of its own: a partial could not be compiled
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    return recompute
 
 
 def add_residual_dropout(blocks: Iterable[Any], probability: float) -> None:
