@@ -98,6 +98,7 @@ def build_training(
             log_every=spec.tracking.log_every,
             seed=spec.seed,
             workers=min(train.workers, os.cpu_count() or 1),  # more than there are cores would only compete
+            group_by_length=train.group_by_length,
             length_multiple=LENGTH_MULTIPLE if compiled else 1,
             non_finite=train.non_finite,
             max_rollbacks=train.max_rollbacks,

@@ -19,6 +19,7 @@ NOT_DECIDING = (
     "train.device",
     "train.workers",
     "train.micro_batch",
+    "train.group_by_length",
     "train.gradient_checkpointing",
     "train.compile",
     "train.parallel.*",

@@ -339,6 +339,11 @@ class TrainSpec(Model):
         None,
         description="most samples in one forward pass of one process; gradients accumulate; null: all at once",
     )
+    group_by_length: bool = Field(
+        True,
+        description="deal the rows of a step to micro batches and processes by length, which needs less padding and "
+        "leaves the gradient of the step as it is",
+    )
     non_finite: Literal["halt", "skip", "rollback"] = Field(
         "halt",
         description="a step whose loss or gradient is not finite is never taken; then end the run as FAILED, go on "

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 import torch
 from accelerate import Accelerator
 
+from vlatrack.data.dealing import deal_rows
 from vlatrack.data.loading import epoch_order, load_batches
 from vlatrack.data.samples import SampleSet
 from vlatrack.errors import NonFiniteError
@@ -69,6 +70,7 @@ class LoopSettings:
     log_every: int
     seed: int
     workers: int
+    group_by_length: bool
     length_multiple: int
     non_finite: Literal["halt", "skip", "rollback"]
     max_rollbacks: int
@@ -203,11 +205,17 @@ class Training:
     def _micro_batches(self, state: TrainState) -> Iterator[list[Batch]]:
         """This rank's micro batches of each remaining step of the epoch, as many as every other rank has of that step;
         those that it has no samples for are idle."""
-        settings, size = self.settings, self.settings.micro_batch or self.settings.batch_size
+        settings, group = self.settings, self.group
         order = epoch_order(len(self.samples), batch_size=settings.batch_size, seed=settings.seed, epoch=state.epoch)
         left = max(0, self.total_steps - state.step)  # max_steps may end the training inside an epoch
         steps = [
-            [self.group.shard(batch)[i : i + size] for i in range(0, self.group.largest_shard(len(batch)), size)]
+            deal_rows(
+                batch,
+                self.samples.length_of if settings.group_by_length else None,
+                rank=group.rank,
+                world_size=group.world_size,
+                micro_batch=settings.micro_batch,
+            )
             for batch in order[state.step_in_epoch :][:left]
         ]
         on_gpu = self.accelerator.device.type == "cuda"
