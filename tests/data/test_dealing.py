@@ -1,5 +1,7 @@
 """Rows of a step in micro batches of similar length."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -30,7 +32,7 @@ def test_each_row_has_one_place_and_ranks_have_equal_numbers_of_micro_batches(
     ]
     assert sorted(row for batches in ranks for batch in batches for row in batch) == step
     assert len({len(batches) for batches in ranks}) == 1
-    assert len(ranks[0]) == -(-(-(-rows // world_size)) // (micro_batch or rows))
+    assert len(ranks[0]) == math.ceil(math.ceil(rows / world_size) / (micro_batch or rows))
     sizes = [len(batch) for batches in ranks for batch in batches]
     assert max(sizes) <= (micro_batch or rows)
     if by_length:

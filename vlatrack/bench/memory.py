@@ -77,7 +77,7 @@ def predict_training_memory(spec: ExperimentSpec, *, extrapolate: bool = True) -
     settings = StepSettings(
         optimizer=partial(adamw, lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas, eps=optim.eps),
         clip_grad=optim.clip_grad,
-        bf16=train.precision == "bf16",
+        bf16=train.precision != "fp32",
         accumulates=micro_batches > 1,
     )
     # The layers of a custom backbone may differ from one another.

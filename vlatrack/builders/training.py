@@ -21,8 +21,10 @@ from vlatrack.spec.models import ExperimentSpec
 from vlatrack.training.callback import Callback
 from vlatrack.training.checkpoint.contents import TrainingParts
 from vlatrack.training.checkpoint.policy import IMAGE_TOKENIZER, SPEC, TEXT_TOKENIZER, PolicyRecord
+from vlatrack.training.chips import chip_of
 from vlatrack.training.compilation import LENGTH_MULTIPLE, compile_blocks
 from vlatrack.training.distributed import distribute, parallel_shape
+from vlatrack.training.float8 import check_float8, use_float8
 from vlatrack.training.interruption import Interruption
 from vlatrack.training.loop import LoopSettings, Training
 from vlatrack.training.optimisation import Schedule, adamw
@@ -34,12 +36,17 @@ def build_accelerator(spec: ExperimentSpec) -> Accelerator:
     """The device and precision to compute with.
 
     Raises:
-        SpecError: train.device is cuda and there is none.
+        VlatrackError: train.device is cuda and there is none, or train.precision or train.attention needs another one.
     """
     wanted = spec.train.device
     if wanted == "cuda" and not torch.cuda.is_available():
         raise SpecError("train.device: cuda, but torch sees no GPU here; use auto or cpu")
-    return Accelerator(cpu=wanted == "cpu", mixed_precision="bf16" if spec.train.precision == "bf16" else "no")
+    accelerator = Accelerator(cpu=wanted == "cpu", mixed_precision="no" if spec.train.precision == "fp32" else "bf16")
+    if spec.train.precision == "fp8":
+        check_float8(accelerator.device)
+    if spec.train.attention == "flex" and accelerator.device.type != "cuda":
+        raise SpecError("train.attention: flex needs a GPU (FlexAttention has no backward pass on a CPU); use sdpa")
+    return accelerator
 
 
 def check_processes(spec: ExperimentSpec, group: ProcessGroup) -> None:
@@ -80,10 +87,15 @@ def build_training(
     """A policy with its optimiser, schedule and loop settings. All ranks call this: it leaves each of them its part of
     the policy. ``callbacks`` are those of the main process."""
     spec, optim, train = experiment.spec, experiment.spec.optim, experiment.spec.train
+    if train.precision == "fp8":
+        use_float8(policy.backbone.blocks)
+    if train.attention == "flex":
+        policy.use_flex_attention()
     distribute(policy, group, _parallel_shape(spec, group), accelerator.device)
     compiled = train.compile if isinstance(train.compile, bool) else accelerator.device.type == "cuda"
     if compiled:
         compile_blocks(policy)
+    chip = chip_of(accelerator.device)
     return Training(
         policy=policy,
         optimizer=adamw(policy, lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas, eps=optim.eps),
@@ -112,6 +124,7 @@ def build_training(
         interruption=interruption,
         schema=build_schema(spec),
         callbacks=callbacks,
+        peak_flops=None if chip is None else chip.flops,
     )
 
 

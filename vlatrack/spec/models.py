@@ -45,6 +45,9 @@ def _each_once(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+MOST_PROFILED_STEPS = 50
+"""A trace takes megabytes for each step, and viewers have their limits."""
+
 Once = AfterValidator(_each_once)
 """For a list without duplicates."""
 
@@ -327,6 +330,21 @@ class ParallelSpec(Model):
     replicate: PositiveInt | None = Field(None, description="copies of the policy; null: as many as there can be")
 
 
+class ProfileSpec(Model):
+    """Optimiser steps of which a torch profiler trace is written, by the first process."""
+
+    steps: tuple[PositiveInt, PositiveInt] = Field(description="the first and the last step, counted from 1")
+
+    @model_validator(mode="after")
+    def _first_comes_first(self) -> Self:
+        first, last = self.steps
+        if not first <= last < first + MOST_PROFILED_STEPS:
+            raise ValueError(
+                f"steps {first} to {last}: give the first and the last of at most {MOST_PROFILED_STEPS} steps"
+            )
+        return self
+
+
 class TrainSpec(Model):
     """The training loop."""
 
@@ -350,19 +368,27 @@ class TrainSpec(Model):
         "without that batch (ten in a row at most), or return to the last checkpoint and go on without it",
     )
     max_rollbacks: PositiveInt = Field(3, description="non_finite: rollback ends the run as FAILED after this many")
-    precision: Literal["fp32", "bf16"] = Field("bf16", description="arithmetic of the forward and backward pass")
+    precision: Literal["fp32", "bf16", "fp8"] = Field(
+        "bf16",
+        description="arithmetic of the forward and backward pass; fp8: of the matrix products of the decoder layers, "
+        "the rest in bf16, on GPUs from compute capability 8.9 (Ada, Hopper) on",
+    )
+    attention: Literal["sdpa", "flex"] = Field(
+        "sdpa", description="flex: FlexAttention, which skips what the mask forbids; on a GPU only"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
     workers: Annotated[int, Field(ge=0, le=64)] = Field(
         0, description="workers that assemble batches, for each process"
     )
     compile: Literal["auto"] | bool = Field(
         "auto",
-        description="compile the decoder layers, in one graph for all, and pad rows to multiples of 64 positions; auto: on "
-        "a GPU",
+        description="compile the decoder layers, in one graph for all, and pad rows to multiples of 64 positions; "
+        "auto: on a GPU",
     )
     gradient_checkpointing: bool = Field(False, description="less memory, more time, the same numbers")
     parallel: ParallelSpec = ParallelSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
+    profile: ProfileSpec | None = Field(None, description="null: no profiler trace")
 
 
 class OpenLoopSpec(Model):

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import torch
@@ -18,11 +18,13 @@ from vlatrack.metrics.states import MetricStates
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.tokens.batch import Batch
 from vlatrack.training.callback import Callback, EpochResults, SplitResult
+from vlatrack.training.flops import step_flops
 from vlatrack.training.gradient_share import gradient_shares
 from vlatrack.training.interruption import Interruption
 from vlatrack.training.non_finite import NonFiniteGuard, RollbackError
-from vlatrack.training.optimisation import Schedule, StepResult, train_step
+from vlatrack.training.optimisation import Schedule, train_step
 from vlatrack.training.process_group import ProcessGroup
+from vlatrack.training.records import PendingRecord
 from vlatrack.training.state import TrainState
 from vlatrack.training.throughput import SPEEDS, Throughput
 
@@ -94,6 +96,13 @@ class Training:
     interruption: Interruption
     schema: MetricSchema
     callbacks: Sequence[Callback] = ()  # of the main process alone
+    peak_flops: float | None = None  # operations per second of the device, if known
+    _pending: PendingRecord | None = field(default=None, init=False)
+
+    @property
+    def _logs_late(self) -> bool:
+        """Whether metrics are read one step later: a GPU would have nothing to do while they are logged."""
+        return self.accelerator.device.type == "cuda"
 
     @property
     def steps_per_epoch(self) -> int:
@@ -117,12 +126,14 @@ class Training:
             Terminated, KeyboardInterrupt: a signal asked for the end, and a checkpoint has been saved.
         """
         device = self.accelerator.device
-        throughput, guard = Throughput(device), NonFiniteGuard(device, self.settings.non_finite, self.callbacks)
+        throughput = Throughput(device, flops_of=step_flops(self.policy), peak_flops=self.peak_flops)
+        guard = NonFiniteGuard(device, self.settings.non_finite, self.callbacks)
         while not self.is_complete(state):
             try:
                 self._train_epoch(state, checkpoints, throughput, guard)
                 self._finish_epoch(state, checkpoints, evaluate)
             except RollbackError as error:
+                self._pending = None
                 state = self._roll_back(error, state, checkpoints)
             except NonFiniteError as error:
                 raise NonFiniteError(f"{error}; {self._remedy(checkpoints.last_name)}") from None
@@ -141,13 +152,16 @@ class Training:
                 save_requested = False
             else:
                 save_requested = self._take_step(state, micro_batches, throughput, guard)
+            throughput.watch.enter("tracking")
             for callback in self.callbacks:
                 callback.on_step(state)
             if save_requested or self._is_save_due(state):
+                self._log_pending(state, throughput, guard)
                 guard.check(state)
                 with throughput.paused():
                     checkpoints.save(state)
                 self.interruption.raise_if_stopped()
+        self._log_pending(state, throughput, guard)
         guard.check(state)
 
     def _take_step(
@@ -155,8 +169,10 @@ class Training:
     ) -> bool:
         """Take one step, and log it if it is due; returns whether a signal asks for a checkpoint after it."""
         lr = self.schedule.at(state.step / self.steps_per_epoch)
+        throughput.watch.enter("exchange")
         counts, trains_head, save_requested = self._sum_counts_and_requests(micro_batches)
         with self.group.noticing_lost_ranks():
+            throughput.watch.enter("metrics")
             shares = self._gradient_shares(state, micro_batches, counts)
             result = train_step(
                 self.policy,
@@ -168,15 +184,18 @@ class Training:
                 lr=lr,
                 clip_grad=self.settings.clip_grad,
                 trains_head=trains_head,
+                enter=throughput.watch.enter,
             )
         state.add_step(result.states)
         guard.note(state, result)
         throughput.count(micro_batches)
+        self._log_pending(state, throughput, guard)  # of an earlier step, while a GPU is busy with this one
         if shares:
             self._log(state, shares)
         if state.step % self.settings.log_every == 0 or state.step == self.total_steps:
-            guard.check(state)
-            self._log(state, self._window_metrics(state, result, lr, throughput))
+            self._pending = PendingRecord.open(state, result, lr, throughput, guard)
+            if not self._logs_late:
+                self._log_pending(state, throughput, guard)
         return save_requested
 
     def _finish_epoch(self, state: TrainState, checkpoints: Checkpoints, evaluate: Evaluate) -> None:
@@ -257,14 +276,23 @@ class Training:
         shares = gradient_shares(self.policy, micro_batches[0], counts, self.accelerator)
         return {f"{TRAIN}_{name}": value for name, value in shares.items()}
 
-    def _window_metrics(
-        self, state: TrainState, result: StepResult, lr: float, throughput: Throughput
-    ) -> dict[str, float]:
-        """The training metrics since the last record, by full name. All ranks call this."""
-        means = self._reduce(state.take_window()).metrics
-        speeds = self.group.combine(throughput.take(), SPEEDS)
+    def _log_pending(self, state: TrainState, throughput: Throughput, guard: NonFiniteGuard) -> None:
+        """Log the record that waits for the device, if there is one. All ranks call this."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        with throughput.watch.within("metrics"):
+            pending.check(guard, state)
+            metrics = self._window_metrics(pending)
+        with throughput.watch.within("tracking"):
+            self._log(pending.state, metrics)
+
+    def _window_metrics(self, pending: PendingRecord) -> dict[str, float]:
+        """The training metrics of a window, by full name. All ranks call this."""
+        state, means = pending.state, self._reduce(pending.states).metrics
+        speeds = self.group.combine(pending.speeds(), SPEEDS)
         metrics = {f"{TRAIN}_{name}": value for name, value in {**means, **speeds}.items()}
-        metrics |= {f"{TRAIN}_grad_norm": result.grad_norm.item(), f"{TRAIN}_lr": lr}
+        metrics |= {f"{TRAIN}_grad_norm": pending.grad_norm, f"{TRAIN}_lr": pending.lr}
         if state.skipped_steps:
             metrics[f"{TRAIN}_skipped_steps"] = float(state.skipped_steps)
         metrics["epoch"] = state.epoch + state.step_in_epoch / self.steps_per_epoch

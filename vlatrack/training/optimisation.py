@@ -1,7 +1,7 @@
 """AdamW, its learning-rate schedule, and one optimiser step over micro batches."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +15,7 @@ from vlatrack.models.policy import VlaPolicy
 from vlatrack.tokens.batch import Batch
 from vlatrack.training.distributed import total_norm
 from vlatrack.training.process_group import ProcessGroup
+from vlatrack.training.throughput import Phase
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def train_step(
     lr: float,
     clip_grad: float | None,
     trains_head: bool,
+    enter: Callable[[Phase], None] = lambda phase: None,
 ) -> StepResult:
     """One optimiser step; the gradient equals that of one batch with the samples of all ranks. All ranks call this.
 
@@ -77,6 +79,7 @@ def train_step(
         counts: the divisor of each loss term's total, summed over all micro batches and ranks.
         clip_grad: largest gradient norm; None: no clipping.
         trains_head: whether any rank has rows with actions. If not, the ActionHead stays as it is, moments included.
+        enter: called when a phase of the step begins.
     """
     for param_group in optimizer.param_groups:
         param_group["lr"] = lr
@@ -84,19 +87,25 @@ def train_step(
     buffers = [(buffer, buffer.clone()) for buffer in policy.buffers() if buffer.is_floating_point()]
     loss_totals: dict[str, Tensor] = {}
     for batch in micro_batches:
+        enter("forward")
         with accelerator.autocast():
             output = policy(batch.to(accelerator.device))
         loss = policy.loss(output, counts)
+        enter("backward")
         if loss.requires_grad:  # it need not where all that is trained is frozen
             accelerator.backward(loss)
+        enter("metrics")
         states, total = states + output.states, total + loss.detach()
         loss_totals = {name: loss_totals.get(name, 0) + own.detach() for name, own in output.totals.items()}
+    enter("exchange")
+    # A loss may be infinite or NaN, on any rank, where its gradient is finite.
+    not_finite = group.sum_on_device((total * 0).float())
+    enter("optimiser")
     if not trains_head:
         for parameter in policy.action_head.parameters():
             parameter.grad = None
     gradients = [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
-    # A loss may be infinite or NaN, on any rank, where its gradient is finite.
-    norm = total_norm(gradients) + group.sum_on_device((total * 0).float())
+    norm = total_norm(gradients) + not_finite
     clip_grads_with_norm_(policy.parameters(), clip_grad if clip_grad is not None else math.inf, norm)
     finite = norm.isfinite()
     # Fused AdamW reads found_inf on the device, as it does for GradScaler: 1 leaves weights and moments unchanged.
@@ -105,4 +114,5 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     for buffer, before in buffers:  # such as the running means of a backbone's batch norm
         buffer.copy_(torch.where(finite, buffer, before))
+    enter("metrics")
     return StepResult(states.where(finite), total, loss_totals, norm, finite)

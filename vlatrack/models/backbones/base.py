@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
+from vlatrack.errors import BackboneError
 from vlatrack.models.backbones.pretrained import PretrainedFolder, PretrainedWeights
 from vlatrack.tokens.layout import TokenLayout
 from vlatrack.tokens.text import TextTokenizer
@@ -27,12 +29,13 @@ class Backbone(nn.Module, ABC):
     """The token ids of images, actions, states and text in this backbone's vocabulary; by default Chameleon's."""
 
     @abstractmethod
-    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, mask: Any) -> Tensor:
         """Hidden states [B, S, D] after the final norm.
 
         Args:
             input_ids: int64 [B, S].
-            mask: bool [B, S, S], true where a query (second axis) may attend to a key (third axis).
+            mask: bool [B, S, S], true where a query (second axis) may attend to a key (third axis); after
+                `use_flex_attention` a BlockMask.
         """
 
     @property
@@ -53,6 +56,14 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def geometry(self) -> Geometry:
         """What a checkpoint stores to rebuild this module without its pretrained folder or the hub."""
+
+    def use_flex_attention(self) -> None:
+        """From now on attend with FlexAttention, for which `forward` gets a BlockMask.
+
+        Raises:
+            BackboneError: it has none, as by default.
+        """
+        raise BackboneError(f"train.attention: {type(self).__name__} has no FlexAttention; use sdpa")
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute each block's activations in the backward pass: less memory, more time, the same numbers."""
@@ -96,6 +107,11 @@ def _recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
     return recompute
+
+
+def with_head_axis(mask: Tensor | BlockMask) -> Tensor | BlockMask:
+    """The mask as transformers' decoders take it: [B, 1, S, S], which a BlockMask has by itself."""
+    return mask[:, None] if isinstance(mask, Tensor) else mask
 
 
 def add_residual_dropout(blocks: Iterable[Any], probability: float) -> None:
