@@ -11,6 +11,8 @@ import pytest
 from program import TOY, Program, finish_of
 from safetensors.numpy import load_file
 
+from vlatrack.training.throughput import SPEEDS
+
 SPEED = tuple(SPEEDS)
 # 81 samples in steps of 16: the last step has one row, which leaves the second rank without any.
 SMALL = (TOY, "data.sample_every=3", "tracking.log_every=2", "tracking.system_every_s=null")

@@ -16,6 +16,7 @@ from program import TOY, finish_of
 
 from vlatrack.runner.directory import RunDirectory, write_in_run
 from vlatrack.runner.endings import write_reason, write_traceback
+from vlatrack.training.throughput import SPEEDS
 
 SPEED = tuple(SPEEDS)
 

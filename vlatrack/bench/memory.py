@@ -62,7 +62,7 @@ def predict_training_memory(spec: ExperimentSpec, *, extrapolate: bool = True) -
         VlatrackError: the sizes of the backbone are not known here, no sample fits into `backbone.max_seq_len`, or a
             custom class cannot be used.
     """
-    source = _sizes(spec)
+    source = sizes_of(spec)
     train, optim = spec.train, spec.optim
     rows = _rows(spec)
     micro_batches = -(-train.batch_size // rows)
@@ -70,7 +70,7 @@ def predict_training_memory(spec: ExperimentSpec, *, extrapolate: bool = True) -
 
     def batch_of(policy: VlaPolicy) -> Batch:
         nonlocal longest_row
-        samples, longest_row = _longest_samples(spec, source.text or ByteTokenizer(policy.layout), policy.layout)
+        samples, longest_row = longest_samples(spec, source.text or ByteTokenizer(policy.layout), policy.layout)
         # Kinds in equal parts, as in the training's mixture, padded to the longest.
         return collate([samples[row % len(samples)] for row in range(rows)], policy.layout)
 
@@ -127,7 +127,7 @@ def _rows(spec: ExperimentSpec) -> int:
     return min(train.batch_size, train.micro_batch or train.batch_size)
 
 
-def _sizes(spec: ExperimentSpec) -> BackboneSource:
+def sizes_of(spec: ExperimentSpec) -> BackboneSource:
     """How to build the backbone, without its weights."""
     stored = initial_policy(spec)
     if stored is not None:
@@ -142,7 +142,7 @@ def _sizes(spec: ExperimentSpec) -> BackboneSource:
         ) from error
 
 
-def _longest_samples(spec: ExperimentSpec, text: TextTokenizer, layout: TokenLayout) -> tuple[list[TokenSequence], str]:
+def longest_samples(spec: ExperimentSpec, text: TextTokenizer, layout: TokenLayout) -> tuple[list[TokenSequence], str]:
     """The longest sample of each kind that the spec can make, the longest first, and where its length comes from.
 
     Raises:
