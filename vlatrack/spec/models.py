@@ -359,8 +359,8 @@ class TrainSpec(Model):
     )
     group_by_length: bool = Field(
         True,
-        description="deal the rows of a step to micro batches and processes by length, which needs less padding and "
-        "leaves the gradient of the step as it is",
+        description="deal the rows of a step to micro batches and processes by length: less padding, and the gradient "
+        "of the step stays what it is",
     )
     non_finite: Literal["halt", "skip", "rollback"] = Field(
         "halt",

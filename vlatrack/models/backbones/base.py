@@ -109,9 +109,20 @@ def _recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:
     return recompute
 
 
-def with_head_axis(mask: Tensor | BlockMask) -> Tensor | BlockMask:
-    """The mask as transformers' decoders take it: [B, 1, S, S], which a BlockMask has by itself."""
-    return mask[:, None] if isinstance(mask, Tensor) else mask
+def decoder_mask(mask: Tensor | BlockMask, weight_dtype: torch.dtype) -> Tensor | BlockMask:
+    """The mask as transformers' decoders take it: [B, 1, S, S], which a BlockMask has by itself.
+
+    A dense one becomes 0 and -inf in the precision of the products. SDPA would do that in each layer, and keep each
+    result for the backward pass.
+
+    Args:
+        weight_dtype: the precision of the products without autocast.
+    """
+    if not isinstance(mask, Tensor):
+        return mask
+    kind = mask.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight_dtype
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)[:, None]
 
 
 def add_residual_dropout(blocks: Iterable[Any], probability: float) -> None:

@@ -31,7 +31,7 @@ from vlatrack.models.backbones.base import (
     BackboneSource,
     Geometry,
     add_residual_dropout,
-    with_head_axis,
+    decoder_mask,
 )
 from vlatrack.models.backbones.pretrained import PretrainedFolder, PretrainedWeights, WeightMap, open_pretrained
 from vlatrack.tokens.layout import TokenLayout
@@ -96,7 +96,9 @@ class CausalLMBackbone(Backbone):
 
     def forward(self, input_ids: Tensor, mask: Tensor | BlockMask) -> Tensor:
         hidden: Tensor = self.decoder(
-            input_ids=input_ids, attention_mask=with_head_axis(mask), use_cache=False
+            input_ids=input_ids,
+            attention_mask=decoder_mask(mask, self.decoder.embed_tokens.weight.dtype),
+            use_cache=False,
         ).last_hidden_state
         return hidden
 

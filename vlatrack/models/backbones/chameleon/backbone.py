@@ -20,7 +20,7 @@ from vlatrack.models.backbones.base import (
     BackboneSource,
     Geometry,
     add_residual_dropout,
-    with_head_axis,
+    decoder_mask,
 )
 from vlatrack.models.backbones.chameleon.pretrained import CHAMELEON_WEIGHTS
 from vlatrack.models.backbones.pretrained import PretrainedFolder, PretrainedWeights, open_pretrained
@@ -93,7 +93,9 @@ class ChameleonBackbone(Backbone):
 
     def forward(self, input_ids: Tensor, mask: Tensor | BlockMask) -> Tensor:
         hidden: Tensor = self.chameleon.model(
-            input_ids=input_ids, attention_mask=with_head_axis(mask), use_cache=False
+            input_ids=input_ids,
+            attention_mask=decoder_mask(mask, self.chameleon.model.embed_tokens.weight.dtype),
+            use_cache=False,
         ).last_hidden_state
         return hidden
 
