@@ -20,6 +20,7 @@ from vlatrack.models.losses.terms import documented_terms
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.tokens.batch import Batch, collate
 from vlatrack.tokens.prompts import TokenSequence
+from vlatrack.training.compilation import compile_blocks
 from vlatrack.training.distributed import distribute, parallel_shape
 from vlatrack.training.gradient_share import gradient_shares
 from vlatrack.training.optimisation import adamw, train_step
@@ -37,9 +38,6 @@ def make_policy(ways: set[str]) -> VlaPolicy:
         backbone.enable_gradient_checkpointing()
     if "frozen" in ways:
         backbone.requires_grad_(False)
-    if "compiled" in ways:
-        for block in backbone.blocks:
-            block.compile(backend="eager", fullgraph=True)
     return policy.to(torch.float64 if "float64" in ways else torch.float32)
 
 
@@ -69,6 +67,8 @@ def train(ways: set[str], group: ProcessGroup) -> list[tuple[float, float]]:
         group.world_size, group.per_machine, shard=chosen.get("shard"), replicate=chosen.get("replicate")
     )
     distribute(policy, group, shape, torch.device("cpu"))
+    if "compiled" in ways:
+        compile_blocks(policy, backend="eager")
     optimizer = adamw(policy, lr=1e-2, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
     steps = []
     for step in range(STEPS):

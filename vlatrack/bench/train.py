@@ -20,7 +20,7 @@ from vlatrack.bench.memory import longest_samples, sizes_of
 from vlatrack.bench.steps import NoCheckpoints
 from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.policy import build_policy
-from vlatrack.builders.training import build_accelerator, build_training, check_processes
+from vlatrack.builders.training import build_accelerator, build_training, check_device, check_processes
 from vlatrack.data.samples import SampleSet
 from vlatrack.data.statistics import NormStats
 from vlatrack.errors import SpecError
@@ -95,6 +95,7 @@ def measure_training(
     group = group or ProcessGroup()
     check_processes(spec, group)
     accelerator = build_accelerator(spec)
+    check_device(spec, accelerator.device)
     experiment = _without_data(_bench_settings(spec, steps))
     policy = _random_policy(experiment, layers, accelerator.device)
     group.broadcast_weights(policy)

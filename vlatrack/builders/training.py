@@ -36,17 +36,24 @@ def build_accelerator(spec: ExperimentSpec) -> Accelerator:
     """The device and precision to compute with.
 
     Raises:
-        VlatrackError: train.device is cuda and there is none, or train.precision or train.attention needs another one.
+        SpecError: train.device is cuda and there is none.
     """
     wanted = spec.train.device
     if wanted == "cuda" and not torch.cuda.is_available():
         raise SpecError("train.device: cuda, but torch sees no GPU here; use auto or cpu")
-    accelerator = Accelerator(cpu=wanted == "cpu", mixed_precision="no" if spec.train.precision == "fp32" else "bf16")
+    return Accelerator(cpu=wanted == "cpu", mixed_precision="no" if spec.train.precision == "fp32" else "bf16")
+
+
+def check_device(spec: ExperimentSpec, device: torch.device) -> None:
+    """Check that the device can train with `train.precision` and `train.attention`.
+
+    Raises:
+        VlatrackError: it cannot, or a package is missing.
+    """
     if spec.train.precision == "fp8":
-        check_float8(accelerator.device)
-    if spec.train.attention == "flex" and accelerator.device.type != "cuda":
+        check_float8(device)
+    if spec.train.attention == "flex" and device.type != "cuda":
         raise SpecError("train.attention: flex needs a GPU (FlexAttention has no backward pass on a CPU); use sdpa")
-    return accelerator
 
 
 def check_processes(spec: ExperimentSpec, group: ProcessGroup) -> None:

@@ -46,10 +46,10 @@ def train(
 
     [bold]vlatrack bench train experiments/quickstart.yaml[/bold]
 
-    8 layers of the 7B on one GPU, and its measurements as JSON:
+    8 layers of the 7B with 8 rows on one GPU, without its checkpoint:
 
     [bold]vlatrack bench train experiments/libero_goal.yaml backbone.init=scratch backbone.preset=7b
-    backbone.checkpoint=null --layers 8 --json 8-layers.json[/bold]
+    backbone.checkpoint=null data.samples=\\[vla] backbone.max_seq_len=1208 train.batch_size=8 --layers 8[/bold]
     """
     import sys
 
