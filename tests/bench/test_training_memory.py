@@ -140,7 +140,7 @@ def test_a_loss_term_that_reads_values_is_told_in_one_line(tmp_path: Path, monke
 def test_a_backbone_of_ones_own_is_followed_in_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr("vlatrack.bench.memory.predict_memory", lambda *_, extrapolate: asked.append(extrapolate))
-    monkeypatch.setattr("vlatrack.bench.memory._sizes", partial(lambda spec: None))
+    monkeypatch.setattr("vlatrack.bench.memory.sizes_of", partial(lambda spec: None))
     predicted("backbone={kind: custom, target: 'some:Backbone'}")
     predicted()
     assert asked == [False, True]

@@ -37,9 +37,9 @@ def compile_blocks(policy: VlaPolicy, *, backend: str | Callable[..., Any] = "in
         block.compile(fullgraph=True, backend=backend, recompile_limit=_MOST_GRAPHS)
     run = backbone.forward
 
-    def forward(*inputs: Any) -> torch.Tensor:
+    def forward(*inputs: Any, **options: Any) -> torch.Tensor:
         try:
-            return run(*inputs)
+            return run(*inputs, **options)
         except (RuntimeError, FailOnRecompileLimitHit) as error:
             # That nothing could be compiled is a plain RuntimeError.
             if not isinstance(error, _NOT_COMPILED) and "fullgraph=True" not in str(error):
