@@ -151,6 +151,8 @@ def _random_policy(experiment: Experiment, layers: int | None, device: torch.dev
         if not 0 < layers <= len(blocks):
             raise SpecError(f"--layers {layers}: the backbone has {len(blocks)}")
         del blocks[layers:]
+    if device.type == "cuda":  # layers that are gone do not count
+        torch.cuda.reset_peak_memory_stats(device)
     return policy.to(device)
 
 

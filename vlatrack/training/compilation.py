@@ -50,4 +50,4 @@ def compile_blocks(policy: VlaPolicy, *, backend: str | Callable[..., Any] = "in
                 f"({reason}); set train.compile: false"
             ) from error
 
-    backbone.forward = forward  # type: ignore[method-assign, assignment]
+    backbone.forward = forward  # type: ignore[method-assign]
