@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from program import TOY
 from tiny_policy import LAYOUT, vla_row
-from training_rank import make_policy
 from typer.testing import CliRunner
 
 from vlatrack.bench.floor import step_floor
+from vlatrack.builders.policy import backbone_factory, build_policy
 from vlatrack.cli.main import app
 from vlatrack.errors import SpecError
+from vlatrack.spec.load import load_spec
 from vlatrack.tokens.batch import collate
 from vlatrack.training.chips import Chip
 from vlatrack.training.flops import PolicySizes, batch_flops
@@ -52,7 +53,8 @@ def test_more_layers_than_the_backbone_has_are_refused(tmp_path: Path, layers: s
 
 
 def test_the_floor_is_arithmetic_and_traffic_shared_by_the_processes() -> None:
-    sizes = PolicySizes.of(make_policy(set()))
+    spec = load_spec(TOY)
+    sizes = PolicySizes.of(build_policy(spec, backbone_factory(spec).open()))
     batch = collate([vla_row(np.random.default_rng(0), 6)], LAYOUT)
     chip = Chip(flops=1e9, bytes_per_s=1e6, source="made up")
 
