@@ -28,7 +28,6 @@ BAD = {
         "states have 2 numbers, the experiment's state range has 1",
     ),
     "missing dataset": (["data.train={kind: lerobot, path: nowhere}"], "nowhere"),
-    "fp8": (["train.precision=fp8"], "train.precision: fp8 needs a GPU .*, and this is a CPU; use bf16"),
     "flex": (["train.attention=flex"], "train.attention: flex needs a GPU .*; use sdpa"),
     "checkpoint": (
         ["backbone={kind: chameleon, init: pretrained, checkpoint: nowhere/at all}"],
