@@ -114,6 +114,13 @@ def test_the_world_model_sees_images_and_an_action_and_is_asked_for_the_next_ima
     assert sequence.actions is None
 
 
+def test_the_length_of_a_sample_is_known_without_making_it(tmp_path) -> None:
+    samples = _samples(tmp_path, _encoding(history=2), "vla", "world_model")
+    lengths = [samples.length_of(number) for number in range(len(samples))]
+    assert lengths == [len(samples[number].input_ids) for number in range(len(samples))]
+    assert len(set(lengths)) == 2
+
+
 def test_samples_can_start_at_every_nth_step(tmp_path) -> None:
     samples = _samples(tmp_path, _encoding(), "vla", every=2)
     assert [_images_in(samples[i])[0] for i in range(len(samples))] == [0, 2, 4]

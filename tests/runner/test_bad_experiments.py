@@ -37,6 +37,7 @@ BAD = {
         ["optim.schedule=wsd", "optim.warmup_steps=10", "optim.decay_steps=40"],
         "optim: warm-up and decay take 50 steps, and train.epochs = 3 has 45; shorten them, or train longer",
     ),
+    "flex": (["train.attention=flex"], "train.attention: flex needs a GPU .*; use sdpa"),
     "checkpoint": (
         ["backbone={kind: chameleon, init: pretrained, checkpoint: nowhere/at all}"],
         "nowhere/at all: no such checkpoint folder",

@@ -16,6 +16,7 @@ from vlatrack.models.policy import VlaPolicy
 from vlatrack.runner.run import resume_run, run_experiment
 from vlatrack.spec.load import load_spec
 from vlatrack.training import loop
+from vlatrack.training.optimisation import StepResult
 
 SHORT = ("train.epochs=2", "tracking.log_every=1", "tracking.system_every_s=null", "evaluate.open_loop=null")
 EVERY_STEP = ("train.checkpoint.every_steps=1", "train.checkpoint.keep_last=99")
@@ -146,9 +147,7 @@ def test_a_gpu_is_not_waited_for_between_two_records(monkeypatch: pytest.MonkeyP
     guard = loop.NonFiniteGuard(torch.device("meta"), "halt", ())
     monkeypatch.setattr(guard, "check", lambda state: read.append(state.step))
     finite = torch.zeros((), dtype=torch.bool, device="meta")
-    guard.note(
-        loop.TrainState(step=4), loop.StepResult(loop.MetricStates(), finite.float(), {}, finite.float(), finite)
-    )
+    guard.note(loop.TrainState(step=4), StepResult(loop.MetricStates(), finite.float(), {}, finite.float(), finite))
     assert read == []
 
 

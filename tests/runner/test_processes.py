@@ -11,7 +11,9 @@ import pytest
 from program import TOY, Program, finish_of
 from safetensors.numpy import load_file
 
-SPEED = ("samples_per_s", "tokens_per_s", "step_time_s", "data_wait_s", "memory_mib")
+from vlatrack.training.throughput import SPEEDS
+
+SPEED = tuple(SPEEDS)
 # 81 samples in steps of 16: the last step has one row, which leaves the second rank without any.
 SMALL = (TOY, "data.sample_every=3", "tracking.log_every=2", "tracking.system_every_s=null")
 NO_DROPOUT = (*SMALL, "backbone.residual_dropout=0", "action_head.dropout=0", "loss.image_token_weight=0.5")

@@ -16,8 +16,9 @@ from program import TOY, finish_of
 
 from vlatrack.runner.directory import RunDirectory, write_in_run
 from vlatrack.runner.endings import write_reason, write_traceback
+from vlatrack.training.throughput import SPEEDS
 
-SPEED = ("samples_per_s", "tokens_per_s", "step_time_s", "data_wait_s", "memory_mib")
+SPEED = tuple(SPEEDS)
 
 
 def _lines(file: Path) -> list[dict]:

@@ -289,6 +289,16 @@ BAD_FILES = {
         "17  train.checkpoint.best_metric: evaluate/val_ind_closs is what `vlatrack evaluate` measures; training "
         "measures val_ind_closs",
     ),
+    "profile that ends before it begins": (
+        "epochs: 3",
+        "epochs: 3\n  profile: {steps: [13, 10]}",
+        "17  train.profile: steps 13 to 10: give the first and the last of at most 50 steps",
+    ),
+    "profile of a whole training": (
+        "epochs: 3",
+        "epochs: 3\n  profile: {steps: [1, 5000]}",
+        "17  train.profile: steps 1 to 5000: give the first and the last of at most 50 steps",
+    ),
     "own loss term without weight": (
         "optim:",
         'loss:\n  terms:\n    - {kind: custom, target: "my.terms:Mine"}\noptim:',

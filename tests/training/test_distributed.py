@@ -68,7 +68,7 @@ def test_two_processes_train_as_one_with_uneven_rows_and_steps_without_actions(
 @pytest.mark.parametrize(
     ("processes", "ways"),
     [
-        (2, ["float64,none", "float64,compiled", "float64,none,compiled", "float64,every_second,replicate=2"]),
+        (2, ["float64,none", "float64,compiled", "float64,none,compiled", "float64,every_second,compiled,replicate=2"]),
         (3, ["float64", "float64,replicate=3", "float64,measured"]),
         (4, ["float64,shard=2", "float64,replicate=2,all_matmuls"]),
     ],

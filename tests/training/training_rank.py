@@ -24,6 +24,7 @@ from vlatrack.models.losses.terms import documented_terms
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.tokens.batch import Batch, collate
 from vlatrack.tokens.prompts import TokenSequence
+from vlatrack.training.compilation import compile_blocks
 from vlatrack.training.distributed import distribute, parallel_shape, process_mesh
 from vlatrack.training.gradient_share import gradient_shares
 from vlatrack.training.optimisation import train_step
@@ -47,9 +48,6 @@ def make_policy(ways: set[str]) -> VlaPolicy:
         freeze(policy, ["*.layers.0.*", "*.embed_tokens.*", "action_head.queries", "*.q_proj.*"])
     if "frozen" in ways:
         backbone.requires_grad_(False)
-    if "compiled" in ways:
-        for block in backbone.blocks:
-            block.compile(backend="eager", fullgraph=True)
     return policy.to(torch.float64 if "float64" in ways else torch.float32)
 
 
@@ -79,6 +77,8 @@ def train(ways: set[str], group: ProcessGroup) -> list[tuple[float, float]]:
         group.world_size, group.per_machine, shard=chosen.get("shard"), replicate=chosen.get("replicate")
     )
     distribute(policy, process_mesh(shape, torch.device("cpu")))
+    if "compiled" in ways:
+        compile_blocks(policy, backend="eager")
     optimizer = adamw(policy.parameters(), lr=1e-2, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
     steps = []
     for step in range(STEPS):

@@ -108,17 +108,17 @@ def step_of(spec: ExperimentSpec, gpus: Gpus = ONE_GPU) -> LongestStep:
         raise SpecError(
             f"train.batch_size: {train.batch_size} samples cannot be dealt out to {gpus.all} GPUs; raise it"
         )
-    source, rows = _sizes(spec), _rows(spec, gpus)
+    source, rows = sizes_of(spec), _rows(spec, gpus)
     with torch.device("meta"):
         layout = source.build().layout
-    samples, longest_row = _longest_samples(spec, source.text or ByteTokenizer(layout), layout)
+    samples, longest_row = longest_samples(spec, source.text or ByteTokenizer(layout), layout)
     # Kinds in equal parts, as in the training's mixture.
     batch = collate([samples[row % len(samples)] for row in range(rows)], layout)
     micro_batches = -(-_samples(spec, gpus) // rows)
     settings = StepSettings(
         optimizer=partial(build_optimizer, _without_groups(spec)),
         clip_grad=spec.optim.clip_grad,
-        bf16=train.precision == "bf16",
+        bf16=train.precision != "fp32",
         accumulates=micro_batches > 1,
         shape=parallel_shape(gpus.all, gpus.on_each_machine, shard=parallel.shard, replicate=parallel.replicate),
     )
@@ -177,7 +177,7 @@ def _rows(spec: ExperimentSpec, gpus: Gpus) -> int:
     return min(samples, spec.train.micro_batch or samples)
 
 
-def _sizes(spec: ExperimentSpec) -> BackboneSource:
+def sizes_of(spec: ExperimentSpec) -> BackboneSource:
     """How to build the backbone, without its weights."""
     stored = initial_policy(spec)
     if stored is not None:
@@ -192,7 +192,7 @@ def _sizes(spec: ExperimentSpec) -> BackboneSource:
         ) from error
 
 
-def _longest_samples(spec: ExperimentSpec, text: TextTokenizer, layout: TokenLayout) -> tuple[list[TokenSequence], str]:
+def longest_samples(spec: ExperimentSpec, text: TextTokenizer, layout: TokenLayout) -> tuple[list[TokenSequence], str]:
     """The longest sample of each kind that the spec can make, the longest first, and where its length comes from.
 
     Raises:

@@ -108,7 +108,7 @@ def measure_step_time(experiment: Path, runs: Path, pairs: int) -> StepTime:
         delivery = _Delivery(directory.path)
         callback = _AlternatingTracking(tracked, delivery, build_schema(spec), spec.tracking, steps)
         try:
-            _build(spec, directory, callback).run(TrainState(), _NoCheckpoints(), lambda state: {})
+            _build(spec, directory, callback).run(TrainState(), NoCheckpoints(), lambda state: {})
         finally:
             delivery.resume()
     trackers = tuple(config.kind for config in backends)
@@ -125,7 +125,7 @@ def _build(spec: ExperimentSpec, directory: RunDirectory, callback: Callback) ->
     return build_training(experiment, policy, samples[TRAIN], accelerator, group, Interruption(group), [callback])
 
 
-class _NoCheckpoints:
+class NoCheckpoints:
     """Steps are measured without checkpoints."""
 
     last_name = None

@@ -23,8 +23,11 @@ from vlatrack.spec.models import ExperimentSpec
 from vlatrack.training.callback import Callback
 from vlatrack.training.checkpoint.contents import TrainingParts
 from vlatrack.training.checkpoint.policy import IMAGE_TOKENIZER, SPEC, TEXT_TOKENIZER, PolicyRecord
+from vlatrack.training.chips import chip_of
+from vlatrack.training.compilation import LENGTH_MULTIPLE, compile_blocks
 from vlatrack.training.distributed import distribute, parallel_shape, process_mesh
 from vlatrack.training.ema import WeightAverage
+from vlatrack.training.float8 import check_float8, use_float8
 from vlatrack.training.host_memory import keep_freed_memory
 from vlatrack.training.interruption import Interruption
 from vlatrack.training.loop import LoopSettings, Training
@@ -43,13 +46,25 @@ def build_accelerator(spec: ExperimentSpec) -> Accelerator:
         raise SpecError("train.device: cuda, but torch sees no GPU here; use auto or cpu")
     accelerator = Accelerator(
         cpu=wanted == "cpu",
-        mixed_precision="bf16" if spec.train.precision == "bf16" else "no",
+        mixed_precision="no" if spec.train.precision == "fp32" else "bf16",
         # A weight is used once in a forward pass: its copy in bf16 would stay to the end of it for nothing.
         kwargs_handlers=[AutocastKwargs(cache_enabled=False)],
     )
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     return accelerator
+
+
+def check_device(spec: ExperimentSpec, device: torch.device) -> None:
+    """Check that the device can train with `train.precision` and `train.attention`.
+
+    Raises:
+        VlatrackError: it cannot, or a package is missing.
+    """
+    if spec.train.precision == "fp8":
+        check_float8(device)
+    if spec.train.attention == "flex" and device.type != "cuda":
+        raise SpecError("train.attention: flex needs a GPU (FlexAttention has no backward pass on a CPU); use sdpa")
 
 
 def check_processes(spec: ExperimentSpec, group: ProcessGroup) -> None:
@@ -99,9 +114,17 @@ def build_training(
     """
     spec, optim, train = experiment.spec, experiment.spec.optim, experiment.spec.train
     schedule = build_schedule(spec, -(-len(samples) // train.batch_size))
+    if train.precision == "fp8":
+        use_float8(policy.backbone.blocks)
+    if train.attention == "flex":
+        policy.use_flex_attention()
     distribute(policy, process_mesh(_parallel_shape(spec, group), accelerator.device))
     if fill is not None:
         fill(accelerator.device)
+    compiled = train.compile if isinstance(train.compile, bool) else accelerator.device.type == "cuda"
+    if compiled:
+        compile_blocks(policy)
+    chip = chip_of(accelerator.device)
     return Training(
         policy=policy,
         optimizer=build_optimizer(spec, policy),
@@ -116,6 +139,8 @@ def build_training(
             log_every=spec.tracking.log_every,
             seed=spec.seed,
             workers=min(train.workers, os.cpu_count() or 1),  # more than there are cores would only compete
+            group_by_length=train.group_by_length,
+            length_multiple=LENGTH_MULTIPLE if compiled else 1,
             non_finite=train.non_finite,
             max_rollbacks=train.max_rollbacks,
             save_every_epochs=train.checkpoint.every_epochs,
@@ -129,6 +154,7 @@ def build_training(
         schema=build_schema(spec),
         callbacks=callbacks,
         average=None if train.ema is None else WeightAverage(policy, train.ema.decay),
+        peak_flops=None if chip is None else chip.flops,
     )
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlatrack.cli.bench_train import train
 from vlatrack.errors import SpecError
 
 if TYPE_CHECKING:
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from vlatrack.bench.tracking import LoggingSpeed
 
 app = typer.Typer(help="Measure how fast vlatrack is on this machine.", no_args_is_help=True, rich_markup_mode="rich")
+
+
+app.command()(train)
 
 
 @app.callback()

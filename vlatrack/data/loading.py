@@ -27,13 +27,24 @@ def even_subset(samples: int, *, batch_size: int, limit: int | None) -> list[lis
 
 
 def load_batches(
-    samples: SampleSet, order: Sequence[Sequence[int]], layout: TokenLayout, *, workers: int = 0, pin: bool = False
+    samples: SampleSet,
+    order: Sequence[Sequence[int]],
+    layout: TokenLayout,
+    *,
+    workers: int = 0,
+    pin: bool = False,
+    length_multiple: int = 1,
 ) -> Iterator[Batch]:
-    """The batches of ``order``, assembled in ``workers`` processes, or in this one if 0."""
+    """The batches of ``order``, assembled in ``workers`` processes, or in this one if 0.
+
+    Args:
+        pin: in pinned memory, from which a GPU copies without waiting.
+        length_multiple: the length of each batch is rounded up to such a multiple.
+    """
     loader: DataLoader[Batch] = DataLoader(
         samples,  # type: ignore[arg-type]  # a map-style dataset by its methods
         batch_sampler=order,  # type: ignore[arg-type]  # any sequence of index lists will do
-        collate_fn=partial(collate, layout=layout),
+        collate_fn=partial(collate, layout=layout, length_multiple=length_multiple),
         num_workers=workers,
         pin_memory=pin,
         # A generator of its own: the default would draw from the one that dropout uses, and a resumed run,

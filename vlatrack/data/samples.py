@@ -72,6 +72,7 @@ class SampleSet:
         """
         self._episodes, self._encoding = episodes, encoding
         self._world_text = encoding.text.encode(WORLD_MODEL_PROMPT)
+        self._lengths: dict[tuple[SampleKind, int], int] = {}
         self._index: list[tuple[SampleKind, int, int]] = []
         for number, episode in enumerate(episodes):
             for kind in kinds:
@@ -88,6 +89,13 @@ class SampleSet:
         if kind == "vla":
             return self._vla(self._episodes[episode], step)
         return self._world_model(self._episodes[episode], step)
+
+    def length_of(self, number: int) -> int:
+        """The number of tokens of sample ``number``: the same for all samples of a kind that an episode has."""
+        kind, episode, _ = self._index[number]
+        if (kind, episode) not in self._lengths:
+            self._lengths[kind, episode] = len(self[number].input_ids)
+        return self._lengths[kind, episode]
 
     def first(self, wanted: SampleKind) -> TokenSequence:
         """The first sample of a kind; there must be one."""

@@ -94,6 +94,17 @@ def _element(name: str, index: int) -> Value:
     return value
 
 
+_PHASES = {
+    "data_wait_s": "spent waiting for data",
+    "forward_s": "for the forward pass",
+    "backward_s": "for the backward pass",
+    "optimiser_s": "for clipping and the optimiser",
+    "exchange_s": "for what ranks send each other outside of the passes",
+    "metrics_s": "for computing metrics",
+    "tracking_s": "for recording them",
+}
+
+
 def training_metrics(losses: Weights) -> Iterator[Metric]:
     """The metrics that only training has, named without the split."""
     none, lower, higher = Direction.NONE, Direction.LOWER, Direction.HIGHER
@@ -102,8 +113,12 @@ def training_metrics(losses: Weights) -> Iterator[Metric]:
     yield from gradient_share_metrics(losses)
     yield Metric("samples_per_s", "training samples per second", "1/s", higher, "speed")
     yield Metric("tokens_per_s", "tokens of the training samples per second, without padding", "1/s", higher, "speed")
+    yield Metric("padding_share", "part of the positions that are padding", "fraction", lower, "speed")
+    mfu = "model FLOPs utilisation: arithmetic of the tokens without padding / what the GPU could do in bf16"
+    yield Metric("mfu", mfu, "fraction", higher, "speed")
     yield Metric("step_time_s", "time of one optimiser step", "s", lower, "speed")
-    yield Metric("data_wait_s", "part of that time spent waiting for data", "s", lower, "speed")
+    for phase, meaning in _PHASES.items():
+        yield Metric(phase, f"part of that time {meaning}", "s", lower, "speed")
     yield Metric("memory_mib", "peak memory in use on the device (the process, on a CPU)", "MiB", lower, "speed")
     skipped = "steps so far that were not taken, because loss or gradient was not finite"
     yield Metric("skipped_steps", skipped, "steps", lower, "optim")

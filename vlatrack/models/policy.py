@@ -3,17 +3,18 @@
 Legend: R rows with an action chunk, H steps, A numbers of an action.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 
 from vlatrack.errors import BackboneError
 from vlatrack.metrics.declarations import split_metrics
 from vlatrack.metrics.metric import metric_values
 from vlatrack.metrics.states import MetricStates
-from vlatrack.models.attention import attention_mask
+from vlatrack.models.attention import attention_mask, block_mask
 from vlatrack.models.backbones.base import Backbone
 from vlatrack.models.heads.action_head import ActionHead
 from vlatrack.models.losses.base import LossInputs, LossTerm, checked_count, checked_total
@@ -55,6 +56,7 @@ class VlaPolicy(nn.Module):
         self.backbone, self.action_head = backbone, action_head
         self.layout, self.losses = layout, tuple(losses)
         self.register_buffer("centres", torch.from_numpy(bins.centres).float(), persistent=False)
+        self._mask_of: Callable[[Tensor, TokenLayout], Tensor | BlockMask] = attention_mask
         self._metrics = tuple(
             split_metrics(
                 horizon=action_head.time_horizon,
@@ -64,6 +66,15 @@ class VlaPolicy(nn.Module):
             )
         )
 
+    def use_flex_attention(self) -> None:
+        """From now on attend with FlexAttention. It needs a GPU for the backward pass.
+
+        Raises:
+            BackboneError: the backbone has none.
+        """
+        self.backbone.use_flex_attention()
+        self._mask_of = block_mask
+
     def forward(self, batch: Batch) -> PolicyOutput:
         """Run the backbone once, compute logits at supervised positions only, and the head on rows with actions.
 
@@ -71,7 +82,7 @@ class VlaPolicy(nn.Module):
             BackboneError: the backbone does not return hidden states of each position.
             LossError: a loss term does not return what it should.
         """
-        hidden = self.backbone(batch.input_ids, attention_mask(batch.input_ids, self.layout))
+        hidden = self.backbone(batch.input_ids, self._mask_of(batch.input_ids, self.layout))
         expected = (*batch.input_ids.shape, self.backbone.width)
         if hidden.shape != expected:
             raise BackboneError(

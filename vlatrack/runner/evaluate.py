@@ -75,6 +75,7 @@ class OpenLoopEvaluation:
                     settings,
                     training.accelerator,
                     training.group,
+                    length_multiple=training.settings.length_multiple,
                     before_batch=self._check_signals,
                 )
                 for split in (VAL_IND, VAL_OOD)
@@ -194,11 +195,23 @@ def evaluate_split(
     settings: OpenLoopSpec,
     accelerator: Accelerator,
     group: ProcessGroup,
+    *,
+    length_multiple: int = 1,
     before_batch: Callable[[], None] = lambda: None,
 ) -> SplitResult:
-    """Open-loop metrics of one split over all ranks. All ranks call this."""
+    """Open-loop metrics of one split over all ranks. All ranks call this.
+
+    Args:
+        length_multiple: see ``load_batches``.
+    """
     order = even_subset(len(samples), batch_size=settings.batch_size, limit=settings.max_samples)
-    batches = load_batches(samples, list(map(group.shard, order)), policy.layout)  # idle ones where this rank has none
+    batches = load_batches(  # idle ones where this rank has no samples
+        samples,
+        list(map(group.shard, order)),
+        policy.layout,
+        pin=accelerator.device.type == "cuda",
+        length_multiple=length_multiple,
+    )
     with group.noticing_lost_ranks():
         own_states = evaluate_open_loop(policy, batches, accelerator, before_batch=before_batch)
     states = group.sum_states(own_states)

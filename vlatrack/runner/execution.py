@@ -21,6 +21,7 @@ from vlatrack.reports.figures import write_figures
 from vlatrack.runner.directory import RunDirectory
 from vlatrack.runner.endings import Ending, describe_ending, remove_reasons, write_reason, write_traceback
 from vlatrack.runner.evaluate import OpenLoopEvaluation
+from vlatrack.runner.profiling import StepProfiler
 from vlatrack.runner.recorder import RunRecorder, start_tracking
 from vlatrack.tracking.privacy import private_files, shareable_files
 from vlatrack.tracking.run import DatasetInput, TrackedRun
@@ -90,8 +91,12 @@ def _run_main_process(
             keep_last=spec.train.checkpoint.keep_last,
             processes=group.world_size,
         )
-        with SystemSampler(tracked, every_s=spec.tracking.system_every_s):
-            _train(job, directory, [recorder, *callbacks], group, interruption)
+        profiled = None if spec.train.profile is None else spec.train.profile.steps
+        with (
+            SystemSampler(tracked, every_s=spec.tracking.system_every_s),
+            StepProfiler(directory.path, tracked, profiled) as profiler,
+        ):
+            _train(job, directory, [recorder, profiler, *callbacks], group, interruption)
         ending = Ending("FINISHED")
     except BaseException as error:
         interruption.ending = True

@@ -50,6 +50,18 @@ def describe_run(experiment: Experiment, command: Sequence[str], processes: int)
     }
 
 
+def describe_machine() -> dict[str, Any]:
+    """Hardware, packages and code, as JSON values, of what is measured here."""
+    git = _git(Path(__file__).parent)
+    return {
+        "vlatrack": __version__,
+        "commit": None if git is None else git["commit"],
+        "dirty": None if git is None else git["dirty"],
+        "packages": _packages(),
+        "hardware": _hardware(),
+    }
+
+
 def write_manifest(file: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest. It is uploaded to trackers, so keys in the command or in uncommitted code are redacted."""
     write_in_run(file, redact(json.dumps(manifest, indent=1)) + "\n")

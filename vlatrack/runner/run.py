@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.policy import StoredPolicy, adapter_of, build_schema
 from vlatrack.builders.trackers import build_backends
-from vlatrack.builders.training import build_accelerator, check_processes
+from vlatrack.builders.training import build_accelerator, check_device, check_processes
 from vlatrack.errors import CheckpointError, SpecError
 from vlatrack.runner.directory import RunDirectory, find_checkpoint, verify_checkpoint
 from vlatrack.runner.execution import Job, execute
@@ -156,6 +156,7 @@ def _check_setup(spec: ExperimentSpec, group: ProcessGroup) -> Accelerator:
     check_processes(spec, group)
     build_schema(spec)
     accelerator = build_accelerator(spec)
+    check_device(spec, accelerator.device)
     for backend in build_backends(spec.tracking.backends):
         check_backend(backend)
     return accelerator

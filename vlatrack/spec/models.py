@@ -50,6 +50,9 @@ def _each_once(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+MOST_PROFILED_STEPS = 50
+"""A trace takes megabytes for each step, and viewers have their limits."""
+
 Once = AfterValidator(_each_once)
 """For a list without duplicates."""
 
@@ -464,6 +467,21 @@ class EmaSpec(Model):
     )
 
 
+class ProfileSpec(Model):
+    """Optimiser steps of which a torch profiler trace is written, by the first process."""
+
+    steps: tuple[PositiveInt, PositiveInt] = Field(description="the first and the last step, counted from 1")
+
+    @model_validator(mode="after")
+    def _first_comes_first(self) -> Self:
+        first, last = self.steps
+        if not first <= last < first + MOST_PROFILED_STEPS:
+            raise ValueError(
+                f"steps {first} to {last}: give the first and the last of at most {MOST_PROFILED_STEPS} steps"
+            )
+        return self
+
+
 class TrainSpec(Model):
     """The training loop."""
 
@@ -476,16 +494,33 @@ class TrainSpec(Model):
         None,
         description="most samples in one forward pass of one process; gradients accumulate; null: all at once",
     )
+    group_by_length: bool = Field(
+        True,
+        description="deal the rows of a step to micro batches and processes by length: less padding, and the gradient "
+        "of the step stays what it is",
+    )
     non_finite: Literal["halt", "skip", "rollback"] = Field(
         "halt",
         description="a step whose loss or gradient is not finite is never taken; then end the run as FAILED, go on "
         "without that batch (ten in a row at most), or return to the last checkpoint and go on without it",
     )
     max_rollbacks: PositiveInt = Field(3, description="non_finite: rollback ends the run as FAILED after this many")
-    precision: Literal["fp32", "bf16"] = Field("bf16", description="arithmetic of the forward and backward pass")
+    precision: Literal["fp32", "bf16", "fp8"] = Field(
+        "bf16",
+        description="arithmetic of the forward and backward pass; fp8: of the matrix products of the decoder layers, "
+        "the rest in bf16, on GPUs from compute capability 8.9 (Ada, Hopper) on",
+    )
+    attention: Literal["sdpa", "flex"] = Field(
+        "sdpa", description="flex: FlexAttention, which skips what the mask forbids; on a GPU only"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
     workers: Annotated[int, Field(ge=0, le=64)] = Field(
         0, description="workers that assemble batches, for each process"
+    )
+    compile: Literal["auto"] | bool = Field(
+        "auto",
+        description="compile the decoder layers, in one graph for all, and pad rows to multiples of 64 positions; "
+        "auto: on a GPU",
     )
     memory: MemorySpec = MemorySpec()
     freeze: Annotated[tuple[str, ...], Once] = Field(
@@ -494,6 +529,7 @@ class TrainSpec(Model):
     parallel: ParallelSpec = ParallelSpec()
     ema: EmaSpec | None = Field(None, description="average the weights over the steps; null: the last weights act")
     checkpoint: CheckpointSpec = CheckpointSpec()
+    profile: ProfileSpec | None = Field(None, description="null: no profiler trace")
 
 
 class OpenLoopSpec(Model):
@@ -625,8 +661,8 @@ class ExperimentSpec(Model):
                 "train.memory.parameters = bf16, but adapters are trained in fp32; leave it out, and set "
                 "backbone.adapter.base: bf16 to store what they adapt in bf16"
             )
-        if adapter is not None and adapter.base == "bf16" and self.train.precision != "bf16":
-            raise ValueError("backbone.adapter.base = bf16 needs train.precision: bf16; set that, or base: fp32")
+        if adapter is not None and adapter.base == "bf16" and self.train.precision == "fp32":
+            raise ValueError("backbone.adapter.base = bf16 needs train.precision: bf16 or fp8; set that, or base: fp32")
         if self.optim.min_lr > self.optim.lr:
             raise ValueError(f"optim.min_lr = {self.optim.min_lr:g} is above optim.lr = {self.optim.lr:g}")
         if (self.optim.warmup_epochs or 0) >= self.train.epochs:
@@ -647,7 +683,7 @@ class ExperimentSpec(Model):
         """What parameters and optimiser states are stored in."""
         memory = self.train.memory
         whole_7b = self.backbone.kind == "chameleon" and self.backbone.preset == "7b" and self.backbone.adapter is None
-        parameters = memory.parameters or ("bf16" if whole_7b and self.train.precision == "bf16" else "fp32")
+        parameters = memory.parameters or ("bf16" if whole_7b and self.train.precision != "fp32" else "fp32")
         rounding = memory.rounding or "stochastic"
         assert rounding != "nearest", "refused"
         return Storage(parameters, rounding if parameters == "bf16" else None, memory.optimizer_states or parameters)

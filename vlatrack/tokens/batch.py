@@ -66,18 +66,21 @@ class Batch:
         return replace(self, **tensors)
 
 
-def collate(sequences: Sequence[TokenSequence], layout: TokenLayout) -> Batch:
+def collate(sequences: Sequence[TokenSequence], layout: TokenLayout, *, length_multiple: int = 1) -> Batch:
     """Pad the sequences on the right to one batch and index their supervision.
+
+    The batch is as long as its longest sequence, rounded up to ``length_multiple`` positions.
 
     No sequences make an idle batch: one row without any supervision, on which a rank without samples joins the others
     in a forward and backward pass.
     """
     if not sequences:
-        idle = np.array([[layout.bos]], np.int64)
+        idle = np.array([[layout.bos, *[layout.pad] * (length_multiple - 1)]], np.int64)
         return index_rows(idle, np.full_like(idle, IGNORED_LABEL), layout, tokens=0)
     longest = max(len(sequence.input_ids) for sequence in sequences)
-    input_ids = np.full((len(sequences), longest), layout.pad, np.int64)
-    labels = np.full((len(sequences), longest), IGNORED_LABEL, np.int64)
+    length = -(-longest // length_multiple) * length_multiple
+    input_ids = np.full((len(sequences), length), layout.pad, np.int64)
+    labels = np.full((len(sequences), length), IGNORED_LABEL, np.int64)
     for row, sequence in enumerate(sequences):
         input_ids[row, : len(sequence.input_ids)] = sequence.input_ids
         labels[row, : len(sequence.labels)] = sequence.labels

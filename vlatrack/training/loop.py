@@ -3,12 +3,13 @@
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import torch
 from accelerate import Accelerator
 
+from vlatrack.data.dealing import deal_rows
 from vlatrack.data.loading import epoch_order, load_batches
 from vlatrack.data.samples import SampleSet
 from vlatrack.errors import NonFiniteError
@@ -18,11 +19,13 @@ from vlatrack.models.policy import VlaPolicy
 from vlatrack.tokens.batch import Batch
 from vlatrack.training.callback import Callback, EpochResults, SplitResult
 from vlatrack.training.ema import WeightAverage
+from vlatrack.training.flops import step_flops
 from vlatrack.training.gradient_share import gradient_shares
 from vlatrack.training.interruption import Interruption
 from vlatrack.training.non_finite import NonFiniteGuard, RollbackError
-from vlatrack.training.optimisation import StepResult, train_step
+from vlatrack.training.optimisation import train_step
 from vlatrack.training.process_group import ProcessGroup
+from vlatrack.training.records import PendingRecord
 from vlatrack.training.schedule import Schedule
 from vlatrack.training.state import TrainState
 from vlatrack.training.throughput import SPEEDS, Throughput
@@ -71,6 +74,8 @@ class LoopSettings:
     log_every: int
     seed: int
     workers: int
+    group_by_length: bool
+    length_multiple: int
     non_finite: Literal["halt", "skip", "rollback"]
     max_rollbacks: int
     save_every_epochs: int
@@ -94,6 +99,13 @@ class Training:
     schema: MetricSchema
     callbacks: Sequence[Callback] = ()  # of the main process alone
     average: WeightAverage | None = None
+    peak_flops: float | None = None  # operations per second of the device, if known
+    _pending: PendingRecord | None = field(default=None, init=False)
+
+    @property
+    def _logs_late(self) -> bool:
+        """Whether metrics are read one step later: a GPU would have nothing to do while they are logged."""
+        return self.accelerator.device.type == "cuda"
 
     @property
     def steps_per_epoch(self) -> int:
@@ -117,12 +129,14 @@ class Training:
             Terminated, KeyboardInterrupt: a signal asked for the end, and a checkpoint has been saved.
         """
         device = self.accelerator.device
-        throughput, guard = Throughput(device), NonFiniteGuard(device, self.settings.non_finite, self.callbacks)
+        throughput = Throughput(device, flops_of=step_flops(self.policy), peak_flops=self.peak_flops)
+        guard = NonFiniteGuard(device, self.settings.non_finite, self.callbacks)
         while not self.is_complete(state):
             try:
                 self._train_epoch(state, checkpoints, throughput, guard)
                 self._finish_epoch(state, checkpoints, evaluate)
             except RollbackError as error:
+                self._pending = None
                 state = self._roll_back(error, state, checkpoints)
             except NonFiniteError as error:
                 raise NonFiniteError(f"{error}; {self._remedy(checkpoints.last_name)}") from None
@@ -141,13 +155,16 @@ class Training:
                 save_requested = False
             else:
                 save_requested = self._take_step(state, micro_batches, throughput, guard)
+            throughput.watch.enter("tracking")
             for callback in self.callbacks:
                 callback.on_step(state)
             if save_requested or self._is_save_due(state):
+                self._log_pending(state, throughput, guard)
                 guard.check(state)
                 with throughput.paused():
                     checkpoints.save(state)
                 self.interruption.raise_if_stopped()
+        self._log_pending(state, throughput, guard)
         guard.check(state)
 
     def _take_step(
@@ -155,8 +172,10 @@ class Training:
     ) -> bool:
         """Take one step, and log it if it is due; returns whether a signal asks for a checkpoint after it."""
         lr = self.schedule.at(state.step / self.steps_per_epoch)
+        throughput.watch.enter("exchange")
         counts, trains_head, save_requested = self._sum_counts_and_requests(micro_batches)
         with self.group.noticing_lost_ranks():
+            throughput.watch.enter("metrics")
             shares = self._gradient_shares(state, micro_batches, counts)
             result = train_step(
                 self.policy,
@@ -169,17 +188,20 @@ class Training:
                 clip_grad=self.settings.clip_grad,
                 trains_head=trains_head,
                 step=state.step,
+                enter=throughput.watch.enter,
             )
         state.add_step(result.states)
         if self.average is not None:
             self.average.update(state.step, result.finite)
         guard.note(state, result)
         throughput.count(micro_batches)
+        self._log_pending(state, throughput, guard)  # of an earlier step, while a GPU is busy with this one
         if shares:
             self._log(state, shares)
         if state.step % self.settings.log_every == 0 or state.step == self.total_steps:
-            guard.check(state)
-            self._log(state, self._window_metrics(state, result, lr, throughput))
+            self._pending = PendingRecord.open(state, result, lr, throughput, guard)
+            if not self._logs_late:
+                self._log_pending(state, throughput, guard)
         return save_requested
 
     def _finish_epoch(self, state: TrainState, checkpoints: Checkpoints, evaluate: Evaluate) -> None:
@@ -208,16 +230,29 @@ class Training:
     def _micro_batches(self, state: TrainState) -> Iterator[list[Batch]]:
         """This rank's micro batches of each remaining step of the epoch, as many as every other rank has of that step;
         those that it has no samples for are idle."""
-        settings, size = self.settings, self.settings.micro_batch or self.settings.batch_size
+        settings, group = self.settings, self.group
         order = epoch_order(len(self.samples), batch_size=settings.batch_size, seed=settings.seed, epoch=state.epoch)
         left = max(0, self.total_steps - state.step)  # max_steps may end the training inside an epoch
         steps = [
-            [self.group.shard(batch)[i : i + size] for i in range(0, self.group.largest_shard(len(batch)), size)]
+            deal_rows(
+                batch,
+                self.samples.length_of if settings.group_by_length else None,
+                rank=group.rank,
+                world_size=group.world_size,
+                micro_batch=settings.micro_batch,
+            )
             for batch in order[state.step_in_epoch :][:left]
         ]
         on_gpu = self.accelerator.device.type == "cuda"
         rows = list(itertools.chain.from_iterable(steps))
-        batches = load_batches(self.samples, rows, self.policy.layout, workers=settings.workers, pin=on_gpu)
+        batches = load_batches(
+            self.samples,
+            rows,
+            self.policy.layout,
+            workers=settings.workers,
+            pin=on_gpu,
+            length_multiple=settings.length_multiple,
+        )
         for micro_batches in steps:
             yield list(itertools.islice(batches, len(micro_batches)))
 
@@ -247,14 +282,23 @@ class Training:
         shares = gradient_shares(self.policy, micro_batches[0], counts, self.accelerator)
         return {f"{TRAIN}_{name}": value for name, value in shares.items()}
 
-    def _window_metrics(
-        self, state: TrainState, result: StepResult, lr: float, throughput: Throughput
-    ) -> dict[str, float]:
-        """The training metrics since the last record, by full name. All ranks call this."""
-        means = self._reduce(state.take_window()).metrics
-        speeds = self.group.combine(throughput.take(), SPEEDS)
+    def _log_pending(self, state: TrainState, throughput: Throughput, guard: NonFiniteGuard) -> None:
+        """Log the record that waits for the device, if there is one. All ranks call this."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        with throughput.watch.within("metrics"):
+            pending.check(guard, state)
+            metrics = self._window_metrics(pending)
+        with throughput.watch.within("tracking"):
+            self._log(pending.state, metrics)
+
+    def _window_metrics(self, pending: PendingRecord) -> dict[str, float]:
+        """The training metrics of a window, by full name. All ranks call this."""
+        state, means = pending.state, self._reduce(pending.states).metrics
+        speeds = self.group.combine(pending.speeds(), SPEEDS)
         metrics = {f"{TRAIN}_{name}": value for name, value in {**means, **speeds}.items()}
-        metrics |= {f"{TRAIN}_grad_norm": result.grad_norm.item(), f"{TRAIN}_lr": lr}
+        metrics |= {f"{TRAIN}_grad_norm": pending.grad_norm, f"{TRAIN}_lr": pending.lr}
         if state.skipped_steps:
             metrics[f"{TRAIN}_skipped_steps"] = float(state.skipped_steps)
         metrics["epoch"] = state.epoch + state.step_in_epoch / self.steps_per_epoch

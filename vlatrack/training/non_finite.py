@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from vlatrack.errors import NonFiniteError
 from vlatrack.models.losses.base import non_finite_terms
@@ -61,21 +62,35 @@ class NonFiniteGuard:
                 were not taken.
             RollbackError: the action is ``rollback``.
         """
-        count, first = int(self._count), int(self._first)
+        self.act(self.take(), state, last_step=state.step)
+
+    def take(self) -> list[Tensor]:
+        """What `act` needs to know, on the device: how many steps were not taken since the last call, the first of
+        them, and how many in a row."""
+        taken = [self._count, self._first, self._in_a_row]
+        self._count, self._first = self._none, self._none
+        return taken
+
+    def act(self, taken: Sequence[Tensor], state: TrainState, *, last_step: int) -> None:
+        """Act on what `take` returned after ``last_step``; reading it waits for the device if it is still there.
+
+        Raises:
+            NonFiniteError, RollbackError: as `check`.
+        """
+        count, first, in_a_row = (int(value) for value in taken)
         if not count:
             return
-        self._count, self._first = self._none, self._none
         state.skipped_steps += count
         what = f"steps {first} and {count - 1} more" if count > 1 else f"step {first}"
         reason = f"{what}: loss or gradient is not finite"
-        if count == 1 and first == state.step and self._last is not None:
+        if count == 1 and first == last_step == state.step and self._last is not None:
             terms = ", ".join(non_finite_terms(self._last.loss_totals))
             reason += f" (loss {self._last.loss.item():g}{f', from {terms}' if terms else ''})"
         for callback in self._callbacks:
             callback.on_non_finite(first, reason)
         if self._action == "halt":
             raise NonFiniteError(reason)
-        if self._action == "skip" and (in_a_row := int(self._in_a_row)) > MOST_SKIPPED_IN_A_ROW:
+        if self._action == "skip" and in_a_row > MOST_SKIPPED_IN_A_ROW:
             raise NonFiniteError(f"{reason}, as in the {in_a_row - 1} steps before it")
         if self._action == "rollback":
             raise RollbackError(first, reason)

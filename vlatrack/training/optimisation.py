@@ -1,7 +1,7 @@
 """One optimiser step over micro batches."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from vlatrack.tokens.batch import Batch
 from vlatrack.training.distributed import total_norm
 from vlatrack.training.optimizers import prepare_step
 from vlatrack.training.process_group import ProcessGroup
+from vlatrack.training.throughput import Phase
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ def train_step(
     clip_grad: float | None,
     trains_head: bool,
     step: int = 0,
+    enter: Callable[[Phase], None] = lambda phase: None,
 ) -> StepResult:
     """One optimiser step; the gradient equals that of one batch with the samples of all ranks. All ranks call this.
 
@@ -52,25 +54,32 @@ def train_step(
         clip_grad: largest gradient norm; None: no clipping.
         trains_head: whether any rank has rows with actions. If not, the ActionHead stays as it is, moments included.
         step: the number of steps before this one; stochastic rounding draws other numbers in each.
+        enter: called when a phase of the step begins.
     """
     prepare_step(optimizer, lr=lr, step=step)
     states, total = MetricStates(), torch.zeros((), device=accelerator.device)
     buffers = [(buffer, buffer.clone()) for buffer in policy.buffers() if buffer.is_floating_point()]
     loss_totals: dict[str, Tensor] = {}
     for batch in micro_batches:
+        enter("forward")
         with accelerator.autocast():
             output = policy(batch.to(accelerator.device))
         loss = policy.loss(output, counts)
+        enter("backward")
         if loss.requires_grad:  # it need not where all that is trained is frozen
             accelerator.backward(loss)
+        enter("metrics")
         states, total = states + output.states, total + loss.detach()
         loss_totals = {name: loss_totals.get(name, 0) + own.detach() for name, own in output.totals.items()}
+    enter("exchange")
+    # A loss may be infinite or NaN, on any rank, where its gradient is finite.
+    not_finite = group.sum_on_device((total * 0).float())
+    enter("optimiser")
     if not trains_head:
         for parameter in policy.action_head.parameters():
             parameter.grad = None
     gradients = [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
-    # A loss may be infinite or NaN, on any rank, where its gradient is finite.
-    norm = total_norm(gradients) + group.sum_on_device((total * 0).float())
+    norm = total_norm(gradients) + not_finite
     clip_grads_with_norm_(policy.parameters(), clip_grad if clip_grad is not None else math.inf, norm)
     finite = norm.isfinite()
     # The optimisers read found_inf on the device, as for GradScaler: 1 leaves weights and moments unchanged.
@@ -79,4 +88,5 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     for buffer, before in buffers:  # such as the running means of a backbone's batch norm
         buffer.copy_(torch.where(finite, buffer, before))
+    enter("metrics")
     return StepResult(states.where(finite), total, loss_totals, norm, finite)

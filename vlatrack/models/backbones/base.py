@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 
+from vlatrack.errors import BackboneError
 from vlatrack.models.backbones.pretrained import PretrainedFolder, PretrainedWeights
 from vlatrack.tokens.layout import TokenLayout
 from vlatrack.tokens.text import TextTokenizer
@@ -26,12 +28,13 @@ class Backbone(nn.Module, ABC):
     """The token ids of images, actions, states and text in this backbone's vocabulary; by default Chameleon's."""
 
     @abstractmethod
-    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, mask: Any) -> Tensor:
         """Hidden states [B, S, D] after the final norm.
 
         Args:
             input_ids: int64 [B, S].
-            mask: bool [B, S, S], true where a query (second axis) may attend to a key (third axis).
+            mask: bool [B, S, S], true where a query (second axis) may attend to a key (third axis); after
+                `use_flex_attention` a BlockMask.
         """
 
     @property
@@ -52,6 +55,14 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def geometry(self) -> Geometry:
         """What a checkpoint stores to rebuild this module without its pretrained folder or the hub."""
+
+    def use_flex_attention(self) -> None:
+        """From now on attend with FlexAttention, for which `forward` gets a BlockMask.
+
+        Raises:
+            BackboneError: it has none, as by default.
+        """
+        raise BackboneError(f"train.attention: {type(self).__name__} has no FlexAttention; use sdpa")
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,22 @@ class BackboneFactory(ABC):
     @abstractmethod
     def from_geometry(self, geometry: Geometry) -> Backbone:
         """A stored policy's backbone, from what ``Backbone.geometry`` returned; its weights are random."""
+
+
+def decoder_mask(mask: Tensor | BlockMask, weight_dtype: torch.dtype) -> Tensor | BlockMask:
+    """The mask as transformers' decoders take it: [B, 1, S, S], which a BlockMask has by itself.
+
+    A dense one becomes 0 and -inf in the precision of the products. SDPA would do that in each layer, and keep each
+    result for the backward pass.
+
+    Args:
+        weight_dtype: the precision of the products without autocast.
+    """
+    if not isinstance(mask, Tensor):
+        return mask
+    kind = mask.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight_dtype
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)[:, None]
 
 
 def add_residual_dropout(blocks: Iterable[Any], probability: float) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import (
     LlamaConfig,
     LlamaModel,
@@ -30,6 +31,7 @@ from vlatrack.models.backbones.base import (
     BackboneSource,
     Geometry,
     add_residual_dropout,
+    decoder_mask,
 )
 from vlatrack.models.backbones.pretrained import PretrainedFolder, PretrainedWeights, WeightMap, open_pretrained
 from vlatrack.tokens.layout import TokenLayout
@@ -89,9 +91,14 @@ class CausalLMBackbone(Backbone):
         if residual_dropout:
             add_residual_dropout(self.blocks, residual_dropout)
 
-    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+    def use_flex_attention(self) -> None:
+        self.decoder.config._attn_implementation = "flex_attention"
+
+    def forward(self, input_ids: Tensor, mask: Tensor | BlockMask) -> Tensor:
         hidden: Tensor = self.decoder(
-            input_ids=input_ids, attention_mask=mask[:, None], use_cache=False
+            input_ids=input_ids,
+            attention_mask=decoder_mask(mask, self.decoder.embed_tokens.weight.dtype),
+            use_cache=False,
         ).last_hidden_state
         return hidden
 

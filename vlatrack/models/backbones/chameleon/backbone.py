@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
 from vlatrack.errors import CheckpointError
@@ -19,6 +20,7 @@ from vlatrack.models.backbones.base import (
     BackboneSource,
     Geometry,
     add_residual_dropout,
+    decoder_mask,
 )
 from vlatrack.models.backbones.chameleon.pretrained import CHAMELEON_WEIGHTS
 from vlatrack.models.backbones.pretrained import PretrainedFolder, PretrainedWeights, open_pretrained
@@ -86,9 +88,14 @@ class ChameleonBackbone(Backbone):
     def geometry(self) -> Geometry:
         return {name: getattr(self.chameleon.config, name) for name in _GEOMETRY}
 
-    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+    def use_flex_attention(self) -> None:
+        self.chameleon.model.config._attn_implementation = "flex_attention"
+
+    def forward(self, input_ids: Tensor, mask: Tensor | BlockMask) -> Tensor:
         hidden: Tensor = self.chameleon.model(
-            input_ids=input_ids, attention_mask=mask[:, None], use_cache=False
+            input_ids=input_ids,
+            attention_mask=decoder_mask(mask, self.chameleon.model.embed_tokens.weight.dtype),
+            use_cache=False,
         ).last_hidden_state
         return hidden
 

@@ -1,0 +1,236 @@
+"""What training steps of an experiment cost on this machine, beside the least that its chip would need for them.
+
+The training is the experiment's own, with random weights and rows as long as its longest sample: it needs neither data
+nor pretrained weights. Metrics go into the journal of a run that is thrown away, and no further.
+"""
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from vlatrack.bench.floor import Floor, step_floor
+from vlatrack.bench.memory import longest_samples, sizes_of
+from vlatrack.bench.steps import NoCheckpoints
+from vlatrack.builders.experiment import Experiment
+from vlatrack.builders.policy import build_policy
+from vlatrack.builders.training import build_accelerator, build_training, check_device, check_processes
+from vlatrack.data.samples import SampleSet
+from vlatrack.data.statistics import NormStats
+from vlatrack.errors import SpecError
+from vlatrack.metrics.schema import TRAIN
+from vlatrack.models.policy import VlaPolicy
+from vlatrack.spec.models import ExperimentSpec
+from vlatrack.tokens.batch import Batch, collate
+from vlatrack.tokens.bins import ValueRange
+from vlatrack.tokens.prompts import TokenSequence
+from vlatrack.tokens.text import ByteTokenizer
+from vlatrack.tracking.run import TrackedRun
+from vlatrack.training.callback import Callback
+from vlatrack.training.chips import chip_of
+from vlatrack.training.flops import PolicySizes, batch_flops
+from vlatrack.training.interruption import Interruption
+from vlatrack.training.loop import Training
+from vlatrack.training.process_group import ProcessGroup
+from vlatrack.training.state import TrainState
+from vlatrack.training.throughput import SPEEDS
+
+
+@dataclass(frozen=True)
+class MemoryParts:
+    """Bytes on the device of one process."""
+
+    weights: int
+    gradients: int
+    optimizer_states: int
+    peak: int | None  # None on a CPU, which does not tell
+
+    @property
+    def activations(self) -> int | None:
+        """Everything else at the peak."""
+        return None if self.peak is None else self.peak - self.weights - self.gradients - self.optimizer_states
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """Means over the measured steps, after as many that were not measured."""
+
+    steps: int
+    device: str
+    processes: int
+    layers: int
+    parameters: int
+    trainable: int
+    rows: int  # of a step, over all processes
+    tokens: int  # of the longest row
+    longest_row: str  # where that length comes from
+    flops: float  # of a step, over all processes
+    speeds: Mapping[str, float]  # by the names of SPEEDS
+    memory: MemoryParts
+    floor: Floor | None  # None for a chip whose limits are not known
+
+    @property
+    def ratio(self) -> float | None:
+        """Step time / floor."""
+        return None if self.floor is None else self.speeds["step_time_s"] / self.floor.total_s
+
+
+def measure_training(
+    spec: ExperimentSpec, *, steps: int, layers: int | None = None, group: ProcessGroup | None = None
+) -> TrainingCost | None:
+    """Train `spec` for twice as many steps and measure the second half; None on all ranks but the main process.
+
+    Args:
+        layers: of the backbone that are kept; None: all.
+
+    Raises:
+        VlatrackError: the sizes of the backbone are not known, it has fewer layers, or the device is not there.
+    """
+    group = group or ProcessGroup()
+    check_processes(spec, group)
+    accelerator = build_accelerator(spec)
+    check_device(spec, accelerator.device)
+    experiment = _without_data(_bench_settings(spec, steps))
+    policy = _random_policy(experiment, layers, accelerator.device)
+    group.broadcast_weights(policy)
+    sequences, longest_row = longest_samples(
+        spec, experiment.source.text or ByteTokenizer(policy.layout), policy.layout
+    )
+    samples = _RepeatedRows(sequences, 2 * steps * spec.train.batch_size)
+    record = _LastRecord()
+    with Interruption(group) as interruption, _journal(spec, record, group):
+        training = build_training(
+            experiment, policy, cast(SampleSet, samples), accelerator, group, interruption, [record]
+        )
+        training.run(TrainState(), NoCheckpoints(), lambda state: {})
+    if not group.is_main_process:
+        return None
+    batch = collate([samples[number] for number in range(spec.train.batch_size)], policy.layout)
+    sizes, on_gpu = PolicySizes.of(policy), accelerator.device.type == "cuda"
+    return TrainingCost(
+        steps=steps,
+        device=torch.cuda.get_device_name(accelerator.device) if on_gpu else "CPU",
+        processes=group.world_size,
+        layers=sizes.layers,
+        parameters=sum(parameter.numel() for parameter in policy.parameters()),
+        trainable=sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad),
+        rows=batch.rows,
+        tokens=batch.input_ids.shape[1],
+        longest_row=longest_row,
+        flops=batch_flops(sizes, batch),
+        speeds={name: record.metrics[f"{TRAIN}_{name}"] for name in SPEEDS if f"{TRAIN}_{name}" in record.metrics},
+        memory=_memory_parts(training),
+        floor=_floor(training, batch),
+    )
+
+
+def _bench_settings(spec: ExperimentSpec, steps: int) -> ExperimentSpec:
+    train = spec.train.model_copy(update={"max_steps": 2 * steps, "profile": None, "non_finite": "halt"})
+    tracking = spec.tracking.model_copy(update={"log_every": steps, "backends": ()})
+    loss = spec.loss.model_copy(update={"gradient_share_every": None})
+    return spec.model_copy(update={"train": train, "tracking": tracking, "loss": loss})
+
+
+def _without_data(spec: ExperimentSpec) -> Experiment:
+    numbers = spec.action_head.action_dim
+    stats = NormStats(ValueRange((-1.0,) * numbers, (1.0,) * numbers), None)
+    return Experiment(spec, {}, stats, sizes_of(spec), None, False, {})
+
+
+def _random_policy(experiment: Experiment, layers: int | None, device: torch.device) -> VlaPolicy:
+    with device:  # a large one is drawn much faster on a GPU, and need not fit into the host's memory
+        policy = build_policy(experiment.spec, experiment.source)
+    blocks = policy.backbone.blocks
+    if layers is not None:
+        if not 0 < layers <= len(blocks):
+            raise SpecError(f"--layers {layers}: the backbone has {len(blocks)}")
+        del blocks[layers:]
+    if device.type == "cuda":  # layers that are gone do not count
+        torch.cuda.reset_peak_memory_stats(device)
+    return policy.to(device)
+
+
+class _RepeatedRows:
+    """The same few samples over and over, as a SampleSet."""
+
+    def __init__(self, rows: list[TokenSequence], count: int) -> None:
+        self._rows, self._count = rows, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, number: int) -> TokenSequence:
+        if not 0 <= number < self._count:
+            raise IndexError(number)
+        return self._rows[number % len(self._rows)]
+
+    def length_of(self, number: int) -> int:
+        return len(self[number].input_ids)
+
+
+class _LastRecord(Callback):
+    """Keeps the last metrics, and logs all of them as a run does."""
+
+    def __init__(self) -> None:
+        self.metrics: Mapping[str, float] = {}
+        self.tracked: TrackedRun | None = None
+
+    def on_log(self, state: TrainState, metrics: Mapping[str, float]) -> None:
+        assert self.tracked is not None, "the main process has begun its run"
+        self.tracked.log(metrics, step=state.step)
+        self.metrics = metrics
+
+
+@contextmanager
+def _journal(spec: ExperimentSpec, record: _LastRecord, group: ProcessGroup) -> Iterator[None]:
+    if not group.is_main_process:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="vlatrack-bench-") as folder:
+        run_dir = Path(folder) / "runs" / spec.name / "bench"
+        with TrackedRun.start(
+            run_dir, uid="bench", name="bench", experiment=spec.name, backends=[], params={}, tags={}
+        ) as tracked:
+            record.tracked = tracked
+            yield
+
+
+def _memory_parts(training: Training) -> MemoryParts:
+    device, policy = training.accelerator.device, training.policy
+    states = [value for state in training.optimizer.state.values() for value in state.values()]
+    return MemoryParts(
+        weights=sum(map(_local_bytes, policy.parameters())),
+        gradients=sum(_local_bytes(parameter) for parameter in policy.parameters() if parameter.requires_grad),
+        optimizer_states=sum(_local_bytes(value) for value in states if isinstance(value, Tensor)),
+        peak=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+    )
+
+
+def _floor(training: Training, batch: Batch) -> Floor | None:
+    accelerator, policy = training.accelerator, training.policy
+    chip = chip_of(accelerator.device)
+    if chip is None:
+        return None
+    half_precision, memory = accelerator.mixed_precision != "no", _memory_parts(training)
+    matrices = [weight for weight in policy.parameters() if weight.dim() == 2 and weight.dtype == torch.float32]
+    return step_floor(
+        PolicySizes.of(policy),
+        batch,
+        chip,
+        processes=training.group.world_size,
+        half_precision=half_precision,
+        copied=sum(map(_local_bytes, matrices)) if half_precision else 0,
+        trained=memory.gradients,
+        states=memory.optimizer_states,
+    )
+
+
+def _local_bytes(tensor: Tensor) -> int:
+    own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return own.numel() * own.element_size()

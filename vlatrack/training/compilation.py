@@ -1,0 +1,53 @@
+"""Compiled decoder layers: each in its place, and one graph for all of them.
+
+Only the layers are compiled. They take most of the time, and are the same code with other weights; the rest of the
+policy reads indexes whose number differs from batch to batch.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
+from vlatrack.errors import BackboneError
+from vlatrack.models.policy import VlaPolicy
+
+LENGTH_MULTIPLE = 64
+"""To multiples of this many positions rows are padded that compiled layers run on, so that lengths repeat."""
+
+_MOST_GRAPHS = 64
+"""Batches have several shapes, and training and evaluation have graphs of their own; torch's limit is 8."""
+_NOT_COMPILED = (TorchDynamoException, FailOnRecompileLimitHit)
+
+
+def compile_blocks(policy: VlaPolicy, *, backend: str | Callable[..., Any] = "inductor") -> None:
+    """Let the backbone's layers be compiled when they are first called; parameters and hooks stay as they are.
+
+    Call it after the layers have got their hooks, activation checkpointing and shards. Layers that share their code
+    need the same hooks: torch does not compare hooks when it looks for a graph that fits.
+
+    Args:
+        backend: of torch.compile.
+
+    The first forward pass raises BackboneError if a layer is not one graph, or the backend cannot compile it.
+    """
+    backbone = policy.backbone
+    for block in backbone.blocks:
+        block.compile(fullgraph=True, backend=backend, recompile_limit=_MOST_GRAPHS)
+    run = backbone.forward
+
+    def forward(*inputs: Any, **options: Any) -> torch.Tensor:
+        try:
+            return run(*inputs, **options)
+        except (RuntimeError, FailOnRecompileLimitHit) as error:
+            # That nothing could be compiled is a plain RuntimeError.
+            if not isinstance(error, _NOT_COMPILED) and "fullgraph=True" not in str(error):
+                raise
+            reason = " ".join(str(error).split("\n")[:2])
+            raise BackboneError(
+                f"train.compile: a decoder layer of {type(backbone).__name__} cannot be compiled as one graph "
+                f"({reason}); set train.compile: false"
+            ) from error
+
+    backbone.forward = forward  # type: ignore[method-assign]
