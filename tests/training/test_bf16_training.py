@@ -20,6 +20,8 @@ from vlatrack.training.optimisation import train_step
 from vlatrack.training.optimizers import adamw
 from vlatrack.training.process_group import ProcessGroup
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
 ROWS, BATCH, STEPS, LR = 64, 8, 200, 2e-5
 COMMON: dict[str, Any] = {"lr": LR, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
 
@@ -93,7 +95,6 @@ def in_fp32(pretrained: VlaPolicy) -> float:
     return loss
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_stochastic_rounding_ends_within_half_a_percent_of_fp32(
     pretrained: VlaPolicy, in_fp32: float, seed: int
@@ -102,7 +103,6 @@ def test_stochastic_rounding_ends_within_half_a_percent_of_fp32(
     assert loss == pytest.approx(in_fp32, rel=0.005)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parameters", "rounding", "states"),
     [("bf16", "kahan", "bf16"), ("bf16", "stochastic", "8bit"), ("fp32", None, "8bit")],
@@ -114,6 +114,5 @@ def test_so_do_kahan_summation_and_states_in_8_bits(
     assert loss == pytest.approx(in_fp32, rel=0.005)
 
 
-@pytest.mark.slow
 def test_rounding_to_nearest_which_is_refused_learns_next_to_nothing(pretrained: VlaPolicy, in_fp32: float) -> None:
     assert fine_tuned(pretrained, parameters="bf16") > 1.05 * in_fp32

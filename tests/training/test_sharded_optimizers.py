@@ -8,6 +8,8 @@ import pytest
 from launching import end_family, torchrun
 from test_distributed import HERE, start
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
 SCRIPT = HERE / "optimizer_rank.py"
 CASES = ("stochastic", "kahan", "muon")
 REPLICATED = ("stochastic,replicate=2",)
@@ -37,19 +39,16 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 TOLERANCES = {"stochastic": 0.01, "kahan": 0.01, "muon": 0.001}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_train_as_one_with_each_optimizer(alone: dict[str, Any], both: dict[str, Any], case: str) -> None:
     assert both[case]["losses"] == pytest.approx(alone[case]["losses"], rel=TOLERANCES[case])
     assert not both[case]["ranks hold the same"]  # each has its shards
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", [*CASES, *REPLICATED])
 def test_a_sharded_training_resumes_bitwise_with_each_optimizer_and_an_average(both: dict[str, Any], case: str) -> None:
     assert both[case]["resumed"]
 
 
-@pytest.mark.slow
 def test_copies_of_a_policy_round_alike(both: dict[str, Any]) -> None:
     assert both["stochastic,replicate=2"]["ranks hold the same"]
