@@ -12,7 +12,9 @@ exist, and in a deep one at its beginning, where all activations do. Hence each 
 import gc
 import traceback
 import warnings
-from collections.abc import Callable, Iterable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields, replace
 from typing import Any
 
@@ -25,6 +27,7 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType
+from torch.utils.hooks import RemovableHandle
 
 from vlatrack.errors import BackboneError
 from vlatrack.models.losses.token_losses import logits_at_once_as_on
@@ -128,7 +131,8 @@ def _predict(
     with fake, warnings.catch_warnings():
         # Copies of modules, as nn.TransformerEncoder makes them, ask for the address of their tensors.
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
-        policy = build().train()
+        with _modules_stay():
+            policy = build().train()
     parameters = [parameter.numel() for parameter in policy.parameters()]
     trainable = [parameter.numel() for parameter in policy.parameters() if parameter.requires_grad]
     batch = batch_of(policy)
@@ -138,6 +142,17 @@ def _predict(
         whole = _whole(policy, settings)
         peak = _peak(policy, replace(batch, **tensors), settings, extrapolate)
     return MemoryPrediction(sum(parameters), sum(trainable), whole, peak, *batch.input_ids.shape)
+
+
+@contextmanager
+def _modules_stay() -> Iterator[None]:
+    """Let `module.to` do nothing: peft moves adapters that it has just made, and fake tensors refuse to be moved."""
+    to = nn.Module.to
+    nn.Module.to = lambda module, *_args, **_kwargs: module  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.to = to  # type: ignore[method-assign]
 
 
 def _whole(policy: VlaPolicy, settings: StepSettings) -> MemoryUse:
@@ -192,6 +207,7 @@ def _peaks(policy: VlaPolicy, batch: Batch, settings: StepSettings) -> dict[str,
         optimizer.zero_grad(set_to_none=True)
     tracker = _PhaseTracker()
     tracker.track_external(policy, optimizer)
+    tracker.expect_no_gradients([parameter for parameter in policy.parameters() if not parameter.requires_grad])
     hooks = _mark_phases(tracker, policy)
     lr = optimizer.param_groups[0]["lr"]
     counts = policy.loss_counts(batch)
@@ -234,6 +250,11 @@ class _PhaseTracker(MemTracker):  # type: ignore[no-untyped-call]
         super().__init__()
         self.phase = _FORWARD
         self.peaks: dict[str, MemoryUse] = {}
+
+    def expect_no_gradients(self, frozen: Iterable[Tensor]) -> None:
+        """torch's own would hook into the gradient of each parameter, which frozen ones refuse."""
+        for parameter in frozen:
+            self._param_to_grad_hook_handles[parameter] = tuple(RemovableHandle(OrderedDict()) for _ in range(2))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.prim.device.default:  # two thirds of all calls, and none makes a tensor
