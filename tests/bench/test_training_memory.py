@@ -122,6 +122,28 @@ def test_what_is_stored_in_fewer_bits_needs_less(words: list[str], weight: int, 
     assert prediction.whole.optimizer_states / prediction.parameters == pytest.approx(state, rel=0.01)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["backbone.adapter={kind: lora, base: bf16}", "train.precision=bf16"],
+        ["backbone.adapter={kind: dora}"],
+        ["train.freeze=['backbone.*']"],
+        ["train.freeze=['backbone.chameleon.model.layers.0.*', action_head.queries]"],
+    ],
+)
+def test_what_is_frozen_needs_no_gradients_and_no_states(words: list[str]) -> None:
+    spec = spec_of(*words)
+    policy = build_policy(spec, backbone_factory(spec).open())
+    held = sum(parameter.numel() * parameter.element_size() for parameter in policy.parameters())
+    trained = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
+    prediction = predict_training_memory(spec).prediction
+    assert (prediction.trainable, prediction.whole.weights) == (trained, held)
+    assert prediction.whole.gradients == 4 * trained
+    assert 8 * trained <= prediction.whole.optimizer_states < 8 * trained + 1000
+    assert prediction.peak.gradients == prediction.whole.gradients
+
+
 def test_a_row_is_as_long_as_the_longest_sample_that_the_experiment_can_make() -> None:
     short = predicted("backbone.max_seq_len=400", "data.use_state=false", "data.samples=[vla]")
     # Begin, prompt, instruction of 128 bytes, an image of 2 x 2 codes, end, 3 actions of 2 numbers, end.

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from program import TOY, finish_of
+from program import TOY, Program, finish_of
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -276,3 +276,19 @@ def _reference_head(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             number, rest = name.removeprefix("action_head.readout.blocks.").split(".", 1)
             renamed[f"action_head.output_projection.model.mlp_resnet_blocks.{number}.ffn.{rest}"] = value
     return renamed
+
+
+@pytest.mark.slow
+def test_two_processes_start_from_a_checkpoint_and_resume_bitwise(program: Program, chameleon: Path) -> None:
+    """Neither of them ever holds the whole policy; see also tests/builders/test_unfilled.py."""
+    backbone = f"backbone={{init: pretrained, checkpoint: {chameleon}, residual_dropout: 0.1, max_seq_len: 200}}"
+    steps = ("train.max_steps=4", "train.checkpoint.every_steps=2", "evaluate.open_loop=null")
+    done = program.run_many("run", TOY, backbone, *steps)
+    assert done.returncode == 0, done.stderr
+    run = program.only_run()
+    weights = run / "checkpoints" / "step-00000004" / "policy.safetensors"
+    expected = load_file(weights)
+    done = program.run_many("run", "--resume", run, "--checkpoint", "step-00000002")
+    assert done.returncode == 0, done.stderr
+    resumed = load_file(weights)
+    assert all(torch.equal(resumed[name], value) for name, value in expected.items())

@@ -13,6 +13,7 @@ exist, and in a deep one at its beginning, where all activations do. Hence each 
 import gc
 import math
 import traceback
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields, replace
@@ -31,6 +32,7 @@ from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils.hooks import RemovableHandle
 
 from vlatrack.errors import BackboneError
 from vlatrack.models.losses.token_losses import logits_at_once_as_on
@@ -258,6 +260,7 @@ def peaks_of_step(
     """The peak of each phase of a step of one micro batch, in fake tensors or in real ones on the CPU."""
     tracker = _PhaseTracker()
     tracker.track_external(policy, optimizer)
+    tracker.expect_no_gradients([parameter for parameter in policy.parameters() if not parameter.requires_grad])
     hooks = _mark_phases(tracker, policy, settings.edge)
     lr = optimizer.param_groups[0]["lr"]
     counts = policy.loss_counts(batch)
@@ -300,6 +303,11 @@ class _PhaseTracker(MemTracker):  # type: ignore[no-untyped-call]
         super().__init__()
         self.phase: Phase = _FORWARD
         self.peaks: dict[Phase, MemoryUse] = {}
+
+    def expect_no_gradients(self, frozen: Iterable[Tensor]) -> None:
+        """torch's own would hook into the gradient of each parameter, which frozen ones refuse."""
+        for parameter in frozen:
+            self._param_to_grad_hook_handles[parameter] = tuple(RemovableHandle(OrderedDict()) for _ in range(2))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.prim.device.default:  # two thirds of all calls, and none makes a tensor
