@@ -66,5 +66,6 @@ def _passing(sizes: PolicySizes, batch: Batch) -> int:
         sizes.blocks.sides * batch.tokens
         + sizes.output_layer.sides * len(batch.targets)
         + sizes.encoder.sides * rows * (batch.longest_prompt + sizes.queries)
+        + sizes.final_layer.sides * rows * sizes.queries
         + sizes.readout.sides * rows * batch.horizon
     )

@@ -10,7 +10,8 @@ twice that in the backward pass. Inputs are
 - of a decoder layer, the tokens of the batch without padding; attention is counted as over rows of equal length, and
   not halved for what the mask hides;
 - of the output layer, the supervised positions;
-- of the ActionHead, the prompts of the rows with actions and its queries; of its readout, the steps of their chunks.
+- of the ActionHead, the prompts of the rows with actions and its queries; of its final layer, the queries, for which
+  the prompts are only keys and values; of its readout, the steps of their chunks.
 
 Not counted are padding, what is recomputed to save memory, and all that is no matrix product. Runs in fp32 or fp8 are
 compared with bf16 as well, so that they can be compared with each other.
@@ -56,7 +57,9 @@ class PolicySizes:
 
     blocks: Matrices
     output_layer: Matrices
-    encoder: Matrices
+    encoder: Matrices  # with the projection before it, without its final layer
+    final_layer: Matrices
+    keys_and_values: Matrices  # of the final layer
     readout: Matrices
     layers: int
     width: int
@@ -67,16 +70,22 @@ class PolicySizes:
     @classmethod
     def of(cls, policy: VlaPolicy) -> "PolicySizes":
         backbone, head, output = policy.backbone, policy.action_head, policy.backbone.output_layer
-        numbers = output.numel()
+        numbers, width = output.numel(), head.projection.out_features
+        *layers, final = head.encoder.layers
+        keys_and_values = 2 * width * width
         return cls(
             blocks=Matrices.of(backbone.blocks),
             output_layer=Matrices(numbers, numbers if output.requires_grad else 0, sum(output.shape)),
-            encoder=Matrices.of([head.projection, head.encoder]),
+            encoder=Matrices.of([head.projection, *layers]),
+            final_layer=Matrices.of([final]),
+            keys_and_values=Matrices(
+                keys_and_values, keys_and_values if final.self_attn.in_proj_weight.requires_grad else 0
+            ),
             readout=Matrices.of([head.readout]),
             layers=len(backbone.blocks),
             width=backbone.width,
             encoder_layers=len(head.encoder.layers),
-            encoder_width=head.projection.out_features,
+            encoder_width=width,
             queries=len(head.queries),
         )
 
@@ -86,14 +95,16 @@ def batch_flops(sizes: PolicySizes, batch: Batch) -> float:
     if batch.is_idle:
         return 0.0
     rows = len(batch.action_rows)
-    prompts = rows * (batch.longest_prompt + sizes.queries)
+    positions = batch.longest_prompt + sizes.queries
+    attended = ((sizes.encoder_layers - 1) * positions + sizes.queries) * positions
     return (
         sizes.blocks.flops * batch.tokens
         + 12 * sizes.layers * sizes.width * batch.tokens * (batch.tokens / batch.rows)
         + sizes.output_layer.flops * len(batch.targets)
-        + sizes.encoder.flops * prompts
-        + 12 * sizes.encoder_layers * sizes.encoder_width * prompts * (batch.longest_prompt + sizes.queries)
-        + sizes.readout.flops * rows * batch.horizon
+        + rows * sizes.encoder.flops * positions
+        + rows * (sizes.final_layer.flops * sizes.queries + sizes.keys_and_values.flops * batch.longest_prompt)
+        + rows * 12 * sizes.encoder_width * attended
+        + rows * sizes.readout.flops * batch.horizon
     )
 
 
