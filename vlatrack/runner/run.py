@@ -170,7 +170,7 @@ def initial_policy(spec: ExperimentSpec) -> StoredPolicy | None:
     named = re.fullmatch(r"(.+?)(?:@([A-Za-z0-9-]+))?", spec.init_from)
     assert named is not None, "the spec checks it"
     checkpoint, run = find_checkpoint(Path(named[1]), named[2], default="last")
-    verify_checkpoint(checkpoint, run)
+    verify_checkpoint(checkpoint, run, training=False)
     stored = StoredPolicy.open(checkpoint, {} if run is None else run.settings_at_start())
     changed = [
         difference

@@ -21,6 +21,7 @@ NOT_DECIDING = (
     "train.micro_batch",
     "train.gradient_checkpointing",
     "train.parallel.*",
+    "train.grace_s",
     "train.checkpoint.*",
     "evaluate.*",
     "data.*.path",

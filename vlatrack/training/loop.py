@@ -30,7 +30,15 @@ class Checkpoints(Protocol):
     """The checkpoints of a run, as the loop uses them. All ranks call these methods together."""
 
     def save(self, state: TrainState) -> None:
-        """Write a checkpoint of the training at ``state``."""
+        """Begin to write a checkpoint of the training at ``state``; the training may go on meanwhile."""
+        ...
+
+    def poll(self) -> None:
+        """Finish the checkpoint that is being written if its files are there, without waiting for them."""
+        ...
+
+    def wait(self) -> None:
+        """Finish the checkpoint that is being written, if there is one."""
         ...
 
     @property
@@ -122,8 +130,10 @@ class Training:
             except RollbackError as error:
                 state = self._roll_back(error, state, checkpoints)
             except NonFiniteError as error:
+                checkpoints.wait()
                 raise NonFiniteError(f"{error}; {self._remedy(checkpoints.last_name)}") from None
             throughput.restart()
+        checkpoints.wait()
         return state
 
     def _train_epoch(
@@ -140,11 +150,12 @@ class Training:
                 save_requested = self._take_step(state, micro_batches, throughput, guard)
             for callback in self.callbacks:
                 callback.on_step(state)
+            checkpoints.poll()
             if save_requested or self._is_save_due(state):
                 guard.check(state)
                 with throughput.paused():
                     checkpoints.save(state)
-                self.interruption.raise_if_stopped()
+                self._end_if_stopped(checkpoints)
         guard.check(state)
 
     def _take_step(
@@ -184,7 +195,7 @@ class Training:
             results |= evaluate(state)
         except EvaluationStopped:
             checkpoints.save(before)  # a resumed run finishes this epoch again, with its evaluation
-            self.interruption.raise_if_stopped()
+            self._end_if_stopped(checkpoints)
             raise
         is_best = self._update_best(state, results)
         every = settings.save_every_steps
@@ -197,7 +208,12 @@ class Training:
             checkpoints.save(replace(before, **best))
         elif is_due or is_best or self.is_complete(state):
             checkpoints.save(state)
-        self.interruption.raise_if_stopped()
+        self._end_if_stopped(checkpoints)
+
+    def _end_if_stopped(self, checkpoints: Checkpoints) -> None:
+        if self.interruption.is_stopping:
+            checkpoints.wait()
+            self.interruption.raise_if_stopped()
 
     def _micro_batches(self, state: TrainState) -> Iterator[list[Batch]]:
         """This rank's micro batches of each remaining step of the epoch, as many as every other rank has of that step;
