@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from program import TOY, Program, finish_of
-from safetensors.numpy import load_file
+
+from vlatrack.training.checkpoint.contents import stored_weights
 
 SPEED = ("samples_per_s", "tokens_per_s", "step_time_s", "data_wait_s", "memory_mib")
 # 81 samples in steps of 16: the last step has one row, which leaves the second rank without any.
@@ -54,7 +55,8 @@ def _last_metrics(run: Path) -> dict[tuple[int, str], float]:
 
 
 def _weights(run: Path) -> dict[str, np.ndarray]:
-    return load_file(sorted((run / "checkpoints").glob("step-*"))[-1] / "policy.safetensors")
+    stored = stored_weights(sorted((run / "checkpoints").glob("step-*"))[-1])
+    return {name: stored.read(name).numpy() for name in stored.shapes}
 
 
 def _distance(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
