@@ -211,6 +211,16 @@ def test_a_signal_that_one_of_several_ranks_gets_after_the_exchange_waits_for_th
             signals.raise_if_stopped()
 
 
+def test_all_ranks_leave_an_evaluation_when_one_of_them_was_asked_to_end() -> None:
+    group = ProcessGroup()
+    group.world_size = 2
+    group.sum = lambda numbers: [number + other for number, other in zip(numbers, [1.0, 0.0], strict=True)]
+    with Interruption(group) as signals:
+        assert signals.agree_to_stop()
+        with pytest.raises(Terminated):
+            signals.raise_if_stopped()
+
+
 @pytest.mark.slow
 def test_a_failing_figure_changes_nothing_of_how_a_run_ended(tmp_path: Path, monkeypatch, caplog) -> None:
     def no_space(*_: object, **__: object) -> None:

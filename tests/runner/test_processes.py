@@ -139,10 +139,16 @@ def test_of_three_ranks_the_one_that_died_is_named(program: Program) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "reason"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "interrupted from the keyboard")]
+    ("number", "reason"),
+    [
+        (signal.SIGTERM, "SIGTERM"),
+        (signal.SIGINT, "interrupted from the keyboard"),
+        (signal.SIGUSR1, "SIGUSR1, the end of the job is near"),
+    ],
 )
 def test_torchrun_told_to_stop_ends_the_run_as_killed(program: Program, number: signal.Signals, reason: str) -> None:
-    process = program.start_many("run", TOY, "train.epochs=500")
+    handled = {"TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGUSR1"}  # without it, SIGUSR1 ends torchrun alone
+    process = program.start_many("run", TOY, "train.epochs=500", **handled)
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("epoch 1/500"):

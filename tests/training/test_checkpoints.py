@@ -1,6 +1,7 @@
 """Checkpoints on the disk: whole or not there, found by name, told apart when damaged."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import resource
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vlatrack.errors import CheckpointError
@@ -64,6 +65,31 @@ def test_a_checkpoint_gives_back_state_optimiser_and_random_numbers(store) -> No
     assert torch.equal(fresh.policy.weight, parts.policy.weight)
     for mine, theirs in zip(fresh.optimizer.state.values(), parts.optimizer.state.values(), strict=True):
         assert torch.equal(mine["exp_avg"], theirs["exp_avg"])
+
+
+def test_a_checkpoint_of_format_2_is_restored_as_it_was(tmp_path: Path) -> None:
+    parts, fresh = _parts(), _parts(seed=1)
+    save_file(parts.policy.state_dict(), tmp_path / "policy.safetensors")
+    states = {"epoch": {}, "window": MetricStates.of({"closs": (torch.tensor(2.0), 4.0)}).state_dict()}
+    random = [{"cpu": torch.get_rng_state(), "cuda": []}]
+    stored = {"optimizer": parts.optimizer.state_dict(), "states": states, "random": random}
+    torch.save(stored, tmp_path / "optimizer.pt")
+    (tmp_path / "state.json").write_text(json.dumps({"counters": {"step": 7}}))
+    listed = {
+        file.name: {"sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "bytes": file.stat().st_size}
+        for file in tmp_path.iterdir()
+    }
+    (tmp_path / "files.json").write_text(json.dumps({"format": 2, "policy_sha256": "not read", "files": listed}))
+    expected = torch.rand(3)
+    restored = fresh.restore(tmp_path)
+    assert torch.equal(torch.rand(3), expected)
+    assert (restored.step, restored.window_states["closs"].mean().item()) == (7, 0.5)
+    assert torch.equal(fresh.policy.weight, parts.policy.weight)
+    for mine, theirs in zip(fresh.optimizer.state.values(), parts.optimizer.state.values(), strict=True):
+        assert torch.equal(mine["exp_avg"], theirs["exp_avg"])
+    weights = listed["policy.safetensors"]["sha256"]
+    named = hashlib.sha256(f"{weights}  policy.safetensors\n".encode()).hexdigest()
+    assert read_manifest(tmp_path).policy_sha256 == named
 
 
 def test_a_metric_state_that_a_later_version_knows_does_not_break_an_older_checkpoint(store) -> None:
