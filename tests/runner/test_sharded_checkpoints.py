@@ -82,3 +82,21 @@ def test_one_process_trains_on_with_weights_that_two_have_saved(program: Program
     (child,) = (program.folder / "runs" / "child").iterdir()
     before, after = (stored_weights(path / "checkpoints" / "step-00000002") for path in (run, child))
     assert all(before.read(name).allclose(after.read(name), atol=1e-6) for name in before.shapes)
+
+
+@pytest.mark.slow
+def test_copies_of_a_policy_are_stored_once_and_one_process_goes_on_with_them(program: Program) -> None:
+    done = program.run_many("run", *QUICK, "evaluate.open_loop=null", "train.parallel.replicate=2", "optim.lr=1e-4")
+    assert done.returncode == 0, done.stderr
+    run = program.only_run()
+    checkpoint = run / "checkpoints" / "step-00000002"
+    stored = stored_weights(checkpoint)
+    weights = {name: stored.read(name) for name in stored.shapes}
+    assert sum(file.stat().st_size for file in checkpoint.glob("policy-*")) < 1.05 * sum(
+        weight.nbytes for weight in weights.values()
+    )
+    resumed = program.run("run", "--resume", run, "--checkpoint", "step-00000001")
+    assert resumed.returncode == 0, resumed.stderr
+    again = stored_weights(checkpoint)
+    assert (checkpoint / "policy.safetensors").is_file()  # of one process
+    assert all(again.read(name).allclose(weight, atol=1e-3) for name, weight in weights.items())

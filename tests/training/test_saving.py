@@ -1,6 +1,7 @@
 """Checkpoints that are written while the training goes on, and the states that they hold."""
 
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -37,11 +38,11 @@ class Counting(torch.optim.Optimizer):
                 parameter -= group["lr"] * parameter.grad
 
 
-def _parts(seed: int = 0, **extra: dict[str, Tensor]) -> TrainingParts:
+def _parts(seed: int = 0, averages: Mapping[str, Tensor] | None = None) -> TrainingParts:
     torch.manual_seed(seed)
     policy = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
     policy[1].requires_grad_(False)
-    return TrainingParts(policy, Counting(policy.parameters()), ProcessGroup(), lambda folder: None, extra)
+    return TrainingParts(policy, Counting(policy.parameters()), ProcessGroup(), lambda folder: None, averages or {})
 
 
 def _step(parts: TrainingParts) -> None:
@@ -132,13 +133,17 @@ def test_what_goes_wrong_beside_the_training_is_told_in_it(store, monkeypatch, a
     checkpoints.wait()  # it has been told
 
 
-def test_more_tensors_by_name_are_restored_in_place(store) -> None:
-    parts, again = _parts(ema={"0.weight": torch.ones(2, 3)}), _parts(ema={"0.weight": torch.zeros(2, 3)})
+def test_averages_are_the_policy_and_the_weights_go_on_beside_them(store) -> None:
+    parts, again = (_parts(seed, {"0.weight": torch.full((2, 3), float(seed))}) for seed in (1, 0))
     path, _ = store.write(parts.capture(TrainState(step=1)), parts.group)
+    assert StoredTensors(path).read("0.weight").sum() == 6
     again.restore(path)
-    assert again.extra["ema"]["0.weight"].sum() == 6
-    with pytest.raises(CheckpointError, match=r"step-00000001: lacks mean\.a; it was made with other settings"):
-        _parts(mean={"a": torch.ones(1)}).restore(path)
+    assert again.averages["0.weight"].sum() == 6
+    for name in ("weight", "bias"):
+        assert torch.equal(getattr(again.policy[0], name), getattr(parts.policy[0], name))
+    without, _ = store.write(_parts().capture(TrainState(step=2)), parts.group)
+    with pytest.raises(CheckpointError, match=r"lacks weights\.0\.weight; it was made without averages"):
+        again.restore(without)
 
 
 def test_states_of_another_optimiser_are_one_line(store) -> None:

@@ -5,7 +5,8 @@ A checkpoint is a folder ``step-<number>``:
     policy.json            the policy: backbone and its geometry, bins, normalisation, fingerprints of its data
     policy.safetensors     the weights; of several ranks policy-00001-of-00002.safetensors, …
     spec.yaml  text_tokenizer/  image_tokenizer/
-    training/              optimiser, metric states summed over ranks, …: states.safetensors, or one file of each rank
+    training/              optimiser, metric states summed over ranks, and, where averages of the weights are the policy,
+                           the weights that training goes on with: states.safetensors, or one file of each rank
     state.json             counters of the training, random generators of each rank
     files.json             format version, sha256 and size of all other files, digest of the policy
 
@@ -35,7 +36,7 @@ from vlatrack.training.process_group import ProcessGroup
 from vlatrack.training.state import RandomState, TrainState
 
 WEIGHTS_STEM, STATES_STEM = "policy", "states"
-_METRICS = "metrics."
+_METRICS, _WEIGHTS = "metrics.", "weights."
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ class TrainingParts:
     optimizer: torch.optim.Optimizer
     group: ProcessGroup
     write_policy_files: Callable[[Path], None]  # policy.json, spec.yaml, tokenizers; into a folder
-    extra: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
-    """More tensors that a resume needs, such as averages of the weights: by group and name, restored in place."""
+    averages: Mapping[str, Tensor] = field(default_factory=dict)
+    """Averages of weights, by their names and sharded as they are: they are saved as the weights of the policy, and the
+    weights that the training goes on with beside its states. Both are restored in place."""
 
     def capture(self, state: TrainState, copies: tuple[HostCopies, HostCopies] | None = None) -> "Snapshot":
         """What this rank has to write of the training at ``state``. All ranks call this.
@@ -59,14 +61,14 @@ class TrainingParts:
         own = self.policy.state_dict()  # before the parameters are looked at: this has FSDP2 shard them again
         weights = {name: own[name] for name, stored in stored_names(self.policy, own).items() if name == stored}
         states, numbers = optimizer_states(self.policy, self.optimizer)
-        states |= self._extra_tensors()
+        states |= self._averaged_weights(own)
         for window, part in (("epoch", state.epoch_states), ("window", state.window_states)):
             summed = self.group.sum_states(part).state_dict()
             states |= {f"{_METRICS}{window}.{name}": value for name, value in summed.items()}
         of_weights, of_states = copies or (None, None)
         return Snapshot(
             state.step,
-            Shard(weights, of_weights),
+            Shard({**weights, **self.averages}, of_weights),
             Shard(states, of_states),
             {"random": random_to_json(RandomState.capture())},
             {"counters": state.counters(), "optimizer": numbers},
@@ -99,10 +101,11 @@ class TrainingParts:
         except CheckpointError as error:
             raise CheckpointError(f"{checkpoint}: {error}") from error
         load_weights(checkpoint, self.policy)
-        extra = self._extra_tensors()
-        if lacking := extra.keys() - stored.shapes.keys():
-            raise CheckpointError(f"{checkpoint}: lacks {min(lacking)}; it was made with other settings of train")
-        stored.read_into(extra)
+        weights = self._averaged_weights(self.policy.state_dict())
+        if lacking := weights.keys() - stored.shapes.keys():
+            raise CheckpointError(f"{checkpoint}: lacks {min(lacking)}; it was made without averages of the weights")
+        stored_weights(checkpoint).read_into(self.averages)
+        stored.read_into(weights)
         by_rank = content["random"]
         if self.group.rank < len(by_rank):
             random_from_json(by_rank[self.group.rank]).restore()
@@ -112,8 +115,8 @@ class TrainingParts:
         )
         return MetricStates.from_state_dict(epoch), MetricStates.from_state_dict(window)
 
-    def _extra_tensors(self) -> dict[str, Tensor]:
-        return {f"{group}.{name}": tensor for group, named in self.extra.items() for name, tensor in named.items()}
+    def _averaged_weights(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {f"{_WEIGHTS}{name}": own[name] for name in self.averages}
 
 
 @dataclass(frozen=True)
