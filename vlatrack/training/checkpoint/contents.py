@@ -5,8 +5,8 @@ A checkpoint is a folder ``step-<number>``:
     policy.json            the policy: backbone and its geometry, bins, normalisation, fingerprints of its data
     policy.safetensors     the weights; of several ranks policy-00001-of-00002.safetensors, …
     spec.yaml  text_tokenizer/  image_tokenizer/
-    training/              optimiser, metric states summed over ranks, and, where averages of the weights are the policy,
-                           the weights that training goes on with: states.safetensors, or one file of each rank
+    training/              states.safetensors, or one file of each rank: optimiser, metric states summed over ranks; and
+                           the weights that training goes on with, where averages of them are the policy
     state.json             counters of the training, random generators of each rank
     files.json             format version, sha256 and size of all other files, digest of the policy
 
