@@ -147,7 +147,7 @@ def test_of_three_ranks_the_one_that_died_is_named(program: Program) -> None:
     ],
 )
 def test_torchrun_told_to_stop_ends_the_run_as_killed(program: Program, number: signal.Signals, reason: str) -> None:
-    handled = {"TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGUSR1"}  # without it, SIGUSR1 ends torchrun alone
+    handled = {"PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGUSR1"}  # torchrun --signals-to-handle; else SIGUSR1 ends it
     process = program.start_many("run", TOY, "train.epochs=500", **handled)
     assert process.stdout is not None
     for line in process.stdout:
