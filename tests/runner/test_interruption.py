@@ -15,7 +15,6 @@ from vlatrack.runner.run import resume_run, run_experiment
 from vlatrack.spec.load import load_spec
 from vlatrack.tracking.lock import lock_holder
 from vlatrack.tracking.run_files import RunFiles
-from vlatrack.training import interruption
 from vlatrack.training.callback import Callback
 from vlatrack.training.checkpoint.store import CheckpointStore
 from vlatrack.training.interruption import Interruption, Terminated
@@ -65,6 +64,7 @@ def hangup() -> Iterator[Callable[[signal.Handlers], object]]:
     ("number", "raised", "reason"),
     [
         pytest.param(signal.SIGTERM, SystemExit, "SIGTERM", marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, SystemExit, "SIGUSR1, the end of the job is near", marks=pytest.mark.slow),
         pytest.param(signal.SIGHUP, SystemExit, "SIGHUP, the terminal was closed", marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, KeyboardInterrupt, "interrupted from the keyboard", marks=pytest.mark.slow),
     ],
@@ -85,7 +85,7 @@ def test_a_run_that_is_stopped_in_its_first_epoch_leaves_a_checkpoint_to_go_on_f
 
 @pytest.mark.slow
 def test_a_signal_to_save_leaves_a_checkpoint_and_the_run_goes_on(tmp_path: Path) -> None:
-    run = _run(tmp_path, SignalAt(3, signal.SIGUSR1), overrides=("train.checkpoint.keep_last=9",))
+    run = _run(tmp_path, SignalAt(3, signal.SIGUSR2), overrides=("train.checkpoint.keep_last=9",))
     assert finish_of(run)["status"] == "FINISHED"
     assert _names(run)[0] in ("step-00000003", "step-00000004")
     assert _names(run)[-1] == "step-00000015"
@@ -164,8 +164,8 @@ def test_an_end_right_after_the_last_checkpoint_loses_no_epoch_and_a_resume_fini
         assert len((run / name).read_text().splitlines()) == 1
 
 
-def _under_deferred_signals(*actions: Callable[[], object]) -> None:
-    with Interruption(ProcessGroup()) as signals:
+def _under_deferred_signals(*actions: Callable[[], object], grace_s: float = 60.0) -> None:
+    with Interruption(ProcessGroup(), grace_s=grace_s) as signals:
         signals.deferred = True
         for action in actions:
             action()
@@ -179,11 +179,12 @@ def test_a_hangup_that_nohup_ignores_stays_ignored(hangup) -> None:
         assert signal.getsignal(signal.SIGHUP) is before
 
 
-def test_the_grace_ends_a_step_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interruption, "GRACE_S", 0.05)
-    terminate = partial(os.kill, os.getpid(), signal.SIGTERM)
-    with pytest.raises(SystemExit):
-        _under_deferred_signals(terminate, signal.pause)  # until the timer rings
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_the_grace_ends_a_step_that_takes_too_long(number: signal.Signals) -> None:
+    terminate = partial(os.kill, os.getpid(), number)
+    with pytest.raises(SystemExit) as ended:
+        _under_deferred_signals(terminate, signal.pause, grace_s=0.05)  # until the timer rings
+    assert ended.value.code == 128 + number
 
 
 def test_a_second_signal_does_not_wait() -> None:
@@ -206,6 +207,16 @@ def test_a_signal_that_one_of_several_ranks_gets_after_the_exchange_waits_for_th
         assert not signals.apply_requests(requests)
         signals.raise_if_stopped()  # such as after a checkpoint that is due anyway
         assert signals.apply_requests(signals.take_requests())
+        with pytest.raises(Terminated):
+            signals.raise_if_stopped()
+
+
+def test_all_ranks_leave_an_evaluation_when_one_of_them_was_asked_to_end() -> None:
+    group = ProcessGroup()
+    group.world_size = 2
+    group.sum = lambda numbers: [number + other for number, other in zip(numbers, [1.0, 0.0], strict=True)]
+    with Interruption(group) as signals:
+        assert signals.agree_to_stop()
         with pytest.raises(Terminated):
             signals.raise_if_stopped()
 

@@ -17,7 +17,7 @@ from vlatrack.errors import SpecError
 from vlatrack.runner.evaluate import evaluate_run
 from vlatrack.runner.run import resume_run
 from vlatrack.training.callback import Callback
-from vlatrack.training.checkpoint.contents import read_manifest
+from vlatrack.training.checkpoint.manifest import read_manifest
 from vlatrack.training.checkpoint.store import CheckpointStore
 
 ARCHIVE = Path(__file__).with_name("runs-of-0.1.0.tar.xz")
@@ -42,7 +42,7 @@ def test_a_killed_run_resumes_to_the_end_that_it_would_have_had(old) -> None:
         for resumed, expected in zip(_lines(old["killed"] / name), _lines(old["finished"] / name), strict=True):
             assert resumed == pytest.approx(expected, rel=1e-4)
     last = CheckpointStore(old["killed"] / "checkpoints").find("last")
-    assert read_manifest(last).format == 2
+    assert read_manifest(last).format == 3
 
 
 def test_a_finished_run_evaluates_as_it_did_and_says_so_in_its_journal(old) -> None:

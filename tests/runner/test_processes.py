@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from program import TOY, Program, finish_of
-from safetensors.numpy import load_file
 
+from vlatrack.training.checkpoint.contents import stored_weights
 from vlatrack.training.throughput import SPEEDS
 
 SPEED = tuple(SPEEDS)
@@ -56,7 +56,8 @@ def _last_metrics(run: Path) -> dict[tuple[int, str], float]:
 
 
 def _weights(run: Path) -> dict[str, np.ndarray]:
-    return load_file(sorted((run / "checkpoints").glob("step-*"))[-1] / "policy.safetensors")
+    stored = stored_weights(sorted((run / "checkpoints").glob("step-*"))[-1])
+    return {name: stored.read(name).numpy() for name in stored.shapes}
 
 
 def _distance(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
@@ -139,10 +140,16 @@ def test_of_three_ranks_the_one_that_died_is_named(program: Program) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "reason"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "interrupted from the keyboard")]
+    ("number", "reason"),
+    [
+        (signal.SIGTERM, "SIGTERM"),
+        (signal.SIGINT, "interrupted from the keyboard"),
+        (signal.SIGUSR1, "SIGUSR1, the end of the job is near"),
+    ],
 )
 def test_torchrun_told_to_stop_ends_the_run_as_killed(program: Program, number: signal.Signals, reason: str) -> None:
-    process = program.start_many("run", TOY, "train.epochs=500")
+    handled = {"PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGUSR1"}  # torchrun --signals-to-handle; else SIGUSR1 ends it
+    process = program.start_many("run", TOY, "train.epochs=500", **handled)
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("epoch 1/500"):

@@ -14,7 +14,7 @@ from vlatrack.runner.directory import RunDirectory
 from vlatrack.runner.run import resume_run, run_experiment
 from vlatrack.spec.load import load_spec
 from vlatrack.training.callback import Callback
-from vlatrack.training.checkpoint.contents import read_manifest, write_manifest
+from vlatrack.training.checkpoint.manifest import read_manifest, write_manifest
 
 QUICK = (
     "train.max_steps=4",

@@ -1,6 +1,7 @@
 """Checkpoints on the disk: whole or not there, found by name, told apart when damaged."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import resource
@@ -11,13 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vlatrack.errors import CheckpointError
 from vlatrack.metrics.states import MetricStates
-from vlatrack.training.checkpoint import contents
-from vlatrack.training.checkpoint.contents import TrainingParts, load_weights, read_manifest
+from vlatrack.training.checkpoint import store as store_module
+from vlatrack.training.checkpoint.contents import TrainingParts, load_weights
+from vlatrack.training.checkpoint.manifest import read_manifest
 from vlatrack.training.checkpoint.store import CheckpointStore
 from vlatrack.training.optimizers import adamw
 from vlatrack.training.process_group import ProcessGroup
@@ -40,7 +42,11 @@ def _parts(seed: int = 0) -> TrainingParts:
 
 def _save(store: CheckpointStore, *, step: int, seed: int = 0) -> Path:
     state = TrainState(window_states=MetricStates.of({"closs": (torch.ones(()), 1.0)}), step=step, best_step=1)
-    return store.save(_parts(seed), state)[0]
+    return _written(store, _parts(seed), state)
+
+
+def _written(store: CheckpointStore, parts: TrainingParts, state: TrainState) -> Path:
+    return store.write(parts.capture(state), parts.group)[0]
 
 
 @pytest.fixture
@@ -51,7 +57,7 @@ def store(tmp_path: Path) -> CheckpointStore:
 def test_a_checkpoint_gives_back_state_optimiser_and_random_numbers(store) -> None:
     parts, fresh = _parts(), _parts(seed=1)
     state = TrainState(window_states=MetricStates.of({"closs": (torch.tensor(2.0), 4.0)}), step=7, best_step=1)
-    path, _ = store.save(parts, state)
+    path = _written(store, parts, state)
     expected = torch.rand(3)
     restored = fresh.restore(path)
     assert torch.equal(torch.rand(3), expected)
@@ -59,6 +65,31 @@ def test_a_checkpoint_gives_back_state_optimiser_and_random_numbers(store) -> No
     assert torch.equal(fresh.policy.weight, parts.policy.weight)
     for mine, theirs in zip(fresh.optimizer.state.values(), parts.optimizer.state.values(), strict=True):
         assert torch.equal(mine["exp_avg"], theirs["exp_avg"])
+
+
+def test_a_checkpoint_of_format_2_is_restored_as_it_was(tmp_path: Path) -> None:
+    parts, fresh = _parts(), _parts(seed=1)
+    save_file(parts.policy.state_dict(), tmp_path / "policy.safetensors")
+    states = {"epoch": {}, "window": MetricStates.of({"closs": (torch.tensor(2.0), 4.0)}).state_dict()}
+    random = [{"cpu": torch.get_rng_state(), "cuda": []}]
+    stored = {"optimizer": parts.optimizer.state_dict(), "states": states, "random": random}
+    torch.save(stored, tmp_path / "optimizer.pt")
+    (tmp_path / "state.json").write_text(json.dumps({"counters": {"step": 7}}))
+    listed = {
+        file.name: {"sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "bytes": file.stat().st_size}
+        for file in tmp_path.iterdir()
+    }
+    (tmp_path / "files.json").write_text(json.dumps({"format": 2, "policy_sha256": "not read", "files": listed}))
+    expected = torch.rand(3)
+    restored = fresh.restore(tmp_path)
+    assert torch.equal(torch.rand(3), expected)
+    assert (restored.step, restored.window_states["closs"].mean().item()) == (7, 0.5)
+    assert torch.equal(fresh.policy.weight, parts.policy.weight)
+    for mine, theirs in zip(fresh.optimizer.state.values(), parts.optimizer.state.values(), strict=True):
+        assert torch.equal(mine["exp_avg"], theirs["exp_avg"])
+    weights = listed["policy.safetensors"]["sha256"]
+    named = hashlib.sha256(f"{weights}  policy.safetensors\n".encode()).hexdigest()
+    assert read_manifest(tmp_path).policy_sha256 == named
 
 
 def test_a_metric_state_that_a_later_version_knows_does_not_break_an_older_checkpoint(store) -> None:
@@ -71,7 +102,8 @@ def test_a_metric_state_that_a_later_version_knows_does_not_break_an_older_check
 def test_the_last_and_the_best_checkpoints_stay(store) -> None:
     for step in (1, 2, 3, 4, 5):
         _save(store, step=step)
-    store.prune(keep_last=2, best_step=1)
+    store.delete(store.prune(keep_last=2, best_step=1))
+    assert len(list(store.folder.glob("step-*"))) == 3
     assert [path.name for path in store.all()] == ["step-00000001", "step-00000004", "step-00000005"]
 
 
@@ -106,13 +138,13 @@ def test_a_kill_while_a_checkpoint_is_replaced_never_loses_the_only_one(store, m
     rename = Path.rename
 
     def die_at_the_second_rename(self: Path, target: Path) -> Path:
-        if not self.name.startswith("step-"):
+        if self.suffix == ".unfinished":
             raise Killed
         return rename(self, target)
 
     with monkeypatch.context() as patched:
         if moment == "while writing":
-            patched.setattr(contents, "write_manifest", die)
+            patched.setattr(store_module, "write_manifest", die)
         elif moment == "before the new one is in place":
             patched.setattr(Path, "rename", die_at_the_second_rename)
         else:
@@ -151,7 +183,7 @@ class Tied(nn.Module):
 def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
     policy, again = Tied(), Tied()
     parts = dataclasses.replace(_parts(), policy=policy, optimizer=torch.optim.SGD(policy.parameters()))
-    path, _ = CheckpointStore(tmp_path / "checkpoints").save(parts, TrainState(step=1))
+    path = _written(CheckpointStore(tmp_path / "checkpoints"), parts, TrainState(step=1))
     assert list(load_file(path / "policy.safetensors")) == ["embed.weight"]
     load_weights(path, again)
     assert torch.equal(again.output.weight, policy.embed.weight)
@@ -169,35 +201,44 @@ def test_checkpoints_beyond_a_resume_are_set_aside_and_only_the_last_ones_stay_t
 def test_a_checkpoint_is_read_whole_once_and_again_only_when_a_file_has_changed(store, monkeypatch) -> None:
     path = _save(store, step=1)
     checked = []
-    monkeypatch.setattr("vlatrack.training.checkpoint.store.check_files", lambda folder, _: checked.append(folder.name))
+    monkeypatch.setattr(store_module, "check_files", lambda folder, _, names: checked.append(sorted(names)))
     store.check(path)
     assert checked == []  # its digests are those of the files as they were written
     os.utime(path / "policy.safetensors", ns=(1, 1))
     store.check(path)
     store.check(path)
-    assert checked == ["step-00000001"]
+    assert checked == [["policy.safetensors"]]
     (store.folder / ".checked" / "step-00000001.json").write_bytes(b"")  # as a power cut leaves it
     store.check(path)
-    assert len(checked) == 2
+    assert [len(names) for names in checked] == [1, 5]
 
 
+@pytest.mark.parametrize("name", ["policy.safetensors", "training/states.safetensors"])
 @pytest.mark.parametrize("damage", ["truncated", "altered", "removed"])
-def test_a_damaged_file_is_named(store, damage: str) -> None:
-    file = _save(store, step=1) / "policy.safetensors"
+def test_a_damaged_file_is_named(store, name: str, damage: str) -> None:
+    path = _save(store, step=1)
+    file = path / name
     content = file.read_bytes()
     if damage == "removed":
         file.unlink()
     else:
         file.write_bytes(content[:-1] if damage == "truncated" else content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(CheckpointError, match=r"policy\.safetensors: (truncated or altered|no such file)"):
-        store.check(file.parent)
+    with pytest.raises(CheckpointError, match=rf"{name}: (truncated or altered|no such file)"):
+        store.check(path)
+
+
+def test_a_tensor_file_that_nobody_has_verified_is_not_read(store) -> None:
+    path = _save(store, step=1)
+    shutil.copy(path / "policy.safetensors", path / "policy-00001-of-00002.safetensors")
+    with pytest.raises(CheckpointError, match=r"policy-00001-of-00002\.safetensors: not of this checkpoint"):
+        load_weights(path, nn.Linear(3, 2))
 
 
 def test_a_checkpoint_of_a_later_version_is_refused(store) -> None:
     path = _save(store, step=1)
     listing = json.loads((path / "files.json").read_text())
-    (path / "files.json").write_text(json.dumps({**listing, "format": 3}))
-    with pytest.raises(CheckpointError, match="has format 3, this vlatrack reads up to 2; update vlatrack"):
+    (path / "files.json").write_text(json.dumps({**listing, "format": 4}))
+    with pytest.raises(CheckpointError, match="has format 4, this vlatrack reads up to 3; update vlatrack"):
         store.check(path)
 
 

@@ -133,6 +133,11 @@ class NoCheckpoints:
     def save(self, state: TrainState) -> None:
         """Saves nothing."""
 
+    def poll(self) -> None:
+        """Nothing is being written."""
+
+    wait = poll
+
     def restore_last(self) -> TrainState:
         raise AssertionError("a benchmark halts where a step is not finite")
 

@@ -181,7 +181,8 @@ def build_training_parts(
         )
         record.write(folder, experiment_hash=experiment.hash, backbone_kind=experiment.spec.backbone.kind)
 
-    return TrainingParts(training.policy, training.optimizer, training.group, write_policy_files, training.average)
+    averages = {} if training.average is None else training.average.tensors()
+    return TrainingParts(training.policy, training.optimizer, training.group, write_policy_files, averages)
 
 
 def training_warnings(experiment: Experiment, training: Training, state: TrainState) -> list[str]:

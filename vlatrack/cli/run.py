@@ -13,7 +13,7 @@ def run(
         list[str] | None,
         typer.Argument(
             metavar="[FILE] [KEY=VALUE]...",
-            help="The experiment's YAML file (without it with --resume), and changes to it, such as optim.lr=1e-5.",
+            help="The experiment's YAML file (without it with --resume RUN), and changes to it, such as optim.lr=1e-5.",
             show_default=False,
         ),
     ] = None,
@@ -21,7 +21,10 @@ def run(
     resume: Annotated[
         str | None,
         typer.Option(
-            metavar="RUN", help="Continue this run directory, or the latest one, from a checkpoint.", show_default=False
+            metavar="RUN",
+            help="Continue this run directory, or the latest one, from a checkpoint. auto, with FILE: the last "
+            "unfinished run of this experiment, if there is one, else a new run.",
+            show_default=False,
         ),
     ] = None,
     checkpoint: Annotated[
@@ -30,8 +33,8 @@ def run(
 ) -> None:
     """Train, evaluate and track an experiment.
 
-    All files of the run are in runs/<experiment>/<run-id>/; metrics go to the trackers while it trains. Ctrl-C and
-    SIGTERM save a checkpoint and end the run, SIGUSR1 saves one and continues.
+    All files of the run are in runs/<experiment>/<run-id>/; metrics go to the trackers while it trains. Ctrl-C, SIGTERM
+    and SIGUSR1 save a checkpoint and end the run, SIGUSR2 saves one and training goes on.
 
     Examples:
 
@@ -43,6 +46,10 @@ def run(
 
     [bold]vlatrack run --resume runs/metaworld-quickstart/20260101-120000-ab12 train.epochs=80[/bold]
 
+    As a job that a scheduler may end and start again:
+
+    [bold]vlatrack run experiments/quickstart.yaml --resume auto[/bold]
+
     With the weights of another run:
 
     [bold]vlatrack run exp.yaml init_from=runs/metaworld-quickstart/20260101-120000-ab12@best[/bold]
@@ -52,13 +59,14 @@ def run(
     [bold]torchrun --nproc-per-node 2 -m vlatrack run experiments/quickstart.yaml[/bold]
     """
     words = words or []
-    if resume is None and not words:
+    continues = resume not in (None, "auto")  # a run that is named, with its own spec
+    if not continues and not words:
         raise SpecError("vlatrack run: give an experiment's YAML file, or --resume RUN to continue a run")
-    if resume is None and "=" in words[0] and not Path(words[0]).exists():
+    if not continues and "=" in words[0] and not Path(words[0]).exists():
         raise SpecError(f"vlatrack run: give an experiment's YAML file before {words[0]}")
-    if resume is not None and words and "=" not in words[0]:
+    if continues and words and "=" not in words[0]:
         raise SpecError(f"vlatrack run: --resume continues a run with its own spec; leave out {words[0]}")
-    if resume is None and checkpoint != "last":
+    if not continues and checkpoint != "last":
         raise SpecError("vlatrack run: --checkpoint belongs to --resume RUN")
     from vlatrack.cli.progress import TerminalDisplay, prepare_process
 
@@ -70,7 +78,7 @@ def run(
     with joined_process_group() as group, TerminalDisplay(shown=group.is_main_process) as display:
         display.on_stage("loading")
         callbacks = [display] if group.is_main_process else []
-        if resume is not None:
+        if resume is not None and continues:
             from vlatrack.runner.directory import RunDirectory
             from vlatrack.runner.run import resume_run
 
@@ -85,6 +93,7 @@ def run(
             checked_runs_folder(runs)
             with group.main_process_first():
                 spec = load_spec(Path(file), overrides)
-            from vlatrack.runner.run import run_experiment
+            from vlatrack.runner.run import resume_or_run, run_experiment
 
-            run_experiment(spec, runs=runs, command=sys.argv, callbacks=callbacks, group=group)
+            start = run_experiment if resume is None else resume_or_run
+            start(spec, runs=runs, command=sys.argv, callbacks=callbacks, group=group)

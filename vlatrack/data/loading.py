@@ -60,5 +60,5 @@ def _leave_signals_to_the_training(worker: int) -> None:
 
     They end with the iterator, or soon after the process that trains.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)

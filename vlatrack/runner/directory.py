@@ -15,7 +15,13 @@ from vlatrack.spec.models import ExperimentSpec
 from vlatrack.tracking.journal.history import last_start
 from vlatrack.tracking.privacy import open_private, write_private
 from vlatrack.tracking.run_files import RunFiles, new_run_directory, resolved_path
-from vlatrack.training.checkpoint.contents import FILES, Manifest, check_files, read_manifest
+from vlatrack.training.checkpoint.manifest import (
+    FILES,
+    Manifest,
+    check_files,
+    is_needed_to_resume_only,
+    read_manifest,
+)
 from vlatrack.training.checkpoint.store import CheckpointStore
 
 
@@ -188,14 +194,17 @@ def find_checkpoint(place: Path, which: str | None = None, *, default: str) -> t
     return folder, RunDirectory.open(run_dir) if is_of_a_run else None
 
 
-def verify_checkpoint(checkpoint: Path, run: RunDirectory | None) -> Manifest:
+def verify_checkpoint(checkpoint: Path, run: RunDirectory | None, *, training: bool = True) -> Manifest:
     """The manifest of a checkpoint from ``find_checkpoint``, after its files have been verified.
+
+    Args:
+        training: false leaves out the files that only a resume needs.
 
     Raises:
         CheckpointError: a file is missing, truncated or altered, or a later vlatrack wrote it.
     """
     if run is not None:
-        return run.checkpoints.check(checkpoint)
+        return run.checkpoints.check(checkpoint, training=training)
     manifest = read_manifest(checkpoint)
-    check_files(checkpoint, manifest)
+    check_files(checkpoint, manifest, [n for n in manifest.sha256 if training or not is_needed_to_resume_only(n)])
     return manifest

@@ -83,8 +83,8 @@ class OpenLoopEvaluation:
             }
 
     def _check_signals(self) -> None:
-        """Stop for a signal, if this process is alone: several ranks would have to stop at the same batch."""
-        if self.training.interruption.stop_wanted and self.training.group.world_size == 1:
+        """Stop for a signal, all ranks at the same batch."""
+        if self.training.interruption.agree_to_stop():
             raise EvaluationStopped
 
 
@@ -116,7 +116,7 @@ def evaluate_run(
     with group.main_process_first():
         chosen, run = find_checkpoint(Path(path), checkpoint, default="best")
         if group.is_main_process:
-            verify_checkpoint(chosen, run)
+            verify_checkpoint(chosen, run, training=False)
         stored = StoredPolicy.open(chosen, {} if run is None else run.settings_at_start())
         spec = load_spec(stored.record.spec_file, tuple(overrides), stored=True)
         changes = _checked_changes(stored, spec)

@@ -28,7 +28,8 @@ from vlatrack.tracking.run import DatasetInput, TrackedRun
 from vlatrack.tracking.system import SystemSampler
 from vlatrack.training.callback import Callback, RunEnd
 from vlatrack.training.checkpoint.contents import TrainingParts
-from vlatrack.training.checkpoint.store import CheckpointStore, RunCheckpoints, name_of, step_of
+from vlatrack.training.checkpoint.saving import RunCheckpoints
+from vlatrack.training.checkpoint.store import CheckpointStore, name_of, step_of
 from vlatrack.training.interruption import Interruption
 from vlatrack.training.process_group import ProcessGroup
 from vlatrack.training.state import TrainState, seed_rank
@@ -52,7 +53,7 @@ def execute(job: Job, directory: RunDirectory, callbacks: Sequence[Callback], gr
 
     The files of the run are for this user alone; whether the cache of image codes is, the user's umask says.
     """
-    with Interruption(group) as interruption, private_files():
+    with Interruption(group, grace_s=job.experiment.spec.train.grace_s) as interruption, private_files():
         if group.is_main_process:
             _run_main_process(job, directory, callbacks, group, interruption)
             return
@@ -168,9 +169,16 @@ def _train(
         notify("on_resume", state, job.resume_from, job.changes)
     for warning in training_warnings(experiment, training, state):
         notify("on_warning", warning)
-    checkpoints = RunCheckpoints(directory.checkpoints, parts, keep_last=settings.keep_last, callbacks=callbacks)
+    checkpoints = RunCheckpoints(
+        directory.checkpoints,
+        parts,
+        keep_last=settings.keep_last,
+        callbacks=callbacks,
+        asynchronous=settings.asynchronous,
+    )
     if training.settings.non_finite == "rollback" and checkpoints.last_name is None:
         checkpoints.save(state)
+        checkpoints.wait()
     notify("on_train_start", state, training.total_steps, training.settings.epochs)
     training.run(state, checkpoints, OpenLoopEvaluation(experiment.spec.evaluate.open_loop, training, samples))
 

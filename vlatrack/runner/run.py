@@ -16,6 +16,7 @@ from vlatrack.runner.directory import RunDirectory, find_checkpoint, verify_chec
 from vlatrack.runner.execution import Job, execute
 from vlatrack.runner.manifest import describe_run, write_manifest
 from vlatrack.runner.recorder import check_no_secret
+from vlatrack.runner.unfinished import claim_unfinished
 from vlatrack.spec.identity import differences, flatten, split_by_resume
 from vlatrack.spec.models import ExperimentSpec
 from vlatrack.tracking.backends.registry import check_backend
@@ -56,11 +57,45 @@ def run_experiment(
     return directory
 
 
+def resume_or_run(
+    spec: ExperimentSpec,
+    *,
+    runs: str | Path = "runs",
+    command: Sequence[str] = (),
+    callbacks: Sequence[Callback] = (),
+    group: ProcessGroup | None = None,
+) -> RunDirectory:
+    """Continue the last unfinished run of the same experiment below ``runs``, or else start a new one, as a job that a
+    scheduler starts again does. All ranks call this.
+
+    A run that a living process writes is left to it, and of two jobs that start at once one gets the run.
+
+    Raises:
+        VlatrackError: as ``run_experiment`` or ``resume_run``.
+    """
+    group = group or ProcessGroup()
+    claimed = claim_unfinished(Path(runs), spec) if group.is_main_process else None
+    path = group.broadcast(None if claimed is None else claimed.directory.path)
+    told = f"--resume auto: no unfinished run of this experiment in {Path(runs) / spec.name}; a new one begins"
+    if claimed is not None:
+        told = f"--resume auto: continues {claimed.directory.path} from {claimed.checkpoint.name}"
+    for callback in callbacks:
+        callback.on_warning(told)
+    try:
+        if path is None:
+            return run_experiment(spec, runs=runs, command=command, callbacks=callbacks, group=group)
+        return resume_run(path, spec=spec, command=command, callbacks=callbacks, group=group)
+    finally:
+        if claimed is not None:
+            claimed.release()
+
+
 def resume_run(
     path: str | Path,
     *,
     checkpoint: str = "last",
     overrides: Iterable[str] = (),
+    spec: ExperimentSpec | None = None,
     command: Sequence[str] = (),
     callbacks: Sequence[Callback] = (),
     group: ProcessGroup | None = None,
@@ -74,6 +109,7 @@ def resume_run(
         checkpoint: ``last``, ``best`` or the name of a checkpoint folder.
         overrides: ``key=value`` changes to settings that do not decide the result (trackers, paths, device) or that
             extend the training (``train.epochs=80``).
+        spec: goes on with this spec, which differs from the run's in such settings alone; None: with the run's own.
 
     Raises:
         VlatrackError: there is no such run or checkpoint, or a setting or data that decides the result has changed.
@@ -87,7 +123,7 @@ def resume_run(
         chosen = store.find(checkpoint)
         if group.is_main_process:
             store.check(chosen)
-        spec = directory.spec(overrides)
+        spec = spec or directory.spec(overrides)
         stored = StoredPolicy.open(chosen, directory.settings_at_start())
         _check_same_experiment(directory, stored, spec)
         counters = read_counters(chosen)
@@ -173,7 +209,7 @@ def initial_policy(spec: ExperimentSpec) -> StoredPolicy | None:
     named = re.fullmatch(r"(.+?)(?:@([A-Za-z0-9-]+))?", spec.init_from)
     assert named is not None, "the spec checks it"
     checkpoint, run = find_checkpoint(Path(named[1]), named[2], default="last")
-    verify_checkpoint(checkpoint, run)
+    verify_checkpoint(checkpoint, run, training=False)
     stored = StoredPolicy.open(checkpoint, {} if run is None else run.settings_at_start())
     changed = [
         difference

@@ -27,6 +27,7 @@ NOT_DECIDING = (
     "train.profile",
     "train.profile.*",
     "train.parallel.*",
+    "train.grace_s",
     "train.checkpoint.*",
     "evaluate.*",
     "data.*.path",

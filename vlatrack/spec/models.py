@@ -400,6 +400,9 @@ class CheckpointSpec(Model):
     every_epochs: PositiveInt = Field(1, description="every this many epochs")
     every_steps: PositiveInt | None = Field(None, description="also every this many optimiser steps; null: never")
     keep_last: PositiveInt = Field(2, description="number of checkpoints to keep; the best one is always kept")
+    asynchronous: bool = Field(
+        True, description="write while the training goes on, from a copy of weights and optimiser in host memory"
+    )
     best_metric: str = Field(
         "val_ind_loss_ct",
         description="decides which checkpoint is best: the lowest loss or error, the highest accuracy",
@@ -525,6 +528,9 @@ class TrainSpec(Model):
     memory: MemorySpec = MemorySpec()
     freeze: Annotated[tuple[str, ...], Once] = Field(
         (), description="names of parameters that are not trained, as patterns such as 'backbone.*.embed_tokens.*'"
+    )
+    grace_s: PositiveFloat = Field(
+        25.0, description="seconds that a step and a checkpoint may take after a signal that ends the run"
     )
     parallel: ParallelSpec = ParallelSpec()
     ema: EmaSpec | None = Field(None, description="average the weights over the steps; null: the last weights act")

@@ -5,7 +5,7 @@ of all; a process without samples runs them on an idle batch. The optimiser step
 process with the samples of all.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -62,19 +62,6 @@ def distribute(policy: VlaPolicy, mesh: DeviceMesh | None) -> None:
             module.set_force_sum_reduction_for_comms(True)
     # Else a rank whose rows use fewer parameters than another's would sum fewer gradients, and both would hang.
     root.set_reduce_scatter_unused_params(True)
-
-
-def whole(value: Any, *, kept: bool) -> Any:
-    """A nest of dicts and lists with each sharded tensor in it whole, on the host where it is ``kept``, else empty, so
-    that the memory of one rank at most is filled. All ranks call this, with the same nest."""
-    if isinstance(value, DTensor):
-        tensor: Tensor = value.full_tensor()
-        return tensor.cpu() if kept else tensor.new_empty(0)
-    if isinstance(value, Mapping):
-        return {key: whole(part, kept=kept) for key, part in value.items()}
-    if isinstance(value, list):
-        return [whole(part, kept=kept) for part in value]
-    return value
 
 
 def part_for(like: Tensor, value: Tensor) -> Tensor:

@@ -56,10 +56,6 @@ class WeightAverage:
         """The weights of the last step, of the same parameters: they themselves, not a copy."""
         return {name: parameter.detach() for name, parameter in self._trained.items()}
 
-    def load(self, averages: Mapping[str, Tensor]) -> None:
-        """Go on from averages that ``tensors`` returned earlier, sharded as those."""
-        copy_weights(averages, self._averages)
-
 
 @torch.no_grad()
 def copy_weights(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:

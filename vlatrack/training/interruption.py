@@ -1,4 +1,5 @@
-"""Signals during training: SIGTERM, SIGHUP and Ctrl-C save a checkpoint and end it, SIGUSR1 saves one and continues."""
+"""Signals during training: SIGTERM, SIGUSR1, SIGHUP and Ctrl-C save a checkpoint and end it, SIGUSR2 saves one and goes
+on."""
 
 import signal
 import threading
@@ -8,18 +9,16 @@ from typing import Self
 
 from vlatrack.training.process_group import ProcessGroup
 
-GRACE_S = 20.0
-"""Seconds that a step and a checkpoint may take after a signal. Slurm and Kubernetes kill after 30, Docker after 10."""
-
 REASONS = {
     signal.SIGTERM: "SIGTERM",
+    signal.SIGUSR1: "SIGUSR1, the end of the job is near",
     signal.SIGHUP: "SIGHUP, the terminal was closed",
     signal.SIGINT: "interrupted from the keyboard",
 }
 
 
 class Terminated(BaseException):
-    """SIGTERM or SIGHUP was received: the run ends as KILLED."""
+    """SIGTERM, SIGUSR1 or SIGHUP was received: the run ends as KILLED."""
 
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(number.name)
@@ -29,12 +28,14 @@ class Terminated(BaseException):
 class Interruption:
     """Turns signals into requests that the training loop handles between steps, and into exceptions elsewhere.
 
-    While `deferred`, the first SIGTERM, SIGHUP or SIGINT only requests a checkpoint and the end; after `GRACE_S`, or at
-    a second signal, the exception is raised as it is elsewhere. Once `ending` is set, signals are ignored so that the
-    end of the run reaches its journal, except for Ctrl-C in a single process.
+    While `deferred`, the first signal that ends only requests a checkpoint and the end; after the grace, or at a second
+    signal, the exception is raised as it is elsewhere. Once `ending` is set, signals are ignored so that the end of the
+    run reaches its journal, except for Ctrl-C in a single process.
     """
 
-    def __init__(self, group: ProcessGroup) -> None:
+    def __init__(self, group: ProcessGroup, *, grace_s: float = 25.0) -> None:
+        """`grace_s`: seconds that a step and a checkpoint may take after a signal."""
+        self._group, self._grace_s = group, grace_s
         self.deferred = False
         self.ending = False
         self.received: signal.Signals | None = None
@@ -47,9 +48,10 @@ class Interruption:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
             handlers = {
                 signal.SIGTERM: self._stop,
+                signal.SIGUSR1: self._stop,
                 signal.SIGINT: self._stop,
                 signal.SIGHUP: self._stop,
-                signal.SIGUSR1: self._want_checkpoint,
+                signal.SIGUSR2: self._want_checkpoint,
                 signal.SIGALRM: self._grace_is_over,
             }
             if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup
@@ -67,9 +69,9 @@ class Interruption:
             raise SystemExit(128 + error.number)  # as a shell shows it
 
     @property
-    def stop_wanted(self) -> bool:
-        """Whether a signal asked this process to end."""
-        return self.received is not None
+    def is_stopping(self) -> bool:
+        """Whether a signal asked for the end, and all ranks know of it."""
+        return self.received is not None and (self._is_agreed or self._is_alone)
 
     def take_requests(self) -> list[float]:
         """What signals have asked of this rank (1 or 0): a checkpoint, the end by a signal, the end by Ctrl-C.
@@ -77,8 +79,16 @@ class Interruption:
         Their sums over all ranks go to `apply_requests`, so that all ranks act after the same step.
         """
         wanted, self._checkpoint_wanted = self._checkpoint_wanted, False
+        return [float(wanted), *self._stop_requests()]
+
+    def _stop_requests(self) -> list[float]:
         terminated = self.received is not None and self.received != signal.SIGINT
-        return [float(wanted), float(terminated), float(self.received == signal.SIGINT)]
+        return [float(terminated), float(self.received == signal.SIGINT)]
+
+    def agree_to_stop(self) -> bool:
+        """Whether any rank was asked to end, where no checkpoint can be saved, as in an evaluation. All ranks call
+        this."""
+        return self.apply_requests([0.0, *self._group.sum(self._stop_requests())])
 
     def apply_requests(self, requests: Sequence[float]) -> bool:
         """Adopt what any rank was asked for, given the sums over all ranks; returns whether to save a checkpoint."""
@@ -91,7 +101,7 @@ class Interruption:
 
     def raise_if_stopped(self) -> None:
         """Raise Terminated or KeyboardInterrupt if a signal asked for the end, once all ranks know of it."""
-        if self._is_agreed or self._is_alone:
+        if self.is_stopping:
             self._raise_if_received()
 
     def _raise_if_received(self) -> None:
@@ -107,7 +117,7 @@ class Interruption:
                 raise KeyboardInterrupt
             return
         if self.deferred and is_first:
-            signal.setitimer(signal.ITIMER_REAL, GRACE_S)
+            signal.setitimer(signal.ITIMER_REAL, self._grace_s)
             return
         # torchrun forwards the signal to every rank again; that must not end them without a checkpoint.
         if self._is_alone or not self.deferred:

@@ -35,7 +35,15 @@ class Checkpoints(Protocol):
     """The checkpoints of a run, as the loop uses them. All ranks call these methods together."""
 
     def save(self, state: TrainState) -> None:
-        """Write a checkpoint of the training at ``state``."""
+        """Begin to write a checkpoint of the training at ``state``; the training may go on meanwhile."""
+        ...
+
+    def poll(self) -> None:
+        """Finish the checkpoint that is being written if its files are there, without waiting for them."""
+        ...
+
+    def wait(self) -> None:
+        """Finish the checkpoint that is being written, if there is one."""
         ...
 
     @property
@@ -139,8 +147,10 @@ class Training:
                 self._pending = None
                 state = self._roll_back(error, state, checkpoints)
             except NonFiniteError as error:
+                checkpoints.wait()
                 raise NonFiniteError(f"{error}; {self._remedy(checkpoints.last_name)}") from None
             throughput.restart()
+        checkpoints.wait()
         return state
 
     def _train_epoch(
@@ -158,12 +168,13 @@ class Training:
             throughput.watch.enter("tracking")
             for callback in self.callbacks:
                 callback.on_step(state)
+            checkpoints.poll()
             if save_requested or self._is_save_due(state):
                 self._log_pending(state, throughput, guard)
                 guard.check(state)
                 with throughput.paused():
                     checkpoints.save(state)
-                self.interruption.raise_if_stopped()
+                self._end_if_stopped(checkpoints)
         self._log_pending(state, throughput, guard)
         guard.check(state)
 
@@ -212,7 +223,7 @@ class Training:
             results |= evaluate(state)
         except EvaluationStopped:
             checkpoints.save(before)  # a resumed run finishes this epoch again, with its evaluation
-            self.interruption.raise_if_stopped()
+            self._end_if_stopped(checkpoints)
             raise
         is_best = self._update_best(state, results)
         every = settings.save_every_steps
@@ -225,7 +236,12 @@ class Training:
             checkpoints.save(replace(before, **best))
         elif is_due or is_best or self.is_complete(state):
             checkpoints.save(state)
-        self.interruption.raise_if_stopped()
+        self._end_if_stopped(checkpoints)
+
+    def _end_if_stopped(self, checkpoints: Checkpoints) -> None:
+        if self.interruption.is_stopping:
+            checkpoints.wait()
+            self.interruption.raise_if_stopped()
 
     def _micro_batches(self, state: TrainState) -> Iterator[list[Batch]]:
         """This rank's micro batches of each remaining step of the epoch, as many as every other rank has of that step;

@@ -7,7 +7,7 @@ order. The module does not import torch, so that the command line can ask for th
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 from vlatrack.errors import VlatrackError
 
@@ -87,6 +87,10 @@ class ProcessGroup:
     def combine(self, values: Mapping[str, float], rules: Mapping[str, Rule]) -> dict[str, float]:
         """Values of all ranks combined by the rule of their name; a name may be missing on some ranks."""
         return combine_by_name(self.all_gather(dict(values)), rules)
+
+    def duplicate(self) -> Self:
+        """The same ranks once more, for another thread: its collectives do not mix with those of this group."""
+        return self
 
     def lost_ranks(self) -> list[int]:
         """The ranks on this machine whose process has ended. Not a collective."""

@@ -1,5 +1,6 @@
 """A process group on torch.distributed, for ranks started by torchrun or accelerate."""
 
+import copy
 import os
 import re
 import socket
@@ -108,6 +109,11 @@ class TorchProcessGroup(ProcessGroup):
         with _raising_rank_lost():
             for value in module.state_dict().values():
                 dist.broadcast(value, src=0)
+
+    def duplicate(self) -> Self:
+        other = copy.copy(self)
+        other._hosts = dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)
+        return other
 
     def lost_ranks(self) -> list[int]:
         ended, _ = psutil.wait_procs(list(self._processes.values()), timeout=_ENDING_S)

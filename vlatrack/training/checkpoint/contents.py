@@ -1,121 +1,42 @@
-"""The files of one checkpoint folder: how they are written, verified and read.
+"""The files of one checkpoint folder: what is in them, and how a training or a policy is restored from them.
 
 A checkpoint is a folder ``step-<number>``:
 
     policy.json            the policy: backbone and its geometry, bins, normalisation, fingerprints of its data
-    policy.safetensors     the weights, or their average if train.ema asks for one
+    policy.safetensors     the weights; of several ranks policy-00001-of-00002.safetensors, …
     spec.yaml  text_tokenizer/  image_tokenizer/
-    optimizer.pt           optimiser, metric states summed over ranks, random generators, the weights of the last step
-                           beside an average; only tensors and numbers
-    state.json             counters of the training
-    files.json             format version, sha256 and size of all other files
+    training/              states.safetensors, or one file of each rank: optimiser, metric states summed over ranks; and
+                           the weights that training goes on with, where averages of them are the policy
+    state.json             counters of the training, random generators of each rank
+    files.json             format version, sha256 and size of all other files, digest of the policy
 
-optimizer.pt and state.json are only needed to resume; an exported policy has neither. Format 1 (vlatrack 0.1.0) had
-only the weights, optimizer.pt, state.json with bins and ranges, and files.json.
+training/ and state.json are only needed to resume; an exported policy has neither. Each rank writes the tensors that it
+holds, and any number of ranks reads them (see `shards`). Formats 1 and 2 are read as well (see `old_formats`).
 """
 
-import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.checkpoint.planner import SavePlan
 
 from vlatrack.errors import DISK_IS_FULL, CheckpointError
-from vlatrack.metrics.states import MetricStates, states_from_v1
-from vlatrack.training.distributed import part_for, whole
-from vlatrack.training.ema import WeightAverage, copy_weights
+from vlatrack.metrics.states import MetricStates
+from vlatrack.training.checkpoint.manifest import STATE, TRAINING, StoredFile, read_manifest
+from vlatrack.training.checkpoint.old_formats import restore_old_states
+from vlatrack.training.checkpoint.shards import SUFFIX, HostCopies, Shard, StoredTensors
+from vlatrack.training.checkpoint.states import optimizer_states, random_from_json, random_to_json, restore_optimizer
 from vlatrack.training.process_group import ProcessGroup
 from vlatrack.training.state import RandomState, TrainState
 
-FORMAT = 2
-WEIGHTS, POLICY, FILES = "policy.safetensors", "policy.json", "files.json"
-OPTIMIZER, STATE = "optimizer.pt", "state.json"
-TRAINING_FILES = (OPTIMIZER, STATE)
-"""Needed to resume a training, not to act."""
-
-_TORCH_SAVE = ("PytorchStreamWriter", "inline_container", "iostream")
-"""Names in the message of the RuntimeError that torch.save raises when a file cannot be written."""
-
-_NOT_THE_POLICY = (*TRAINING_FILES, "spec.yaml")
-"""Left out of the policy's digest. spec.yaml also holds paths and trackers, which do not change the policy."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """files.json: the files of a checkpoint and their digests."""
-
-    format: int
-    sha256: Mapping[str, str]  # by path inside the checkpoint
-    size: Mapping[str, int]  # bytes; empty in format 1
-
-    @property
-    def policy_sha256(self) -> str:
-        """The policy's digest, which names it everywhere: sha256 over all files that decide how it acts."""
-        listing = "".join(f"{digest}  {name}\n" for name, digest in sorted(self.policy_files().items()))
-        return hashlib.sha256(listing.encode()).hexdigest()
-
-    def policy_files(self) -> dict[str, str]:
-        return {name: digest for name, digest in self.sha256.items() if name not in _NOT_THE_POLICY}
-
-
-def read_manifest(checkpoint: Path) -> Manifest:
-    """files.json of a checkpoint.
-
-    Raises:
-        CheckpointError: there is none, it is damaged, or a later vlatrack wrote it.
-    """
-    try:
-        stored = json.loads((checkpoint / FILES).read_text())
-        if "format" not in stored:
-            return Manifest(1, dict(stored), {})
-        if stored["format"] > FORMAT:
-            raise CheckpointError(
-                f"{checkpoint}: has format {stored['format']}, this vlatrack reads up to {FORMAT}; update vlatrack"
-            )
-        files = stored["files"]
-        digests = {name: str(entry["sha256"]) for name, entry in files.items()}
-        return Manifest(stored["format"], digests, {name: int(entry["bytes"]) for name, entry in files.items()})
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{error.filename}: no such file; not a complete checkpoint") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{checkpoint / FILES}: not readable ({error})") from error
-
-
-def check_files(checkpoint: Path, manifest: Manifest) -> None:
-    """Read every file and compare its sha256 with the manifest.
-
-    Raises:
-        CheckpointError: a file is missing, truncated or altered.
-    """
-    for name, expected in manifest.sha256.items():
-        file = inside(checkpoint, name)
-        try:
-            with file.open("rb") as stream:
-                actual = hashlib.file_digest(stream, "sha256").hexdigest()
-        except OSError as error:
-            raise CheckpointError(f"{file}: {error.strerror}; not a complete checkpoint") from error
-        if actual != expected:
-            raise CheckpointError(f"{file}: truncated or altered (its sha256 differs from {FILES})")
-
-
-def inside(checkpoint: Path, name: str) -> Path:
-    """The path of a file of the manifest.
-
-    Raises:
-        CheckpointError: the name leads out of the checkpoint.
-    """
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise CheckpointError(f"{checkpoint / FILES}: names {name!r}, which lies outside the checkpoint")
-    return checkpoint / name
+WEIGHTS_STEM, STATES_STEM = "policy", "states"
+_METRICS, _WEIGHTS = "metrics.", "weights."
 
 
 @dataclass(frozen=True)
@@ -126,99 +47,118 @@ class TrainingParts:
     optimizer: torch.optim.Optimizer
     group: ProcessGroup
     write_policy_files: Callable[[Path], None]  # policy.json, spec.yaml, tokenizers; into a folder
-    average: WeightAverage | None = None
+    averages: Mapping[str, Tensor] = field(default_factory=dict)
+    """Averages of weights, by their names and sharded as they are: they are saved as the weights of the policy, and the
+    weights that the training goes on with beside its states. Both are restored in place."""
 
-    def gather(self, state: TrainState) -> dict[str, Any]:
-        """The weights and the content of optimizer.pt, whole on the main process. All ranks call this."""
-        states = {"epoch": state.epoch_states, "window": state.window_states}
-        summed = {name: self.group.sum_states(own).state_dict() for name, own in states.items()}
-        random = self.group.all_gather(asdict(RandomState.capture()))
-        own, kept = self.policy.state_dict(), self.group.is_main_process
-        once = {name: own[name] for name, stored in _stored_names(own).items() if name == stored}
-        parts: dict[str, Any] = {"weights": once, "optimizer": self.optimizer.state_dict()}
-        if self.average is not None:
-            parts |= {"weights": once | self.average.tensors(), "last_weights": self.average.own_weights()}
-        with self.group.noticing_lost_ranks():
-            return {**whole(parts, kept=kept), "states": summed, "random": random}
+    def capture(self, state: TrainState, copies: tuple[HostCopies, HostCopies] | None = None) -> "Snapshot":
+        """What this rank has to write of the training at ``state``. All ranks call this.
 
-    def write(self, folder: Path, state: TrainState, tensors: Mapping[str, Any]) -> Manifest:
-        """Write a whole checkpoint into an empty folder and flush it to the disk.
-
-        Raises:
-            CheckpointError: the disk is full, or the folder cannot be written.
+        Args:
+            copies: take copies of weights and of states, so that the training may go on meanwhile; None: it must not
+                go on before the snapshot has been written.
         """
-        weights = {name: value.contiguous() for name, value in tensors["weights"].items()}
-        with clear_write_errors(folder):
-            self.write_policy_files(folder)
-            save_file(weights, folder / WEIGHTS)
-            torch.save({name: part for name, part in tensors.items() if name != "weights"}, folder / OPTIMIZER)
-            (folder / STATE).write_text(json.dumps({"counters": state.counters()}) + "\n")
-            return write_manifest(folder)
+        own = self.policy.state_dict()  # before the parameters are looked at: this has FSDP2 shard them again
+        weights = {name: own[name] for name, stored in stored_names(self.policy, own).items() if name == stored}
+        states, numbers = optimizer_states(self.policy, self.optimizer)
+        states |= self._averaged_weights(own)
+        for window, part in (("epoch", state.epoch_states), ("window", state.window_states)):
+            summed = self.group.sum_states(part).state_dict()
+            states |= {f"{_METRICS}{window}.{name}": value for name, value in summed.items()}
+        of_weights, of_states = copies or (None, None)
+        return Snapshot(
+            state.step,
+            Shard({**weights, **self.averages}, of_weights),
+            Shard(states, of_states),
+            {"random": random_to_json(RandomState.capture())},
+            {"counters": state.counters(), "optimizer": numbers},
+            self.write_policy_files,
+        )
 
     def restore(self, checkpoint: Path) -> TrainState:
         """Restore weights, optimiser and this rank's random generators from a verified checkpoint.
 
         The stored metric states are sums over all ranks: rank 0 continues with them, the others with empty ones. A rank
         that did not exist when the checkpoint was made keeps its generators.
+
+        Raises:
+            CheckpointError: a file is damaged, or of another geometry or optimiser.
         """
-        load_weights(checkpoint, self.policy)
-        stored = torch.load(checkpoint / OPTIMIZER, map_location="cpu", weights_only=True)
-        self.optimizer.load_state_dict(_parts_of_state(stored["optimizer"], self.optimizer))
-        if self.average is not None:
-            weights, last = load_file(checkpoint / WEIGHTS), self.average.own_weights()
-            self.average.load({name: part_for(own, weights[name]) for name, own in last.items()})
-            copy_weights({name: part_for(own, stored["last_weights"][name]) for name, own in last.items()}, last)
-        random = stored["random"]
-        by_rank = random if isinstance(random, list) else [random]
-        rank = self.group.rank
-        if rank < len(by_rank):
-            RandomState(**by_rank[rank]).restore()
-        epoch, window = _metric_states(stored) if rank == 0 else (MetricStates(), MetricStates())
+        content = read_state(checkpoint)
+        if read_manifest(checkpoint).format < 3:
+            load_weights(checkpoint, self.policy)
+            states = restore_old_states(checkpoint, self.optimizer, self.group.rank)
+        else:
+            states = self._restore_states(checkpoint, content)
+        epoch, window = states if self.group.is_main_process else (MetricStates(), MetricStates())
         device = next(self.policy.parameters()).device
-        return TrainState.restored(read_counters(checkpoint), epoch.to(device), window.to(device))
+        return TrainState.restored(content["counters"], epoch.to(device), window.to(device))
+
+    def _restore_states(self, checkpoint: Path, content: Mapping[str, Any]) -> tuple[MetricStates, MetricStates]:
+        stored = StoredTensors(_listed_folder(checkpoint, TRAINING))
+        try:
+            restore_optimizer(self.policy, self.optimizer, stored, content["optimizer"])
+        except CheckpointError as error:
+            raise CheckpointError(f"{checkpoint}: {error}") from error
+        load_weights(checkpoint, self.policy)
+        weights = self._averaged_weights(self.policy.state_dict())
+        if lacking := weights.keys() - stored.shapes.keys():
+            raise CheckpointError(f"{checkpoint}: lacks {min(lacking)}; it was made without averages of the weights")
+        stored_weights(checkpoint).read_into(self.averages)
+        stored.read_into(weights)
+        by_rank = content["random"]
+        if self.group.rank < len(by_rank):
+            random_from_json(by_rank[self.group.rank]).restore()
+        epoch, window = (
+            {name.removeprefix(prefix): stored.read(name) for name in stored.shapes if name.startswith(prefix)}
+            for prefix in (f"{_METRICS}epoch.", f"{_METRICS}window.")
+        )
+        return MetricStates.from_state_dict(epoch), MetricStates.from_state_dict(window)
+
+    def _averaged_weights(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {f"{_WEIGHTS}{name}": own[name] for name in self.averages}
 
 
-def _parts_of_state(stored: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """A whole optimiser's state dict with this rank's part of what is as large as its parameter."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state = {
-        number: {
-            name: part_for(parameters[number], value)
-            if isinstance(value, Tensor) and value.shape == parameters[number].shape
-            else value
-            for name, value in values.items()
-        }
-        for number, values in stored["state"].items()
-    }
-    return {**stored, "state": state}
+@dataclass(frozen=True)
+class Snapshot:
+    """What one rank has to write of a checkpoint."""
 
+    step: int
+    weights: Shard
+    states: Shard
+    of_rank: Mapping[str, Any]  # JSON values that every rank has its own of
+    of_all: Mapping[str, Any]  # JSON values that are the same on all ranks
+    write_policy_files: Callable[[Path], None]
 
-def _metric_states(stored: Mapping[str, Any]) -> tuple[MetricStates, MetricStates]:
-    """The states of the epoch and of the window."""
-    if "sums" in stored:  # format 1
-        return states_from_v1(stored["sums"]["epoch_sums"]), states_from_v1(stored["sums"]["window_sums"])
-    states = stored["states"]
-    return MetricStates.from_state_dict(states["epoch"]), MetricStates.from_state_dict(states["window"])
+    @property
+    def plans(self) -> tuple[SavePlan, SavePlan]:
+        """What this rank could write, for the others."""
+        return self.weights.plan, self.states.plan
 
+    def write_tensors(
+        self, folder: Path, plans: Sequence[tuple[SavePlan, SavePlan]], rank: int
+    ) -> dict[str, StoredFile]:
+        """Write this rank's tensors into a checkpoint's folder, given the plans of all ranks; returns the files.
 
-def write_manifest(folder: Path) -> Manifest:
-    """Write files.json, with the sha256 of every file below ``folder``, and flush all of them to the disk."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != FILES)
-    digests, sizes = {}, {}
-    for file in files:
-        name = file.relative_to(folder).as_posix()
-        with file.open("rb") as stream:
-            digests[name] = hashlib.file_digest(stream, "sha256").hexdigest()
-        sizes[name] = file.stat().st_size
-    manifest = Manifest(FORMAT, digests, sizes)
-    listing = {name: {"sha256": digests[name], "bytes": sizes[name]} for name in digests}
-    content = {"format": FORMAT, "policy_sha256": manifest.policy_sha256, "files": listing}
-    (folder / FILES).write_text(json.dumps(content, indent=1) + "\n")
-    for path in [*folder.rglob("*"), folder]:  # before the rename, so that a power cut leaves no empty files
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-    return manifest
+        Raises:
+            CheckpointError: the disk is full, or the folder cannot be written.
+        """
+        of_weights, of_states = zip(*plans, strict=True)
+        with clear_write_errors(folder):
+            files = self.weights.write(folder, WEIGHTS_STEM, of_weights, rank)
+            states = self.states.write(folder / TRAINING, STATES_STEM, of_states, rank)
+        return files | {f"{TRAINING}/{name}": file for name, file in states.items()}
+
+    def write_rest(self, folder: Path, of_ranks: Sequence[Mapping[str, Any]]) -> None:
+        """Write what is not tensors, given ``of_rank`` of all ranks.
+
+        Raises:
+            CheckpointError: the disk is full, or the folder cannot be written.
+        """
+        gathered = {name: [own[name] for own in of_ranks] for name in self.of_rank}
+        with clear_write_errors(folder):
+            self.write_policy_files(folder)
+            (folder / STATE).write_text(json.dumps({**self.of_all, **gathered}) + "\n")
 
 
 def read_counters(checkpoint: Path) -> dict[str, Any]:
@@ -227,42 +167,91 @@ def read_counters(checkpoint: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is an exported policy, or damaged.
     """
+    counters: dict[str, Any] = read_state(checkpoint)["counters"]
+    return counters
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """state.json.
+
+    Raises:
+        CheckpointError: it is an exported policy, or damaged.
+    """
     try:
-        counters: dict[str, Any] = json.loads((checkpoint / STATE).read_text())["counters"]
+        content: dict[str, Any] = json.loads((checkpoint / STATE).read_text())
+        if "counters" not in content:
+            raise ValueError("it has no counters")
     except FileNotFoundError:
         raise CheckpointError(f"{checkpoint}: an exported policy; a training resumes from its run only") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{checkpoint / STATE}: not readable ({error})") from error
-    return counters
+    return content
 
 
 def load_weights(checkpoint: Path, policy: nn.Module) -> None:
-    """Copy a checkpoint's weights into ``policy``.
+    """Copy a checkpoint's weights into ``policy``; into a sharded one, each rank its part.
 
     Raises:
-        CheckpointError: the file is damaged or of another geometry.
+        CheckpointError: a file is damaged or of another geometry.
     """
-    try:
-        weights = load_file(checkpoint / WEIGHTS)
-        own = policy.state_dict()
-        shared = {name: kept for name, kept in _stored_names(own).items() if name != kept}
-        weights |= {name: weights[kept] for name, kept in shared.items() if kept in weights}
-        policy.load_state_dict({k: part_for(own[k], value) if k in own else value for k, value in weights.items()})
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{checkpoint / WEIGHTS}: unreadable or truncated ({error})") from error
-    except RuntimeError as error:
-        problem = str(error).splitlines()[-1].strip()
-        raise CheckpointError(f"{checkpoint}: of another geometry than this experiment ({problem})") from error
+    stored = StoredTensors(_listed_folder(checkpoint))
+    own = policy.state_dict()
+    names = stored_names(policy, own)
+    wanted = {name: own[name] for name, kept in names.items() if name == kept}
+    if problem := _misfit({name: tuple(tensor.shape) for name, tensor in wanted.items()}, stored.shapes, names):
+        raise CheckpointError(f"{checkpoint}: of another geometry than this experiment ({problem})")
+    stored.read_into(wanted)
 
 
-def _stored_names(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """The name under which each tensor is stored: that of the first, where several are one, such as tied weights."""
+def stored_weights(checkpoint: Path) -> StoredTensors:
+    """The weights in a checkpoint of any format, by name.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    return StoredTensors(_listed_folder(checkpoint))
+
+
+def _misfit(
+    wanted: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]], names: Mapping[str, str]
+) -> str | None:
+    """In what a policy differs from the stored one; None if it does not."""
+    for name, shape in wanted.items():
+        if name not in stored:
+            return f"{name} is missing"
+        if stored[name] != shape:
+            return f"size mismatch for {name}: {list(stored[name])} is stored, {list(shape)} is needed"
+    unknown = sorted(stored.keys() - names.keys())
+    return f"{unknown[0]} is unknown" if unknown else None
+
+
+def _listed_folder(checkpoint: Path, folder: str = "") -> Path:
+    """A folder of a checkpoint, all of whose tensors are to be read.
+
+    Raises:
+        CheckpointError: it has files that the manifest, and so whoever verified it, does not know.
+    """
+    known = read_manifest(checkpoint).sha256
+    place = checkpoint / folder
+    for file in sorted(place.glob(f"*{SUFFIX}")):
+        if file.relative_to(checkpoint).as_posix() not in known:
+            raise CheckpointError(f"{file}: not of this checkpoint (files.json does not name it); remove it")
+    return place
+
+
+def stored_names(policy: nn.Module, state: Mapping[str, Tensor]) -> dict[str, str]:
+    """The name under which each tensor of a state dict is stored: that of the first, where several are one, such as
+    tied weights. It is the same on all ranks, also where one of them holds nothing of a tensor."""
+    parameters = dict(policy.named_parameters(remove_duplicate=False))
     first: dict[tuple[object, ...], str] = {}
     names = {}
     for name, value in state.items():
-        held = value.to_local() if isinstance(value, DTensor) else value
-        same = (held.data_ptr(), value.dtype, value.shape, value.stride())
-        names[name] = first.setdefault(same, name) if held.numel() else name
+        if name in parameters:
+            names[name] = first.setdefault((id(parameters[name]),), name)
+        elif value.numel():
+            names[name] = first.setdefault((value.data_ptr(), value.dtype, value.shape, value.stride()), name)
+        else:
+            names[name] = name
     return names
 
 
@@ -271,9 +260,7 @@ def clear_write_errors(folder: Path) -> Iterator[None]:
     """Turn what the libraries raise when a file cannot be written into a one-line CheckpointError with the remedy."""
     try:
         yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if type(error) is RuntimeError and not any(name in str(error) for name in _TORCH_SAVE):
-            raise
+    except (OSError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno not in DISK_IS_FULL:
             reason, remedy = error.strerror or str(error), "check its permissions"
         else:

@@ -11,9 +11,10 @@ from vlatrack import __version__
 from vlatrack.data.statistics import NormStats
 from vlatrack.errors import CheckpointError, DataError, TokenError
 from vlatrack.tokens.bins import ValueRange
-from vlatrack.training.checkpoint.contents import FORMAT, POLICY, STATE, read_manifest
+from vlatrack.training.checkpoint.manifest import FORMAT, STATE, read_manifest
 
-SPEC, TEXT_TOKENIZER, IMAGE_TOKENIZER = "spec.yaml", "text_tokenizer", "image_tokenizer"
+POLICY, SPEC = "policy.json", "spec.yaml"
+TEXT_TOKENIZER, IMAGE_TOKENIZER = "text_tokenizer", "image_tokenizer"
 
 
 @dataclass(frozen=True)

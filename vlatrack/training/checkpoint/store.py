@@ -1,29 +1,35 @@
-"""The checkpoints of a run: saved atomically, found by name, pruned when newer ones exist."""
+"""The checkpoints of a run: written aside and renamed, found by name, pruned when newer ones exist."""
 
 import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from vlatrack.errors import CheckpointError
-from vlatrack.training.callback import Callback
-from vlatrack.training.checkpoint.contents import (
+from vlatrack.training.checkpoint.contents import Snapshot, clear_write_errors, read_counters
+from vlatrack.training.checkpoint.manifest import (
     FILES,
+    TRAINING,
     Manifest,
-    TrainingParts,
+    StoredFile,
     check_files,
+    flush,
     inside,
-    read_counters,
+    is_needed_to_resume_only,
     read_manifest,
+    write_manifest,
 )
-from vlatrack.training.state import TrainState
+from vlatrack.training.process_group import ProcessGroup
 
 _STEP = "step-"
 _REWOUND = "rewound"
 _CHECKED = ".checked"
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class CheckpointStore:
@@ -58,21 +64,28 @@ class CheckpointStore:
             )
         return present[which]
 
-    def check(self, checkpoint: Path) -> Manifest:
+    def check(self, checkpoint: Path, *, training: bool = True) -> Manifest:
         """Verify the files of a checkpoint and return its manifest.
 
         Every file is hashed once; later calls only compare its size and modification time.
+
+        Args:
+            training: false leaves out the files that only a resume needs.
 
         Raises:
             CheckpointError: a file is missing, truncated or altered, or a later vlatrack wrote it.
         """
         manifest = read_manifest(checkpoint)
-        stamp = self.folder / _CHECKED / f"{checkpoint.name}.json"
-        # Compared as text: after a power cut the stamp may be empty.
-        if not stamp.is_file() or stamp.read_bytes() != _fingerprint(checkpoint, manifest):
-            check_files(checkpoint, manifest)
+        names = [name for name in manifest.sha256 if training or not is_needed_to_resume_only(name)]
+        found = _fingerprint(checkpoint, [*names, FILES])
+        known = self._stamped(checkpoint)
+        changed = [name for name, mark in found.items() if known.get(name) != mark]
+        if FILES in changed:  # the digests, too, may be others
+            changed = [FILES, *names]
+        if changed:
+            check_files(checkpoint, manifest, [name for name in changed if name != FILES])
             if os.access(self.folder, os.W_OK):  # a read-only folder is verified each time
-                self._stamp(checkpoint, manifest)
+                self._stamp(checkpoint, found if FILES in changed else known | found)
         return manifest
 
     # --- writing -----------------------------------------------------------------------------------
@@ -90,38 +103,60 @@ class CheckpointStore:
             if unfinished.name.startswith(".") or not (unfinished / FILES).is_file():
                 shutil.rmtree(unfinished)
 
-    def save(self, parts: TrainingParts, state: TrainState) -> tuple[Path, Manifest | None]:
+    def write(self, snapshot: Snapshot, group: ProcessGroup) -> tuple[Path, Manifest | None]:
         """Write ``step-<number>`` and return its path, with its manifest on the main process. All ranks call this.
 
         An existing checkpoint of the same name is kept until the new one is complete.
 
         Raises:
-            CheckpointError: the disk is full, or the folder cannot be written.
+            CheckpointError: the disk of a rank is full, or the folder cannot be written.
         """
-        target = self.folder / name_of(state.step)
-        tensors = parts.gather(state)
-        if not parts.group.is_main_process:
-            return target, None
-        unfinished, aside = self.folder / f".{target.name}.{os.getpid()}", self.folder / f".{target.name}.replaced"
-        shutil.rmtree(unfinished, ignore_errors=True)
+        target = self.folder / name_of(snapshot.step)
+        unfinished = self.folder / f".{target.name}.unfinished"
+        is_main = group.is_main_process
         try:
-            unfinished.mkdir(parents=True)
-            manifest = parts.write(unfinished, state, tensors)
-        except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise
-        if target.exists():
-            target.rename(aside)
-        unfinished.rename(target)
-        shutil.rmtree(aside, ignore_errors=True)
-        self._stamp(target, manifest)
-        return target, manifest
+            _together(group, lambda: _make_empty(unfinished) if is_main else None)
+            parts = group.all_gather((snapshot.plans, snapshot.of_rank))
+            plans, of_ranks = zip(*parts, strict=True)
+            written = _together(group, lambda: snapshot.write_tensors(unfinished, plans, group.rank))
+            files = {name: file for own in written for name, file in own.items()}
 
-    def prune(self, *, keep_last: int, best_step: int | None) -> None:
-        """Delete all but the last ``keep_last`` checkpoints and the best one."""
-        for path in self.all()[:-keep_last]:
-            if best_step is None or path.name != name_of(best_step):
-                self._delete(path)
+            def commit() -> Manifest | None:
+                if not is_main:
+                    return None
+                snapshot.write_rest(unfinished, of_ranks)
+                return self._commit(unfinished, target, files)
+
+            return target, _together(group, commit)[group.rank]
+        except BaseException:
+            if is_main:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+
+    def _commit(self, unfinished: Path, target: Path, files: dict[str, StoredFile]) -> Manifest:
+        with clear_write_errors(unfinished):
+            manifest = write_manifest(unfinished, files)
+            aside = self.folder / f".{target.name}.replaced"
+            if target.exists():
+                target.rename(aside)
+            unfinished.rename(target)
+            flush([self.folder])
+            shutil.rmtree(aside, ignore_errors=True)
+        self._stamp(target, _fingerprint(target, [*manifest.sha256, FILES]))
+        return manifest
+
+    def prune(self, *, keep_last: int, best_step: int | None) -> list[Path]:
+        """Give up all but the last ``keep_last`` checkpoints and the best one; ``delete`` removes what it returns."""
+        obsolete = [path for path in self.all()[:-keep_last] if best_step is None or path.name != name_of(best_step)]
+        for path in obsolete:
+            (path / FILES).unlink()  # first, so that a kill leaves no checkpoint that looks complete
+        return obsolete
+
+    def delete(self, obsolete: list[Path]) -> None:
+        """Remove the files of checkpoints that are no longer any; takes a while where they are large."""
+        for path in obsolete:
+            shutil.rmtree(path, ignore_errors=True)  # what is left, the next start removes
+            (self.folder / _CHECKED / f"{path.name}.json").unlink(missing_ok=True)
 
     def set_aside_later(self, step: int, *, keep_last: int) -> None:
         """Move checkpoints after ``step`` into ``rewound``, since training writes new ones with these names.
@@ -138,46 +173,24 @@ class CheckpointStore:
         for path in sorted(rewound.glob(f"{_STEP}*"))[:-keep_last]:
             shutil.rmtree(path)
 
-    def _delete(self, path: Path) -> None:
-        (path / FILES).unlink()  # first, so that a kill leaves no checkpoint that looks complete
-        shutil.rmtree(path)
-        (self.folder / _CHECKED / f"{path.name}.json").unlink(missing_ok=True)
+    def _stamped(self, checkpoint: Path) -> dict[str, list[int]]:
+        """The files that have been verified, as they were then; none if the stamp is damaged, as by a power cut."""
+        try:
+            known = json.loads((self.folder / _CHECKED / f"{checkpoint.name}.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return known if isinstance(known, dict) else {}
 
-    def _stamp(self, checkpoint: Path, manifest: Manifest) -> None:
-        """Remember that a checkpoint is whole. Where that cannot be written, it is verified again the next time."""
+    def _stamp(self, checkpoint: Path, files: dict[str, list[int]]) -> None:
+        """Remember which files are whole. Where that cannot be written, they are verified again the next time."""
         stamp = self.folder / _CHECKED / f"{checkpoint.name}.json"
         unfinished = stamp.with_suffix(f".{os.getpid()}")  # renamed: a kill must not leave half of it
         try:
             stamp.parent.mkdir(exist_ok=True)
-            unfinished.write_bytes(_fingerprint(checkpoint, manifest))
+            unfinished.write_text(json.dumps(files))
             unfinished.replace(stamp)
         except OSError as error:
             _log.warning("%s: cannot be written (%s); %s is verified each time", stamp, error.strerror, checkpoint.name)
-
-
-class RunCheckpoints:
-    """Saves and restores a running training (implements ``vlatrack.training.loop.Checkpoints``)."""
-
-    def __init__(
-        self, store: CheckpointStore, parts: TrainingParts, *, keep_last: int, callbacks: Sequence[Callback]
-    ) -> None:
-        self._store, self._parts, self._keep_last, self._callbacks = store, parts, keep_last, callbacks
-
-    def save(self, state: TrainState) -> None:
-        path, manifest = self._store.save(self._parts, state)
-        if manifest is not None:
-            for callback in self._callbacks:
-                callback.on_checkpoint(state, path, manifest.policy_sha256)
-            self._store.prune(keep_last=self._keep_last, best_step=state.best_step)
-
-    @property
-    def last_name(self) -> str | None:
-        present = self._store.all()
-        return present[-1].name if present else None
-
-    def restore_last(self) -> TrainState:
-        """Restore the training from the last checkpoint; there must be one."""
-        return self._parts.restore(self._store.find("last"))
 
 
 def name_of(step: int) -> str:
@@ -190,13 +203,38 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(_STEP))
 
 
-def _fingerprint(checkpoint: Path, manifest: Manifest) -> bytes:
+def _fingerprint(checkpoint: Path, names: list[str]) -> dict[str, list[int]]:
     """Size and modification time of each file; while they are the same, the file is taken as unchanged."""
     found = {}
-    for name in [*manifest.sha256, FILES]:
+    for name in names:
         file = inside(checkpoint, name)
         if not file.is_file():
             raise CheckpointError(f"{file}: no such file; not a complete checkpoint")
         stat = file.stat()
         found[name] = [stat.st_size, stat.st_mtime_ns]
-    return json.dumps(found).encode()
+    return found
+
+
+def _make_empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    with clear_write_errors(folder):
+        (folder / TRAINING).mkdir(parents=True)
+
+
+def _together(group: ProcessGroup, work: Callable[[], T]) -> list[T]:
+    """What the work of each rank has returned, by rank. All ranks call this.
+
+    Raises:
+        CheckpointError: on all ranks, with the reason of the first whose work has raised one.
+    """
+    mine: tuple[list[T], str | None]
+    cause = None
+    try:
+        mine = [work()], None
+    except CheckpointError as error:
+        mine, cause = ([], str(error)), error
+    done = group.all_gather(mine)
+    problem = next((problem for _, problem in done if problem is not None), None)
+    if problem is not None:
+        raise CheckpointError(problem) from cause
+    return [result for results, _ in done for result in results]

@@ -1,0 +1,69 @@
+"""The run that `--resume auto` continues: the last unfinished one of the same experiment, claimed for this process."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlatrack.errors import VlatrackError
+from vlatrack.runner.directory import RunDirectory
+from vlatrack.spec.identity import canonical_hash
+from vlatrack.spec.models import ExperimentSpec
+from vlatrack.tracking.journal.history import run_status
+from vlatrack.tracking.journal.journal import is_being_written
+from vlatrack.tracking.lock import FileLock, LockHeldError
+
+_OF_ITS_START = ("name", "init_from")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ClaimedRun:
+    """An unfinished run with a checkpoint, which no other process takes before `release`."""
+
+    directory: RunDirectory
+    checkpoint: Path  # its last one
+    lock: FileLock
+
+    def release(self) -> None:
+        self.lock.release()
+
+
+def claim_unfinished(runs: Path, spec: ExperimentSpec) -> ClaimedRun | None:
+    """The run below ``runs`` that was started last, of those with the canonical hash of ``spec`` that are not finished
+    and have a checkpoint; None if there is none. A run whose process lives, or that another process has claimed, is not
+    taken.
+
+    Whether the data is what it was is not looked at: the resume does, and says what has changed.
+    """
+    for directory in _same_experiment(runs, spec):
+        try:
+            lock = FileLock.acquire(directory.path / "resume.lock")
+        except LockHeldError:
+            continue
+        if is_being_written(directory.journal) or run_status(directory.path).status == "FINISHED":
+            lock.release()
+            continue
+        store = directory.checkpoints
+        store.recover()
+        if present := store.all():
+            return ClaimedRun(directory, present[-1], lock)
+        lock.release()
+    return None
+
+
+def _same_experiment(runs: Path, spec: ExperimentSpec) -> Iterator[RunDirectory]:
+    """The runs of the same experiment that have begun, the last one first."""
+    wanted = canonical_hash(spec)
+    for path in sorted((runs / spec.name).glob("[0-9]*/spec.yaml"), reverse=True):
+        directory = RunDirectory(path.parent)
+        try:
+            found = directory.spec()
+        except VlatrackError as error:
+            _log.warning("%s: left out by --resume auto (%s)", directory.path, error)
+            continue
+        is_same = canonical_hash(found) == wanted and all(
+            getattr(found, name) == getattr(spec, name) for name in _OF_ITS_START
+        )
+        if is_same and directory.journal.exists():
+            yield directory
