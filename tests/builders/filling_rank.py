@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from vlatrack.builders.policy import backbone_factory, build_policy
 from vlatrack.builders.unfilled import build_unfilled_policy
@@ -16,7 +17,7 @@ from vlatrack.models.backbones.pretrained import held_rows
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.spec.load import load_spec
 from vlatrack.spec.models import ExperimentSpec
-from vlatrack.training.distributed import distribute, process_mesh, whole
+from vlatrack.training.distributed import distribute, process_mesh
 from vlatrack.training.process_group import ProcessGroup
 
 CPU = torch.device("cpu")
@@ -53,7 +54,8 @@ def main(file: Path, example: str, *words: str) -> None:
     policy = build(spec, group)
     peak = memory("VmHWM") - before
     held = sum(held_rows(parameter)[0].numel() * parameter.element_size() for parameter in policy.parameters())
-    gathered = whole(dict(policy.state_dict()), kept=True)
+    parts = policy.state_dict().items()
+    gathered = {name: part.full_tensor() if isinstance(part, DTensor) else part for name, part in parts}
     buffers = dict(policy.named_buffers())
     expected = build_policy(spec, backbone_factory(spec).open())
     different = [name for name, value in expected.state_dict().items() if not torch.equal(value, gathered[name])]

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from vlatrack.bench.memory import predict_training_memory
+from vlatrack.cli.memory import parse_gpus, parse_memory
 from vlatrack.data.formats.lerobot.dataset import LeRobotDataset
 from vlatrack.spec.load import load_spec
 from vlatrack.spec.models import ExperimentSpec, LeRobotSource, LiberoSource
@@ -45,7 +47,7 @@ def test_libero_experiment_has_the_numbers_of_the_reference(suite: str) -> None:
     assert (optim.warmup_epochs, optim.betas) == (0.01, (0.9, 0.95))
     assert (loss.loss_ct_weights, loss.z_loss_weight, loss.image_token_weight) == (10, 1e-5, 0.04)
     assert (train.batch_size, train.micro_batch, train.epochs, train.precision) == (64, 8, 40, "bf16")
-    assert train.memory.keep == "none"
+    assert (train.memory.parameters, train.memory.keep) == ("bf16", "none")
     assert (spec.backbone.residual_dropout, spec.backbone.max_seq_len) == (0.08, 4096)
     assert (data.history, data.use_state, set(data.samples)) == (2, True, {"vla", "world_model"})
     assert data.cameras == ("agentview_rgb", "eye_in_hand_rgb")
@@ -66,3 +68,15 @@ def test_quickstart_asks_for_tasks_and_cameras_that_the_shipped_dataset_has() ->
     assert set(data.cameras) <= set(source.cameras)
     assert data.val_ood is not None
     assert set(data.val_ood.tasks or ()) < {episode.task for episode in source.episodes()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("suite", "gpus", "limit"), [("libero_goal", "1", "80GB"), ("libero_10", "8", "24GB")])
+def test_libero_experiment_fits_the_gpus_that_it_names(
+    suite: str, gpus: str, limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where there is no checkpoint
+    file = EXPERIMENTS / f"{suite}.yaml"
+    assert limit.replace("GB", " GB") in file.read_text()
+    memory = predict_training_memory(load_spec(file), parse_gpus(gpus))
+    assert memory.on_gpu <= parse_memory(limit)

@@ -51,7 +51,7 @@ def _another_precision() -> Iterator[None]:
 def test_a_run_resumes_bitwise_with(tmp_path: Path, way: str) -> None:
     run = run_experiment(load_spec(TOY, [*QUICK, *WAYS[way]]), runs=tmp_path / "runs").path
     last = run / "checkpoints" / "step-00000004"
-    files = [last / "policy.safetensors", last / "optimizer.pt"]
+    files = [last / "policy.safetensors", last / "training" / "states.safetensors"]
     before = [file.read_bytes() for file in files]
     resume_run(run, checkpoint="step-00000002")
     assert [file.read_bytes() for file in files] == before
@@ -67,7 +67,8 @@ def test_the_average_is_what_is_evaluated_exported_and_started_from(tmp_path: Pa
     last = run / "checkpoints" / "step-00000015"
     export_policy(run, tmp_path / "policy", checkpoint="last")
     weights = load_file(tmp_path / "policy" / "policy.safetensors")
-    own = torch.load(last / "optimizer.pt", weights_only=True)["last_weights"]
+    states = load_file(last / "training" / "states.safetensors")
+    own = {name.removeprefix("weights."): tensor for name, tensor in states.items() if name.startswith("weights.")}
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
     assert {tensor.dtype for tensor in own.values()} == {torch.bfloat16}
     assert any(not torch.equal(weights[name].bfloat16(), tensor) for name, tensor in own.items())

@@ -46,7 +46,7 @@ class Case:
         distribute(self.policy, process_mesh(shape, torch.device("cpu")))
         self.optimizer = self._optimizer(ways)
         self.average = WeightAverage(self.policy, decay=0.9)
-        self.parts = TrainingParts(self.policy, self.optimizer, group, lambda folder: None, self.average)
+        self.parts = TrainingParts(self.policy, self.optimizer, group, lambda folder: None, self.average.tensors())
 
     def _optimizer(self, ways: set[str]) -> torch.optim.Optimizer:
         groups = parameter_groups(self.policy, [], lr=COMMON["lr"])
@@ -87,7 +87,7 @@ def outcome(ways: set[str], group: ProcessGroup, store: CheckpointStore) -> dict
     uninterrupted, first, second = (Case(ways, group) for _ in range(3))
     losses = uninterrupted.train(range(2 * HALF))
     first.train(range(HALF))
-    path, _ = store.save(first.parts, TrainState(step=HALF))
+    path, _ = store.write(first.parts.capture(TrainState(step=HALF)), group)
     with group.main_process_first():
         second.parts.restore(path)
     resumed = second.train(range(HALF, 2 * HALF))

@@ -59,18 +59,18 @@ def test_a_bf16_policy_has_an_average_in_fp32_which_acts_rounded_and_leaves_the_
 
 
 def test_the_policy_of_a_checkpoint_is_the_average_and_a_restored_training_has_both(tmp_path: Path) -> None:
-    def parts_of(policy: nn.Module) -> TrainingParts:
+    def parts_of(policy: nn.Module, average: WeightAverage) -> TrainingParts:
         optimizer = adamw(policy.parameters(), lr=0.1, weight_decay=0.0, betas=(0.9, 0.95), eps=1e-8)
-        average = WeightAverage(policy, decay=0.999)
-        return TrainingParts(policy, optimizer, ProcessGroup(), lambda folder: None, average)
+        return TrainingParts(policy, optimizer, ProcessGroup(), lambda folder: None, average.tensors())
 
     policy, fresh = policy_of(1.0, torch.bfloat16), policy_of(7.0, torch.bfloat16)
-    parts, restored = parts_of(policy), parts_of(fresh)
+    average, restored = WeightAverage(policy, decay=0.999), WeightAverage(fresh, decay=0.999)
+    parts = parts_of(policy, average)
     nn.init.constant_(policy.weight, 2.0)
-    parts.average.update(50, TAKEN)
-    path, _ = CheckpointStore(tmp_path / "checkpoints").save(parts, TrainState(step=50))
-    assert torch.equal(load_file(path / "policy.safetensors")["weight"], parts.average.tensors()["weight"])
-    restored.restore(path)
+    average.update(50, TAKEN)
+    path, _ = CheckpointStore(tmp_path / "checkpoints").write(parts.capture(TrainState(step=50)), parts.group)
+    assert torch.equal(load_file(path / "policy.safetensors")["weight"], average.tensors()["weight"])
+    parts_of(fresh, restored).restore(path)
     assert torch.equal(fresh.weight, policy.weight)
-    for name, tensor in parts.average.tensors().items():
-        assert torch.equal(restored.average.tensors()[name], tensor)
+    for name, tensor in average.tensors().items():
+        assert torch.equal(restored.tensors()[name], tensor)

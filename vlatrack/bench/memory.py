@@ -1,9 +1,12 @@
 """The memory that an experiment's training needs on each GPU, from its spec: no GPU, no data, no pretrained weights."""
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -151,6 +154,41 @@ def remedies(load: Callable[[Sequence[str]], ExperimentSpec], limit: int, gpus: 
             yield fitting
 
 
+def storage_remedies(
+    load: Callable[[Sequence[str]], ExperimentSpec], limit: int, gpus: Gpus = ONE_GPU
+) -> Iterator[Remedy]:
+    """As ``remedies``, but settings that store or train less, and so train another policy; what changes least comes
+    first. What needs a package that is not installed is left out."""
+    spec = load(())
+    rows = _rows(spec, gpus)
+    for change in _less_stored(spec, gpus):
+        for halvings in range(rows.bit_length()):
+            words = (*change, f"train.micro_batch={rows >> halvings}") if halvings else change
+            memory = predict_training_memory(load(words), gpus)
+            if memory.on_gpu <= limit:
+                yield Remedy(words, memory)
+                break
+            if memory.prediction.whole.total + CUDA_BYTES > limit:
+                break
+
+
+def _less_stored(spec: ExperimentSpec, gpus: Gpus) -> list[tuple[str, ...]]:
+    """Settings that store parameters and optimiser states in fewer bits, or train adapters alone."""
+    if isinstance(spec.backbone, CustomBackboneSpec) or spec.backbone.adapter is not None:
+        return []
+    precision = ("train.precision=bf16",) if spec.train.precision == "fp32" else ()
+    storage, found = spec.storage, []
+    if spec.optim.kind == "adamw":
+        bf16 = precision if storage.parameters == "bf16" else (*precision, "train.memory.parameters=bf16")
+        if storage.parameters == "fp32":
+            found.append((*bf16, "train.memory.keep=none"))
+        if storage.optimizer_states != "8bit" and gpus.all == 1 and find_spec("torchao"):
+            found.append((*bf16, "train.memory.optimizer_states=8bit", "train.memory.keep=none"))
+    if find_spec("peft"):
+        found.append((*precision, "backbone.adapter={kind: lora, base: bf16}", "train.memory={keep: none}"))
+    return found
+
+
 def _variants(spec: ExperimentSpec) -> list[tuple[str, ...]]:
     """What lowers the memory beside a smaller micro batch, in the order of what it costs."""
     variants: list[tuple[str, ...]] = [()]
@@ -178,7 +216,10 @@ def _rows(spec: ExperimentSpec, gpus: Gpus) -> int:
 
 
 def sizes_of(spec: ExperimentSpec) -> BackboneSource:
-    """How to build the backbone, without its weights."""
+    """How to build the backbone, without its weights; see ``assumes_7b``."""
+    if assumes_7b(spec):
+        changes = {"init": "scratch", "checkpoint": None, "preset": "7b"}
+        spec = spec.model_copy(update={"backbone": spec.backbone.model_copy(update=changes)})
     stored = initial_policy(spec)
     if stored is not None:
         return replace(stored.source(spec), weights=None)
@@ -190,6 +231,16 @@ def sizes_of(spec: ExperimentSpec) -> BackboneSource:
             f"{error}; to predict the memory, its config.json and tokenizer.json are enough, or the sizes of a preset: "
             f"backbone.init=scratch backbone.checkpoint=null backbone.{preset}"
         ) from error
+
+
+def assumes_7b(spec: ExperimentSpec) -> bool:
+    """Whether the checkpoint of a Chameleon is not here and called 7b, so that its sizes are taken to be those of the
+    preset: all public ones have these, and the hub need not be asked."""
+    backbone = spec.backbone
+    if backbone.kind != "chameleon" or backbone.checkpoint is None or spec.init_from is not None:
+        return False
+    called_7b = re.search(r"(?<![0-9])7b(?![a-z0-9])", Path(backbone.checkpoint).name.lower())
+    return called_7b is not None and not Path(backbone.checkpoint).exists()
 
 
 def longest_samples(spec: ExperimentSpec, text: TextTokenizer, layout: TokenLayout) -> tuple[list[TokenSequence], str]:

@@ -98,6 +98,8 @@ def _print_table(console: "Console", memory: "TrainingMemory") -> None:
 
 
 def _assumptions(spec: "ExperimentSpec", memory: "TrainingMemory") -> list[str]:
+    from vlatrack.bench.memory import assumes_7b
+
     prediction, rows = memory.prediction, "train.micro_batch" if spec.train.micro_batch else "train.batch_size"
     accumulation = f"; {memory.micro_batches} micro batches a step, whose gradients accumulate"
     lines = [
@@ -108,6 +110,10 @@ def _assumptions(spec: "ExperimentSpec", memory: "TrainingMemory") -> list[str]:
     ]
     if spec.train.memory.offload == "activations":
         lines.append("activations are counted although they are offloaded")
+    if assumes_7b(spec):
+        lines.append(f"assumed: {spec.backbone.checkpoint}, which is not here, has the sizes of the 7b preset")
+    if spec.train.ema is not None:
+        lines.append("not counted: train.ema keeps 4 bytes more of each trained parameter")
     if spec.loss.gradient_share_every is not None:
         lines.append("not counted either: steps of loss.gradient_share_every need up to two more sets of gradients")
     return lines
@@ -128,27 +134,33 @@ def _print_remedies(
     gpus: "Gpus",
     allowed: int,
 ) -> None:
-    from vlatrack.bench.memory import CUDA_BYTES, remedies
+    from vlatrack.bench.memory import CUDA_BYTES, remedies, storage_remedies
 
-    whole = memory.prediction.whole
+    whole, found = memory.prediction.whole, False
     if whole.total + CUDA_BYTES > allowed:
         console.print(
-            f"no setting would: weights, gradients and optimiser states alone need {_gib(whole.total)} GiB; "
-            "take a smaller backbone, a larger GPU or more of them (--gpus)",
+            f"weights, gradients and optimiser states alone need {_gib(whole.total)} GiB, as they are stored",
             soft_wrap=True,
         )
+    else:
+        with console.status("looking for settings that fit …"):
+            for remedy in remedies(load, allowed, gpus):
+                console.print(f"fits with: {_words(remedy.words)}  ({_on_gpu(remedy.memory)})", soft_wrap=True)
+                found = True
+    if found:
         return
-    found = False
-    with console.status("looking for settings that fit …"):
-        for remedy in remedies(load, allowed, gpus):
-            console.print(f"fits with: {' '.join(remedy.words)}  ({_on_gpu(remedy.memory)})", soft_wrap=True)
+    with console.status("looking for settings that store less …"):
+        for remedy in storage_remedies(load, allowed, gpus):
+            told = f"fits with: {_words(remedy.words)}  ({_on_gpu(remedy.memory)}), which is another experiment"
+            console.print(told, soft_wrap=True)
             found = True
     if not found:
-        console.print(
-            "no setting would: not even with a micro batch of one row; take a smaller backbone, a larger GPU or more "
-            "of them (--gpus)",
-            soft_wrap=True,
-        )
+        console.print("no setting would: take a smaller backbone, a larger GPU or more of them (--gpus)")
+
+
+def _words(words: Sequence[str]) -> str:
+    """Settings as a shell takes them."""
+    return " ".join(f"'{word}'" if " " in word else word for word in words)
 
 
 def _on_gpu(memory: "TrainingMemory") -> str:

@@ -1,5 +1,6 @@
 """`vlatrack run`: train, evaluate and track one experiment."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -60,19 +61,10 @@ def run(
     """
     words = words or []
     continues = resume not in (None, "auto")  # a run that is named, with its own spec
-    if not continues and not words:
-        raise SpecError("vlatrack run: give an experiment's YAML file, or --resume RUN to continue a run")
-    if not continues and "=" in words[0] and not Path(words[0]).exists():
-        raise SpecError(f"vlatrack run: give an experiment's YAML file before {words[0]}")
-    if continues and words and "=" not in words[0]:
-        raise SpecError(f"vlatrack run: --resume continues a run with its own spec; leave out {words[0]}")
-    if not continues and checkpoint != "last":
-        raise SpecError("vlatrack run: --checkpoint belongs to --resume RUN")
+    _check_words(words, checkpoint, continues=continues)
     from vlatrack.cli.progress import TerminalDisplay, prepare_process
 
     prepare_process()
-    import sys
-
     from vlatrack.runner.processes import joined_process_group
 
     with joined_process_group() as group, TerminalDisplay(shown=group.is_main_process) as display:
@@ -97,3 +89,14 @@ def run(
 
             start = run_experiment if resume is None else resume_or_run
             start(spec, runs=runs, command=sys.argv, callbacks=callbacks, group=group)
+
+
+def _check_words(words: list[str], checkpoint: str, *, continues: bool) -> None:
+    if not continues and not words:
+        raise SpecError("vlatrack run: give an experiment's YAML file, or --resume RUN to continue a run")
+    if not continues and "=" in words[0] and not Path(words[0]).exists():
+        raise SpecError(f"vlatrack run: give an experiment's YAML file before {words[0]}")
+    if continues and words and "=" not in words[0]:
+        raise SpecError(f"vlatrack run: --resume continues a run with its own spec; leave out {words[0]}")
+    if not continues and checkpoint != "last":
+        raise SpecError("vlatrack run: --checkpoint belongs to --resume RUN")
