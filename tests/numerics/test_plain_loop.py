@@ -75,6 +75,7 @@ def plain_loop(spec: ExperimentSpec, folder: Path) -> list[tuple[float, float, f
     return found
 
 
+@pytest.mark.slow
 def test_the_engine_takes_the_steps_of_a_plain_loop(tmp_path: Path) -> None:
     spec, losses = load_spec(TOY, WORDS), Losses()
     run_experiment(load_spec(TOY, [*WORDS, f"train.max_steps={STEPS}"]), runs=tmp_path / "runs", callbacks=[losses])

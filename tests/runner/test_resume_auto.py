@@ -16,6 +16,9 @@ from vlatrack.training.callback import Callback
 QUICK = ("train.max_steps=2", "train.checkpoint.every_steps=1", "evaluate.open_loop=null")
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all runs, with one that was killed after its last checkpoint."""
@@ -71,7 +74,6 @@ def test_a_run_that_a_living_process_writes_or_has_claimed_is_left_to_it(runs: P
     assert _taken(runs) is not None
 
 
-@pytest.mark.slow
 def test_it_goes_on_where_it_was_killed_and_then_starts_anew_and_says_so(runs: Path) -> None:
     told: list[str] = []
     steps: list[int] = []

@@ -24,6 +24,7 @@ from program import ENVIRONMENT, TOY
 from vlatrack.tracking.journal.history import metric_history, run_status
 from vlatrack.training.checkpoint.manifest import check_files, read_manifest
 from vlatrack.training.checkpoint.store import CheckpointStore
+from vlatrack.training.throughput import SPEEDS
 
 EXPERIMENT = (
     *("data.sample_every=3", "tracking.log_every=1", "tracking.system_every_s=null", "evaluate.open_loop=null"),
@@ -32,7 +33,6 @@ EXPERIMENT = (
 WITHOUT_DROPOUT = ("backbone.residual_dropout=0", "action_head.dropout=0")
 """Another number of processes draws other masks."""
 
-SPEEDS = ("per_s", "time_s", "wait_s", "memory_mib")
 PATIENCE_S = 240.0
 
 
@@ -98,7 +98,7 @@ def _metrics(run: Path) -> dict[tuple[str, int], float]:
     return {
         (name, step): value
         for name, values in metric_history(run / "journal.jsonl").items()
-        if name.startswith("train_") and not name.endswith(SPEEDS)
+        if name.startswith("train_") and not name.endswith(tuple(SPEEDS))
         for step, value in values
     }
 

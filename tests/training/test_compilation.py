@@ -67,7 +67,7 @@ def step(policy: VlaPolicy, batch: Batch) -> tuple[float, dict[str, float], dict
     return loss.item(), policy.metric_values(output.states), gradients
 
 
-@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("checkpointed", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_all_layers_share_one_graph_and_evaluation_has_one_of_its_own(checkpointed: bool) -> None:
     policy, graphs = make_policy(residual_dropout=0.1), Graphs()
     if checkpointed:

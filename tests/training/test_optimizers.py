@@ -146,6 +146,7 @@ def test_steps_are_those_of_torchao_to_the_bit(kind: str, name: str, options: di
         assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_updates_below_a_bf16_ulp_arrive_by_chance_or_by_kahan_and_are_lost_by_rounding_to_nearest() -> None:
     """500 updates of 2e-5 of 1.0, whose neighbours in bf16 are 0.0039 and 0.0078 away."""
     moved = {}
@@ -190,6 +191,7 @@ def test_parameters_that_are_updated_in_parts_are_as_those_that_are_not(monkeypa
     assert equal(*made)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eight_bits", [False, True])
 def test_one_compiled_graph_serves_parameters_of_every_length_and_each_learning_rate(eight_bits: bool) -> None:
     counter = CompileCounter()

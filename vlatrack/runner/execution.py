@@ -163,8 +163,7 @@ def _train(
         experiment, policy, train_samples, job.accelerator, group, interruption, callbacks, fill=fill
     )
     parts = build_training_parts(experiment, training, encoding, directory.tokenizer)
-    with group.main_process_first():
-        state = _initial_state(job, parts, directory.checkpoints, group)
+    state = _initial_state(job, parts, directory.checkpoints, group)  # together: an optimiser's step may be collective
     if job.resume_from is not None:
         notify("on_resume", state, job.resume_from, job.changes)
     for warning in training_warnings(experiment, training, state):

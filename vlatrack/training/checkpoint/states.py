@@ -41,7 +41,7 @@ def restore_optimizer(
     """The inverse of ``optimizer_states``, for any sharding. A parameter that had no state then has none after it.
 
     Takes a step whose gradients and learning rates are 0, which makes the states in the form that the optimiser gives
-    them; the weights must be restored after it.
+    them; the weights must be restored after it. All ranks call this, since such a step may be collective, as Muon's is.
 
     Raises:
         CheckpointError: the states are of another optimiser, or of another geometry.
