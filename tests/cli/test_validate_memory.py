@@ -106,7 +106,9 @@ def test_where_the_weights_alone_are_too_large_settings_that_store_less_are_look
 
 @pytest.mark.slow
 def test_settings_that_store_less_fit_and_say_that_they_train_another_policy() -> None:
-    words = [TOY, "train.micro_batch=1", "backbone.preset=small", "--gpu-memory", "1.6GB"]
+    sizes = "hidden_size: 1024, num_attention_heads: 8, num_key_value_heads: 8, intermediate_size: 4096"
+    backbone = f"backbone={{kind: causal_lm, preset: small, sizes: {{{sizes}}}, max_seq_len: 160}}"
+    words = [TOY, "train.micro_batch=1", backbone, "--gpu-memory", "3.4GB"]
     result = validate(*words)
     assert result.exit_code == 2
     ready = re.findall(r"^fits with: (.*?)  .*, which is another experiment$", result.output, re.MULTILINE)

@@ -216,8 +216,8 @@ def _rows(spec: ExperimentSpec, gpus: Gpus) -> int:
 
 
 def sizes_of(spec: ExperimentSpec) -> BackboneSource:
-    """How to build the backbone, without its weights; see ``assumes_7b``."""
-    if assumes_7b(spec):
+    """How to build the backbone, without its weights; see ``assumed_7b``."""
+    if assumed_7b(spec) is not None:
         changes = {"init": "scratch", "checkpoint": None, "preset": "7b"}
         spec = spec.model_copy(update={"backbone": spec.backbone.model_copy(update=changes)})
     stored = initial_policy(spec)
@@ -233,14 +233,14 @@ def sizes_of(spec: ExperimentSpec) -> BackboneSource:
         ) from error
 
 
-def assumes_7b(spec: ExperimentSpec) -> bool:
-    """Whether the checkpoint of a Chameleon is not here and called 7b, so that its sizes are taken to be those of the
+def assumed_7b(spec: ExperimentSpec) -> str | None:
+    """The checkpoint of a Chameleon that is not here and called 7b, so that its sizes are taken to be those of the
     preset: all public ones have these, and the hub need not be asked."""
     backbone = spec.backbone
     if backbone.kind != "chameleon" or backbone.checkpoint is None or spec.init_from is not None:
-        return False
+        return None
     called_7b = re.search(r"(?<![0-9])7b(?![a-z0-9])", Path(backbone.checkpoint).name.lower())
-    return called_7b is not None and not Path(backbone.checkpoint).exists()
+    return backbone.checkpoint if called_7b and not Path(backbone.checkpoint).exists() else None
 
 
 def longest_samples(spec: ExperimentSpec, text: TextTokenizer, layout: TokenLayout) -> tuple[list[TokenSequence], str]:

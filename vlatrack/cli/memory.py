@@ -98,7 +98,7 @@ def _print_table(console: "Console", memory: "TrainingMemory") -> None:
 
 
 def _assumptions(spec: "ExperimentSpec", memory: "TrainingMemory") -> list[str]:
-    from vlatrack.bench.memory import assumes_7b
+    from vlatrack.bench.memory import assumed_7b
 
     prediction, rows = memory.prediction, "train.micro_batch" if spec.train.micro_batch else "train.batch_size"
     accumulation = f"; {memory.micro_batches} micro batches a step, whose gradients accumulate"
@@ -110,8 +110,8 @@ def _assumptions(spec: "ExperimentSpec", memory: "TrainingMemory") -> list[str]:
     ]
     if spec.train.memory.offload == "activations":
         lines.append("activations are counted although they are offloaded")
-    if assumes_7b(spec):
-        lines.append(f"assumed: {spec.backbone.checkpoint}, which is not here, has the sizes of the 7b preset")
+    if (checkpoint := assumed_7b(spec)) is not None:
+        lines.append(f"assumed: {checkpoint}, which is not here, has the sizes of the 7b preset")
     if spec.train.ema is not None:
         lines.append("not counted: train.ema keeps 4 bytes more of each trained parameter")
     if spec.loss.gradient_share_every is not None:

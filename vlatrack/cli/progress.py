@@ -34,7 +34,7 @@ def prepare_process() -> None:
     # Messages of these libraries would break the progress bar.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for name in ("accelerate", "torchao", "torch.utils._pytree"):
+    for name in ("accelerate", "bitsandbytes", "torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
     provide_user()
     warnings.filterwarnings("ignore", module="torch.optim.lr_scheduler")
