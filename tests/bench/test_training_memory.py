@@ -30,6 +30,7 @@ def predicted(*words: str, extrapolate: bool = True) -> TrainingMemory:
     return predict_training_memory(spec_of(*words), extrapolate=extrapolate)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -74,6 +75,7 @@ def test_two_processes_need_what_is_predicted_for_two(tmp_path: Path, parallel: 
     assert prediction.peak.total == pytest.approx(json.loads(file.read_text()), rel=0.02)
 
 
+@pytest.mark.slow
 def test_gpus_share_the_samples_the_weights_and_the_optimiser_states() -> None:
     alone = predicted("train.batch_size=8").prediction
     sharded, replicated = (
@@ -144,6 +146,7 @@ def test_what_is_frozen_needs_no_gradients_and_no_states(words: list[str]) -> No
     assert prediction.peak.gradients == prediction.whole.gradients
 
 
+@pytest.mark.slow
 def test_a_row_is_as_long_as_the_longest_sample_that_the_experiment_can_make() -> None:
     short = predicted("backbone.max_seq_len=400", "data.use_state=false", "data.samples=[vla]")
     # Begin, prompt, instruction of 128 bytes, an image of 2 x 2 codes, end, 3 actions of 2 numbers, end.

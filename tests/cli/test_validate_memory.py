@@ -85,6 +85,7 @@ def test_a_training_that_fits_is_told_so() -> None:
     assert re.search(r"^fits into 24GB: it needs 1\.\d\d GiB", result.output, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_a_training_that_does_not_fit_gets_words_with_which_it_does() -> None:
     words = [TOY, "train.micro_batch=2", "train.precision=bf16", "train.memory.keep=none"]
     limit = ("--gpu-memory", "1118.3MB")
@@ -97,6 +98,7 @@ def test_a_training_that_does_not_fit_gets_words_with_which_it_does() -> None:
     assert validate(*words, *ready[0].split(), *limit).exit_code == 0
 
 
+@pytest.mark.slow
 def test_where_the_weights_alone_are_too_large_settings_that_store_less_are_looked_for() -> None:
     result = validate(TOY, "train.micro_batch=1", "--gpu-memory", "1075MB")
     assert result.exit_code == 2

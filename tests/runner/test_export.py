@@ -49,6 +49,7 @@ def test_a_folder_that_is_there_is_not_overwritten(run: Path, tmp_path: Path) ->
         export_policy(run, tmp_path)
 
 
+@pytest.mark.slow
 def test_export_from_the_command_line_names_the_policy(program: Program, run: Path) -> None:
     done = program.run("export", run, "-o", "policy")
     assert done.returncode == 0, done.stderr

@@ -80,6 +80,7 @@ def test_halting_keeps_and_names_the_last_good_checkpoint(tmp_path: Path) -> Non
     assert _events(run, "non_finite")[0]["step"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_nan_in_step_4")
 def test_skipping_leaves_the_step_out_counts_it_and_says_so(tmp_path: Path) -> None:
     run = _run(tmp_path, "train.non_finite=skip", "train.max_steps=6", *EVERY_STEP)

@@ -216,6 +216,7 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_qwen_with_the_image_tokenizer_of_a_chameleon(tmp_path, qwen, chameleon) -> None:
     spec = _spec(qwen, "optim.lr=1e-12", "optim.weight_decay=0", f"tokenizer.checkpoint={chameleon}", kind="causal_lm")
     run = run_experiment(spec, runs=tmp_path / "runs")

@@ -115,6 +115,7 @@ def test_a_finished_run_says_that_nothing_is_left_to_train(run: Path) -> None:
     assert said.steps == []
 
 
+@pytest.mark.slow
 def test_more_epochs_extend_a_finished_run_as_if_they_had_been_asked_for(run: Path) -> None:
     said = Said()
     resume_run(run, overrides=["train.max_steps=8", "train.epochs=6"], callbacks=[said])
