@@ -46,10 +46,10 @@ def train(
 
     [bold]vlatrack bench train experiments/quickstart.yaml[/bold]
 
-    8 layers of the 7B with 8 rows on one GPU, without its checkpoint:
+    8 layers of the 7B with 8 rows on one GPU:
 
-    [bold]vlatrack bench train experiments/libero_goal.yaml backbone.init=scratch backbone.preset=7b
-    backbone.checkpoint=null data.samples=\\[vla] backbone.max_seq_len=1208 train.batch_size=8 --layers 8[/bold]
+    [bold]vlatrack bench train experiments/libero_goal.yaml data.samples=\\[vla] backbone.max_seq_len=1208
+    train.batch_size=8 --layers 8[/bold]
     """
     import sys
 
@@ -64,9 +64,12 @@ def train(
 
     spec, console = load_spec(file, overrides or []), Console(highlight=False)
     with joined_process_group() as group:
+        from vlatrack.bench.memory import assumed_7b
         from vlatrack.bench.train import measure_training
 
         if group.is_main_process:
+            if (checkpoint := assumed_7b(spec)) is not None:
+                console.print(f"assumed: {checkpoint}, which is not here, has the sizes of the 7b preset")
             console.print(f"[dim]training for {2 * steps} steps …[/dim]")
         cost = measure_training(spec, steps=steps, layers=layers, group=group)
     if cost is not None:
