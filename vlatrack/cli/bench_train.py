@@ -69,7 +69,8 @@ def train(
 
         if group.is_main_process:
             if (checkpoint := assumed_7b(spec)) is not None:
-                console.print(f"assumed: {checkpoint}, which is not here, has the sizes of the 7b preset")
+                told = f"assumed: {checkpoint}, which is not here, has the sizes of the 7b preset"
+                console.print(told, markup=False)
             console.print(f"[dim]training for {2 * steps} steps …[/dim]")
         cost = measure_training(spec, steps=steps, layers=layers, group=group)
     if cost is not None:
