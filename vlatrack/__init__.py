@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from vlatrack.runner.export import export_policy as export
     from vlatrack.runner.run import resume_run as resume
     from vlatrack.runner.run import run_experiment as train
+    from vlatrack.spec.experiment import ExperimentSpec
     from vlatrack.spec.load import load_spec
-    from vlatrack.spec.models import ExperimentSpec
     from vlatrack.tracking.run import TrackedRun, start_run
     from vlatrack.training.callback import Callback
 
@@ -48,7 +48,7 @@ _PLACES = {
     "Backbone": "vlatrack.models.backbones.base:Backbone",
     "Callback": "vlatrack.training.callback:Callback",
     "Experiment": "vlatrack.builders.experiment:Experiment",
-    "ExperimentSpec": "vlatrack.spec.models:ExperimentSpec",
+    "ExperimentSpec": "vlatrack.spec.experiment:ExperimentSpec",
     "LossTerm": "vlatrack.models.losses.base:LossTerm",
     "MetricSchema": "vlatrack.metrics.schema:MetricSchema",
     "TrackedRun": "vlatrack.tracking.run:TrackedRun",

@@ -13,8 +13,8 @@ from transformers import ChameleonConfig
 from vlatrack.bench.memory import Gpus, TrainingMemory, predict_training_memory, remedies, step_of
 from vlatrack.builders.policy import backbone_factory, build_policy
 from vlatrack.errors import BackboneError, CheckpointError, SpecError, TokenError
+from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.load import load_spec
-from vlatrack.spec.models import ExperimentSpec
 from vlatrack.tokens.prompts import VLA_PROMPT
 from vlatrack.training.memory import MemoryPrediction, MemoryUse
 

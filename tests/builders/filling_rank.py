@@ -15,8 +15,8 @@ from vlatrack.builders.policy import backbone_factory, build_policy
 from vlatrack.builders.unfilled import build_unfilled_policy
 from vlatrack.models.backbones.pretrained import held_rows
 from vlatrack.models.policy import VlaPolicy
+from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.load import load_spec
-from vlatrack.spec.models import ExperimentSpec
 from vlatrack.training.distributed import distribute, process_mesh
 from vlatrack.training.process_group import ProcessGroup
 

@@ -7,8 +7,9 @@ import pytest
 from vlatrack.bench.memory import predict_training_memory
 from vlatrack.cli.memory import parse_gpus, parse_memory
 from vlatrack.data.formats.lerobot.dataset import LeRobotDataset
+from vlatrack.spec.data import LeRobotSource, LiberoSource
+from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.load import load_spec
-from vlatrack.spec.models import ExperimentSpec, LeRobotSource, LiberoSource
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"

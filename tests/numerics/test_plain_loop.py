@@ -14,8 +14,8 @@ from vlatrack.data.loading import epoch_order
 from vlatrack.models.attention import attention_mask
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.runner.run import run_experiment
+from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.load import load_spec
-from vlatrack.spec.models import ExperimentSpec
 from vlatrack.tokens.batch import Batch, collate
 from vlatrack.training.callback import Callback
 from vlatrack.training.state import TrainState

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from vlatrack.spec.data import LeRobotSource
+from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.identity import Difference, canonical_hash, differences, flatten, split_by_resume
 from vlatrack.spec.load import dump_spec, load_spec
-from vlatrack.spec.models import ExperimentSpec, LeRobotSource, MlflowBackend, WandbBackend
+from vlatrack.spec.tracking import MlflowBackend, WandbBackend
 
 YAML = """\
 name: demo

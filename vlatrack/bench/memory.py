@@ -20,7 +20,9 @@ from vlatrack.errors import CheckpointError, SpecError
 from vlatrack.models.backbones.base import BackboneSource
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.runner.run import initial_policy
-from vlatrack.spec.models import CustomBackboneSpec, ExperimentSpec, ExplicitRanges, MemorySpec
+from vlatrack.spec.experiment import ExperimentSpec
+from vlatrack.spec.policy import CustomBackboneSpec, ExplicitRanges
+from vlatrack.spec.training import MemorySpec
 from vlatrack.tokens.batch import Batch, collate
 from vlatrack.tokens.bins import Bins, ValueRange
 from vlatrack.tokens.layout import PIXELS_PER_CODE, TokenLayout

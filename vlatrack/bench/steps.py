@@ -25,9 +25,10 @@ from vlatrack.data.cache import CodeCache
 from vlatrack.errors import MissingPackageError, TrackerError
 from vlatrack.metrics.schema import TRAIN, MetricSchema
 from vlatrack.runner.directory import RunDirectory
+from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.identity import flatten
 from vlatrack.spec.load import load_spec
-from vlatrack.spec.models import ExperimentSpec, TrackingSpec
+from vlatrack.spec.tracking import TrackingSpec
 from vlatrack.tracking.backends.base import BackendConfig
 from vlatrack.tracking.backends.registry import check_backend_available
 from vlatrack.tracking.delivery.report import delivery_report, labels_of

@@ -26,7 +26,7 @@ from vlatrack.data.statistics import NormStats
 from vlatrack.errors import SpecError
 from vlatrack.metrics.schema import TRAIN
 from vlatrack.models.policy import VlaPolicy
-from vlatrack.spec.models import ExperimentSpec
+from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.tokens.batch import Batch, collate
 from vlatrack.tokens.bins import ValueRange
 from vlatrack.tokens.prompts import TokenSequence

@@ -11,7 +11,9 @@ from vlatrack.data.statistics import NormStats
 from vlatrack.errors import SpecError
 from vlatrack.metrics.schema import SPLITS
 from vlatrack.plugins import make_plugin
-from vlatrack.spec.models import CustomSource, ExperimentSpec, ExplicitRanges, LeRobotSource, LiberoSource, Source
+from vlatrack.spec.data import CustomSource, LeRobotSource, LiberoSource, Source
+from vlatrack.spec.experiment import ExperimentSpec
+from vlatrack.spec.policy import ExplicitRanges
 from vlatrack.tokens.bins import ValueRange
 from vlatrack.training.checkpoint.policy import choice_digest, choice_of
 

@@ -21,8 +21,8 @@ from vlatrack.metrics.schema import SPLITS, TRAIN
 from vlatrack.models.backbones.base import BackboneSource
 from vlatrack.models.backbones.pretrained import open_pretrained, pretrained_fingerprint
 from vlatrack.models.policy import VlaPolicy
+from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.identity import canonical_hash
-from vlatrack.spec.models import ExperimentSpec
 from vlatrack.tokens.bins import Bins
 from vlatrack.tokens.images import CHAMELEON_PREFIX, ImageTokenizer
 from vlatrack.tokens.layout import TokenLayout

@@ -6,7 +6,8 @@ from torch.optim import Optimizer
 
 from vlatrack.errors import SpecError
 from vlatrack.models.policy import VlaPolicy
-from vlatrack.spec.models import ExperimentSpec, Storage
+from vlatrack.spec.experiment import ExperimentSpec
+from vlatrack.spec.training import Storage
 from vlatrack.training.compact_adamw import CompactAdamW
 from vlatrack.training.eight_bits import load_levels
 from vlatrack.training.optimizers import GroupSettings, adamw, muon, parameter_groups

@@ -25,10 +25,11 @@ from vlatrack.models.losses.terms import check_names, documented_terms
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.models.storage import store_parameters
 from vlatrack.plugins import load_plugin, make_plugin
+from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.identity import Scalar, flatten
 from vlatrack.spec.load import load_spec
 from vlatrack.spec.migrate import migrate_flat
-from vlatrack.spec.models import CausalLMSpec, ChameleonSpec, CustomBackboneSpec, CustomLoss, ExperimentSpec
+from vlatrack.spec.policy import CausalLMSpec, ChameleonSpec, CustomBackboneSpec, CustomLoss
 from vlatrack.tokens.bins import Bins
 from vlatrack.tokens.layout import TokenLayout
 from vlatrack.tokens.text import ByteTokenizer, TextTokenizer, load_text_tokenizer

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, assert_never
 
 from vlatrack.spec.load import parse_backends
-from vlatrack.spec.models import Backend, CustomBackend, MlflowBackend, TensorboardBackend, WandbBackend
+from vlatrack.spec.tracking import Backend, CustomBackend, MlflowBackend, TensorboardBackend, WandbBackend
 from vlatrack.tracking.backends.base import BackendConfig
 
 

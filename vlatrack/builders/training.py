@@ -18,8 +18,8 @@ from vlatrack.data.samples import Encoding, SampleSet
 from vlatrack.errors import SpecError
 from vlatrack.metrics.schema import TRAIN
 from vlatrack.models.policy import VlaPolicy
+from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.load import dump_spec
-from vlatrack.spec.models import ExperimentSpec
 from vlatrack.training.callback import Callback
 from vlatrack.training.checkpoint.contents import TrainingParts
 from vlatrack.training.checkpoint.policy import IMAGE_TOKENIZER, SPEC, TEXT_TOKENIZER, PolicyRecord

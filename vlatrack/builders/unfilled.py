@@ -16,7 +16,7 @@ from vlatrack.models.backbones.base import Backbone, BackboneSource
 from vlatrack.models.backbones.pretrained import held_rows
 from vlatrack.models.meta_draws import MetaDraws
 from vlatrack.models.policy import VlaPolicy
-from vlatrack.spec.models import ExperimentSpec
+from vlatrack.spec.experiment import ExperimentSpec
 
 Fill = Callable[[torch.device], None]
 """Called with the device of the policy, once each process has its part of it."""

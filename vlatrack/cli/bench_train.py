@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from vlatrack.bench.train import TrainingCost
-    from vlatrack.spec.models import ExperimentSpec
+    from vlatrack.spec.experiment import ExperimentSpec
 
 _GIB = 1 << 30
 _PHASES = {

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from vlatrack.bench.memory import Gpus, TrainingMemory
-    from vlatrack.spec.models import ExperimentSpec
+    from vlatrack.spec.experiment import ExperimentSpec
 
 _GIB = 1 << 30
 _UNITS = {"T": 10**12, "G": 10**9, "M": 10**6, "TI": 1 << 40, "GI": _GIB, "MI": 1 << 20}

@@ -8,7 +8,9 @@ import typer
 from vlatrack.errors import USER_ERROR
 
 if TYPE_CHECKING:
-    from vlatrack.spec.models import BackboneSpec, ExperimentSpec, Source
+    from vlatrack.spec.data import Source
+    from vlatrack.spec.experiment import ExperimentSpec
+    from vlatrack.spec.policy import BackboneSpec
 
 ExperimentFile = Annotated[Path, typer.Argument(metavar="FILE", help="The experiment's YAML file.", show_default=False)]
 Overrides = Annotated[
@@ -84,7 +86,7 @@ def schema(
     import json
 
     from vlatrack.errors import SpecError
-    from vlatrack.spec.models import ExperimentSpec
+    from vlatrack.spec.experiment import ExperimentSpec
 
     document = {"$schema": "https://json-schema.org/draft/2020-12/schema", **ExperimentSpec.model_json_schema()}
     text = json.dumps(document, indent=2, ensure_ascii=False)

@@ -9,9 +9,9 @@ from typing import Self
 from vlatrack.errors import DISK_IS_FULL, CheckpointError, RunError, SpecError
 from vlatrack.metrics.schema import TRAIN
 from vlatrack.reports.epoch_log import LOG_FILES
+from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.identity import Scalar
 from vlatrack.spec.load import dump_spec, load_spec
-from vlatrack.spec.models import ExperimentSpec
 from vlatrack.tracking.journal.history import last_start
 from vlatrack.tracking.privacy import open_private, write_private
 from vlatrack.tracking.run_files import RunFiles, new_run_directory, resolved_path

@@ -23,9 +23,10 @@ from vlatrack.metrics.schema import EVALUATE, VAL_IND, VAL_OOD
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.runner.directory import RunDirectory, find_checkpoint, verify_checkpoint, write_in_run
 from vlatrack.runner.recorder import check_no_secret, start_tracking
+from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.identity import differences, flatten
 from vlatrack.spec.load import load_spec
-from vlatrack.spec.models import ExperimentSpec, OpenLoopSpec
+from vlatrack.spec.training import OpenLoopSpec
 from vlatrack.tracking.backends.base import Status
 from vlatrack.tracking.backends.registry import check_backend
 from vlatrack.tracking.delivery.report import DeliveryReport

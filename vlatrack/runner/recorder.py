@@ -10,9 +10,9 @@ from vlatrack.metrics.schema import TRAIN, MetricSchema
 from vlatrack.reports.action_errors import append_action_errors, drop_action_errors_from
 from vlatrack.reports.epoch_log import LOG_FILES, append_epoch, drop_epochs_from
 from vlatrack.runner.directory import RunDirectory
+from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.identity import flatten
 from vlatrack.spec.load import dump_spec
-from vlatrack.spec.models import ExperimentSpec
 from vlatrack.tracking.backends.base import Scalar
 from vlatrack.tracking.privacy import secret_within
 from vlatrack.tracking.run import DatasetInput, TrackedRun

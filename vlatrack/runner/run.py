@@ -17,8 +17,8 @@ from vlatrack.runner.execution import Job, execute
 from vlatrack.runner.manifest import describe_run, write_manifest
 from vlatrack.runner.recorder import check_no_secret
 from vlatrack.runner.unfinished import claim_unfinished
+from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.identity import differences, flatten, split_by_resume
-from vlatrack.spec.models import ExperimentSpec
 from vlatrack.tracking.backends.registry import check_backend
 from vlatrack.tracking.journal.history import run_status
 from vlatrack.tracking.journal.journal import is_being_written

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from vlatrack.errors import VlatrackError
 from vlatrack.runner.directory import RunDirectory
+from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.identity import canonical_hash
-from vlatrack.spec.models import ExperimentSpec
 from vlatrack.tracking.journal.history import run_status
 from vlatrack.tracking.journal.journal import is_being_written
 from vlatrack.tracking.lock import FileLock, LockHeldError

@@ -9,7 +9,7 @@ from typing import cast
 
 from pydantic import JsonValue
 
-from vlatrack.spec.models import ExperimentSpec
+from vlatrack.spec.experiment import ExperimentSpec
 
 Scalar = str | int | float | bool | None
 

@@ -7,11 +7,12 @@ import yaml
 from pydantic import ValidationError
 
 from vlatrack.errors import SpecError
+from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.explain import explain
 from vlatrack.spec.migrate import migrate, renamed
-from vlatrack.spec.models import Backend, ExperimentSpec, TrackingSpec
 from vlatrack.spec.overrides import apply_override
 from vlatrack.spec.secrets import find_secrets
+from vlatrack.spec.tracking import Backend, TrackingSpec
 from vlatrack.spec.yaml_tree import Problem, Tree, parse_value, read_tree, scalar_resolvers
 
 MAX_BYTES = 1 << 20

@@ -6,7 +6,7 @@ from typing import get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from vlatrack.spec.models import ExperimentSpec
+from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.yaml_tree import Path, Value
 
 

@@ -1,0 +1,70 @@
+"""The demonstrations in an experiment's YAML: sources, the selection of their episodes, and the splits."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from vlatrack.spec.base import CustomTarget, Model, Once, Options
+
+
+class EpisodeSelection(Model):
+    """Which episodes of a dataset are used."""
+
+    tasks: Annotated[tuple[str, ...], Once] | None = Field(None, description="only these tasks (instruction texts)")
+    exclude_tasks: Annotated[tuple[str, ...], Once] = Field((), description="all tasks but these")
+    part: Literal["all", "all_but_last_tenth", "last_tenth"] = Field("all", description="of each task's episodes")
+
+    @model_validator(mode="after")
+    def _tasks_or_exclude_tasks(self) -> Self:
+        if self.tasks is not None and self.exclude_tasks:
+            raise ValueError("give tasks or exclude_tasks, not both")
+        return self
+
+
+class LeRobotSource(EpisodeSelection):
+    """A dataset folder in the LeRobot v3.0 layout."""
+
+    kind: Literal["lerobot"] = "lerobot"
+    path: str = Field(description="the dataset's folder, absolute or from where vlatrack is started")
+    action: str = Field("action", description="feature that holds the action")
+    state: str | None = Field("observation.state", description="feature that holds the proprioceptive state")
+
+
+class LiberoSource(EpisodeSelection):
+    """A folder of LIBERO demonstrations, one HDF5 file a task."""
+
+    kind: Literal["libero_hdf5"]
+    path: str = Field(description="the folder of the HDF5 files, absolute or from where vlatrack is started")
+    skip_no_ops: bool = Field(
+        True, description="leave out steps in which the robot does not move, as the reference does"
+    )
+
+
+class CustomSource(EpisodeSelection):
+    """Your own dataset: `package.module:Class`, called with `options` as keyword arguments."""
+
+    kind: Literal["custom"]
+    target: CustomTarget
+    options: Options = {}
+
+
+Source = Annotated[LeRobotSource | LiberoSource | CustomSource, Field(discriminator="kind")]
+
+
+class DataSpec(Model):
+    """The demonstrations: what the policy sees of them, and the three splits."""
+
+    cameras: Annotated[tuple[str, ...], Field(min_length=1), Once] = Field(
+        description="camera features in prompt order: third-person first, then wrist"
+    )
+    use_state: bool = Field(True, description="put the proprioceptive state into the prompt")
+    history: PositiveInt = Field(1, description="time steps of images in the prompt, the current one included")
+    samples: Annotated[tuple[Literal["vla", "world_model"], ...], Field(min_length=1), Once] = Field(
+        ("vla",), description="sample kinds in the training mixture, in equal parts"
+    )
+    sample_every: PositiveInt = Field(
+        1, description="a training sample starts at every n-th step of an episode; at 80 Hz neighbours are nearly alike"
+    )
+    train: Source = Field(description="episodes that the policy learns from")
+    val_ind: Source | None = Field(None, description="held-out episodes of training tasks")
+    val_ood: Source | None = Field(None, description="held-out tasks")
