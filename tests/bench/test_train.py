@@ -1,10 +1,12 @@
 """What `vlatrack bench train` measures, and the floor that it compares with."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from launching import torchrun
 from program import TOY
 from tiny_policy import LAYOUT, vla_row
 from typer.testing import CliRunner
@@ -70,3 +72,15 @@ def test_the_floor_is_arithmetic_and_traffic_shared_by_the_processes() -> None:
     assert adamw == pytest.approx(36 * 1000 / 1e6)
     assert floor(copied=4000).memory_s - moved == pytest.approx(6 * 1000 / 1e6)
     assert floor(processes=2).total_s == pytest.approx(floor().total_s / 2)
+
+
+@pytest.mark.slow
+def test_two_processes_measure_their_steps_together(tmp_path: Path) -> None:
+    file = tmp_path / "cost.json"
+    words = ["-m", "vlatrack", "bench", "train", TOY, "train.batch_size=4", "--steps", "2", "--json", file]
+    done = subprocess.run(torchrun(*words), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    cost = json.loads(file.read_text())["cost"]
+    assert (cost["processes"], cost["rows"]) == (2, 4)
+    assert cost["speeds"]["samples_per_s"] > 0
+    assert cost["memory"]["weights"] < 4 * cost["parameters"]  # each process holds a part

@@ -104,9 +104,10 @@ def measure_training(
     )
     samples = _RepeatedRows(sequences, 2 * steps * spec.train.batch_size)
     record = _LastRecord()
+    callbacks = [record] if group.is_main_process else []
     with Interruption(group) as interruption, _journal(spec, record, group):
         training = build_training(
-            experiment, policy, cast(SampleSet, samples), accelerator, group, interruption, [record]
+            experiment, policy, cast(SampleSet, samples), accelerator, group, interruption, callbacks
         )
         training.run(TrainState(), NoCheckpoints(), lambda state: {})
     if not group.is_main_process:
