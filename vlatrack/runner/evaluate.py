@@ -36,6 +36,7 @@ from vlatrack.tracking.trust import Trust
 from vlatrack.training.callback import Callback, EpochResults, SplitResult
 from vlatrack.training.checkpoint.store import step_of
 from vlatrack.training.loop import EvaluationStopped, Training
+from vlatrack.training.out_of_memory import telling_out_of_memory
 from vlatrack.training.process_group import ProcessGroup
 from vlatrack.training.state import TrainState
 
@@ -213,7 +214,8 @@ def evaluate_split(
         pin=accelerator.device.type == "cuda",
         length_multiple=length_multiple,
     )
-    with group.noticing_lost_ranks():
+    remedy = "lower evaluate.open_loop.batch_size"
+    with group.noticing_lost_ranks(), telling_out_of_memory("open-loop evaluation", remedy=remedy):
         own_states = evaluate_open_loop(policy, batches, accelerator, before_batch=before_batch)
     states = group.sum_states(own_states)
     return SplitResult(policy.metric_values(states), states)

@@ -31,6 +31,7 @@ from vlatrack.training.checkpoint.contents import TrainingParts
 from vlatrack.training.checkpoint.saving import RunCheckpoints
 from vlatrack.training.checkpoint.store import CheckpointStore, name_of, step_of
 from vlatrack.training.interruption import Interruption
+from vlatrack.training.out_of_memory import WHAT_FITS, telling_out_of_memory
 from vlatrack.training.process_group import ProcessGroup
 from vlatrack.training.state import TrainState, seed_rank
 
@@ -151,7 +152,8 @@ def _train(
 
     with group.main_process_first():  # rank 0 fits the tokenizer and encodes the frames; the others read its files
         # Built first, so that weights of another geometry fail before the frames are encoded.
-        policy, fill = _policy(job, group)
+        with telling_out_of_memory("building the policy", remedy=WHAT_FITS):
+            policy, fill = _policy(job, group)
         notify("on_stage", "preparing the image tokenizer")
         encoding = experiment.encoding(policy.layout, directory.tokenizer, device)
         with shareable_files():
@@ -159,9 +161,10 @@ def _train(
     if fill is None:
         group.broadcast_weights(policy)
     train_samples = samples.pop(TRAIN)
-    training = build_training(
-        experiment, policy, train_samples, job.accelerator, group, interruption, callbacks, fill=fill
-    )
+    with telling_out_of_memory("building the policy", remedy=WHAT_FITS):
+        training = build_training(
+            experiment, policy, train_samples, job.accelerator, group, interruption, callbacks, fill=fill
+        )
     parts = build_training_parts(experiment, training, encoding, directory.tokenizer)
     state = _initial_state(job, parts, directory.checkpoints, group)  # together: an optimiser's step may be collective
     if job.resume_from is not None:

@@ -24,6 +24,7 @@ from vlatrack.training.gradient_share import gradient_shares
 from vlatrack.training.interruption import Interruption
 from vlatrack.training.non_finite import NonFiniteGuard, RollbackError
 from vlatrack.training.optimisation import train_step
+from vlatrack.training.out_of_memory import telling_out_of_memory
 from vlatrack.training.process_group import ProcessGroup
 from vlatrack.training.records import PendingRecord
 from vlatrack.training.schedule import Schedule
@@ -185,7 +186,8 @@ class Training:
         lr = self.schedule.at(state.step / self.steps_per_epoch)
         throughput.watch.enter("exchange")
         counts, trains_head, save_requested = self._sum_counts_and_requests(micro_batches)
-        with self.group.noticing_lost_ranks():
+        largest = max(micro_batches, key=lambda batch: batch.input_ids.numel())
+        with self.group.noticing_lost_ranks(), telling_out_of_memory(f"step {state.step + 1}", largest):
             throughput.watch.enter("metrics")
             shares = self._gradient_shares(state, micro_batches, counts)
             result = train_step(
