@@ -8,7 +8,7 @@ import torch
 from program import TOY
 
 from vlatrack.builders.experiment import Experiment
-from vlatrack.builders.training import build_accelerator, build_training, training_warnings
+from vlatrack.builders.training import build_accelerator, build_training, compiles_layers, training_warnings
 from vlatrack.data.cache import CodeCache
 from vlatrack.errors import DataError, SpecError
 from vlatrack.metrics.states import MetricStates
@@ -120,3 +120,26 @@ def test_an_old_file_gets_one_clear_line_for_the_batch_size(tmp_path: Path) -> N
         "all processes, and train.micro_batch to those of one forward pass (here 16 and 8)"
     )
     assert load_spec(old, stored=True) == load_spec(TOY)  # the spec.yaml of an old run
+
+
+def test_compilation_without_a_compiler_is_said_before_anything_is_made(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for variable in ("CC", "CXX"):
+        monkeypatch.delenv(variable, raising=False)
+    told = (
+        r"^train\.compile: needs a C\+\+ compiler \(g\+\+\), which is not on the path; install it, or set it to false$"
+    )
+    with pytest.raises(SpecError, match=told):
+        run_experiment(load_spec(TOY, ["train.compile=true"]), runs=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_layers_are_compiled_by_default_where_there_is_a_gpu_and_a_compiler(tmp_path: Path, monkeypatch) -> None:
+    gpu, cpu, spec = torch.device("cuda"), torch.device("cpu"), load_spec(TOY)
+    compiler = tmp_path / "my-cc"
+    compiler.touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CC", "my-cc")
+    assert (compiles_layers(spec, gpu), compiles_layers(spec, cpu)) == (True, False)
+    monkeypatch.delenv("CC")
+    assert not compiles_layers(spec, gpu)

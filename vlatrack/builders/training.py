@@ -24,7 +24,7 @@ from vlatrack.training.callback import Callback
 from vlatrack.training.checkpoint.contents import TrainingParts
 from vlatrack.training.checkpoint.policy import IMAGE_TOKENIZER, SPEC, TEXT_TOKENIZER, PolicyRecord
 from vlatrack.training.chips import chip_of
-from vlatrack.training.compilation import LENGTH_MULTIPLE, compile_blocks
+from vlatrack.training.compilation import LENGTH_MULTIPLE, compile_blocks, missing_compiler
 from vlatrack.training.distributed import distribute, parallel_shape, process_mesh
 from vlatrack.training.ema import WeightAverage
 from vlatrack.training.float8 import check_float8, use_float8
@@ -56,7 +56,7 @@ def build_accelerator(spec: ExperimentSpec) -> Accelerator:
 
 
 def check_device(spec: ExperimentSpec, device: torch.device) -> None:
-    """Check that the device can train with `train.precision` and `train.attention`.
+    """Check that the device can train with `train.precision`, `train.attention` and `train.compile`.
 
     Raises:
         VlatrackError: it cannot, or a package is missing.
@@ -65,6 +65,15 @@ def check_device(spec: ExperimentSpec, device: torch.device) -> None:
         check_float8(device)
     if spec.train.attention == "flex" and device.type != "cuda":
         raise SpecError("train.attention: flex needs a GPU (FlexAttention has no backward pass on a CPU); use sdpa")
+    if spec.train.compile is True and (missing := missing_compiler(device)) is not None:
+        raise SpecError(f"train.compile: needs {missing}, which is not on the path; install it, or set it to false")
+
+
+def compiles_layers(spec: ExperimentSpec, device: torch.device) -> bool:
+    """Whether the decoder layers are compiled on this device."""
+    if isinstance(spec.train.compile, bool):
+        return spec.train.compile
+    return device.type == "cuda" and missing_compiler(device) is None
 
 
 def check_processes(spec: ExperimentSpec, group: ProcessGroup) -> None:
@@ -121,7 +130,7 @@ def build_training(
     distribute(policy, process_mesh(_parallel_shape(spec, group), accelerator.device))
     if fill is not None:
         fill(accelerator.device)
-    compiled = train.compile if isinstance(train.compile, bool) else accelerator.device.type == "cuda"
+    compiled = compiles_layers(spec, accelerator.device)
     if compiled:
         compile_blocks(policy)
     chip = chip_of(accelerator.device)
@@ -198,6 +207,12 @@ def training_warnings(experiment: Experiment, training: Training, state: TrainSt
                 f"train.epochs = {spec.train.epochs} spans the {spec.optim.schedule} anew, which spanned {epochs}: the "
                 f"learning rate goes on at {now:.3g} instead of {before:.3g}"
             )
+    device = training.accelerator.device
+    if spec.train.compile == "auto" and device.type == "cuda" and not compiles_layers(spec, device):
+        found.append(
+            f"train.compile = auto leaves the layers uncompiled, which makes a step slower: {missing_compiler(device)} "
+            "is not on the path; install it"
+        )
     whole = training.steps_per_epoch * spec.train.epochs
     warm_up = training.schedule.warmup_epochs * training.steps_per_epoch
     if steps <= warm_up:

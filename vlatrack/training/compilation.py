@@ -4,6 +4,8 @@ Only the layers are compiled. They take most of the time, and are the same code 
 policy reads indexes whose number differs from batch to batch.
 """
 
+import os
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +21,13 @@ LENGTH_MULTIPLE = 64
 _MOST_GRAPHS = 64
 """Batches have several shapes, and training and evaluation have graphs of their own; torch's limit is 8."""
 _NOT_COMPILED = (TorchDynamoException, FailOnRecompileLimitHit)
+
+
+def missing_compiler(device: torch.device) -> str | None:
+    """What torch.compile needs on this machine for a device and does not find, such as ``a C compiler (gcc)``."""
+    language, variable, program = ("C", "CC", "gcc") if device.type == "cuda" else ("C++", "CXX", "g++")
+    programs = [os.environ.get(variable, program), *(["clang"] if device.type == "cuda" else [])]
+    return None if any(map(shutil.which, programs)) else f"a {language} compiler ({program})"
 
 
 def compile_blocks(policy: VlaPolicy, *, backend: str | Callable[..., Any] = "inductor") -> None:
