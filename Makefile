@@ -6,10 +6,13 @@ PYTHON ?= python3
 TORCH ?=
 # Handed to pytest by `make test`: make test ARGS='-k journal'
 ARGS ?=
+# How many test files run at the same time.
+WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
+PARALLEL := -n $(WORKERS) --dist loadfile
 INSTALLED_TORCH = $(BIN)/python -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' 2>/dev/null
 
 .DEFAULT_GOAL := help
@@ -22,10 +25,10 @@ quickstart: $(VENV)/run.stamp  ## train a small policy on the demonstrations in 
 	$(BIN)/vlatrack run experiments/quickstart.yaml
 
 test: $(VENV)/dev.stamp  ## run the tests (no network)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 slow: $(VENV)/dev.stamp  ## run the tests that take whole runs and real servers (minutes)
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m slow $(PARALLEL) $(ARGS)
 
 storm: $(VENV)/dev.stamp  ## break trackers and processes at random, show what is lost (an hour; ARGS='--storms 2')
 	$(BIN)/python tests/storms $(ARGS)

@@ -5,6 +5,8 @@ import os
 
 # Before torch is imported: threads that wait by spinning starve the processes that tests start.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+if "PYTEST_XDIST_WORKER" in os.environ:  # with a thread for every core each, they would wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import shutil
 import sys
