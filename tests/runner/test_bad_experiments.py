@@ -102,6 +102,24 @@ def test_more_processes_than_gpus_are_refused(monkeypatch) -> None:
     check_processes(load_spec(TOY, ["train.device=cpu"]), group)
 
 
+def test_several_gpus_without_nccl_are_refused(monkeypatch) -> None:
+    import torch
+
+    from vlatrack.builders.training import check_processes
+    from vlatrack.training.process_group import ProcessGroup
+
+    group = ProcessGroup()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
+    check_processes(load_spec(TOY, ["train.device=auto"]), group)
+    group.world_size = group.local_world_size = 2
+    with pytest.raises(
+        VlatrackError, match=r"train\.device: auto, but this build of torch has no NCCL, .* or use cpu$"
+    ):
+        check_processes(load_spec(TOY, ["train.device=auto"]), group)
+    check_processes(load_spec(TOY, ["train.device=cpu"]), group)
+
+
 def test_resuming_what_is_no_run_is_refused(tmp_path) -> None:
     with pytest.raises(VlatrackError, match="not a run directory"):
         resume_run(tmp_path)

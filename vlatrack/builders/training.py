@@ -77,8 +77,9 @@ def compiles_layers(spec: ExperimentSpec, device: torch.device) -> bool:
 
 
 def check_processes(spec: ExperimentSpec, group: ProcessGroup) -> None:
-    """Check that there are no more processes than samples in a batch, and than GPUs on this machine, and that
-    `train.parallel` is about this number of processes, over which the optimiser's states can be sharded.
+    """Check that there are no more processes than samples in a batch, and than GPUs on this machine, that GPUs can
+    exchange weights, and that `train.parallel` is about this number of processes, over which the optimiser's states can
+    be sharded.
 
     Raises:
         SpecError: one of these does not hold.
@@ -96,6 +97,11 @@ def check_processes(spec: ExperimentSpec, group: ProcessGroup) -> None:
         raise SpecError(
             f"train.device: {spec.train.device}, but torch sees {gpus} GPUs for {group.local_world_size} processes; "
             "start one for each GPU, or use cpu"
+        )
+    if gpus and group.world_size > 1 and not torch.distributed.is_nccl_available():
+        raise SpecError(
+            f"train.device: {spec.train.device}, but this build of torch has no NCCL, over which GPUs exchange "
+            "weights; install another build, or use cpu"
         )
 
 

@@ -54,7 +54,8 @@ class TorchProcessGroup(ProcessGroup):
         missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
         if missing:
             raise TrainingError(f"environment: {', '.join(missing)} is not set; start several processes with torchrun")
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        on_gpus = torch.cuda.is_available() and dist.is_nccl_available()
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo")
         return cls()
 
     def leave(self, *, failed: bool = False) -> None:
