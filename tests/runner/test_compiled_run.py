@@ -11,6 +11,7 @@ from program import TOY
 from vlatrack.builders import training
 from vlatrack.runner.run import run_experiment
 from vlatrack.spec.load import load_spec
+from vlatrack.training.callback import Callback
 from vlatrack.training.compilation import LENGTH_MULTIPLE, compile_blocks
 from vlatrack.training.throughput import SPEEDS
 
@@ -24,13 +25,17 @@ def test_a_compiled_run_pads_trains_and_evaluates_as_a_plain_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graphs: list[torch.Size] = []
+    stages: list[str] = []
 
     def keep(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]):
         graphs.extend(part.shape for part in inputs if isinstance(part, torch.Tensor) and part.dim() == 3)
         return graph.forward
 
     monkeypatch.setattr(training, "compile_blocks", partial(compile_blocks, backend=keep))
-    plain, compiled = (metrics(tmp_path / word, f"train.compile={word}") for word in ("false", "true"))
+    told = Callback()
+    monkeypatch.setattr(told, "on_stage", stages.append)
+    plain, compiled = (metrics(tmp_path / word, told, f"train.compile={word}") for word in ("false", "true"))
+    assert stages.count("compiling the decoder layers in the first step") == 1
     assert graphs
     assert all(shape[1] % LENGTH_MULTIPLE == 0 for shape in graphs if isinstance(shape[1], int))
     assert plain.keys() == compiled.keys()
@@ -38,9 +43,9 @@ def test_a_compiled_run_pads_trains_and_evaluates_as_a_plain_one(
         assert compiled[at] == pytest.approx(value, rel=1e-4, abs=1e-5), at
 
 
-def metrics(folder: Path, *overrides: str) -> dict[tuple[int, str], float]:
+def metrics(folder: Path, callback: Callback, *overrides: str) -> dict[tuple[int, str], float]:
     spec = load_spec(TOY, [*SHORT, *NO_DROPOUT, "tracking.system_every_s=null", *overrides])
-    run = run_experiment(spec, runs=folder).path
+    run = run_experiment(spec, runs=folder, callbacks=[callback]).path
     lines = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
     return {
         (line["step"], name): value

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.policy import build_schema
-from vlatrack.builders.training import build_training, build_training_parts, training_warnings
+from vlatrack.builders.training import build_training, build_training_parts, compiles_layers, training_warnings
 from vlatrack.builders.unfilled import Fill
 from vlatrack.data.cache import CodeCache
 from vlatrack.metrics.schema import TRAIN
@@ -181,6 +181,8 @@ def _train(
     if training.settings.non_finite == "rollback" and checkpoints.last_name is None:
         checkpoints.save(state)
         checkpoints.wait()
+    if compiles_layers(experiment.spec, device):
+        notify("on_stage", "compiling the decoder layers in the first step")
     notify("on_train_start", state, training.total_steps, training.settings.epochs)
     training.run(state, checkpoints, OpenLoopEvaluation(experiment.spec.evaluate.open_loop, training, samples))
 
