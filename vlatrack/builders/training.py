@@ -12,11 +12,12 @@ from accelerate.utils import AutocastKwargs
 
 from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.optimizer import build_optimizer, build_schedule, check_optimizer
-from vlatrack.builders.policy import build_schema
+from vlatrack.builders.policy import adapter_of, build_schema
 from vlatrack.builders.unfilled import Fill
 from vlatrack.data.samples import Encoding, SampleSet
 from vlatrack.errors import SpecError
 from vlatrack.metrics.schema import TRAIN
+from vlatrack.models.backbones.four_bits import import_bitsandbytes
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.load import dump_spec
@@ -56,7 +57,8 @@ def build_accelerator(spec: ExperimentSpec) -> Accelerator:
 
 
 def check_device(spec: ExperimentSpec, device: torch.device) -> None:
-    """Check that the device can train with `train.precision` and `train.attention`.
+    """Check that the device can train with `train.precision` and `train.attention`, and that what stores a base in 4
+    bits is installed.
 
     Raises:
         VlatrackError: it cannot, or a package is missing.
@@ -65,6 +67,8 @@ def check_device(spec: ExperimentSpec, device: torch.device) -> None:
         check_float8(device)
     if spec.train.attention == "flex" and device.type != "cuda":
         raise SpecError("train.attention: flex needs a GPU (FlexAttention has no backward pass on a CPU); use sdpa")
+    if (adapter := adapter_of(spec)) is not None and adapter.base == "4bit":
+        import_bitsandbytes()
 
 
 def check_processes(spec: ExperimentSpec, group: ProcessGroup) -> None:
@@ -121,8 +125,7 @@ def build_training(
     distribute(policy, process_mesh(_parallel_shape(spec, group), accelerator.device))
     if fill is not None:
         fill(accelerator.device)
-    compiled = train.compile if isinstance(train.compile, bool) else accelerator.device.type == "cuda"
-    if compiled:
+    if compiled := _is_compiled(spec, accelerator.device):
         compile_blocks(policy)
     chip = chip_of(accelerator.device)
     return Training(
@@ -156,6 +159,14 @@ def build_training(
         average=None if train.ema is None else WeightAverage(policy, train.ema.decay),
         peak_flops=None if chip is None else chip.flops,
     )
+
+
+def _is_compiled(spec: ExperimentSpec, device: torch.device) -> bool:
+    if isinstance(spec.train.compile, bool):
+        return spec.train.compile
+    adapter = adapter_of(spec)
+    is_dora = adapter is not None and adapter.kind == "dora"  # peft's DoRA is not one graph
+    return device.type == "cuda" and not is_dora
 
 
 def build_training_parts(

@@ -1,9 +1,10 @@
-"""Low-rank adapters beside the frozen linear layers of a backbone, by peft: LoRA and DoRA.
+"""Low-rank adapters beside the frozen linear layers of a backbone, by peft: LoRA and DoRA; beside layers in 4 bits, QLoRA.
 
 A layer with an adapter is stored as what it was, under its old name and `base_layer`, and the adapter's matrices.
 """
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from vlatrack.errors import MissingPackageError, SpecError
 from vlatrack.models.backbones.base import Backbone
+from vlatrack.models.backbones.four_bits import import_bitsandbytes, use_four_bits, use_plain_layers
 
 
 @dataclass(frozen=True)
@@ -22,19 +24,22 @@ class Adapter:
     alpha: float
     dropout: float
     targets: tuple[str, ...]
-    base: Literal["fp32", "bf16"]
+    base: Literal["fp32", "bf16", "4bit"]
 
 
 def add_adapter(backbone: Backbone, adapter: Adapter) -> None:
     """Freeze ``backbone``, whose weights are there already, and add an adapter to each layer that is a target.
 
-    It computes what it did before until the adapters are trained. They have fp32 weights, whatever the base has.
+    It computes what it did before until the adapters are trained, but for the rounding of ``adapter.base``. They have
+    fp32 weights, whatever the base has.
 
     Raises:
         SpecError: a target is not the name of a linear layer in a block.
-        MissingPackageError: peft is not installed.
+        MissingPackageError: peft or bitsandbytes is not installed.
     """
     _check_targets(backbone, adapter.targets)
+    if find_spec("bitsandbytes"):
+        import_bitsandbytes()  # else peft would
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
@@ -42,9 +47,11 @@ def add_adapter(backbone: Backbone, adapter: Adapter) -> None:
             f"backbone.adapter: needs peft ({error}); install it: pip install 'vlatrack[scale]'"
         ) from error
     backbone.requires_grad_(False)
-    if adapter.base == "bf16":
+    if adapter.base != "fp32":
         for parameter in backbone.parameters():  # not the buffers: positions need their digits
             parameter.data = parameter.data.bfloat16()
+    if adapter.base == "4bit":
+        use_four_bits(backbone.blocks)
     config = LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,
@@ -65,6 +72,7 @@ def merge_adapter(backbone: Backbone) -> None:
     """Add each adapter to the weight of its layer, in fp32, and put the plain layer in its place."""
     from peft.tuners.lora import LoraLayer
 
+    use_plain_layers(backbone.blocks)
     for parameter in backbone.parameters():
         parameter.data = parameter.data.to(torch.float32)
     for parent in list(backbone.blocks.modules()):
