@@ -261,7 +261,6 @@ def peaks_of_step(
     """The peak of each phase of a step of one micro batch, in fake tensors or in real ones on the CPU."""
     tracker = _PhaseTracker(_bytes(chain.from_iterable(layer.buffers() for layer in four_bit_layers(policy))))
     tracker.track_external(policy, optimizer)
-    tracker.expect_no_gradients([parameter for parameter in policy.parameters() if not parameter.requires_grad])
     hooks = _mark_phases(tracker, policy, settings.edge)
     lr = optimizer.param_groups[0]["lr"]
     counts = policy.loss_counts(batch)
@@ -300,16 +299,19 @@ class _Arithmetic:
 class _PhaseTracker(MemTracker):  # type: ignore[no-untyped-call]
     """torch's tracker, which keeps the peak of each phase instead of that of the whole step."""
 
-    def __init__(self, weights_in_buffers: int) -> None:
+    def __init__(self, weights_in_buffers: int = 0) -> None:
         super().__init__()
         self._weights_in_buffers = weights_in_buffers
         self.phase: Phase = _FORWARD
         self.peaks: dict[Phase, MemoryUse] = {}
 
-    def expect_no_gradients(self, frozen: Iterable[Tensor]) -> None:
-        """torch's own would hook into the gradient of each parameter, which frozen ones refuse."""
-        for parameter in frozen:
-            self._param_to_grad_hook_handles[parameter] = tuple(RemovableHandle(OrderedDict()) for _ in range(2))
+    def _track_module_params_and_buffers(self, module: nn.Module, install_grad_hooks: bool = True) -> Any:
+        """torch's own would hook into the gradient of each parameter, which frozen ones refuse; those that FSDP2
+        gathers are other ones than those of the policy."""
+        for parameter in module.parameters():
+            if not parameter.requires_grad and parameter not in self._param_to_grad_hook_handles:
+                self._param_to_grad_hook_handles[parameter] = tuple(RemovableHandle(OrderedDict()) for _ in range(2))
+        return super()._track_module_params_and_buffers(module, install_grad_hooks)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.prim.device.default:  # two thirds of all calls, and none makes a tensor

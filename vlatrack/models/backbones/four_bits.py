@@ -26,8 +26,8 @@ def import_bitsandbytes() -> Any:
     Raises:
         MissingPackageError: it is not installed.
     """
-    if "bitsandbytes" in sys.modules:
-        return sys.modules["bitsandbytes"]
+    if (imported := sys.modules.get("bitsandbytes")) is not None:
+        return imported
     log = logging.getLogger("bitsandbytes")
     level, known = log.level, sys.modules.get(_KERNELS)
     log.setLevel(logging.ERROR)
@@ -135,7 +135,7 @@ def _quantised(weight: Tensor) -> dict[str, Tensor]:
 
 
 def use_four_bits(blocks: nn.Module) -> None:
-    """Put a ``FourBitLinear`` in the place of each linear layer, one after another.
+    """Put a ``FourBitLinear`` in the place of each frozen linear layer, one after another.
 
     Raises:
         MissingPackageError: bitsandbytes is not installed.
@@ -143,7 +143,7 @@ def use_four_bits(blocks: nn.Module) -> None:
     import_bitsandbytes()
     for parent in list(blocks.modules()):
         for name, layer in list(parent.named_children()):
-            if type(layer) is nn.Linear:
+            if type(layer) is nn.Linear and not layer.weight.requires_grad:
                 setattr(parent, name, FourBitLinear(layer))
 
 
