@@ -101,6 +101,8 @@ def measure_lengths(backbone: Backbone) -> None:
             for name, lengths in made.items():
                 own, first = held_rows(lengths.weight)
                 rows, start = held_rows(weight)
+                if rows.is_meta:
+                    continue  # to be measured when they are there
                 measured = lengths.get_weight_norm(rows, torch.zeros((), device=rows.device), layer.scaling[name])
                 own.copy_(measured[first - start : first - start + len(own)])
 
