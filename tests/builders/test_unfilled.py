@@ -43,7 +43,8 @@ def built(folder: Path, processes: int, *words: str) -> list[dict[str, Any]]:
     path = os.pathsep.join([str(HERE.parents[1]), str(HERE.parent / "support")])
     alone = [sys.executable, str(script), str(file), str(TOY), *words]
     command = alone if processes == 1 else list(map(str, torchrun(script, file, TOY, *words, processes=processes)))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    # The threshold lets tensors of a megabyte go back to the system when they are freed, as those of a large policy do.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "MALLOC_MMAP_THRESHOLD_": "1000000"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         _, err = process.communicate(timeout=150)
@@ -57,6 +58,9 @@ def built(folder: Path, processes: int, *words: str) -> list[dict[str, Any]]:
 BF16, FOUR_BITS = "base: bf16", "base: 4bit"
 WIDE = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 14, "num_attention_heads": 8}
 IN_BLOCKS, IN_EMBEDDINGS = 14 * (4 * 512**2 + 3 * 512 * 2048), 2 * 16640 * 512
+
+_OF_MODULES = 32 << 20
+"""Bytes that many small modules take, and bitsandbytes while it rounds one matrix (14 for each number)."""
 
 
 def adapters(kind: str, base: str) -> tuple[str, str]:
@@ -118,26 +122,31 @@ def test_a_process_never_needs_much_more_memory_than_it_will_hold(
     said = built(
         tmp_path, processes, place("chameleon", **WIDE, num_key_value_heads=8, max_position_embeddings=200), *words
     )
-    check_memory(said, bits)
-
-
-def check_memory(said: list[dict[str, Any]], bits: tuple[float, float]) -> None:
     whole = (bits[0] * IN_BLOCKS + bits[1] * IN_EMBEDDINGS) / 8
+    assert [each["held"] for each in said] == pytest.approx([whole] * processes, rel=0.08)  # with head and adapters
+    check_memory(said, _OF_MODULES if words else 0)
+
+
+def check_memory(said: list[dict[str, Any]], slack: int) -> None:
     for each in said:
         assert each["different"] == []
-        assert each["held"] == pytest.approx(whole, rel=0.08)  # beside them, the head and adapters
-        assert each["peak"] < 1.2 * each["held"], (each["peak"] >> 20, each["held"] >> 20)
+        assert each["peak"] < 1.2 * each["held"] + slack, (each["peak"] >> 20, each["held"] >> 20)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "words"), [(2, ()), (1, adapters("lora", FOUR_BITS)), (2, adapters("lora", BF16))]
+)
 def test_a_process_that_starts_from_another_policy_needs_no_more_either(
-    tmp_path: Path, place, program: Program
+    tmp_path: Path, program: Program, processes: int, words: tuple[str, ...]
 ) -> None:
-    words = place("chameleon", **WIDE, num_key_value_heads=8, max_position_embeddings=200)
-    done = program.run("run", TOY, words, "train.max_steps=1", "train.batch_size=2", "evaluate.open_loop=null")
+    sizes = ", ".join(f"{name}: {size}" for name, size in WIDE.items())
+    backbone = (
+        f"backbone={{kind: causal_lm, preset: tiny, max_seq_len: 160, sizes: {{{sizes}, num_key_value_heads: 8}}}}"
+    )
+    done = program.run("run", TOY, backbone, "train.max_steps=1", "train.batch_size=2", "evaluate.open_loop=null")
     assert done.returncode == 0, done.stderr
-    for number, (processes, adapted, bits) in enumerate(
-        [(2, (), (16, 16)), (1, adapters("lora", FOUR_BITS), (4.15, 16)), (2, adapters("lora", BF16), (8, 8))]
-    ):
-        (folder := tmp_path / str(number)).mkdir()
-        check_memory(built(folder, processes, words, *adapted, f"init_from={program.only_run()}"), bits)
+    said = built(tmp_path, processes, backbone, *words, f"init_from={program.only_run()}")
+    check_memory(said, _OF_MODULES if words else 0)
+    bits = 4.15 if processes == 1 else 16 if not words else 8
+    assert [each["held"] > bits / 8 * IN_BLOCKS for each in said] == [True] * processes

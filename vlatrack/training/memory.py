@@ -311,7 +311,7 @@ class _PhaseTracker(MemTracker):  # type: ignore[no-untyped-call]
         for parameter in module.parameters():
             if not parameter.requires_grad and parameter not in self._param_to_grad_hook_handles:
                 self._param_to_grad_hook_handles[parameter] = tuple(RemovableHandle(OrderedDict()) for _ in range(2))
-        return super()._track_module_params_and_buffers(module, install_grad_hooks)  # type: ignore[no-untyped-call]
+        return super()._track_module_params_and_buffers(module, install_grad_hooks)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.prim.device.default:  # two thirds of all calls, and none makes a tensor

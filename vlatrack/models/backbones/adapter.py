@@ -1,4 +1,4 @@
-"""Low-rank adapters beside the frozen linear layers of a backbone, by peft: LoRA and DoRA; beside layers in 4 bits, QLoRA.
+"""Low-rank adapters beside the frozen linear layers of a backbone, by peft: LoRA and DoRA.
 
 A layer with an adapter is stored as what it was, under its old name and `base_layer`, and the adapter's matrices.
 """

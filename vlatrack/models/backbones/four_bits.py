@@ -82,8 +82,8 @@ class FourBitLinear(nn.Linear):
 
     @torch.no_grad()
     def fill(self, weight: Tensor) -> None:
-        """Take over a weight [out, in] of any dtype and device."""
-        for name, tensor in _quantised(weight).items():
+        """Take over a weight [out, in] of any dtype and device; it is rounded where this layer is."""
+        for name, tensor in _quantised(weight.to(self.codes.device)).items():
             self.get_buffer(name).copy_(tensor)
 
     def forward(self, x: Tensor) -> Tensor:
