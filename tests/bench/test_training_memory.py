@@ -13,6 +13,7 @@ from transformers import ChameleonConfig
 from vlatrack.bench.memory import Gpus, TrainingMemory, predict_training_memory, remedies, step_of
 from vlatrack.builders.policy import backbone_factory, build_policy
 from vlatrack.errors import BackboneError, CheckpointError, SpecError, TokenError
+from vlatrack.models.backbones.four_bits import weights_of
 from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.load import load_spec
 from vlatrack.tokens.prompts import VLA_PROMPT
@@ -130,6 +131,7 @@ def test_what_is_stored_in_fewer_bits_needs_less(words: list[str], weight: int, 
     [
         ["backbone.adapter={kind: lora, base: bf16}", "train.precision=bf16"],
         ["backbone.adapter={kind: dora}"],
+        ["backbone.adapter={kind: dora, base: 4bit}", "train.precision=bf16"],
         ["train.freeze=['backbone.*']"],
         ["train.freeze=['backbone.chameleon.model.layers.0.*', action_head.queries]"],
     ],
@@ -137,13 +139,26 @@ def test_what_is_stored_in_fewer_bits_needs_less(words: list[str], weight: int, 
 def test_what_is_frozen_needs_no_gradients_and_no_states(words: list[str]) -> None:
     spec = spec_of(*words)
     policy = build_policy(spec, backbone_factory(spec).open())
-    held = sum(parameter.numel() * parameter.element_size() for parameter in policy.parameters())
+    held = sum(tensor.numel() * tensor.element_size() for tensor in weights_of(policy))
     trained = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
     prediction = predict_training_memory(spec).prediction
     assert (prediction.trainable, prediction.whole.weights) == (trained, held)
+    assert prediction.peak.weights == held
     assert prediction.whole.gradients == 4 * trained
     assert 8 * trained <= prediction.whole.optimizer_states < 8 * trained + 1000
     assert prediction.peak.gradients == prediction.whole.gradients
+
+
+@pytest.mark.slow
+def test_gpus_share_what_adapters_leave_frozen_but_for_layers_in_four_bits() -> None:
+    words = ["backbone.preset=small", "train.precision=bf16"]
+    for base, bits in (("bf16", 8), ("4bit", 4.17)):
+        adapted = spec_of(*words, f"backbone.adapter={{kind: lora, base: {base}}}")
+        alone, sharded = (predict_training_memory(adapted, Gpus(number)).prediction for number in (1, 2))
+        blocks = 8 * (4 * 512**2 + 3 * 512 * 1536)
+        others = alone.parameters - alone.trainable - blocks
+        held = bits / 8 * blocks + 2 * others / 2 + 4 * alone.trainable / 2
+        assert sharded.whole.weights == pytest.approx(held, rel=0.01)
 
 
 @pytest.mark.slow

@@ -11,12 +11,16 @@ from pathlib import Path
 import torch
 from torch.distributed.tensor import DTensor
 
+from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.policy import backbone_factory, build_policy
-from vlatrack.builders.unfilled import build_unfilled_policy
+from vlatrack.data.statistics import NormStats
+from vlatrack.models.backbones.four_bits import weights_of
 from vlatrack.models.backbones.pretrained import held_rows
 from vlatrack.models.policy import VlaPolicy
+from vlatrack.runner.run import initial_policy
 from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.load import load_spec
+from vlatrack.tokens.bins import ValueRange
 from vlatrack.training.distributed import distribute, process_mesh
 from vlatrack.training.process_group import ProcessGroup
 
@@ -30,11 +34,17 @@ def memory(what: str) -> int:
     return 1024 * int(status[what].split()[0])
 
 
-def build(spec: ExperimentSpec, group: ProcessGroup) -> VlaPolicy:
-    source = backbone_factory(spec).open()
-    if group.world_size == 1:
-        return build_policy(spec, source)
-    policy, fill = build_unfilled_policy(spec, source)
+def experiment_of(spec: ExperimentSpec) -> Experiment:
+    """As it is when the weights are wanted, without data."""
+    stored = initial_policy(spec)
+    source = backbone_factory(spec).open() if stored is None else stored.source(spec)
+    return Experiment(spec, {}, NormStats(ValueRange((-1.0,), (1.0,)), None), source, stored, False, {})
+
+
+def build(experiment: Experiment, group: ProcessGroup) -> VlaPolicy:
+    unfilled = experiment.unfilled_policy()
+    assert unfilled is not None, "its weights are those of a file"
+    policy, fill = unfilled
     distribute(policy, process_mesh((1, group.world_size), CPU))
     fill(CPU)
     return policy
@@ -48,17 +58,23 @@ def main(file: Path, example: str, *words: str) -> None:
         group = TorchProcessGroup.join()
     spec = load_spec(example, words)
     tiny = load_spec(example)
+    tiny = tiny.model_copy(
+        update={"backbone": tiny.backbone.model_copy(update={"adapter": spec.backbone.adapter}), "train": spec.train}
+    )
     # Imports the rest.
     distribute(build_policy(tiny, backbone_factory(tiny).open()), process_mesh((1, group.world_size), CPU))
+    experiment = experiment_of(spec)
     before = memory("VmRSS")
-    policy = build(spec, group)
+    policy = build(experiment, group)
     peak = memory("VmHWM") - before
-    held = sum(held_rows(parameter)[0].numel() * parameter.element_size() for parameter in policy.parameters())
+    held = sum(held_rows(weight)[0].numel() * weight.element_size() for weight in weights_of(policy))
     parts = policy.state_dict().items()
     gathered = {name: part.full_tensor() if isinstance(part, DTensor) else part for name, part in parts}
     buffers = dict(policy.named_buffers())
-    expected = build_policy(spec, backbone_factory(spec).open())
-    different = [name for name, value in expected.state_dict().items() if not torch.equal(value, gathered[name])]
+    drawn = torch.get_rng_state()
+    expected = experiment.policy(CPU)
+    different = [] if torch.equal(drawn, torch.get_rng_state()) else ["what is drawn next"]
+    different += [name for name, value in expected.state_dict().items() if not torch.equal(value, gathered[name])]
     different += [name for name, value in expected.named_buffers() if not torch.equal(value, buffers[name])]
     results = group.all_gather({"peak": peak, "held": held, "different": different})
     if group.is_main_process:

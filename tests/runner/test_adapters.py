@@ -1,12 +1,13 @@
 """Runs that train adapters, or leave a part of the policy as it is."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from program import TOY, Program
+from program import ENVIRONMENT, TOY, Program
 from safetensors.torch import load_file
 
 from vlatrack.builders.policy import StoredPolicy, adapter_of
@@ -19,6 +20,7 @@ from vlatrack.spec.load import load_spec
 
 ADAPTER = "backbone.adapter={kind: lora, rank: 4, dropout: 0.1}"
 NO_EVALUATION = "evaluate.open_loop=null"
+FOUR_BITS = ("backbone.adapter={kind: lora, rank: 4, base: 4bit}", "train.precision=bf16")
 FREEZE = "train.freeze=['*.layers.0.*', action_head.queries]"
 
 
@@ -88,9 +90,17 @@ def test_adapters_and_frozen_parts_make_another_experiment() -> None:
     assert len({plain, *(canonical_hash(toy(word)) for word in (ADAPTER, FREEZE))}) == 3
 
 
-def test_a_base_in_bf16_without_that_arithmetic_is_refused() -> None:
-    with pytest.raises(SpecError, match=r"backbone\.adapter\.base = bf16 needs train\.precision: bf16"):
-        toy("backbone.adapter={kind: lora, base: bf16}")
+@pytest.mark.parametrize(
+    ("base", "precision", "told"),
+    [
+        ("bf16", "fp32", r"bf16 needs train\.precision: bf16 or fp8"),
+        ("4bit", "fp32", r"4bit multiplies in bf16, not in fp32; set train\.precision to bf16, or base to bf16"),
+        ("4bit", "fp8", r"4bit multiplies in bf16, not in fp8; set train\.precision to bf16, or base to bf16"),
+    ],
+)
+def test_a_base_without_its_arithmetic_is_refused(base: str, precision: str, told: str) -> None:
+    with pytest.raises(SpecError, match=rf"backbone\.adapter\.base = {told}"):
+        toy(f"backbone.adapter={{kind: lora, base: {base}}}", f"train.precision={precision}")
 
 
 @pytest.mark.slow
@@ -105,6 +115,67 @@ def test_two_processes_train_adapters_beside_a_bf16_base(program: Program) -> No
         for name in ("toy", "alone")
     )
     assert two["train_loss_ct"] == pytest.approx(one["train_loss_ct"], rel=0.1)
+
+
+@pytest.mark.slow
+def test_two_processes_each_hold_a_base_in_four_bits_and_train_as_one_does(program: Program) -> None:
+    """Its layers are whole in both, what else there is, is sharded."""
+    words = (*FOUR_BITS, "train.max_steps=3", "backbone.residual_dropout=0", "action_head.dropout=0", NO_EVALUATION)
+    done = program.run_many("run", TOY, *words)
+    assert done.returncode == 0, done.stderr
+    assert "kernels" not in done.stderr
+    done = program.run("run", TOY, *words, "name=alone")
+    assert done.returncode == 0, done.stderr
+    losses, stored = [], []
+    for name in ("toy", "alone"):
+        (run,) = (program.folder / "runs" / name).glob("*/log_train.txt")
+        losses.append(json.loads(run.read_text().splitlines()[-1])["train_loss"])
+        parts = (run.parent / "checkpoints" / "step-00000003").glob("policy*.safetensors")
+        tensors = {k: v for part in parts for k, v in load_file(part).items()}
+        stored.append({k: v for k, v in tensors.items() if ".base_layer." in k})
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert stored[0].keys() == stored[1].keys()
+    assert all(torch.equal(value, stored[1][name]) for name, value in stored[0].items())
+
+
+@pytest.mark.slow
+def test_a_run_with_a_base_in_four_bits_resumes_bitwise_and_exports_plain_weights(program: Program) -> None:
+    def done(*words: str) -> None:
+        outcome = program.run(*words)
+        assert (outcome.returncode, outcome.stderr) == (0, ""), outcome.stderr
+
+    few = ("train.max_steps=4", "train.epochs=1", "train.checkpoint.every_steps=2", "optim.lr=1e-2")
+    done("run", str(TOY), *FOUR_BITS, *few)
+    run = program.only_run()
+    expected = weights(run)
+    done("evaluate", str(run), "--checkpoint", "last")
+    done("export", str(run), "--checkpoint", "last", "--output", "policy")
+    done("run", "--resume", str(run), "--checkpoint", "step-00000002")
+    resumed = weights(run)
+    assert resumed.keys() == expected.keys()
+    assert all(torch.equal(resumed[name], value) for name, value in expected.items())
+    assert any(value.dtype == torch.uint8 for value in expected.values())
+    merged = load_file(program.folder / "policy" / "policy.safetensors")
+    assert {value.dtype for value in merged.values()} == {torch.float32}
+    assert not any("lora" in name or "codes" in name for name in merged)
+    done("evaluate", "policy")
+    files = (run / "evaluation" / "step-00000004.json", program.folder / "policy" / "evaluation.json")
+    of_run, alone = (json.loads(file.read_text()) for file in files)
+    for name in ("val_ind_loss", "val_ood_loss", "val_ind_loss_ct"):
+        assert alone[name] == pytest.approx(of_run[name], rel=1e-2)
+
+
+@pytest.mark.slow
+def test_without_bitsandbytes_a_run_ends_with_one_line_before_it_begins(program: Program) -> None:
+    (program.folder / "bitsandbytes.py").write_text("raise ImportError('not here')")
+    path = os.pathsep.join([str(program.folder), ENVIRONMENT["PYTHONPATH"]])
+    process = program.start("run", TOY, *FOUR_BITS, PYTHONPATH=path)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 2
+    assert err == (
+        "error: backbone.adapter.base: 4bit needs bitsandbytes (not here); install it: pip install 'vlatrack[scale]'\n"
+    )
+    assert not (program.folder / "runs").exists()
 
 
 @pytest.mark.slow

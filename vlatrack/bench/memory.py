@@ -21,7 +21,7 @@ from vlatrack.models.backbones.base import BackboneSource
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.runner.run import initial_policy
 from vlatrack.spec.experiment import ExperimentSpec
-from vlatrack.spec.policy import CustomBackboneSpec, ExplicitRanges
+from vlatrack.spec.policy import AdapterSpec, CustomBackboneSpec, ExplicitRanges
 from vlatrack.spec.training import MemorySpec
 from vlatrack.tokens.batch import Batch, collate
 from vlatrack.tokens.bins import Bins, ValueRange
@@ -176,8 +176,10 @@ def storage_remedies(
 
 def _less_stored(spec: ExperimentSpec, gpus: Gpus) -> list[tuple[str, ...]]:
     """Settings that store parameters and optimiser states in fewer bits, or train adapters alone."""
-    if isinstance(spec.backbone, CustomBackboneSpec) or spec.backbone.adapter is not None:
+    if isinstance(spec.backbone, CustomBackboneSpec):
         return []
+    if spec.backbone.adapter is not None:
+        return _adapters(spec)
     precision = ("train.precision=bf16",) if spec.train.precision == "fp32" else ()
     storage, found = spec.storage, []
     if spec.optim.kind == "adamw":
@@ -186,8 +188,23 @@ def _less_stored(spec: ExperimentSpec, gpus: Gpus) -> list[tuple[str, ...]]:
             found.append((*bf16, "train.memory.keep=none"))
         if storage.optimizer_states != "8bit" and gpus.all == 1 and find_spec("torchao"):
             found.append((*bf16, "train.memory.optimizer_states=8bit", "train.memory.keep=none"))
-    if find_spec("peft"):
-        found.append((*precision, "backbone.adapter={kind: lora, base: bf16}", "train.memory={keep: none}"))
+    return found + _adapters(spec)
+
+
+def _adapters(spec: ExperimentSpec) -> list[tuple[str, ...]]:
+    """Settings that train adapters alone, beside a smaller base than the spec's."""
+    assert not isinstance(spec.backbone, CustomBackboneSpec), "it has no adapters"
+    if not find_spec("peft"):
+        return []
+    adapter, bases = spec.backbone.adapter, get_args(AdapterSpec.model_fields["base"].annotation)
+    found: list[tuple[str, ...]] = []
+    for base in bases[1 if adapter is None else bases.index(adapter.base) + 1 :]:
+        if base == "4bit" and not find_spec("bitsandbytes"):
+            continue
+        fits = spec.train.precision == "bf16" or (spec.train.precision == "fp8" and base == "bf16")
+        precision = () if fits else ("train.precision=bf16",)
+        word = f"backbone.adapter={{kind: lora, base: {base}}}" if adapter is None else f"backbone.adapter.base={base}"
+        found.append((*precision, word, "train.memory={keep: none}"))
     return found
 
 

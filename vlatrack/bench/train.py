@@ -25,6 +25,7 @@ from vlatrack.data.samples import SampleSet
 from vlatrack.data.statistics import NormStats
 from vlatrack.errors import SpecError
 from vlatrack.metrics.schema import TRAIN
+from vlatrack.models.backbones.four_bits import count_weights, weights_of
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.tokens.batch import Batch, collate
@@ -119,7 +120,7 @@ def measure_training(
         device=torch.cuda.get_device_name(accelerator.device) if on_gpu else "CPU",
         processes=group.world_size,
         layers=sizes.layers,
-        parameters=sum(parameter.numel() for parameter in policy.parameters()),
+        parameters=count_weights(policy),
         trainable=sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad),
         rows=batch.rows,
         tokens=batch.input_ids.shape[1],
@@ -206,7 +207,7 @@ def _memory_parts(training: Training) -> MemoryParts:
     device, policy = training.accelerator.device, training.policy
     states = [value for state in training.optimizer.state.values() for value in state.values()]
     return MemoryParts(
-        weights=sum(map(_local_bytes, policy.parameters())),
+        weights=sum(map(_local_bytes, weights_of(policy))),
         gradients=sum(_local_bytes(parameter) for parameter in policy.parameters() if parameter.requires_grad),
         optimizer_states=sum(_local_bytes(value) for value in states if isinstance(value, Tensor)),
         peak=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,

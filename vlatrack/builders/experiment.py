@@ -114,19 +114,18 @@ class Experiment:
         return policy.to(device)
 
     def unfilled_policy(self, *, with_weights: bool = True) -> tuple[VlaPolicy, Fill] | None:
-        """The same policy without its weights in memory, for a process that will hold a part of them, and what reads
-        that part; None where the weights are random, or another policy's, or there are adapters.
+        """The same policy without its weights in memory, and what reads those that this process will hold; None where
+        they are random, or the backbone is a custom one.
 
         Args:
             with_weights: false where a resume restores them.
 
         Raises:
-            CheckpointError: pretrained weights are damaged, or of another geometry.
+            CheckpointError: the weights are damaged, or of another geometry.
         """
-        resumes = self.stored is not None and not with_weights
-        if not (resumes or self.source.weights) or adapter_of(self.spec) or self.spec.backbone.kind == "custom":
+        if (self.stored is None and self.source.weights is None) or self.spec.backbone.kind == "custom":
             return None
-        return build_unfilled_policy(self.spec, self.source)
+        return build_unfilled_policy(self.spec, self.source, self.stored if with_weights else None)
 
     def encoding(self, layout: TokenLayout, folder: Path, device: torch.device) -> Encoding:
         """How samples become tokens.

@@ -12,11 +12,12 @@ from accelerate.utils import AutocastKwargs
 
 from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.optimizer import build_optimizer, build_schedule, check_optimizer
-from vlatrack.builders.policy import build_schema
+from vlatrack.builders.policy import adapter_of, build_schema
 from vlatrack.builders.unfilled import Fill
 from vlatrack.data.samples import Encoding, SampleSet
 from vlatrack.errors import SpecError
 from vlatrack.metrics.schema import TRAIN
+from vlatrack.models.backbones.four_bits import import_bitsandbytes
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.load import dump_spec
@@ -56,7 +57,8 @@ def build_accelerator(spec: ExperimentSpec) -> Accelerator:
 
 
 def check_device(spec: ExperimentSpec, device: torch.device) -> None:
-    """Check that the device can train with `train.precision`, `train.attention` and `train.compile`.
+    """Check that the device can train with `train.precision`, `train.attention` and `train.compile`, and that
+    what stores a base in 4 bits is installed.
 
     Raises:
         VlatrackError: it cannot, or a package is missing.
@@ -67,13 +69,20 @@ def check_device(spec: ExperimentSpec, device: torch.device) -> None:
         raise SpecError("train.attention: flex needs a GPU (FlexAttention has no backward pass on a CPU); use sdpa")
     if spec.train.compile is True and (missing := missing_compiler(device)) is not None:
         raise SpecError(f"train.compile: needs {missing}, which is not on the path; install it, or set it to false")
+    if (adapter := adapter_of(spec)) is not None and adapter.base == "4bit":
+        import_bitsandbytes()
 
 
 def compiles_layers(spec: ExperimentSpec, device: torch.device) -> bool:
     """Whether the decoder layers are compiled on this device."""
     if isinstance(spec.train.compile, bool):
         return spec.train.compile
-    return device.type == "cuda" and missing_compiler(device) is None
+    return device.type == "cuda" and not _has_dora(spec) and missing_compiler(device) is None
+
+
+def _has_dora(spec: ExperimentSpec) -> bool:
+    adapter = adapter_of(spec)
+    return adapter is not None and adapter.kind == "dora"  # peft's is not one graph
 
 
 def check_processes(spec: ExperimentSpec, group: ProcessGroup) -> None:
@@ -214,10 +223,11 @@ def training_warnings(experiment: Experiment, training: Training, state: TrainSt
                 f"learning rate goes on at {now:.3g} instead of {before:.3g}"
             )
     device = training.accelerator.device
-    if spec.train.compile == "auto" and device.type == "cuda" and not compiles_layers(spec, device):
+    wanted = spec.train.compile == "auto" and device.type == "cuda" and not _has_dora(spec)
+    if wanted and (missing := missing_compiler(device)) is not None:
         found.append(
-            f"train.compile = auto leaves the layers uncompiled, which makes a step slower: {missing_compiler(device)} "
-            "is not on the path; install it"
+            f"train.compile = auto leaves the layers uncompiled, which makes a step slower: {missing} is not on the "
+            "path; install it"
         )
     whole = training.steps_per_epoch * spec.train.epochs
     warm_up = training.schedule.warmup_epochs * training.steps_per_epoch

@@ -153,7 +153,7 @@ def _train(
     with group.main_process_first():  # rank 0 fits the tokenizer and encodes the frames; the others read its files
         # Built first, so that weights of another geometry fail before the frames are encoded.
         with telling_out_of_memory("building the policy", remedy=WHAT_FITS):
-            policy, fill = _policy(job, group)
+            policy, fill = _policy(job)
         notify("on_stage", "preparing the image tokenizer")
         encoding = experiment.encoding(policy.layout, directory.tokenizer, device)
         with shareable_files():
@@ -187,13 +187,12 @@ def _train(
     training.run(state, checkpoints, OpenLoopEvaluation(experiment.spec.evaluate.open_loop, training, samples))
 
 
-def _policy(job: Job, group: ProcessGroup) -> tuple[VlaPolicy, Fill | None]:
+def _policy(job: Job) -> tuple[VlaPolicy, Fill | None]:
     """The policy of this process; with something that reads its weights once it is known which of them it holds."""
     with_weights = job.resume_from is None
-    if group.world_size > 1:
-        unfilled = job.experiment.unfilled_policy(with_weights=with_weights)
-        if unfilled is not None:
-            return unfilled
+    unfilled = job.experiment.unfilled_policy(with_weights=with_weights)
+    if unfilled is not None:
+        return unfilled
     return job.experiment.policy(job.accelerator.device, with_weights=with_weights), None
 
 

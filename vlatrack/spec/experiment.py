@@ -61,6 +61,11 @@ class ExperimentSpec(Model):
             )
         if adapter is not None and adapter.base == "bf16" and self.train.precision == "fp32":
             raise ValueError("backbone.adapter.base = bf16 needs train.precision: bf16 or fp8; set that, or base: fp32")
+        if adapter is not None and adapter.base == "4bit" and self.train.precision != "bf16":
+            raise ValueError(
+                f"backbone.adapter.base = 4bit multiplies in bf16, not in {self.train.precision}; set train.precision "
+                "to bf16, or base to bf16 or fp32"
+            )
         if self.optim.min_lr > self.optim.lr:
             raise ValueError(f"optim.min_lr = {self.optim.min_lr:g} is above optim.lr = {self.optim.lr:g}")
         if (self.optim.warmup_epochs or 0) >= self.train.epochs:

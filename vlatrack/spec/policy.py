@@ -21,8 +21,10 @@ class AdapterSpec(Model):
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         description="linear layers of each decoder layer that get one",
     )
-    base: Literal["fp32", "bf16"] = Field(
-        "fp32", description="the frozen weights of the backbone; what is trained, adapters and head, stays fp32"
+    base: Literal["fp32", "bf16", "4bit"] = Field(
+        "fp32",
+        description="the frozen weights of the backbone; what is trained, adapters and head, stays fp32; 4bit: linear "
+        "layers in NF4 with double quantisation (QLoRA), whole in each process, the rest in bf16",
     )
 
 

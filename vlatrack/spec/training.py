@@ -221,7 +221,7 @@ class TrainSpec(Model):
     compile: Literal["auto"] | bool = Field(
         "auto",
         description="compile the decoder layers, in one graph for all, and pad rows to multiples of 64 positions; "
-        "auto: on a GPU, if there is a C compiler",
+        "auto: on a GPU, if there is a C compiler, and without DoRA",
     )
     memory: MemorySpec = MemorySpec()
     freeze: Annotated[tuple[str, ...], Once] = Field(

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from vlatrack.models.backbones.four_bits import four_bit_layers
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.tokens.batch import Batch
 
@@ -37,12 +38,15 @@ class Matrices:
     @classmethod
     def of(cls, modules: Iterable[nn.Module]) -> "Matrices":
         """Of all matrices in these modules; the weights of a norm over heads are none, though they have two axes."""
+        modules = list(modules)
         parts = [part for module in modules for part in module.modules() if "Norm" not in type(part).__name__]
         weights = [weight for part in parts for weight in part.parameters(recurse=False) if weight.dim() == 2]
+        packed = [layer for module in modules for layer in four_bit_layers(module)]
         return cls(
-            sum(weight.numel() for weight in weights),
+            sum(weight.numel() for weight in weights) + sum(layer.in_features * layer.out_features for layer in packed),
             sum(weight.numel() for weight in weights if weight.requires_grad),
-            sum(sum(weight.shape) for weight in weights),
+            sum(sum(weight.shape) for weight in weights)
+            + sum(layer.in_features + layer.out_features for layer in packed),
         )
 
     @property

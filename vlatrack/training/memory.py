@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.hooks import RemovableHandle
 
 from vlatrack.errors import BackboneError
+from vlatrack.models.backbones.four_bits import count_weights, four_bit_layers, weights_of
 from vlatrack.models.losses.token_losses import logits_at_once_as_on
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.tokens.batch import Batch
@@ -170,7 +172,6 @@ class _Prediction:
     def of(self, batch: Batch, extrapolate: bool) -> MemoryPrediction:
         with torch.device("meta"):
             policy = self._build()
-        parameters = [parameter.numel() for parameter in policy.parameters()]
         trainable = [parameter.numel() for parameter in policy.parameters() if parameter.requires_grad]
         depth, few = len(policy.backbone.blocks), 2 * self._settings.edge
         if extrapolate and depth > few + 1 and _alike(policy.backbone.blocks):
@@ -180,7 +181,7 @@ class _Prediction:
         else:
             whole, peaks = self._uses(batch, depth)
         peak = max(peaks.values(), key=lambda use: use.total)
-        return MemoryPrediction(sum(parameters), sum(trainable), whole, peak, *batch.input_ids.shape)
+        return MemoryPrediction(count_weights(policy), sum(trainable), whole, peak, *batch.input_ids.shape)
 
     def _uses(self, batch: Batch, depth: int) -> tuple[MemoryUse, dict[Phase, MemoryUse]]:
         """The memory with so many decoder layers: what is held all the time, and the peak of each phase of a step."""
@@ -211,7 +212,7 @@ def _held(policy: VlaPolicy, optimizer: torch.optim.Optimizer) -> MemoryUse:
     """Weights, gradients and states, all of which exist when the optimiser takes its step."""
     gradients = [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
     states = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
-    return MemoryUse(_bytes(policy.parameters()), _bytes(gradients), _bytes(states))
+    return MemoryUse(_bytes(weights_of(policy)), _bytes(gradients), _bytes(states))
 
 
 def used_optimizer(policy: VlaPolicy, settings: StepSettings) -> torch.optim.Optimizer:
@@ -258,9 +259,8 @@ def peaks_of_step(
     policy: VlaPolicy, optimizer: torch.optim.Optimizer, batch: Batch, settings: StepSettings
 ) -> dict[Phase, MemoryUse]:
     """The peak of each phase of a step of one micro batch, in fake tensors or in real ones on the CPU."""
-    tracker = _PhaseTracker()
+    tracker = _PhaseTracker(_bytes(chain.from_iterable(layer.buffers() for layer in four_bit_layers(policy))))
     tracker.track_external(policy, optimizer)
-    tracker.expect_no_gradients([parameter for parameter in policy.parameters() if not parameter.requires_grad])
     hooks = _mark_phases(tracker, policy, settings.edge)
     lr = optimizer.param_groups[0]["lr"]
     counts = policy.loss_counts(batch)
@@ -299,15 +299,19 @@ class _Arithmetic:
 class _PhaseTracker(MemTracker):  # type: ignore[no-untyped-call]
     """torch's tracker, which keeps the peak of each phase instead of that of the whole step."""
 
-    def __init__(self) -> None:
+    def __init__(self, weights_in_buffers: int = 0) -> None:
         super().__init__()
+        self._weights_in_buffers = weights_in_buffers
         self.phase: Phase = _FORWARD
         self.peaks: dict[Phase, MemoryUse] = {}
 
-    def expect_no_gradients(self, frozen: Iterable[Tensor]) -> None:
-        """torch's own would hook into the gradient of each parameter, which frozen ones refuse."""
-        for parameter in frozen:
-            self._param_to_grad_hook_handles[parameter] = tuple(RemovableHandle(OrderedDict()) for _ in range(2))
+    def _track_module_params_and_buffers(self, module: nn.Module, install_grad_hooks: bool = True) -> Any:
+        """torch's own would hook into the gradient of each parameter, which frozen ones refuse; those that FSDP2
+        gathers are other ones than those of the policy."""
+        for parameter in module.parameters():
+            if not parameter.requires_grad and parameter not in self._param_to_grad_hook_handles:
+                self._param_to_grad_hook_handles[parameter] = tuple(RemovableHandle(OrderedDict()) for _ in range(2))
+        return super()._track_module_params_and_buffers(module, install_grad_hooks)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.prim.device.default:  # two thirds of all calls, and none makes a tensor
@@ -316,19 +320,19 @@ class _PhaseTracker(MemTracker):  # type: ignore[no-untyped-call]
 
     def _update_peak_stats(self, peak_state: Any) -> None:
         """Called after each operation; torch's own looks for the peak of every module, which takes half of the time."""
-        now = _memory_use(self._curr_mem_snap[_CPU])
+        now = _memory_use(self._curr_mem_snap[_CPU], self._weights_in_buffers)
         if now.total >= self.peaks.get(self.phase, now).total:
             self.peaks[self.phase] = now
 
 
-def _memory_use(snapshot: dict[Any, int]) -> MemoryUse:
+def _memory_use(snapshot: dict[Any, int], weights_in_buffers: int) -> MemoryUse:
     kind = _MemRefType
     return MemoryUse(
-        weights=snapshot[kind.PARAM],
+        weights=snapshot[kind.PARAM] + weights_in_buffers,
         gradients=snapshot[kind.GRAD],
         optimizer_states=snapshot[kind.OPT],
         activations=snapshot[kind.ACT],
-        temporary=snapshot[kind.TEMP] + snapshot[kind.BUFFER] + snapshot[kind.OTH],
+        temporary=snapshot[kind.TEMP] + snapshot[kind.BUFFER] + snapshot[kind.OTH] - weights_in_buffers,
     )
 
 

@@ -23,6 +23,7 @@ but the input of each block."""
 
 _aten: Any = torch.ops.aten
 _MATMULS = {_aten.mm.default, _aten.addmm.default, _aten._scaled_mm.default}
+_IN_FOUR_BITS = "bitsandbytes.gemm_4bit.default"  # exists once that package has been imported
 _ATTENTION = {
     _aten._scaled_dot_product_flash_attention.default,
     _aten._scaled_dot_product_flash_attention_for_cpu.default,
@@ -84,7 +85,7 @@ def _contexts(every: int) -> Any:
 
     def policy(context: SelectiveCheckpointContext, operation: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
         is_kept = operation in _ATTENTION
-        if operation in _MATMULS:
+        if operation in _MATMULS or str(operation) == _IN_FOUR_BITS:
             is_kept = next(products[context.is_recompute]) % every == 0
         return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE
 

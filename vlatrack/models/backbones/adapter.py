@@ -3,7 +3,10 @@
 A layer with an adapter is stored as what it was, under its old name and `base_layer`, and the adapter's matrices.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -11,6 +14,8 @@ from torch import nn
 
 from vlatrack.errors import MissingPackageError, SpecError
 from vlatrack.models.backbones.base import Backbone
+from vlatrack.models.backbones.four_bits import import_bitsandbytes, use_four_bits, use_plain_layers
+from vlatrack.models.backbones.pretrained import held_rows
 
 
 @dataclass(frozen=True)
@@ -22,19 +27,22 @@ class Adapter:
     alpha: float
     dropout: float
     targets: tuple[str, ...]
-    base: Literal["fp32", "bf16"]
+    base: Literal["fp32", "bf16", "4bit"]
 
 
 def add_adapter(backbone: Backbone, adapter: Adapter) -> None:
     """Freeze ``backbone``, whose weights are there already, and add an adapter to each layer that is a target.
 
-    It computes what it did before until the adapters are trained. They have fp32 weights, whatever the base has.
+    It computes what it did before until the adapters are trained, but for the rounding of ``adapter.base``. They have
+    fp32 weights, whatever the base has.
 
     Raises:
         SpecError: a target is not the name of a linear layer in a block.
-        MissingPackageError: peft is not installed.
+        MissingPackageError: peft or bitsandbytes is not installed.
     """
     _check_targets(backbone, adapter.targets)
+    if find_spec("bitsandbytes"):
+        import_bitsandbytes()  # else peft would
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
@@ -42,7 +50,7 @@ def add_adapter(backbone: Backbone, adapter: Adapter) -> None:
             f"backbone.adapter: needs peft ({error}); install it: pip install 'vlatrack[scale]'"
         ) from error
     backbone.requires_grad_(False)
-    if adapter.base == "bf16":
+    if adapter.base != "fp32":
         for parameter in backbone.parameters():  # not the buffers: positions need their digits
             parameter.data = parameter.data.bfloat16()
     config = LoraConfig(
@@ -53,18 +61,57 @@ def add_adapter(backbone: Backbone, adapter: Adapter) -> None:
         use_dora=adapter.kind == "dora",
     )
     before = {id(parameter) for parameter in backbone.parameters()}
-    inject_adapter_in_model(config, backbone.blocks)
+    with _layers_in_memory(backbone.blocks):
+        before |= {id(parameter) for parameter in backbone.parameters()}
+        inject_adapter_in_model(config, backbone.blocks)
     for parameter in backbone.parameters():
         is_new = id(parameter) not in before
         parameter.requires_grad_(is_new)
         if is_new:
             parameter.data = parameter.data.float()
+    if adapter.base == "4bit":
+        use_four_bits(backbone.blocks)
+        measure_lengths(backbone)
+
+
+@contextmanager
+def _layers_in_memory(blocks: nn.Module) -> Iterator[None]:
+    """Inside, linear layers on the meta device have weights that take no memory and mean nothing: peft puts adapters
+    where these are, and they would lose the numbers that they begin with."""
+    layers = [layer for layer in blocks.modules() if isinstance(layer, nn.Linear) and layer.weight.is_meta]
+    weights = [layer.weight for layer in layers]
+    for layer, weight in zip(layers, weights, strict=True):
+        layer.weight = nn.Parameter(torch.ones((), dtype=weight.dtype).expand(weight.shape), requires_grad=False)
+    try:
+        yield
+    finally:
+        for layer, weight in zip(layers, weights, strict=True):
+            layer.weight = weight
+
+
+@torch.no_grad()
+def measure_lengths(backbone: Backbone) -> None:
+    """Give DoRA the lengths of the weight vectors as they are now, which it begins with; of a sharded policy, each
+    process those that it holds. The adapters must not have been trained."""
+    from peft.tuners.lora import LoraLayer
+
+    for layer in backbone.blocks.modules():
+        if isinstance(layer, LoraLayer) and (made := layer.lora_magnitude_vector):
+            weight = layer.get_base_layer().weight
+            for name, lengths in made.items():
+                own, first = held_rows(lengths.weight)
+                rows, start = held_rows(weight)
+                if rows.is_meta:
+                    continue  # to be measured when they are there
+                measured = lengths.get_weight_norm(rows, torch.zeros((), device=rows.device), layer.scaling[name])
+                own.copy_(measured[first - start : first - start + len(own)])
 
 
 def merge_adapter(backbone: Backbone) -> None:
     """Add each adapter to the weight of its layer, in fp32, and put the plain layer in its place."""
     from peft.tuners.lora import LoraLayer
 
+    use_plain_layers(backbone.blocks)
     for parameter in backbone.parameters():
         parameter.data = parameter.data.to(torch.float32)
     for parent in list(backbone.blocks.modules()):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from vlatrack.errors import CheckpointError
+from vlatrack.models.backbones.four_bits import FourBitLinear
 from vlatrack.models.backbones.stored_tensors import StoredTensor, stored_tensors
 
 _HEAD_PREFIX = "action_head."
@@ -116,7 +117,8 @@ def copy_weights(
 ) -> bool:
     """Copy pretrained ``tensors`` straight into the parameters of ``policy``, one at a time.
 
-    Of a sharded policy, this process reads the rows that it holds. Parameters on the meta device are compared only.
+    Of a sharded policy, this process reads the rows that it holds. Parameters on the meta device are compared only. If
+    the policy has got adapters, they keep their weights; layers in 4 bits are rounded as their weights are read.
 
     Returns:
         whether the ActionHead was among them; if not, the policy's head keeps its weights.
@@ -124,7 +126,7 @@ def copy_weights(
     Raises:
         CheckpointError: a parameter is missing or has another shape; others may have been copied already.
     """
-    own, copied, has_head = policy.state_dict(), set(), False
+    own, copied, has_head = weights_without_adapters(policy), set(), False
     for name, value in tensors:
         plain = _WRAPPERS.sub("", name)
         has_head |= plain.startswith(_HEAD_PREFIX)
@@ -140,15 +142,34 @@ def copy_weights(
     return has_head
 
 
+def weights_without_adapters(policy: nn.Module) -> dict[str, Tensor | FourBitLinear]:
+    """What is loaded into a policy from one without adapters, by the names there; they themselves, not copies."""
+    packed = {name: module for name, module in policy.named_modules() if isinstance(module, FourBitLinear)}
+    found: dict[str, Tensor | FourBitLinear] = {f"{_plain(name)}.weight": layer for name, layer in packed.items()}
+    for name, tensor in policy.state_dict().items():
+        owner, _, part = name.rpartition(".")
+        is_packed = owner in packed and part != "bias"
+        if not is_packed and ".lora_" not in name:
+            found[_plain(name)] = tensor
+    return found
+
+
+def _plain(name: str) -> str:
+    return name.replace(".base_layer", "")
+
+
 def _copy(
-    target: Tensor,
+    target: Tensor | FourBitLinear,
     stored: StoredTensor,
     first_rows: int | None,
     reshape: Callable[[Tensor, Tensor], Tensor],
     place: str,
 ) -> None:
     """Copy a stored tensor into a parameter or its ``first_rows``, as far as this process holds them."""
-    like = torch.empty(target.shape, device="meta") if isinstance(target, DTensor) else target
+    if isinstance(target, FourBitLinear):
+        like = torch.empty(target.out_features, target.in_features, device="meta")
+    else:
+        like = torch.empty(target.shape, device="meta") if isinstance(target, DTensor) else target
     like = like if first_rows is None else like[:first_rows]
     probe = torch.empty(stored.shape, device="meta")
     reshaped = reshape(probe, like)
@@ -159,6 +180,10 @@ def _copy(
         )
     if reshaped is not probe:
         stored = StoredTensor.of(reshape(stored.whole(), like))
+    if isinstance(target, FourBitLinear):
+        if not target.codes.is_meta:
+            target.fill(stored.whole())
+        return
     local, start = held_rows(target)
     if local.is_meta:
         return

@@ -28,6 +28,8 @@ from torch.distributed.checkpoint.planner import SavePlan
 
 from vlatrack.errors import DISK_IS_FULL, CheckpointError
 from vlatrack.metrics.states import MetricStates
+from vlatrack.models.backbones.four_bits import FourBitLinear
+from vlatrack.models.backbones.pretrained import weights_without_adapters
 from vlatrack.training.checkpoint.manifest import STATE, TRAINING, StoredFile, read_manifest
 from vlatrack.training.checkpoint.old_formats import restore_old_states
 from vlatrack.training.checkpoint.shards import SUFFIX, HostCopies, Shard, StoredTensors
@@ -195,12 +197,47 @@ def load_weights(checkpoint: Path, policy: nn.Module) -> None:
         CheckpointError: a file is damaged or of another geometry.
     """
     stored = StoredTensors(_listed_folder(checkpoint))
+    for name, tensor in _fitting(checkpoint, policy, stored).items():
+        stored.read_into({name: tensor})  # one at a time: what is read of a file counts as memory while it is open
+
+
+def check_weights(checkpoint: Path, policy: nn.Module) -> None:
+    """Compare a checkpoint's weights with those of ``policy``, which may be on the meta device, by their shapes.
+
+    Raises:
+        CheckpointError: a file is damaged or of another geometry.
+    """
+    _fitting(checkpoint, policy, StoredTensors(_listed_folder(checkpoint)))
+
+
+def load_weights_beside_adapters(checkpoint: Path, policy: nn.Module) -> None:
+    """Copy the weights of a checkpoint without adapters into a ``policy`` that may have got some since the weights were
+    found to fit (see ``check_weights``); layers in 4 bits are rounded as their weights are read.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    stored = StoredTensors(_listed_folder(checkpoint))
+    names = stored.shapes
+    for name, target in weights_without_adapters(policy).items():
+        if isinstance(target, FourBitLinear):
+            target.fill(stored.read(name))
+        elif name in names:  # it is not where it is tied to another
+            stored.read_into({name: target})
+
+
+def _fitting(checkpoint: Path, policy: nn.Module, stored: StoredTensors) -> dict[str, Tensor]:
+    """The tensors of a policy that are stored, by the names under which they are.
+
+    Raises:
+        CheckpointError: the stored ones are of another geometry.
+    """
     own = policy.state_dict()
     names = stored_names(policy, own)
     wanted = {name: own[name] for name, kept in names.items() if name == kept}
     if problem := _misfit({name: tuple(tensor.shape) for name, tensor in wanted.items()}, stored.shapes, names):
         raise CheckpointError(f"{checkpoint}: of another geometry than this experiment ({problem})")
-    stored.read_into(wanted)
+    return wanted
 
 
 def stored_weights(checkpoint: Path) -> StoredTensors:
@@ -248,7 +285,7 @@ def stored_names(policy: nn.Module, state: Mapping[str, Tensor]) -> dict[str, st
     for name, value in state.items():
         if name in parameters:
             names[name] = first.setdefault((id(parameters[name]),), name)
-        elif value.numel():
+        elif value.numel() and not value.is_meta:
             names[name] = first.setdefault((value.data_ptr(), value.dtype, value.shape, value.stride()), name)
         else:
             names[name] = name
