@@ -25,7 +25,7 @@ from vlatrack.training.checkpoint.contents import TrainingParts
 from vlatrack.training.checkpoint.policy import IMAGE_TOKENIZER, SPEC, TEXT_TOKENIZER, PolicyRecord
 from vlatrack.training.chips import chip_of
 from vlatrack.training.compilation import LENGTH_MULTIPLE, compile_blocks
-from vlatrack.training.distributed import distribute, parallel_shape, process_mesh
+from vlatrack.training.distributed import distribute, move_buffers, parallel_shape, process_mesh
 from vlatrack.training.ema import WeightAverage
 from vlatrack.training.float8 import check_float8, use_float8
 from vlatrack.training.host_memory import keep_freed_memory
@@ -95,6 +95,16 @@ def _parallel_shape(spec: ExperimentSpec, group: ProcessGroup) -> tuple[int, int
     return parallel_shape(group.world_size, group.per_machine, shard=parallel.shard, replicate=parallel.replicate)
 
 
+def keeps_on_host(spec: ExperimentSpec) -> bool:
+    """Whether parameters, gradients and optimiser states stay in the host's memory."""
+    return spec.train.memory.offload == "parameters"
+
+
+def home_of(spec: ExperimentSpec, device: torch.device) -> torch.device:
+    """Where the parameters are of a policy that computes on ``device``."""
+    return torch.device("cpu") if keeps_on_host(spec) else device
+
+
 def build_training(
     experiment: Experiment,
     policy: VlaPolicy,
@@ -107,7 +117,8 @@ def build_training(
     fill: Fill | None = None,
 ) -> Training:
     """A policy with its optimiser, schedule and loop settings. All ranks call this: it leaves each of them its part of
-    the policy. ``callbacks`` are those of the main process; ``fill`` is for an unfilled policy.
+    the policy. ``callbacks`` are those of the main process; ``fill`` is for an unfilled policy. One process alone that
+    `keeps_on_host` calls this inside of `process_group_of_one`.
 
     Raises:
         VlatrackError: the optimiser or its schedule cannot have these settings.
@@ -118,9 +129,12 @@ def build_training(
         use_float8(policy.backbone.blocks)
     if train.attention == "flex":
         policy.use_flex_attention()
-    distribute(policy, process_mesh(_parallel_shape(spec, group), accelerator.device))
+    offloads = keeps_on_host(spec)
+    mesh = process_mesh(_parallel_shape(spec, group), accelerator.device, offloads=offloads)
+    distribute(policy, mesh, offload=offloads)
     if fill is not None:
-        fill(accelerator.device)
+        fill(home_of(spec, accelerator.device))
+        move_buffers(policy, accelerator.device)
     compiled = train.compile if isinstance(train.compile, bool) else accelerator.device.type == "cuda"
     if compiled:
         compile_blocks(policy)
@@ -182,7 +196,14 @@ def build_training_parts(
         record.write(folder, experiment_hash=experiment.hash, backbone_kind=experiment.spec.backbone.kind)
 
     averages = {} if training.average is None else training.average.tensors()
-    return TrainingParts(training.policy, training.optimizer, training.group, write_policy_files, averages)
+    return TrainingParts(
+        training.policy,
+        training.optimizer,
+        training.group,
+        write_policy_files,
+        averages,
+        training.accelerator.device,
+    )
 
 
 def training_warnings(experiment: Experiment, training: Training, state: TrainState) -> list[str]:

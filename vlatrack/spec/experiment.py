@@ -120,6 +120,11 @@ class ExperimentSpec(Model):
                 "optim.kind = muon rounds to nearest, so it needs train.memory.parameters and "
                 "train.memory.optimizer_states = fp32"
             )
+        if optim.kind == "muon" and memory.offload == "parameters":
+            raise ValueError(
+                "optim.kind = muon multiplies matrices in its step, which train.memory.offload: parameters would do on "
+                "the CPU, for minutes; use adamw, or another offload"
+            )
         return self
 
     @model_validator(mode="after")

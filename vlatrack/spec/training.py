@@ -138,10 +138,11 @@ class MemorySpec(Model):
         "numbers; all_matmuls: results of attention and matrix products; every_second: of attention and every second "
         "product; none: the input of each layer",
     )
-    offload: Literal["none", "activations"] = Field(
+    offload: Literal["none", "activations", "parameters"] = Field(
         "none",
         description="activations: what is kept waits in the host's memory for the backward pass, same numbers; best "
-        "with keep none; not measured on a GPU yet",
+        "with keep none; parameters: parameters, gradients and optimiser states stay in the host's memory, where the "
+        "optimiser takes its step, and each layer comes to the GPU when it is its turn; not measured on a GPU yet",
     )
 
     @model_validator(mode="after")

@@ -38,6 +38,7 @@ from vlatrack.errors import BackboneError
 from vlatrack.models.losses.token_losses import logits_at_once_as_on
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.tokens.batch import Batch
+from vlatrack.training.compact_adamw import CompactAdamW
 from vlatrack.training.distributed import distribute, process_mesh
 from vlatrack.training.optimisation import train_step
 from vlatrack.training.process_group import ProcessGroup
@@ -217,6 +218,8 @@ def _held(policy: VlaPolicy, optimizer: torch.optim.Optimizer) -> MemoryUse:
 def used_optimizer(policy: VlaPolicy, settings: StepSettings) -> torch.optim.Optimizer:
     """An optimiser that has taken a step, so that it has its states; each parameter that is trained has a gradient."""
     optimizer = settings.optimizer(policy)
+    if isinstance(optimizer, CompactAdamW):
+        optimizer.at_once = 1 << 25  # fewer parts to follow; a GPU, which compiles them, has none at all
     for parameter in policy.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     optimizer.step()
