@@ -74,6 +74,18 @@ def test_the_average_is_what_is_evaluated_exported_and_started_from(tmp_path: Pa
     assert any(not torch.equal(weights[name].bfloat16(), tensor) for name, tensor in own.items())
 
 
+def test_each_learning_rate_is_logged_by_the_name_of_its_group(tmp_path: Path) -> None:
+    groups = (
+        "[{match: 'action_head.*', lr: 1e-2}, {match: '*.embed_tokens.*', weight_decay: 0}, {match: '*', lr: 4e-3}]"
+    )
+    words = [*QUICK, f"optim.groups={groups}", "optim.lr=2e-3", "tracking.log_every=2", "train.max_steps=2"]
+    run = run_experiment(load_spec(TOY, words), runs=tmp_path / "runs").path
+    lines = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
+    (logged,) = [line["data"] for line in lines if "train_lr" in line["data"]]
+    rates = {name: value / logged["train_lr"] for name, value in logged.items() if name.startswith("train_lr_")}
+    assert rates == pytest.approx({"train_lr_action_head": 5, "train_lr_group_2": 2})
+
+
 def test_states_in_8_bits_are_refused_for_more_than_one_process(tmp_path: Path) -> None:
     class Two(ProcessGroup):
         world_size = 2

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs
 
 from vlatrack.builders.experiment import Experiment
-from vlatrack.builders.optimizer import build_optimizer, build_schedule, check_optimizer
+from vlatrack.builders.optimizer import build_optimizer, build_schedule, check_optimizer, group_rates
 from vlatrack.builders.policy import build_schema
 from vlatrack.builders.unfilled import Fill
 from vlatrack.data.samples import Encoding, SampleSet
@@ -161,6 +161,7 @@ def build_training(
             save_every_steps=train.checkpoint.every_steps,
             best_metric=train.checkpoint.best_metric,
             gradient_share_every=spec.loss.gradient_share_every,
+            group_rates=group_rates(spec),
         ),
         accelerator=accelerator,
         group=group,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -63,7 +64,8 @@ def train_step(
     for batch in micro_batches:
         enter("forward")
         with accelerator.autocast():
-            output = policy(batch.to(accelerator.device))
+            output = policy(batch.to(accelerator.device), before_metrics=partial(enter, "metrics"))
+        enter("forward")
         loss = policy.loss(output, counts)
         enter("backward")
         if loss.requires_grad:  # it need not where all that is trained is frozen
