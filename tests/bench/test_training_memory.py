@@ -244,6 +244,16 @@ def test_what_is_offloaded_comes_after_what_costs_less_time_and_parameters_where
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("offload", ["none", "parameters"])
+def test_gradients_in_fp32_are_counted(offload: str) -> None:
+    bf16 = ["train.precision=bf16", "train.memory.parameters=bf16", f"train.memory.offload={offload}"]
+    both = [predicted(*bf16, *words).prediction for words in ([], ["train.memory.gradients=fp32"])]
+    plain, exact = [each.whole if offload == "none" else each.host for each in both]
+    assert (plain.gradients, exact.gradients) == (plain.weights, 2 * plain.weights)
+    assert both[0].peak.total <= both[1].peak.total
+
+
+@pytest.mark.slow
 def test_averages_of_the_weights_are_counted() -> None:
     plain, averaged = predicted(), predicted("train.ema={decay: 0.99}")
     size = 4 * plain.prediction.parameters

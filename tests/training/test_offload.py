@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from training_rank import make_policy
 
 from vlatrack.models.policy import VlaPolicy
-from vlatrack.models.storage import store_parameters
+from vlatrack.models.storage import store_parameters, sum_gradients_in_fp32
 from vlatrack.runner.run import resume_run, run_experiment
 from vlatrack.spec.load import load_spec
 from vlatrack.tokens.batch import collate
@@ -113,6 +113,46 @@ def test_rounding_on_the_host_leaves_the_generators_of_the_gpu_alone(monkeypatch
     assert seeded == [7]
 
 
+def summed(*, fp32: bool, offload: bool, at_once: int) -> list[Tensor]:
+    """The gradients of a bf16 policy, summed over 32 micro batches, or one after the other in float64."""
+    policy, rows = make_policy(set()), np.random.default_rng(0)
+    store_parameters(policy, torch.bfloat16)
+    if offload:
+        offloading(policy)
+    if fp32:
+        sum_gradients_in_fp32(policy)
+    batches = [collate([vla_row(rows, 3 + row % 5)], LAYOUT) for row in range(32)]
+    counts = policy.loss_counts(collate([vla_row(rows, 3)] * 32, LAYOUT))
+    sums = [torch.zeros((), dtype=torch.float64) for _ in policy.parameters()]
+    for number, batch in enumerate(batches, start=1):
+        with Arithmetic(bf16=True).autocast():
+            output = policy(batch)
+        policy.loss(output, counts).backward()
+        if number % at_once == 0:
+            sums = [sum_ + local_part(p.grad).double() for sum_, p in zip(sums, policy.parameters(), strict=True)]
+            policy.zero_grad(set_to_none=True)
+    return sums
+
+
+def error(sums: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The norm of the difference, relative to that of the gradient."""
+    pairs = list(zip(sums, expected, strict=True))
+    return float(
+        torch.stack([(one - other).norm() for one, other in pairs]).norm()
+        / torch.stack([other.norm() for other in expected]).norm()
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("offload", [False, True])
+def test_gradients_of_many_micro_batches_in_bf16_add_up_exactly_where_they_are_summed_in_fp32(
+    alone: None, offload: bool
+) -> None:
+    expected = summed(fp32=False, offload=offload, at_once=1)
+    assert error(summed(fp32=True, offload=offload, at_once=32), expected) < 1e-6
+    assert 0.002 < error(summed(fp32=False, offload=offload, at_once=32), expected) < 0.02
+
+
 @pytest.mark.slow
 def test_two_processes_that_offload_train_as_one_that_does_not(tmp_path: Path) -> None:
     (expected,) = trained(tmp_path, 1, "float64").values()
@@ -138,6 +178,7 @@ BF16 = ("train.precision=bf16", "train.memory.parameters=bf16")
 WAYS = {
     "fp32": ("train.ema={decay: 0.9}", "train.micro_batch=2", "train.memory.keep=none"),
     "stochastic rounding": (*BF16, "loss.gradient_share_every=1"),
+    "gradients in fp32": (*BF16, "train.memory.gradients=fp32", "train.micro_batch=2"),
     "8 bits": (*BF16, "train.memory.optimizer_states=8bit"),
     "adapters": ("backbone.adapter={kind: lora, base: bf16}", "train.precision=bf16"),
 }

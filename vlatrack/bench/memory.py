@@ -134,6 +134,7 @@ def step_of(spec: ExperimentSpec, gpus: Gpus = ONE_GPU) -> LongestStep:
         shape=parallel_shape(gpus.all, gpus.on_each_machine, shard=parallel.shard, replicate=parallel.replicate),
         offloads=train.memory.offload == "parameters",
         averages=train.ema is not None,
+        fp32_gradients=train.memory.gradients == "fp32" and train.micro_batch is not None,
     )
     return LongestStep(
         partial(build_policy, _without_groups(spec), source), batch, micro_batches, settings, longest_row

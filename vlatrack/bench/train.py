@@ -13,7 +13,6 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from vlatrack.bench.floor import Floor, step_floor
 from vlatrack.bench.memory import longest_samples, sizes_of
@@ -41,6 +40,7 @@ from vlatrack.tokens.text import ByteTokenizer
 from vlatrack.tracking.run import TrackedRun
 from vlatrack.training.callback import Callback
 from vlatrack.training.chips import chip_of
+from vlatrack.training.distributed import local_part
 from vlatrack.training.flops import PolicySizes, batch_flops
 from vlatrack.training.interruption import Interruption
 from vlatrack.training.loop import Training
@@ -221,7 +221,12 @@ def _memory_parts(training: Training) -> MemoryParts:
     states = [value for state in training.optimizer.state.values() for value in state.values()]
     return MemoryParts(
         weights=sum(map(_local_bytes, policy.parameters())),
-        gradients=sum(_local_bytes(parameter) for parameter in policy.parameters() if parameter.requires_grad),
+        gradients=sum(
+            # Those that may have any dtype are summed in fp32.
+            4 * local_part(parameter).numel() if parameter.grad_dtype is None else _local_bytes(parameter)
+            for parameter in policy.parameters()
+            if parameter.requires_grad
+        ),
         optimizer_states=sum(_local_bytes(value) for value in states if isinstance(value, Tensor)),
         peak=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
         offloaded=next(policy.parameters()).device != device,
@@ -248,5 +253,4 @@ def _floor(training: Training, batch: Batch) -> Floor | None:
 
 
 def _local_bytes(tensor: Tensor) -> int:
-    own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return own.numel() * own.element_size()
+    return local_part(tensor).nbytes

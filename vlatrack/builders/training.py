@@ -18,6 +18,7 @@ from vlatrack.data.samples import Encoding, SampleSet
 from vlatrack.errors import SpecError
 from vlatrack.metrics.schema import TRAIN
 from vlatrack.models.policy import VlaPolicy
+from vlatrack.models.storage import sum_gradients_in_fp32
 from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.load import dump_spec
 from vlatrack.training.callback import Callback
@@ -135,6 +136,8 @@ def build_training(
     if fill is not None:
         fill(home_of(spec, accelerator.device))
         move_buffers(policy, accelerator.device)
+    if train.memory.gradients == "fp32" and train.micro_batch is not None:
+        sum_gradients_in_fp32(policy)
     compiled = train.compile if isinstance(train.compile, bool) else accelerator.device.type == "cuda"
     if compiled:
         compile_blocks(policy)

@@ -132,6 +132,11 @@ class MemorySpec(Model):
     optimizer_states: Literal["fp32", "bf16", "8bit"] | None = Field(
         None, description="of AdamW's two averages; 8bit: blockwise, for one process; null: as the parameters"
     )
+    gradients: Literal["fp32"] | None = Field(
+        None,
+        description="fp32: of bf16 parameters, too, where they are summed over micro batches, for 2 bytes more each; "
+        "null: as the parameters",
+    )
     keep: Literal["all", "all_matmuls", "every_second", "none"] = Field(
         "all",
         description="activations kept for the backward pass; others are computed again: less memory, more time, same "

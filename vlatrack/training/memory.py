@@ -34,6 +34,7 @@ from vlatrack.errors import BackboneError
 from vlatrack.models.backbones.activations import host_as
 from vlatrack.models.losses.token_losses import logits_at_once_as_on
 from vlatrack.models.policy import VlaPolicy
+from vlatrack.models.storage import sum_gradients_in_fp32
 from vlatrack.tokens.batch import Batch
 from vlatrack.training.compact_adamw import CompactAdamW
 from vlatrack.training.distributed import distribute, local_part, process_mesh
@@ -81,6 +82,8 @@ class StepSettings:
     """Whether parameters, gradients and optimiser states are in the host's memory."""
     averages: bool = False
     """Whether the trained weights are averaged over the steps."""
+    fp32_gradients: bool = False
+    """Whether gradients of bf16 parameters are summed in fp32."""
 
     @property
     def wrapped(self) -> bool:
@@ -227,8 +230,11 @@ def used_optimizer(policy: VlaPolicy, settings: StepSettings) -> torch.optim.Opt
     optimizer = settings.optimizer(policy)
     if isinstance(optimizer, CompactAdamW):
         optimizer.at_once = 1 << 25  # fewer parts to follow; a GPU, which compiles them, has none at all
+    if settings.fp32_gradients:
+        sum_gradients_in_fp32(policy)
+    dtype = torch.float32 if settings.fp32_gradients else None
     for parameter in policy.parameters():
-        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        parameter.grad = torch.zeros_like(parameter, dtype=dtype) if parameter.requires_grad else None
     optimizer.step()
     return optimizer
 
