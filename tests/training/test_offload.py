@@ -220,6 +220,7 @@ def test_a_run_that_offloads_is_the_run_that_does_not_and_resumes_bitwise_with_a
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.usefixtures("_any_precision")
 def test_on_a_gpu_the_parameters_are_on_the_host_and_the_steps_are_those_without_offloading(alone: None) -> None:
     device, both = torch.device("cuda", torch.cuda.current_device()), []
     for offload in (False, True):

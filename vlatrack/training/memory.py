@@ -211,8 +211,8 @@ class _StepUse:
     def extrapolated(self, one_more: "_StepUse", blocks: int) -> "_StepUse":
         """The memory with ``blocks`` more decoder layers, from that with one more."""
         peaks = {phase: _extrapolated(peak, one_more.peaks[phase], blocks) for phase, peak in self.peaks.items()}
-        held, host = ((self.held, one_more.held), (self.host, one_more.host))
-        return _StepUse(_extrapolated(*held, blocks), _extrapolated(*host, blocks), peaks)
+        held = _extrapolated(self.held, one_more.held, blocks)
+        return _StepUse(held, _extrapolated(self.host, one_more.host, blocks), peaks)
 
 
 def _held(policy: VlaPolicy, optimizer: torch.optim.Optimizer, *, averages: bool) -> MemoryUse:
