@@ -24,11 +24,13 @@ def main() -> None:
     group = TorchProcessGroup.join()
     step = step_of(load_spec(TOY, words), Gpus(group.world_size))
     policy = step.build().train()
-    distribute(policy, process_mesh(step.settings.shape, torch.device("cpu")))
+    offload = step.settings.offloads
+    mesh = process_mesh(step.settings.shape, torch.device("cpu"), offloads=offload)
+    distribute(policy, mesh, offload=offload)
     optimizer = used_optimizer(policy, step.settings)
     optimizer.zero_grad(set_to_none=True)
     with logits_at_once_as_on("cuda"):  # as the prediction does
-        peaks = peaks_of_step(policy, optimizer, step.batch, step.settings)
+        peaks, _ = peaks_of_step(policy, optimizer, step.batch, step.settings)
     if group.is_main_process:
         Path(file).write_text(json.dumps(max(sum(astuple(use)) for use in peaks.values())))
     group.leave()

@@ -6,18 +6,24 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 from launching import end_family, torchrun
 from program import TOY
 from transformers import ChameleonConfig
 
-from vlatrack.bench.memory import Gpus, TrainingMemory, predict_training_memory, remedies, step_of
+from vlatrack.bench.memory import Gpus, Remedy, TrainingMemory, predict_training_memory, remedies, step_of
 from vlatrack.builders.policy import backbone_factory, build_policy
 from vlatrack.errors import BackboneError, CheckpointError, SpecError, TokenError
+from vlatrack.models.backbones import activations
 from vlatrack.models.backbones.four_bits import weights_of
+from vlatrack.models.losses.token_losses import logits_at_once_as_on
 from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.load import load_spec
 from vlatrack.tokens.prompts import VLA_PROMPT
-from vlatrack.training.memory import MemoryPrediction, MemoryUse
+from vlatrack.training.distributed import distribute, process_mesh
+from vlatrack.training.memory import MemoryPrediction, peaks_of_step, used_optimizer
+from vlatrack.training.memory_tracker import MemoryUse
+from vlatrack.training.torch_process_group import process_group_of_one
 
 ROOT = Path(__file__).parents[2]
 SIX_LAYERS = "backbone={kind: causal_lm, preset: tiny, sizes: {num_hidden_layers: 6}, max_seq_len: 160}"
@@ -211,6 +217,115 @@ def test_remedies_have_the_largest_micro_batch_that_fits_and_the_fastest_comes_f
     ]
     assert found(9, *eight, bf16, checkpointing) == ["train.micro_batch=2"]
     assert found(6, *eight) == []
+
+
+def test_what_is_offloaded_comes_after_what_costs_less_time_and_parameters_where_nothing_else_fits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    def simple(spec: ExperimentSpec, gpus: Gpus) -> TrainingMemory:
+        """1 GiB, and 8 GiB of weights and for each row 2 GiB of activations, a half of which can be recomputed, and the
+        rest wait on the host."""
+        memory, rows = spec.train.memory, spec.train.micro_batch or 0
+        asked.append(memory.offload)
+        of_a_row = 0 if memory.offload == "activations" else 1 if memory.keep == "none" else 2
+        held = MemoryUse(weights=0 if memory.offload == "parameters" else 8 << 30)
+        peak = MemoryUse(weights=held.weights, activations=rows * of_a_row << 30)
+        return TrainingMemory(MemoryPrediction(1, 1, held, peak, 1, 1), (1, 1), 1, "")
+
+    monkeypatch.setattr("vlatrack.bench.memory.predict_training_memory", simple)
+
+    def found(limit_gib: int, *words: str) -> list[Remedy]:
+        words = ("train.micro_batch=8", "train.batch_size=8", "train.precision=bf16", *words)
+        return list(remedies(lambda more: spec_of(*words, *more), limit_gib << 30))
+
+    keep, parameters = "train.memory.keep=none", "train.memory.offload=parameters"
+    assert [" ".join(each.words) for each in found(15)] == [
+        "train.micro_batch=2",
+        f"{keep} train.micro_batch=4",
+        f"{keep} train.memory.offload=activations",
+    ]
+    assert not any(each.takes_long for each in found(15))
+    asked.clear()
+    (only,) = found(8)  # the weights alone are too large, so that nothing but this is tried further
+    assert only.words == (keep, parameters, "train.micro_batch=4")
+    assert only.takes_long
+    assert asked == ["none", *["parameters"] * 4]
+    assert found(8, "optim.kind=muon") == []
+    assert [each.words for each in found(6, "train.memory={keep: none, offload: activations}")] == [
+        (parameters, "train.micro_batch=4")
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("offload", ["none", "parameters"])
+def test_gradients_in_fp32_are_counted(offload: str) -> None:
+    bf16 = ["train.precision=bf16", "train.memory.parameters=bf16", f"train.memory.offload={offload}"]
+    both = [predicted(*bf16, *words).prediction for words in ([], ["train.memory.gradients=fp32"])]
+    plain, exact = [each.whole if offload == "none" else each.host for each in both]
+    assert (plain.gradients, exact.gradients) == (plain.weights, 2 * plain.weights)
+    assert both[0].peak.total <= both[1].peak.total
+
+
+@pytest.mark.slow
+def test_averages_of_the_weights_are_counted() -> None:
+    plain, averaged = predicted(), predicted("train.ema={decay: 0.99}")
+    size = 4 * plain.prediction.parameters
+    assert averaged.prediction.whole.averages == averaged.prediction.peak.averages == size
+    assert averaged.on_gpu == plain.on_gpu + size
+
+
+@pytest.mark.slow
+def test_activations_that_are_offloaded_are_on_the_host_and_not_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["train.batch_size=8", "train.memory.keep=none"]
+    plain, offloading = (
+        predicted(SIX_LAYERS, *words, f"train.memory.offload={each}") for each in ("none", "activations")
+    )
+    on_host = offloading.prediction.host.activations
+    assert offloading.prediction.host.total == on_host
+    at_least = 6 * 8 * 160 * 64 * 4  # the inputs of six layers, 64 wide
+    assert at_least < on_host < 2 * at_least
+    saved = plain.prediction.peak.total - offloading.prediction.peak.total
+    assert 0 < saved <= on_host
+    assert offloading == predicted(SIX_LAYERS, *words, "train.memory.offload=activations", extrapolate=False)
+    # The host's memory as it is in an actual step, all copies of which live until the backward pass.
+    copied: list[int] = []
+    to_host = activations._to_host
+
+    def noting(kept: torch.Tensor) -> tuple[torch.device, torch.Tensor]:
+        packed = to_host(kept)
+        copied.append(packed[1].nbytes if packed[1] is not kept else 0)
+        return packed
+
+    monkeypatch.setattr(activations, "_to_host", noting)
+    step = step_of(spec_of(SIX_LAYERS, *words, "train.memory.offload=activations"))
+    step.build().train()(step.batch)
+    assert sum(copied) == pytest.approx(on_host, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [[], ["train.memory.keep=none", "train.precision=bf16", "train.micro_batch=2"]])
+def test_parameters_that_are_offloaded_are_on_the_host_and_not_on_the_gpu(words: list[str]) -> None:
+    words = [SIX_LAYERS, "train.batch_size=8", "train.ema={decay: 0.99}", *words]
+    plain, offloading = (predicted(*words, f"train.memory.offload={each}") for each in ("none", "parameters"))
+    assert offloading.prediction.host == plain.prediction.whole
+    assert offloading.prediction.whole.total == offloading.prediction.peak.optimizer_states == 0
+    assert offloading.prediction.peak.total < plain.prediction.peak.total
+    direct = predicted(*words, "train.memory.offload=parameters", extrapolate=False)
+    assert offloading == direct
+    # What torch's tracker sees of an actual step.
+    step = step_of(load_spec(TOY, ["action_head.encoder_layers=1", *words, "train.memory.offload=parameters"]))
+    with process_group_of_one(needed=True):
+        policy, settings = step.build().train(), step.settings
+        distribute(policy, process_mesh((1, 1), torch.device("cpu"), offloads=True), offload=True)
+        optimizer = used_optimizer(policy, settings)
+        if not settings.accumulates:
+            optimizer.zero_grad(set_to_none=True)
+        with logits_at_once_as_on("cuda"):
+            peaks, _ = peaks_of_step(policy, optimizer, step.batch, settings)
+    measured = max(use.total for use in peaks.values())
+    assert offloading.prediction.peak.total == pytest.approx(measured, rel=0.02)
 
 
 def test_a_checkpoint_needs_no_weights_only_its_configuration(tmp_path: Path) -> None:

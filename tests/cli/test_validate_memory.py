@@ -79,6 +79,21 @@ def test_memory_is_shown_with_what_it_assumes() -> None:
     assert told.endswith("OK")
 
 
+@pytest.mark.slow
+def test_what_is_offloaded_and_averages_are_shown() -> None:
+    result = validate("--memory", TOY, "train.memory.offload=parameters", "train.ema={decay: 0.9}")
+    assert re.search(
+        r"^in the host's memory  0\.04 GiB of each process: weights 0\.01, gradients 0\.01, optimiser states 0\.02, "
+        r"averages 0\.01$",
+        result.output,
+        re.MULTILINE,
+    )
+    assert re.search(r"^optimiser states +0\.00 +0\.00", result.output, re.MULTILINE)
+    averaged = validate("--memory", TOY, "train.ema={decay: 0.9}").output
+    assert re.search(r"^averages of weights +0\.01 +0\.01", averaged, re.MULTILINE)
+    assert "in the host's memory" not in averaged
+
+
 def test_a_training_that_fits_is_told_so() -> None:
     result = validate(TOY, "--gpu-memory", "24GB")
     assert result.exit_code == 0

@@ -135,6 +135,13 @@ def test_own_loss_terms_are_declared_in_every_split_and_found_by_their_names() -
     assert "train_smoothness" not in MetricSchema.covering(["train_closs"])
 
 
+def test_learning_rates_of_parameter_groups_are_declared_and_found_by_their_names() -> None:
+    schema = MetricSchema.for_experiment(horizon=5, action_dim=4, groups=["action_head", "bias"])
+    assert (schema["train_lr_bias"].group, schema["train_lr_bias"].direction) == ("optim", Direction.NONE)
+    assert "val_ind_lr_bias" not in schema
+    assert set(MetricSchema.covering(schema.names()).names()) == set(schema.names())
+
+
 def test_sections_naming_is_reversible_for_every_declared_name(schema: MetricSchema) -> None:
     assert sectioned("train_closs") == "train/closs"
     assert sectioned("val_ind_l1_loss_action_5") == "val_ind/l1_loss_action_5"

@@ -127,6 +127,7 @@ def _named(name: str) -> LossTerm:
         ("loss", "train_loss"),
         ("weighted_z_loss", "train_weighted_z_loss"),
         ("lr", "train_lr"),
+        ("lr_action_head", "train_lr_action_head"),
         ("acc_image", "train_acc_image"),
         ("acc_image_3", "train_acc_image_3"),
         ("l1_loss_action_7", "train_l1_loss_action_7"),

@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState
 from program import TOY
 from safetensors.torch import load_file
 
+from vlatrack.builders.optimizer import group_rates
 from vlatrack.errors import SpecError
 from vlatrack.runner.evaluate import evaluate_run
 from vlatrack.runner.export import export_policy
@@ -72,6 +73,23 @@ def test_the_average_is_what_is_evaluated_exported_and_started_from(tmp_path: Pa
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
     assert {tensor.dtype for tensor in own.values()} == {torch.bfloat16}
     assert any(not torch.equal(weights[name].bfloat16(), tensor) for name, tensor in own.items())
+
+
+def test_a_group_is_called_by_its_first_pattern() -> None:
+    heads = "[{match: [action_head.*, x], lr: 1}, {match: ACTION_head*, lr: 2}, {match: '*', lr: 4}, {match: '*'}]"
+    spec = load_spec(TOY, ["optim.lr=2", f"optim.groups={heads}"])
+    assert group_rates(spec) == {"action_head": 0.5, "action_head_1": 1, "group_2": 2}
+
+
+@pytest.mark.slow
+def test_each_learning_rate_is_logged_by_the_name_of_its_group(tmp_path: Path) -> None:
+    rates = "{match: 'action_head.*', lr: 1e-2}, {match: '*.embed_tokens.*', weight_decay: 0}, {match: '*', lr: 4e-3}"
+    words = [*QUICK, f"optim.groups=[{rates}]", "optim.lr=2e-3", "tracking.log_every=2", "train.max_steps=2"]
+    run = run_experiment(load_spec(TOY, words), runs=tmp_path / "runs").path
+    lines = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
+    (logged,) = [line["data"] for line in lines if "train_lr" in line["data"]]
+    found = {name: value / logged["train_lr"] for name, value in logged.items() if name.startswith("train_lr_")}
+    assert found == pytest.approx({"train_lr_action_head": 5, "train_lr_group_2": 2})
 
 
 def test_states_in_8_bits_are_refused_for_more_than_one_process(tmp_path: Path) -> None:

@@ -227,6 +227,12 @@ BAD_FILES = {
         "15  optim.kind = muon rounds to nearest, so it needs train.memory.parameters and "
         "train.memory.optimizer_states = fp32",
     ),
+    "muon on the host": (
+        "lr: 1e-4\ntrain:",
+        "lr: 1e-4\n  kind: muon\ntrain:\n  memory: {offload: parameters}",
+        "15  optim.kind = muon multiplies matrices in its step, which train.memory.offload: parameters would do on the "
+        "CPU, for minutes; use adamw, or another offload",
+    ),
     "two lengths of the warm-up": (
         "lr: 1e-4",
         "{lr: 1e-4, warmup_steps: 5, warmup_epochs: 1}",

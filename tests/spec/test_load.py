@@ -122,6 +122,7 @@ def test_a_hash_is_the_same_for_any_style_order_and_process(file: Path, tmp_path
         "train.workers=4",
         "train.memory.keep=none",
         "train.memory.offload=activations",
+        "train.memory.offload=parameters",
         "train.micro_batch=2",
         "train.checkpoint.keep_last=9",
         "evaluate.open_loop.batch_size=1",

@@ -43,7 +43,9 @@ class Case:
             store_parameters(self.policy, torch.bfloat16)
         replicate = 2 if "replicate=2" in ways else None
         shape = parallel_shape(group.world_size, group.per_machine, shard=None, replicate=replicate)
-        distribute(self.policy, process_mesh(shape, torch.device("cpu")))
+        offload = "offloaded" in ways
+        mesh = process_mesh(shape, torch.device("cpu"), offloads=offload)
+        distribute(self.policy, mesh, offload=offload)
         self.optimizer = self._optimizer(ways)
         self.average = WeightAverage(self.policy, decay=0.9)
         self.parts = TrainingParts(self.policy, self.optimizer, group, lambda folder: None, self.average.tensors())

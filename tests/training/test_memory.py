@@ -9,7 +9,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from vlatrack.models.losses.token_losses import logits_at_once_as_on, token_losses
-from vlatrack.training.memory import MemoryUse, _PhaseTracker
+from vlatrack.training.memory_tracker import MemoryUse, PhaseTracker
 from vlatrack.training.optimizers import adamw
 
 WIDTH, ROWS = 1 << 16, 1 << 10  # the weights alone would be 16 GiB
@@ -24,7 +24,7 @@ def test_torchs_tracker_adds_up_the_storages_of_fake_tensors_by_what_they_hold()
     with FakeTensorMode():
         layer, rows = nn.Linear(WIDTH, WIDTH, bias=False), torch.zeros(ROWS, WIDTH)
         optimizer = fake_optimizer(layer)
-        tracker = _PhaseTracker()
+        tracker = PhaseTracker()
         tracker.track_external(layer, optimizer)
         with tracker:
             loss = layer(rows).square().sum()
@@ -43,7 +43,7 @@ def test_torchs_tracker_adds_up_the_storages_of_fake_tensors_by_what_they_hold()
 
 def test_torchs_tracker_sees_that_a_tensor_is_gone() -> None:
     with FakeTensorMode():
-        tracker = _PhaseTracker()
+        tracker = PhaseTracker()
         with tracker:
             kept = torch.zeros(ROWS, WIDTH)
             for _ in range(3):
@@ -98,4 +98,4 @@ def test_the_token_losses_are_the_same_however_many_logits_are_computed_at_a_tim
 
 
 def test_a_use_is_the_sum_of_its_parts() -> None:
-    assert MemoryUse(1, 20, 300, 4000, 50000).total == 54321
+    assert MemoryUse(1, 20, 300, 4000, 50000, 600000).total == 654321

@@ -184,7 +184,7 @@ def test_what_is_drawn_depends_on_seed_and_step_and_leaves_the_global_generator_
 def test_parameters_that_are_updated_in_parts_are_as_those_that_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     for at_once in (1 << 20, 1 << 10):
-        monkeypatch.setattr("vlatrack.training.compact_adamw.AT_ONCE", at_once)
+        monkeypatch.setattr(CompactAdamW, "at_once", at_once)
         optimizer = compact(parameters_of(torch.float32), states="8bit")
         take_steps(optimizer, range(3))
         made.append(contents(optimizer))

@@ -1,14 +1,23 @@
 """What the speed figures count, and what they leave out."""
 
 import time
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from arithmetic import Arithmetic
+from tiny_policy import vla_row
+from training_rank import make_policy
 
+from vlatrack.metrics.states import MetricStates
+from vlatrack.models.token_metrics import token_metric_states
 from vlatrack.tokens.batch import Batch, collate
 from vlatrack.tokens.layout import TokenLayout
 from vlatrack.tokens.prompts import TokenSequence
+from vlatrack.training.optimisation import train_step
+from vlatrack.training.optimizers import adamw
+from vlatrack.training.process_group import ProcessGroup
 from vlatrack.training.throughput import PHASES, SPEEDS, Stopwatch, Throughput
 
 LAYOUT = TokenLayout()
@@ -145,3 +154,29 @@ def test_on_a_gpu_nothing_waits_until_the_window_is_read(monkeypatch: pytest.Mon
     speeds = read()
     assert FakeEvent.reached == last
     assert (speeds["memory_mib"], speeds["forward_s"], speeds["backward_s"]) == (3.0, 2000.0, 2000.0)
+
+
+def test_the_token_metrics_of_the_forward_pass_count_as_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    phases: list[str] = []
+
+    def noting(*inputs: Any) -> MetricStates:
+        phases.append("token metrics")
+        return token_metric_states(*inputs)
+
+    monkeypatch.setattr("vlatrack.models.policy.token_metric_states", noting)
+    policy = make_policy(set()).train()
+    batches = [collate([vla_row(np.random.default_rng(rows), 4)], LAYOUT) for rows in range(2)]
+    train_step(
+        policy,
+        adamw(policy.parameters(), lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8),
+        batches,
+        policy.loss_counts(batches[0]),
+        accelerator=Arithmetic(bf16=False),
+        group=ProcessGroup(),
+        lr=1e-3,
+        clip_grad=None,
+        trains_head=True,
+        enter=phases.append,
+    )
+    of_a_batch = ["forward", "metrics", "token metrics", "forward", "backward", "metrics"]
+    assert phases == [*of_a_batch, *of_a_batch, "exchange", "optimiser", "metrics"]

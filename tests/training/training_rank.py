@@ -30,6 +30,7 @@ from vlatrack.training.gradient_share import gradient_shares
 from vlatrack.training.optimisation import train_step
 from vlatrack.training.optimizers import adamw
 from vlatrack.training.process_group import ProcessGroup
+from vlatrack.training.torch_process_group import TorchProcessGroup, process_group_of_one
 
 STEPS, MICRO_BATCH = 12, 2
 
@@ -76,7 +77,8 @@ def train(ways: set[str], group: ProcessGroup) -> list[tuple[float, float]]:
     shape = parallel_shape(
         group.world_size, group.per_machine, shard=chosen.get("shard"), replicate=chosen.get("replicate")
     )
-    distribute(policy, process_mesh(shape, torch.device("cpu")))
+    offload = "offloaded" in ways
+    distribute(policy, process_mesh(shape, torch.device("cpu"), offloads=offload), offload=offload)
     if "compiled" in ways:
         compile_blocks(policy, backend="eager")
     # At 1e-2, single precision by itself is further than 1e-6 from double precision after twelve steps.
@@ -109,10 +111,9 @@ def train(ways: set[str], group: ProcessGroup) -> list[tuple[float, float]]:
 def main(file: Path, trainings: list[str]) -> None:
     group = ProcessGroup()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from vlatrack.training.torch_process_group import TorchProcessGroup
-
         group = TorchProcessGroup.join()
-    results = {ways: train(set(ways.split(",")), group) for ways in trainings}
+    with process_group_of_one(needed=group.world_size == 1 and "offloaded" in ",".join(trainings)):
+        results = {ways: train(set(ways.split(",")), group) for ways in trainings}
     if group.is_main_process:
         file.write_text(json.dumps(results))
     if group.world_size > 1:

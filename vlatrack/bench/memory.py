@@ -35,6 +35,7 @@ CUDA_BYTES = 1 << 30
 """Set aside on a GPU for the CUDA context, and for what its kernels and its allocator need beyond the tensors."""
 INSTRUCTION_CHARACTERS, STATE_NUMBERS = 128, 16
 """Assumed of the longest instruction and of a state without explicit ranges: only the data would tell."""
+_ON_HOST = "train.memory.offload=parameters"
 _WORDS = "put the red block that lies behind the open drawer on the blue plate and then go back to the start; "
 
 
@@ -86,6 +87,11 @@ class Remedy:
     words: tuple[str, ...]
     memory: TrainingMemory
 
+    @property
+    def takes_long(self) -> bool:
+        """Whether each layer crosses to the GPU, and its gradients back, in each micro batch, and a CPU optimises."""
+        return _ON_HOST in self.words
+
 
 def predict_training_memory(spec: ExperimentSpec, gpus: Gpus = ONE_GPU, *, extrapolate: bool = True) -> TrainingMemory:
     """Predict what each of the processes needs that train ``spec``, in eager code.
@@ -126,6 +132,9 @@ def step_of(spec: ExperimentSpec, gpus: Gpus = ONE_GPU) -> LongestStep:
         bf16=train.precision != "fp32",
         accumulates=micro_batches > 1,
         shape=parallel_shape(gpus.all, gpus.on_each_machine, shard=parallel.shard, replicate=parallel.replicate),
+        offloads=train.memory.offload == "parameters",
+        averages=train.ema is not None,
+        fp32_gradients=train.memory.gradients == "fp32" and train.micro_batch is not None,
     )
     return LongestStep(
         partial(build_policy, _without_groups(spec), source), batch, micro_batches, settings, longest_row
@@ -135,7 +144,8 @@ def step_of(spec: ExperimentSpec, gpus: Gpus = ONE_GPU) -> LongestStep:
 def remedies(load: Callable[[Sequence[str]], ExperimentSpec], limit: int, gpus: Gpus = ONE_GPU) -> Iterator[Remedy]:
     """Settings that train the same policy and fit into ``limit`` bytes, each with the largest micro batch that does.
 
-    The fastest comes first; what costs more time follows if it allows more rows at once.
+    The fastest comes first; what costs more time follows if it allows more rows at once. Parameters leave the GPU only
+    where nothing else fits.
 
     Args:
         load: the experiment with further overrides, which is too large as it is.
@@ -143,16 +153,21 @@ def remedies(load: Callable[[Sequence[str]], ExperimentSpec], limit: int, gpus: 
     spec = load(())
     rows = _rows(spec, gpus)
     left = [rows >> halvings for halvings in range(rows.bit_length())]  # the micro batches not known to fit yet
+    held_fits, found = True, False
     for change in _variants(spec):
+        if found if _ON_HOST in change else not held_fits:
+            continue
         fitting = None
         while left and (change or left[-1] < rows):
             words = change if left[-1] == rows else (*change, f"train.micro_batch={left[-1]}")
             memory = predict_training_memory(load(words), gpus)
             if memory.on_gpu > limit:
+                held_fits = memory.prediction.whole.total + CUDA_BYTES <= limit
                 break
             fitting = Remedy(words, memory)
             left.pop()
         if fitting is not None:
+            found = True
             yield fitting
 
 
@@ -215,7 +230,14 @@ def _variants(spec: ExperimentSpec) -> list[tuple[str, ...]]:
         variants.append(("train.precision=bf16",))
     choices = get_args(MemorySpec.model_fields["keep"].annotation)
     less = choices[choices.index(spec.train.memory.keep) + 1 :]
-    return variants + [(*words, f"train.memory.keep={keep}") for keep in less for words in variants]
+    found = variants + [(*words, f"train.memory.keep={keep}") for keep in less for words in variants]
+    if spec.train.memory.offload == "parameters":
+        return found
+    least = ("train.memory.keep=none",) if less else ()
+    offloads = ["train.memory.offload=activations"] if spec.train.memory.offload == "none" else []
+    if spec.optim.kind != "muon":
+        offloads.append(_ON_HOST)
+    return found + [(*words, *least, offload) for offload in offloads for words in variants]
 
 
 def _without_groups(spec: ExperimentSpec) -> ExperimentSpec:

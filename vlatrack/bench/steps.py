@@ -20,7 +20,7 @@ import psutil
 from vlatrack.bench.tracking import local_mlflow
 from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.policy import build_schema
-from vlatrack.builders.training import build_accelerator, build_training
+from vlatrack.builders.training import build_accelerator, build_training, home_of, keeps_on_host
 from vlatrack.data.cache import CodeCache
 from vlatrack.errors import MissingPackageError, TrackerError
 from vlatrack.metrics.schema import TRAIN, MetricSchema
@@ -40,6 +40,7 @@ from vlatrack.training.interruption import Interruption
 from vlatrack.training.loop import Training
 from vlatrack.training.process_group import ProcessGroup
 from vlatrack.training.state import TrainState
+from vlatrack.training.torch_process_group import process_group_of_one
 
 RECORDS_PER_BLOCK = 6
 """At the quickstart's speed, a block then lasts longer than delivery collects records (tail.BATCH_INTERVAL_S)."""
@@ -109,7 +110,8 @@ def measure_step_time(experiment: Path, runs: Path, pairs: int) -> StepTime:
         delivery = _Delivery(directory.path)
         callback = _AlternatingTracking(tracked, delivery, build_schema(spec), spec.tracking, steps)
         try:
-            _build(spec, directory, callback).run(TrainState(), NoCheckpoints(), lambda state: {})
+            with process_group_of_one(needed=keeps_on_host(spec)):
+                _build(spec, directory, callback).run(TrainState(), NoCheckpoints(), lambda state: {})
         finally:
             delivery.resume()
     trackers = tuple(config.kind for config in backends)
@@ -120,7 +122,7 @@ def _build(spec: ExperimentSpec, directory: RunDirectory, callback: Callback) ->
     spec = spec.model_copy(update={"data": spec.data.model_copy(update={"val_ind": None, "val_ood": None})})
     experiment, group = Experiment.new(spec), ProcessGroup()
     accelerator = build_accelerator(spec)
-    policy = experiment.policy(accelerator.device)
+    policy = experiment.policy(home_of(spec, accelerator.device))
     encoding = experiment.encoding(policy.layout, directory.tokenizer, accelerator.device)
     samples = experiment.samples(encoding, CodeCache(directory.code_cache))
     return build_training(experiment, policy, samples[TRAIN], accelerator, group, Interruption(group), [callback])

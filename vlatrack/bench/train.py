@@ -13,14 +13,20 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from vlatrack.bench.floor import Floor, step_floor
 from vlatrack.bench.memory import longest_samples, sizes_of
 from vlatrack.bench.steps import NoCheckpoints
 from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.policy import build_policy
-from vlatrack.builders.training import build_accelerator, build_training, check_device, check_processes
+from vlatrack.builders.training import (
+    build_accelerator,
+    build_training,
+    check_device,
+    check_processes,
+    home_of,
+    keeps_on_host,
+)
 from vlatrack.data.samples import SampleSet
 from vlatrack.data.statistics import NormStats
 from vlatrack.errors import SpecError
@@ -35,27 +41,31 @@ from vlatrack.tokens.text import ByteTokenizer
 from vlatrack.tracking.run import TrackedRun
 from vlatrack.training.callback import Callback
 from vlatrack.training.chips import chip_of
+from vlatrack.training.distributed import local_part
 from vlatrack.training.flops import PolicySizes, batch_flops
 from vlatrack.training.interruption import Interruption
 from vlatrack.training.loop import Training
 from vlatrack.training.process_group import ProcessGroup
 from vlatrack.training.state import TrainState
 from vlatrack.training.throughput import SPEEDS
+from vlatrack.training.torch_process_group import process_group_of_one
 
 
 @dataclass(frozen=True)
 class MemoryParts:
-    """Bytes on the device of one process."""
+    """Bytes of one process, on its device unless they are offloaded to the host."""
 
     weights: int
     gradients: int
     optimizer_states: int
-    peak: int | None  # None on a CPU, which does not tell
+    peak: int | None  # on the device; None on a CPU, which does not tell
+    offloaded: bool = False  # whether weights, gradients and states are on the host
 
     @property
     def activations(self) -> int | None:
         """Everything else at the peak."""
-        return None if self.peak is None else self.peak - self.weights - self.gradients - self.optimizer_states
+        held = 0 if self.offloaded else self.weights + self.gradients + self.optimizer_states
+        return None if self.peak is None else self.peak - held
 
 
 @dataclass(frozen=True)
@@ -98,7 +108,7 @@ def measure_training(
     accelerator = build_accelerator(spec)
     check_device(spec, accelerator.device)
     experiment = _without_data(_bench_settings(spec, steps))
-    policy = _random_policy(experiment, layers, accelerator.device)
+    policy = _random_policy(experiment, layers, home_of(spec, accelerator.device))
     group.broadcast_weights(policy)
     sequences, longest_row = longest_samples(
         spec, experiment.source.text or ByteTokenizer(policy.layout), policy.layout
@@ -106,7 +116,11 @@ def measure_training(
     samples = _RepeatedRows(sequences, 2 * steps * spec.train.batch_size)
     record = _LastRecord()
     callbacks = [record] if group.is_main_process else []
-    with Interruption(group) as interruption, _journal(spec, record, group):
+    with (
+        Interruption(group) as interruption,
+        _journal(spec, record, group),
+        process_group_of_one(needed=keeps_on_host(spec) and group.world_size == 1),
+    ):
         training = build_training(
             experiment, policy, cast(SampleSet, samples), accelerator, group, interruption, callbacks
         )
@@ -208,9 +222,15 @@ def _memory_parts(training: Training) -> MemoryParts:
     states = [value for state in training.optimizer.state.values() for value in state.values()]
     return MemoryParts(
         weights=sum(map(_local_bytes, weights_of(policy))),
-        gradients=sum(_local_bytes(parameter) for parameter in policy.parameters() if parameter.requires_grad),
+        gradients=sum(
+            # Those that may have any dtype are summed in fp32.
+            4 * local_part(parameter).numel() if parameter.grad_dtype is None else _local_bytes(parameter)
+            for parameter in policy.parameters()
+            if parameter.requires_grad
+        ),
         optimizer_states=sum(_local_bytes(value) for value in states if isinstance(value, Tensor)),
         peak=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+        offloaded=next(policy.parameters()).device != device,
     )
 
 
@@ -234,5 +254,4 @@ def _floor(training: Training, batch: Batch) -> Floor | None:
 
 
 def _local_bytes(tensor: Tensor) -> int:
-    own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return own.numel() * own.element_size()
+    return local_part(tensor).nbytes

@@ -1,5 +1,6 @@
 """From the spec to an optimiser and its schedule."""
 
+import re
 from typing import Any, assert_never
 
 from torch.optim import Optimizer
@@ -59,6 +60,22 @@ def build_groups(spec: ExperimentSpec, policy: VlaPolicy) -> list[dict[str, Any]
         for group in optim.groups
     ]
     return parameter_groups(policy, settings, lr=optim.lr)
+
+
+def group_rates(spec: ExperimentSpec) -> dict[str, float]:
+    """The learning rate of each group that has its own, as a multiple of that of the others, by a name for the group.
+
+    The name is its first pattern in letters, digits and underscores, with the group's number where that leaves nothing,
+    or is the name of another group.
+    """
+    rates: dict[str, float] = {}
+    for number, group in enumerate(spec.optim.groups):
+        if group.lr is not None:
+            name = re.sub(r"[^a-z0-9]+", "_", group.match[0].lower()).strip("_") or "group"
+            if name == "group" or name in rates:
+                name = f"{name}_{number}"
+            rates[name] = group.lr / spec.optim.lr
+    return rates
 
 
 def check_optimizer(spec: ExperimentSpec, processes: int = 1) -> None:

@@ -8,7 +8,7 @@ from typing import assert_never
 
 import torch
 
-from vlatrack.builders.optimizer import build_groups
+from vlatrack.builders.optimizer import build_groups, group_rates
 from vlatrack.errors import CheckpointError, SpecError
 from vlatrack.metrics.losses import LossMetric
 from vlatrack.metrics.schema import MetricSchema
@@ -122,6 +122,7 @@ def build_schema(spec: ExperimentSpec) -> MetricSchema:
         horizon=head.time_horizon,
         action_dim=head.action_dim,
         losses={term.metric: term.weight for term in build_losses(spec, TokenLayout())},
+        groups=group_rates(spec),
     )
     if problem := schema.why_not_best(spec.train.checkpoint.best_metric):
         raise SpecError(f"train.checkpoint.best_metric: {problem}")

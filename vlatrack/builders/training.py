@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs
 
 from vlatrack.builders.experiment import Experiment
-from vlatrack.builders.optimizer import build_optimizer, build_schedule, check_optimizer
+from vlatrack.builders.optimizer import build_optimizer, build_schedule, check_optimizer, group_rates
 from vlatrack.builders.policy import adapter_of, build_schema
 from vlatrack.builders.unfilled import Fill
 from vlatrack.data.samples import Encoding, SampleSet
@@ -19,6 +19,7 @@ from vlatrack.errors import SpecError
 from vlatrack.metrics.schema import TRAIN
 from vlatrack.models.backbones.four_bits import import_bitsandbytes
 from vlatrack.models.policy import VlaPolicy
+from vlatrack.models.storage import sum_gradients_in_fp32
 from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.load import dump_spec
 from vlatrack.training.callback import Callback
@@ -26,7 +27,7 @@ from vlatrack.training.checkpoint.contents import TrainingParts
 from vlatrack.training.checkpoint.policy import IMAGE_TOKENIZER, SPEC, TEXT_TOKENIZER, PolicyRecord
 from vlatrack.training.chips import chip_of
 from vlatrack.training.compilation import LENGTH_MULTIPLE, compile_blocks, missing_compiler
-from vlatrack.training.distributed import distribute, parallel_shape, process_mesh
+from vlatrack.training.distributed import distribute, move_buffers, parallel_shape, process_mesh
 from vlatrack.training.ema import WeightAverage
 from vlatrack.training.float8 import check_float8, use_float8
 from vlatrack.training.host_memory import keep_freed_memory
@@ -119,6 +120,16 @@ def _parallel_shape(spec: ExperimentSpec, group: ProcessGroup) -> tuple[int, int
     return parallel_shape(group.world_size, group.per_machine, shard=parallel.shard, replicate=parallel.replicate)
 
 
+def keeps_on_host(spec: ExperimentSpec) -> bool:
+    """Whether parameters, gradients and optimiser states stay in the host's memory."""
+    return spec.train.memory.offload == "parameters"
+
+
+def home_of(spec: ExperimentSpec, device: torch.device) -> torch.device:
+    """Where the parameters are of a policy that computes on ``device``."""
+    return torch.device("cpu") if keeps_on_host(spec) else device
+
+
 def build_training(
     experiment: Experiment,
     policy: VlaPolicy,
@@ -131,7 +142,8 @@ def build_training(
     fill: Fill | None = None,
 ) -> Training:
     """A policy with its optimiser, schedule and loop settings. All ranks call this: it leaves each of them its part of
-    the policy. ``callbacks`` are those of the main process; ``fill`` is for an unfilled policy.
+    the policy. ``callbacks`` are those of the main process; ``fill`` is for an unfilled policy. One process alone that
+    `keeps_on_host` calls this inside of `process_group_of_one`.
 
     Raises:
         VlatrackError: the optimiser or its schedule cannot have these settings.
@@ -142,9 +154,14 @@ def build_training(
         use_float8(policy.backbone.blocks)
     if train.attention == "flex":
         policy.use_flex_attention()
-    distribute(policy, process_mesh(_parallel_shape(spec, group), accelerator.device))
+    offloads = keeps_on_host(spec)
+    mesh = process_mesh(_parallel_shape(spec, group), accelerator.device, offloads=offloads)
+    distribute(policy, mesh, offload=offloads)
     if fill is not None:
-        fill(accelerator.device)
+        fill(home_of(spec, accelerator.device))
+        move_buffers(policy, accelerator.device)
+    if train.memory.gradients == "fp32" and train.micro_batch is not None:
+        sum_gradients_in_fp32(policy)
     compiled = compiles_layers(spec, accelerator.device)
     if compiled:
         compile_blocks(policy)
@@ -171,6 +188,7 @@ def build_training(
             save_every_steps=train.checkpoint.every_steps,
             best_metric=train.checkpoint.best_metric,
             gradient_share_every=spec.loss.gradient_share_every,
+            group_rates=group_rates(spec),
         ),
         accelerator=accelerator,
         group=group,
@@ -206,7 +224,14 @@ def build_training_parts(
         record.write(folder, experiment_hash=experiment.hash, backbone_kind=experiment.spec.backbone.kind)
 
     averages = {} if training.average is None else training.average.tensors()
-    return TrainingParts(training.policy, training.optimizer, training.group, write_policy_files, averages)
+    return TrainingParts(
+        training.policy,
+        training.optimizer,
+        training.group,
+        write_policy_files,
+        averages,
+        training.accelerator.device,
+    )
 
 
 def training_warnings(experiment: Experiment, training: Training, state: TrainState) -> list[str]:

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from vlatrack.errors import SpecError
@@ -10,8 +11,9 @@ from vlatrack.errors import SpecError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from vlatrack.bench.memory import Gpus, TrainingMemory
+    from vlatrack.bench.memory import Gpus, Remedy, TrainingMemory
     from vlatrack.spec.experiment import ExperimentSpec
+    from vlatrack.training.memory_tracker import MemoryUse
 
 _GIB = 1 << 30
 _UNITS = {"T": 10**12, "G": 10**9, "M": 10**6, "TI": 1 << 40, "GI": _GIB, "MI": 1 << 20}
@@ -91,10 +93,14 @@ def _print_table(console: "Console", memory: "TrainingMemory") -> None:
     table.add_row("weights", _gib(whole.weights), _gib(peak.weights))
     table.add_row("gradients", _gib(whole.gradients), _gib(peak.gradients))
     table.add_row("optimiser states", _gib(whole.optimizer_states), _gib(peak.optimizer_states))
+    if whole.averages:
+        table.add_row("averages of weights", _gib(whole.averages), _gib(peak.averages))
     table.add_row("activations", "", _gib(peak.activations))
     table.add_row("temporary results", "", _gib(peak.temporary))
     table.add_row("predicted peak", "", _gib(peak.total), style="bold")
     console.print(table)
+    if prediction.host.total:
+        console.print(f"in the host's memory  {_host_parts(prediction.host)}", soft_wrap=True)
 
 
 def _assumptions(spec: "ExperimentSpec", memory: "TrainingMemory") -> list[str]:
@@ -108,14 +114,10 @@ def _assumptions(spec: "ExperimentSpec", memory: "TrainingMemory") -> list[str]:
         "predicted from eager code on the CPU's kernels; compiled code needs less. Evaluation and the image tokenizer "
         "are not counted",
     ]
-    if spec.train.memory.offload == "activations":
-        lines.append("activations are counted although they are offloaded")
     if (checkpoint := assumed_7b(spec)) is not None:
         lines.append(f"assumed: {checkpoint}, which is not here, has the sizes of the 7b preset")
-    if spec.train.ema is not None:
-        lines.append("not counted: train.ema keeps 4 bytes more of each trained parameter")
     if spec.loss.gradient_share_every is not None:
-        lines.append("not counted either: steps of loss.gradient_share_every need up to two more sets of gradients")
+        lines.append("not counted: steps of loss.gradient_share_every need up to two more sets of gradients")
     return lines
 
 
@@ -136,24 +138,25 @@ def _print_remedies(
 ) -> None:
     from vlatrack.bench.memory import CUDA_BYTES, remedies, storage_remedies
 
-    whole, found = memory.prediction.whole, False
+    whole = memory.prediction.whole
     if whole.total + CUDA_BYTES > allowed:
         console.print(
             f"weights, gradients and optimiser states alone need {_gib(whole.total)} GiB, as they are stored",
             soft_wrap=True,
         )
-    else:
-        with console.status("looking for settings that fit …"):
-            for remedy in remedies(load, allowed, gpus):
-                console.print(f"fits with: {_words(remedy.words)}  ({_on_gpu(remedy.memory)})", soft_wrap=True)
-                found = True
-    if found:
+    found: list[Remedy] = []
+    with console.status("looking for settings that fit …"):
+        for remedy in remedies(load, allowed, gpus):
+            how = "; slow: layers cross to the GPU, and a CPU optimises" if remedy.takes_long else ""
+            console.print(f"fits with: {_words(remedy.words)}  ({_needs(remedy.memory)}){how}", soft_wrap=True)
+            found.append(remedy)
+    if not all(remedy.takes_long for remedy in found):
         return
     with console.status("looking for settings that store less …"):
         for remedy in storage_remedies(load, allowed, gpus):
-            told = f"fits with: {_words(remedy.words)}  ({_on_gpu(remedy.memory)}), which is another experiment"
+            told = f"fits with: {_words(remedy.words)}  ({_needs(remedy.memory)}), which is another experiment"
             console.print(told, soft_wrap=True)
-            found = True
+            found.append(remedy)
     if not found:
         console.print("no setting would: take a smaller backbone, a larger GPU or more of them (--gpus)")
 
@@ -161,6 +164,21 @@ def _print_remedies(
 def _words(words: Sequence[str]) -> str:
     """Settings as a shell takes them."""
     return " ".join(f"'{word}'" if " " in word else word for word in words)
+
+
+def _needs(memory: "TrainingMemory") -> str:
+    host = memory.prediction.host.total
+    return f"{_on_gpu(memory)}, and {_gib(host)} GiB of the host's memory" if host else _on_gpu(memory)
+
+
+def _host_parts(use: "MemoryUse") -> str:
+    """Gibibytes in all, and of each part that is there."""
+    parts = {
+        field.name.replace("_", " ").replace("optimizer", "optimiser"): getattr(use, field.name)
+        for field in fields(use)
+    }
+    told = ", ".join(f"{name} {_gib(size)}" for name, size in parts.items() if size)
+    return f"{_gib(use.total)} GiB of each process: {told}"
 
 
 def _on_gpu(memory: "TrainingMemory") -> str:

@@ -6,7 +6,7 @@ l1_loss_action, acc_action and quantisation_floor [H, A], acc_image [slots].
 Legend: H steps of a chunk, A numbers of an action.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from vlatrack.metrics.losses import LOSS_CT, Weights, gradient_share_metrics, loss_metrics
 from vlatrack.metrics.metric import ACTION_UNIT, Direction, Metric, Value
@@ -105,11 +105,13 @@ _PHASES = {
 }
 
 
-def training_metrics(losses: Weights) -> Iterator[Metric]:
-    """The metrics that only training has, named without the split."""
+def training_metrics(losses: Weights, groups: Iterable[str] = ()) -> Iterator[Metric]:
+    """The metrics that only training has, named without the split; ``groups`` are the names of parameter groups."""
     none, lower, higher = Direction.NONE, Direction.LOWER, Direction.HIGHER
     yield Metric("grad_norm", "gradient norm before clipping", "1", none, "optim")
     yield Metric("lr", "learning rate", "1", none, "optim")
+    for group in groups:
+        yield Metric(lr_name(group), f"learning rate of the parameters {group}", "1", none, "optim")
     yield from gradient_share_metrics(losses)
     yield Metric("samples_per_s", "training samples per second", "1/s", higher, "speed")
     yield Metric("tokens_per_s", "tokens of the training samples per second, without padding", "1/s", higher, "speed")
@@ -122,6 +124,10 @@ def training_metrics(losses: Weights) -> Iterator[Metric]:
     yield Metric("memory_mib", "peak memory in use on the device (the process, on a CPU)", "MiB", lower, "speed")
     skipped = "steps so far that were not taken, because loss or gradient was not finite"
     yield Metric("skipped_steps", skipped, "steps", lower, "optim")
+
+
+def lr_name(group: str) -> str:
+    return f"lr_{group}"
 
 
 def run_metrics() -> Iterator[Metric]:

@@ -18,6 +18,7 @@ from vlatrack.metrics.names import (
     DIM_NAME,
     EVALUATE,
     IMAGE_NAME,
+    LR_NAME,
     MOST_GPUS,
     SPLITS,
     STEP_SLOTS,
@@ -67,23 +68,31 @@ class MetricSchema:
 
     @classmethod
     def for_experiment(
-        cls, *, horizon: int, action_dim: int, image_slots: int = STEP_SLOTS, losses: Weights = DOCUMENTED_LOSSES
+        cls,
+        *,
+        horizon: int,
+        action_dim: int,
+        image_slots: int = STEP_SLOTS,
+        losses: Weights = DOCUMENTED_LOSSES,
+        groups: Iterable[str] = (),
     ) -> "MetricSchema":
         """The schema of an experiment with chunks of `horizon` steps and actions of `action_dim` numbers.
 
-        `losses` are all loss terms with their weights, including the documented ones.
+        `losses` are all loss terms with their weights, including the documented ones; `groups` the names of parameter
+        groups with a learning rate of their own.
         """
         of_a_split = tuple(
             split_metrics(horizon=horizon, action_dim=action_dim, image_slots=image_slots, losses=losses)
         )
         metrics = [_prefixed(split, metric) for split in SPLITS for metric in of_a_split]
-        metrics += [_prefixed(TRAIN, metric) for metric in training_metrics(losses)]
+        metrics += [_prefixed(TRAIN, metric) for metric in training_metrics(losses, groups)]
         metrics += [_prefixed(f"{EVALUATE}{split}", metric) for split in (VAL_IND, VAL_OOD) for metric in of_a_split]
         return cls([*metrics, *run_metrics()])
 
     @classmethod
     def covering(cls, names: Iterable[str]) -> "MetricSchema":
-        """The schema of the smallest experiment that has all chunk steps, dimensions and loss terms among `names`.
+        """The schema of the smallest experiment that has all chunk steps, dimensions, loss terms and parameter groups
+        among `names`.
 
         A name `weighted_<term>` stands for a custom loss term.
         """
@@ -93,6 +102,7 @@ class MetricSchema:
             action_dim=max(indexes(known, DIM_NAME), default=-1) + 1,
             image_slots=max(STEP_SLOTS, max(indexes(known, IMAGE_NAME), default=0) + 1),
             losses={**DOCUMENTED_LOSSES, **_custom_losses(known)},
+            groups=dict.fromkeys(found[1] for found in map(LR_NAME.fullmatch, known) if found),
         )
 
     def __getitem__(self, name: str) -> Metric:

@@ -75,8 +75,11 @@ class VlaPolicy(nn.Module):
         self.backbone.use_flex_attention()
         self._mask_of = block_mask
 
-    def forward(self, batch: Batch) -> PolicyOutput:
+    def forward(self, batch: Batch, *, before_metrics: Callable[[], None] = lambda: None) -> PolicyOutput:
         """Run the backbone once, compute logits at supervised positions only, and the head on rows with actions.
+
+        Args:
+            before_metrics: called when all that trains is computed, and only the token metrics are left.
 
         Raises:
             BackboneError: the backbone does not return hidden states of each position.
@@ -102,6 +105,7 @@ class VlaPolicy(nn.Module):
             label_actions=self._label_actions(batch) if has_actions else None,
         )
         totals, states = self._loss_totals(inputs)
+        before_metrics()
         return PolicyOutput(totals, states + token_metric_states(inputs, self.layout, self.centres), inputs.actions)
 
     def loss_counts(self, batch: Batch) -> dict[str, float]:

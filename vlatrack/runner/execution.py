@@ -11,7 +11,14 @@ from accelerate import Accelerator
 
 from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.policy import build_schema
-from vlatrack.builders.training import build_training, build_training_parts, compiles_layers, training_warnings
+from vlatrack.builders.training import (
+    build_training,
+    build_training_parts,
+    compiles_layers,
+    home_of,
+    keeps_on_host,
+    training_warnings,
+)
 from vlatrack.builders.unfilled import Fill
 from vlatrack.data.cache import CodeCache
 from vlatrack.metrics.schema import TRAIN
@@ -34,6 +41,7 @@ from vlatrack.training.interruption import Interruption
 from vlatrack.training.out_of_memory import WHAT_FITS, telling_out_of_memory
 from vlatrack.training.process_group import ProcessGroup
 from vlatrack.training.state import TrainState, seed_rank
+from vlatrack.training.torch_process_group import process_group_of_one
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +62,12 @@ def execute(job: Job, directory: RunDirectory, callbacks: Sequence[Callback], gr
 
     The files of the run are for this user alone; whether the cache of image codes is, the user's umask says.
     """
-    with Interruption(group, grace_s=job.experiment.spec.train.grace_s) as interruption, private_files():
+    spec = job.experiment.spec
+    with (
+        Interruption(group, grace_s=spec.train.grace_s) as interruption,
+        private_files(),
+        process_group_of_one(needed=keeps_on_host(spec) and group.world_size == 1),
+    ):
         if group.is_main_process:
             _run_main_process(job, directory, callbacks, group, interruption)
             return
@@ -193,7 +206,8 @@ def _policy(job: Job) -> tuple[VlaPolicy, Fill | None]:
     unfilled = job.experiment.unfilled_policy(with_weights=with_weights)
     if unfilled is not None:
         return unfilled
-    return job.experiment.policy(job.accelerator.device, with_weights=with_weights), None
+    home = home_of(job.experiment.spec, job.accelerator.device)
+    return job.experiment.policy(home, with_weights=with_weights), None
 
 
 def _initial_state(job: Job, parts: TrainingParts, checkpoints: CheckpointStore, group: ProcessGroup) -> TrainState:

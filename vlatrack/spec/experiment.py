@@ -66,6 +66,11 @@ class ExperimentSpec(Model):
                 f"backbone.adapter.base = 4bit multiplies in bf16, not in {self.train.precision}; set train.precision "
                 "to bf16, or base to bf16 or fp32"
             )
+        if adapter is not None and adapter.base == "4bit" and self.train.memory.offload == "parameters":
+            raise ValueError(
+                "train.memory.offload = parameters moves weights between host and GPU, where backbone.adapter.base = "
+                "4bit keeps them; choose one of the two"
+            )
         if self.optim.min_lr > self.optim.lr:
             raise ValueError(f"optim.min_lr = {self.optim.min_lr:g} is above optim.lr = {self.optim.lr:g}")
         if (self.optim.warmup_epochs or 0) >= self.train.epochs:
@@ -124,6 +129,11 @@ class ExperimentSpec(Model):
             raise ValueError(
                 "optim.kind = muon rounds to nearest, so it needs train.memory.parameters and "
                 "train.memory.optimizer_states = fp32"
+            )
+        if optim.kind == "muon" and memory.offload == "parameters":
+            raise ValueError(
+                "optim.kind = muon multiplies matrices in its step, which train.memory.offload: parameters would do on "
+                "the CPU, for minutes; use adamw, or another offload"
             )
         return self
 

@@ -62,6 +62,7 @@ ADDED_LATER: Mapping[str, Scalar] = {
     "train.memory.parameters": None,
     "train.memory.rounding": None,
     "train.memory.optimizer_states": None,
+    "train.memory.gradients": None,
     "train.ema": None,
 }
 """Settings added after the hash was defined; with these values they are left out of it, so that it stays the same."""

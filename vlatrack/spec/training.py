@@ -132,16 +132,22 @@ class MemorySpec(Model):
     optimizer_states: Literal["fp32", "bf16", "8bit"] | None = Field(
         None, description="of AdamW's two averages; 8bit: blockwise, for one process; null: as the parameters"
     )
+    gradients: Literal["fp32"] | None = Field(
+        None,
+        description="fp32: of bf16 parameters, too, where they are summed over micro batches, for 2 bytes more each; "
+        "null: as the parameters",
+    )
     keep: Literal["all", "all_matmuls", "every_second", "none"] = Field(
         "all",
         description="activations kept for the backward pass; others are computed again: less memory, more time, same "
         "numbers; all_matmuls: results of attention and matrix products; every_second: of attention and every second "
         "product; none: the input of each layer",
     )
-    offload: Literal["none", "activations"] = Field(
+    offload: Literal["none", "activations", "parameters"] = Field(
         "none",
         description="activations: what is kept waits in the host's memory for the backward pass, same numbers; best "
-        "with keep none; not measured on a GPU yet",
+        "with keep none; parameters: parameters, gradients and optimiser states stay in the host's memory, where the "
+        "optimiser takes its step, and each layer comes to the GPU when it is its turn; not measured on a GPU yet",
     )
 
     @model_validator(mode="after")

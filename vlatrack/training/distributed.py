@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils import get_total_norm
 
@@ -40,21 +40,39 @@ def parallel_shape(processes: int, per_machine: int, *, shard: int | None, repli
     return replicate, shard
 
 
-def process_mesh(shape: tuple[int, int], device: torch.device) -> DeviceMesh | None:
-    """The processes as `shape` says (see ``parallel_shape``); None for one process alone. All ranks call this."""
-    return None if shape == (1, 1) else init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
+def process_mesh(shape: tuple[int, int], device: torch.device, *, offloads: bool = False) -> DeviceMesh | None:
+    """The processes as `shape` says (see ``parallel_shape``). All ranks call this.
+
+    Args:
+        offloads: whether the policy will be in the host's memory (see ``distribute``).
+
+    Returns:
+        None for one process alone, unless it offloads: then a mesh of one, for which torch needs a process group (see
+        ``process_group_of_one``).
+    """
+    if shape != (1, 1):
+        return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
+    return init_device_mesh(device.type, (1,), mesh_dim_names=("shard",)) if offloads else None
 
 
-def distribute(policy: VlaPolicy, mesh: DeviceMesh | None) -> None:
+def distribute(policy: VlaPolicy, mesh: DeviceMesh | None, *, offload: bool = False) -> None:
     """Let this process hold its part of the policy, whose weights are the same in all processes; one alone keeps it
-    as it is. All ranks call this, before the optimiser is made."""
+    as it is. All ranks call this, before the optimiser is made.
+
+    Args:
+        offload: keep parameters and gradients in the host's memory, so that the optimiser and its states are there,
+            too; a layer's parameters are on the device of the mesh while the layer computes. Buffers stay on it.
+    """
     if mesh is None:
+        assert not offload, "offloading takes a mesh, if only of one process"
         return
     in_bf16 = any(parameter.dtype == torch.bfloat16 for parameter in policy.parameters())
     precision = MixedPrecisionPolicy(reduce_dtype=torch.float32 if in_bf16 else None)  # gradients are summed in fp32
+    # Only a GPU copies faster from pinned memory; without one there is none.
+    place = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offload else OffloadPolicy()
     for block in policy.backbone.blocks:
-        fully_shard(block, mesh=mesh, mp_policy=precision)
-    root: Any = fully_shard(policy, mesh=mesh, mp_policy=precision)
+        fully_shard(block, mesh=mesh, mp_policy=precision, offload_policy=place)
+    root: Any = fully_shard(policy, mesh=mesh, mp_policy=precision, offload_policy=place)
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             # The losses are divided by the counts of all ranks, so gradients are summed, not averaged.
@@ -64,12 +82,18 @@ def distribute(policy: VlaPolicy, mesh: DeviceMesh | None) -> None:
     root.set_reduce_scatter_unused_params(True)
 
 
+def move_buffers(module: nn.Module, device: torch.device) -> None:
+    """Move the buffers, such as tables of positions, of a module whose parameters may be elsewhere."""
+    for buffer in module.buffers():
+        buffer.data = buffer.data.to(device)
+
+
 def part_for(like: Tensor, value: Tensor) -> Tensor:
     """This rank's part of a whole tensor, sharded as ``like`` is; the tensor itself if that is not sharded."""
     if not isinstance(like, DTensor):
         return value
     value = value.to(like.device)
-    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None).to(like.device)
 
 
 def local_part(tensor: Any) -> Tensor:

@@ -35,7 +35,9 @@ class WeightAverage:
         """
         new = taken * (1 - min(self._decay, (1 + step) / (10 + step)))
         for name, parameter in self._trained.items():
-            local_part(self._averages[name]).lerp_(local_part(parameter).float(), new)
+            average = local_part(self._averages[name])
+            new = new.to(average.device)  # the host, where the parameters are offloaded
+            average.lerp_(local_part(parameter).float(), new)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

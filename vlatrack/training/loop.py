@@ -13,6 +13,7 @@ from vlatrack.data.dealing import deal_rows
 from vlatrack.data.loading import epoch_order, load_batches
 from vlatrack.data.samples import SampleSet
 from vlatrack.errors import NonFiniteError
+from vlatrack.metrics.declarations import lr_name
 from vlatrack.metrics.schema import TRAIN, MetricSchema, split_and_name
 from vlatrack.metrics.states import MetricStates
 from vlatrack.models.policy import VlaPolicy
@@ -91,6 +92,8 @@ class LoopSettings:
     save_every_steps: int | None
     best_metric: str
     gradient_share_every: int | None
+    group_rates: Mapping[str, float] = field(default_factory=dict)
+    """The learning rates of parameter groups as multiples of that of the others, by name."""
 
 
 @dataclass
@@ -317,6 +320,8 @@ class Training:
         speeds = self.group.combine(pending.speeds(), SPEEDS)
         metrics = {f"{TRAIN}_{name}": value for name, value in {**means, **speeds}.items()}
         metrics |= {f"{TRAIN}_grad_norm": pending.grad_norm, f"{TRAIN}_lr": pending.lr}
+        rates = self.settings.group_rates
+        metrics |= {f"{TRAIN}_{lr_name(group)}": pending.lr * rate for group, rate in rates.items()}
         if state.skipped_steps:
             metrics[f"{TRAIN}_skipped_steps"] = float(state.skipped_steps)
         metrics["epoch"] = state.epoch + state.step_in_epoch / self.steps_per_epoch

@@ -2,8 +2,8 @@
 
 One optimiser step runs on fake tensors, which have a shape but no contents, while torch's tracker adds up their
 storages. Of several processes one runs, on a fake process group whose collectives do nothing. Fake tensors, process
-group and tracker are private APIs of torch: they are used in this module alone, and tests/training/test_memory.py pins
-what it relies on.
+group and tracker are private APIs of torch: they are used here and in `memory_tracker` alone, and
+tests/training/test_memory.py pins what is relied on.
 
 The memory at any moment of a step is linear in the number of decoder layers, so two and three layers tell that of any
 number. The peak itself is not: in a shallow model it may lie at the end of the backward pass, where all gradients
@@ -13,7 +13,6 @@ exist, and in a deep one at its beginning, where all activations do. Hence each 
 import gc
 import math
 import traceback
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields, replace
@@ -29,30 +28,22 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
     UnsupportedOperatorException,
 )
-from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from torch.utils.hooks import RemovableHandle
 
 from vlatrack.errors import BackboneError
+from vlatrack.models.backbones.activations import host_as
 from vlatrack.models.backbones.four_bits import count_weights, four_bit_layers, weights_of
 from vlatrack.models.losses.token_losses import logits_at_once_as_on
 from vlatrack.models.policy import VlaPolicy
+from vlatrack.models.storage import sum_gradients_in_fp32
 from vlatrack.tokens.batch import Batch
-from vlatrack.training.distributed import distribute, process_mesh
+from vlatrack.training.compact_adamw import CompactAdamW
+from vlatrack.training.distributed import distribute, local_part, process_mesh
+from vlatrack.training.memory_tracker import DEVICE, HOST, NOTHING, MemoryUse, Phase, PhaseTracker, mark_phases
 from vlatrack.training.optimisation import train_step
 from vlatrack.training.process_group import ProcessGroup
 
-_CPU = torch.device("cpu")
-_FORWARD, _BETWEEN = "forward", "between"
-Phase = str | int
-"""A part of a step: the forward pass; the backward pass from where the gradient of a layer's output is known, for the
-first layers (0, 1) and the last ones (-1, -2) by the layer's index; all layers between them together. What precedes
-the backward pass of the last layer belongs to it, and what follows that of the first one to that.
-
-The peak of each phase is linear in the number of layers. What lies between leads from the last layers to the first ones
-in equal parts, so it is never above both."""
 _NOT_FAKE = (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -62,33 +53,20 @@ _NOT_FAKE = (
 
 
 @dataclass(frozen=True)
-class MemoryUse:
-    """Bytes at one moment, by what they hold."""
-
-    weights: int = 0
-    gradients: int = 0
-    optimizer_states: int = 0
-    activations: int = 0
-    """Kept for the backward pass, or recomputed in it; with bf16 also the copies of the weights in bf16."""
-    temporary: int = 0
-    """Gradients of activations, logits, buffers."""
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer_states + self.activations + self.temporary
-
-
-@dataclass(frozen=True)
 class MemoryPrediction:
     """What a policy and one training step of it need of each process."""
 
     parameters: int
     trainable: int
     whole: MemoryUse
-    """Weights, gradients and optimiser states that the process holds, whether or not all exist at the peak."""
+    """Weights, gradients, optimiser states and averages that the process holds on its GPU, whether or not all exist at
+    the peak."""
     peak: MemoryUse
+    """On the GPU."""
     rows: int
     tokens: int  # of each row
+    host: MemoryUse = NOTHING
+    """What it holds in the host's memory, since it is offloaded."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +80,23 @@ class StepSettings:
     """Whether the gradients of an earlier micro batch are there already."""
     shape: tuple[int, int] = (1, 1)
     """Copies of the policy, and processes over which each of them is sharded."""
+    offloads: bool = False
+    """Whether parameters, gradients and optimiser states are in the host's memory."""
+    averages: bool = False
+    """Whether the trained weights are averaged over the steps."""
+    fp32_gradients: bool = False
+    """Whether gradients of bf16 parameters are summed in fp32."""
+
+    @property
+    def wrapped(self) -> bool:
+        """Whether FSDP2 gathers weights before they are used."""
+        return self.offloads or self.shape != (1, 1)
 
     @property
     def edge(self) -> int:
         """The number of layers at either end whose backward pass is unlike that of the layers between them. FSDP2
         gathers the weights of a layer while the one after it still has its own."""
-        return 1 if self.shape == (1, 1) else 2
+        return 2 if self.wrapped else 1
 
 
 def predict_memory(
@@ -129,7 +118,7 @@ def predict_memory(
         BackboneError: the policy cannot run without the contents of its tensors.
     """
     try:
-        with _processes(settings.shape) as mesh:
+        with _processes(settings) as mesh:
             return _Prediction(build, settings, mesh).of(batch, extrapolate)
     except _NOT_FAKE as error:
         _release_frames(error)
@@ -150,14 +139,14 @@ def _release_frames(error: BaseException) -> None:
 
 
 @contextmanager
-def _processes(shape: tuple[int, int]) -> Iterator[DeviceMesh | None]:
-    """The mesh that rank 0 of so many processes sees; None for one process alone."""
-    if shape == (1, 1):
+def _processes(settings: StepSettings) -> Iterator[DeviceMesh | None]:
+    """The mesh that rank 0 of all processes sees; None where there is none."""
+    if not settings.wrapped:
         yield None
         return
-    dist.init_process_group("fake", rank=0, world_size=math.prod(shape), store=FakeStore())
+    dist.init_process_group("fake", rank=0, world_size=math.prod(settings.shape), store=FakeStore())
     try:
-        yield process_mesh(shape, _CPU)
+        yield process_mesh(settings.shape, DEVICE, offloads=settings.offloads)
     finally:
         dist.destroy_process_group()
 
@@ -175,27 +164,31 @@ class _Prediction:
         trainable = [parameter.numel() for parameter in policy.parameters() if parameter.requires_grad]
         depth, few = len(policy.backbone.blocks), 2 * self._settings.edge
         if extrapolate and depth > few + 1 and _alike(policy.backbone.blocks):
-            (whole, peaks), (more_whole, more_peaks) = (self._uses(batch, blocks) for blocks in (few, few + 1))
-            whole = _extrapolated(whole, more_whole, depth - few)
-            peaks = {phase: _extrapolated(peaks[phase], more_peaks[phase], depth - few) for phase in peaks}
+            one, more = (self._uses(batch, blocks) for blocks in (few, few + 1))
+            use = one.extrapolated(more, depth - few)
         else:
-            whole, peaks = self._uses(batch, depth)
-        peak = max(peaks.values(), key=lambda use: use.total)
-        return MemoryPrediction(count_weights(policy), sum(trainable), whole, peak, *batch.input_ids.shape)
+            use = self._uses(batch, depth)
+        peak = max(use.peaks.values(), key=lambda at_peak: at_peak.total)
+        rows, tokens = batch.input_ids.shape
+        return MemoryPrediction(count_weights(policy), sum(trainable), use.held, peak, rows, tokens, use.host)
 
-    def _uses(self, batch: Batch, depth: int) -> tuple[MemoryUse, dict[Phase, MemoryUse]]:
-        """The memory with so many decoder layers: what is held all the time, and the peak of each phase of a step."""
+    def _uses(self, batch: Batch, depth: int) -> "_StepUse":
+        """The memory with so many decoder layers."""
         policy, settings = self._policy(depth), self._settings
         values = {field.name: getattr(batch, field.name) for field in fields(batch)}
         tensors: dict[str, Any] = {
             name: self._fake.from_tensor(value) for name, value in values.items() if isinstance(value, Tensor)
         }
-        with self._fake, logits_at_once_as_on("cuda"):
+        with self._fake, logits_at_once_as_on("cuda"), host_as(HOST):
             optimizer = used_optimizer(policy, settings)
-            held = _held(policy, optimizer)
+            held = _held(policy, optimizer, averages=settings.averages)
             if not settings.accumulates:
                 optimizer.zero_grad(set_to_none=True)
-            return held, peaks_of_step(policy, optimizer, replace(batch, **tensors), settings)
+            peaks, activations = peaks_of_step(policy, optimizer, replace(batch, **tensors), settings)
+        if settings.offloads:
+            return _StepUse(NOTHING, replace(held, activations=activations), peaks)
+        peaks = {phase: replace(peak, averages=held.averages) for phase, peak in peaks.items()}
+        return _StepUse(held, MemoryUse(activations=activations), peaks)
 
     def _policy(self, depth: int) -> VlaPolicy:
         """This process's part of the policy with its first ``depth`` decoder layers."""
@@ -204,22 +197,45 @@ class _Prediction:
         del policy.backbone.blocks[depth:]
         with self._fake:
             _leave_meta(policy)
-            distribute(policy, self._mesh)
+            distribute(policy, self._mesh, offload=self._settings.offloads)
         return policy
 
 
-def _held(policy: VlaPolicy, optimizer: torch.optim.Optimizer) -> MemoryUse:
-    """Weights, gradients and states, all of which exist when the optimiser takes its step."""
+@dataclass(frozen=True)
+class _StepUse:
+    """The memory of one process with some number of decoder layers."""
+
+    held: MemoryUse  # on the GPU, all the time
+    host: MemoryUse
+    peaks: dict[Phase, MemoryUse]  # on the GPU, in each phase of a step
+
+    def extrapolated(self, one_more: "_StepUse", blocks: int) -> "_StepUse":
+        """The memory with ``blocks`` more decoder layers, from that with one more."""
+        peaks = {phase: _extrapolated(peak, one_more.peaks[phase], blocks) for phase, peak in self.peaks.items()}
+        held = _extrapolated(self.held, one_more.held, blocks)
+        return _StepUse(held, _extrapolated(self.host, one_more.host, blocks), peaks)
+
+
+def _held(policy: VlaPolicy, optimizer: torch.optim.Optimizer, *, averages: bool) -> MemoryUse:
+    """Weights, gradients and states, all of which exist when the optimiser takes its step, and averages in fp32."""
     gradients = [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
     states = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
-    return MemoryUse(_bytes(weights_of(policy)), _bytes(gradients), _bytes(states))
+    averaged = sum(4 * local_part(parameter).numel() for parameter in policy.parameters() if parameter.requires_grad)
+    return MemoryUse(
+        _bytes(weights_of(policy)), _bytes(gradients), _bytes(states), averages=averaged if averages else 0
+    )
 
 
 def used_optimizer(policy: VlaPolicy, settings: StepSettings) -> torch.optim.Optimizer:
     """An optimiser that has taken a step, so that it has its states; each parameter that is trained has a gradient."""
     optimizer = settings.optimizer(policy)
+    if isinstance(optimizer, CompactAdamW):
+        optimizer.at_once = 1 << 25  # fewer parts to follow; a GPU, which compiles them, has none at all
+    if settings.fp32_gradients:
+        sum_gradients_in_fp32(policy)
+    dtype = torch.float32 if settings.fp32_gradients else None
     for parameter in policy.parameters():
-        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        parameter.grad = torch.zeros_like(parameter, dtype=dtype) if parameter.requires_grad else None
     optimizer.step()
     return optimizer
 
@@ -229,7 +245,7 @@ def _leave_meta(module: nn.Module) -> None:
     made: dict[Tensor, Tensor] = {}
 
     def fake(value: Tensor) -> Tensor:
-        empty = torch.empty(value.shape, dtype=value.dtype, device=_CPU)
+        empty = torch.empty(value.shape, dtype=value.dtype, device=DEVICE)
         return nn.Parameter(empty, value.requires_grad) if isinstance(value, nn.Parameter) else empty
 
     for owner in module.modules():
@@ -240,8 +256,11 @@ def _leave_meta(module: nn.Module) -> None:
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    held = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
-    return sum(tensor.numel() * tensor.element_size() for tensor in held)
+    return sum(local_part(tensor).nbytes for tensor in tensors)
+
+
+def _bytes_of(module: nn.Module) -> int:
+    return _bytes(module.parameters())
 
 
 def _alike(blocks: Iterable[nn.Module]) -> bool:
@@ -257,11 +276,13 @@ def _extrapolated(use: MemoryUse, one_more: MemoryUse, blocks: int) -> MemoryUse
 
 def peaks_of_step(
     policy: VlaPolicy, optimizer: torch.optim.Optimizer, batch: Batch, settings: StepSettings
-) -> dict[Phase, MemoryUse]:
-    """The peak of each phase of a step of one micro batch, in fake tensors or in real ones on the CPU."""
-    tracker = _PhaseTracker(_bytes(chain.from_iterable(layer.buffers() for layer in four_bit_layers(policy))))
+) -> tuple[dict[Phase, MemoryUse], int]:
+    """The peak of each phase of a step of one micro batch, in fake tensors or in real ones on the CPU, and the bytes of
+    activations that wait on the fake host."""
+    in_buffers = _bytes(chain.from_iterable(layer.buffers() for layer in four_bit_layers(policy)))
+    tracker = PhaseTracker(list(policy.parameters()) if settings.offloads else (), weights_in_buffers=in_buffers)
     tracker.track_external(policy, optimizer)
-    hooks = _mark_phases(tracker, policy, settings.edge)
+    hooks = mark_phases(tracker, policy, settings.edge)
     lr = optimizer.param_groups[0]["lr"]
     counts = policy.loss_counts(batch)
     with tracker:
@@ -278,82 +299,22 @@ def peaks_of_step(
         )
     for hook in hooks:
         hook.remove()
-    return tracker.peaks
+    # A GPU gets a copy of a layer, from which FSDP2 makes the gathered one; a CPU needs none.
+    copied = max(map(_bytes_of, policy.backbone.blocks)) if settings.offloads else 0
+    peaks = {phase: replace(peak, temporary=peak.temporary + copied) for phase, peak in tracker.peaks.items()}
+    return peaks, tracker.host_peak
 
 
 class _Arithmetic:
     """What `train_step` uses of an Accelerator, of which a process can only have those of one precision."""
 
-    device = _CPU
+    device = DEVICE
 
     def __init__(self, bf16: bool) -> None:
         self._bf16 = bf16
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(_CPU.type, torch.bfloat16, enabled=self._bf16, cache_enabled=False)
+        return torch.autocast(DEVICE.type, torch.bfloat16, enabled=self._bf16, cache_enabled=False)
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
-
-
-class _PhaseTracker(MemTracker):  # type: ignore[no-untyped-call]
-    """torch's tracker, which keeps the peak of each phase instead of that of the whole step."""
-
-    def __init__(self, weights_in_buffers: int = 0) -> None:
-        super().__init__()
-        self._weights_in_buffers = weights_in_buffers
-        self.phase: Phase = _FORWARD
-        self.peaks: dict[Phase, MemoryUse] = {}
-
-    def _track_module_params_and_buffers(self, module: nn.Module, install_grad_hooks: bool = True) -> Any:
-        """torch's own would hook into the gradient of each parameter, which frozen ones refuse; those that FSDP2
-        gathers are other ones than those of the policy."""
-        for parameter in module.parameters():
-            if not parameter.requires_grad and parameter not in self._param_to_grad_hook_handles:
-                self._param_to_grad_hook_handles[parameter] = tuple(RemovableHandle(OrderedDict()) for _ in range(2))
-        return super()._track_module_params_and_buffers(module, install_grad_hooks)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.prim.device.default:  # two thirds of all calls, and none makes a tensor
-            return func(*args, **(kwargs or {}))
-        return super().__torch_dispatch__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
-
-    def _update_peak_stats(self, peak_state: Any) -> None:
-        """Called after each operation; torch's own looks for the peak of every module, which takes half of the time."""
-        now = _memory_use(self._curr_mem_snap[_CPU], self._weights_in_buffers)
-        if now.total >= self.peaks.get(self.phase, now).total:
-            self.peaks[self.phase] = now
-
-
-def _memory_use(snapshot: dict[Any, int], weights_in_buffers: int) -> MemoryUse:
-    kind = _MemRefType
-    return MemoryUse(
-        weights=snapshot[kind.PARAM] + weights_in_buffers,
-        gradients=snapshot[kind.GRAD],
-        optimizer_states=snapshot[kind.OPT],
-        activations=snapshot[kind.ACT],
-        temporary=snapshot[kind.TEMP] + snapshot[kind.BUFFER] + snapshot[kind.OTH] - weights_in_buffers,
-    )
-
-
-def _mark_phases(tracker: _PhaseTracker, policy: VlaPolicy, edge: int) -> list[Any]:
-    """Hooks that begin each phase: those of the backward pass when the gradient of a layer's output is known."""
-    depth = len(policy.backbone.blocks)
-
-    def begin(phase: Phase) -> None:
-        tracker.phase = phase
-
-    def in_backward(phase: Phase) -> Callable[..., None]:
-        def hook(_layer: nn.Module, _inputs: Any, output: Any) -> None:
-            hidden: Tensor = output if isinstance(output, Tensor) else output[0]
-            if hidden.requires_grad:  # it need not where the layers before are frozen
-                hidden.register_hook(lambda _gradient: begin(phase))  # type: ignore[no-untyped-call]
-
-        return hook
-
-    hooks = [policy.register_forward_hook(lambda *_: begin(-1))]
-    for number, block in enumerate(policy.backbone.blocks):
-        from_end = number - depth
-        phase: Phase = number if number < edge else from_end if from_end >= -edge else _BETWEEN
-        hooks.append(block.register_forward_hook(in_backward(phase)))
-    return hooks

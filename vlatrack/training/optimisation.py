@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -63,7 +64,8 @@ def train_step(
     for batch in micro_batches:
         enter("forward")
         with accelerator.autocast():
-            output = policy(batch.to(accelerator.device))
+            output = policy(batch.to(accelerator.device), before_metrics=partial(enter, "metrics"))
+        enter("forward")
         loss = policy.loss(output, counts)
         enter("backward")
         if loss.requires_grad:  # it need not where all that is trained is frozen
@@ -79,13 +81,15 @@ def train_step(
         for parameter in policy.action_head.parameters():
             parameter.grad = None
     gradients = [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
-    norm = total_norm(gradients) + not_finite
+    norm = total_norm(gradients)  # on the host, as they are, if the parameters are offloaded
+    norm = norm + not_finite.to(norm.device)
     clip_grads_with_norm_(policy.parameters(), clip_grad if clip_grad is not None else math.inf, norm)
     finite = norm.isfinite()
     # The optimisers read found_inf on the device, as for GradScaler: 1 leaves weights and moments unchanged.
     optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    norm, finite = norm.to(total.device), finite.to(total.device)
     for buffer, before in buffers:  # such as the running means of a backbone's batch norm
         buffer.copy_(torch.where(finite, buffer, before))
     enter("metrics")

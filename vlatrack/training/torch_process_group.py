@@ -54,8 +54,7 @@ class TorchProcessGroup(ProcessGroup):
         missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
         if missing:
             raise TrainingError(f"environment: {', '.join(missing)} is not set; start several processes with torchrun")
-        on_gpus = torch.cuda.is_available() and dist.is_nccl_available()
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo")
+        dist.init_process_group(_backends())
         return cls()
 
     def leave(self, *, failed: bool = False) -> None:
@@ -123,6 +122,29 @@ class TorchProcessGroup(ProcessGroup):
     def _reduce_on_hosts(self, values: Tensor) -> None:
         with _raising_rank_lost():
             dist.all_reduce(values, group=self._hosts)
+
+
+@contextmanager
+def process_group_of_one(*, needed: bool) -> Iterator[None]:
+    """Inside the block torch has a process group: that of this process alone, which needs no port and no launcher.
+
+    Args:
+        needed: false does nothing, such as where several processes have joined one.
+    """
+    if not needed:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # else a mesh would choose a GPU by itself, and warn of it
+    dist.init_process_group(_backends(), store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _backends() -> str:
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
 
 
 @contextmanager

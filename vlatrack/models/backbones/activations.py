@@ -3,7 +3,9 @@
 The numbers of a step are the same to the last bit: random generators are set back before a block is computed again.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from itertools import count
 from typing import Any, Literal
@@ -21,6 +23,7 @@ Keep = Literal["all", "all_matmuls", "every_second", "none"]
 """What is kept: everything; the results of attention and of all matrix products, or of every second product; nothing
 but the input of each block."""
 
+_host: ContextVar[torch.device | None] = ContextVar("_host", default=None)
 _aten: Any = torch.ops.aten
 _MATMULS = {_aten.mm.default, _aten.addmm.default, _aten._scaled_mm.default}
 _IN_FOUR_BITS = "bitsandbytes.gemm_4bit.default"  # exists once that package has been imported
@@ -55,11 +58,21 @@ def offload_activations(backbone: nn.Module) -> None:
     backbone.forward = offloaded
 
 
+@contextmanager
+def host_as(device: torch.device) -> Iterator[None]:
+    """Let another device stand for the host's memory, so that the need of it can be predicted."""
+    token = _host.set(device)
+    try:
+        yield
+    finally:
+        _host.reset(token)
+
+
 def _to_host(kept: Tensor) -> tuple[torch.device, Tensor]:
     source = kept if kept._base is None else kept._base
     if isinstance(source, nn.Parameter):
         return kept.device, kept
-    on_host = torch.empty(kept.shape, dtype=kept.dtype, pin_memory=kept.is_cuda)
+    on_host = torch.empty(kept.shape, dtype=kept.dtype, device=_host.get(), pin_memory=kept.is_cuda)
     # The copy back is queued behind this one on the same stream, so that neither has to be waited for.
     return kept.device, on_host.copy_(kept, non_blocking=kept.is_cuda)
 

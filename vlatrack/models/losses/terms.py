@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from vlatrack.errors import LossError
 from vlatrack.metrics.losses import gradient_share_name
-from vlatrack.metrics.names import DIM_NAME, IMAGE_NAME, STEP_NAME, TRAIN
+from vlatrack.metrics.names import DIM_NAME, IMAGE_NAME, LR_NAME, STEP_NAME, TRAIN
 from vlatrack.metrics.schema import MetricSchema
 from vlatrack.models.losses.base import LossTerm
 from vlatrack.models.losses.closs import CrossEntropy
@@ -43,12 +43,13 @@ def check_names(custom: Sequence[LossTerm]) -> None:
         LossError: a name is not an identifier, or a metric or another term has it.
     """
     taken = {f"{TRAIN}_acc_image", *MetricSchema.for_experiment(horizon=1, action_dim=1).names(TRAIN)}
+    patterns = STEP_NAME, DIM_NAME, IMAGE_NAME, LR_NAME
     for term in custom:
         if not _NAME.fullmatch(term.name):
             raise LossError(f"loss term {term.name!r}: expected a name of a-z, 0-9 and _, a letter first")
         for name in (term.name, f"weighted_{term.name}", gradient_share_name(term.name)):
             logged = f"{TRAIN}_{name}"
-            # How many steps, dimensions and images there are depends on the experiment, so those names go by pattern.
-            if logged in taken or any(pattern.search(logged) for pattern in (STEP_NAME, DIM_NAME, IMAGE_NAME)):
+            # How many steps, dimensions, images and parameter groups there are depends on the experiment.
+            if logged in taken or any(pattern.search(logged) for pattern in patterns):
                 raise LossError(f"loss term {term.name}: another metric is called {logged}; give the term another name")
             taken.add(logged)

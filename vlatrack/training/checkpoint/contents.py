@@ -38,6 +38,7 @@ from vlatrack.training.process_group import ProcessGroup
 from vlatrack.training.state import RandomState, TrainState
 
 WEIGHTS_STEM, STATES_STEM = "policy", "states"
+_CPU = torch.device("cpu")
 _METRICS, _WEIGHTS = "metrics.", "weights."
 
 
@@ -52,6 +53,8 @@ class TrainingParts:
     averages: Mapping[str, Tensor] = field(default_factory=dict)
     """Averages of weights, by their names and sharded as they are: they are saved as the weights of the policy, and the
     weights that the training goes on with beside its states. Both are restored in place."""
+    device: torch.device = _CPU
+    """Where the policy computes, and so its metric states are; its parameters may be elsewhere."""
 
     def capture(self, state: TrainState, copies: tuple[HostCopies, HostCopies] | None = None) -> "Snapshot":
         """What this rank has to write of the training at ``state``. All ranks call this.
@@ -93,8 +96,7 @@ class TrainingParts:
         else:
             states = self._restore_states(checkpoint, content)
         epoch, window = states if self.group.is_main_process else (MetricStates(), MetricStates())
-        device = next(self.policy.parameters()).device
-        return TrainState.restored(content["counters"], epoch.to(device), window.to(device))
+        return TrainState.restored(content["counters"], epoch.to(self.device), window.to(self.device))
 
     def _restore_states(self, checkpoint: Path, content: Mapping[str, Any]) -> tuple[MetricStates, MetricStates]:
         stored = StoredTensors(_listed_folder(checkpoint, TRAINING))
