@@ -90,6 +90,11 @@ def test_adapters_and_frozen_parts_make_another_experiment() -> None:
     assert len({plain, *(canonical_hash(toy(word)) for word in (ADAPTER, FREEZE))}) == 3
 
 
+def test_a_base_in_4_bits_is_not_kept_on_the_host() -> None:
+    with pytest.raises(SpecError, match=r"backbone\.adapter\.base = 4bit keeps them; choose one of the two"):
+        toy("backbone.adapter={kind: lora, base: 4bit}", "train.precision=bf16", "train.memory.offload=parameters")
+
+
 @pytest.mark.parametrize(
     ("base", "precision", "told"),
     [
