@@ -27,6 +27,7 @@ LIBRARY = {
     "training",
     "envs",
     "importers",
+    "inference",
     "evaluation",
     "reports",
 }
@@ -40,6 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": {"tokens", "metrics", "errors"},
     "training": {"models", "data", "metrics", "tokens", "errors"},
     "envs": {"data", "plugins", "errors"},
+    "inference": {"models", "data", "tokens", "errors"},
     "evaluation": {"models", "data", "tokens", "metrics", "errors"},
     "tracking": {"metrics", "errors"},
     "reports": {"metrics", "tracking", "errors"},
