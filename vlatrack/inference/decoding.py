@@ -76,7 +76,7 @@ def decode_blocks(policy: VlaPolicy, prompts: Prefill) -> Tensor:
     for number in range(numbers):
         mask = torch.cat([mask, sees_itself], dim=2)
         hidden, kept = policy.backbone.forward_further(tokens, mask, first + number, kept)
-        tokens = _most_probable(policy, hidden)
+        tokens = most_probable(policy, hidden)
         decoded.append(tokens)
     return torch.stack(decoded, dim=2)
 
@@ -97,7 +97,7 @@ def _decode_anew(policy: VlaPolicy, prompts: Prefill) -> Tensor:
         hidden = policy.backbone(ids, mask)
         width = hidden.shape[2]
         of_blocks = hidden.gather(1, places[:, :, number, None].expand(-1, -1, width))
-        ids.scatter_(1, places[:, :, number + 1], _most_probable(policy, of_blocks))
+        ids.scatter_(1, places[:, :, number + 1], most_probable(policy, of_blocks))
     return ids.gather(1, places[:, :, 1:-1].flatten(1)).view(rows, steps, numbers)
 
 
@@ -106,7 +106,7 @@ def _empty_blocks(layout: TokenLayout, steps: int, numbers: int) -> Tensor:
     return torch.tensor([block] * steps)
 
 
-def _most_probable(policy: VlaPolicy, hidden: Tensor) -> Tensor:
+def most_probable(policy: VlaPolicy, hidden: Tensor) -> Tensor:
     """The ids [...] of the bins with the largest logits after hidden states [..., D]."""
     first = policy.layout.action_start + 2
     bins = policy.backbone.output_layer[first : first + len(policy.centres) + 1]
