@@ -13,9 +13,12 @@ if TYPE_CHECKING:
     from vlatrack import errors
     from vlatrack.builders.experiment import Experiment
     from vlatrack.errors import VlatrackError
+    from vlatrack.inference.observation import Observation
+    from vlatrack.inference.session import Execution, Session
     from vlatrack.metrics.schema import MetricSchema
     from vlatrack.models.backbones.base import Backbone
     from vlatrack.models.losses.base import LossTerm
+    from vlatrack.runner.acting import Policy
     from vlatrack.runner.evaluate import evaluate_run as evaluate
     from vlatrack.runner.export import export_policy as export
     from vlatrack.runner.run import resume_run as resume
@@ -28,10 +31,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Backbone",
     "Callback",
+    "Execution",
     "Experiment",
     "ExperimentSpec",
     "LossTerm",
     "MetricSchema",
+    "Observation",
+    "Policy",
+    "Session",
     "TrackedRun",
     "VlatrackError",
     "__version__",
@@ -47,10 +54,14 @@ __all__ = [
 _PLACES = {
     "Backbone": "vlatrack.models.backbones.base:Backbone",
     "Callback": "vlatrack.training.callback:Callback",
+    "Execution": "vlatrack.inference.session:Execution",
     "Experiment": "vlatrack.builders.experiment:Experiment",
     "ExperimentSpec": "vlatrack.spec.experiment:ExperimentSpec",
     "LossTerm": "vlatrack.models.losses.base:LossTerm",
     "MetricSchema": "vlatrack.metrics.schema:MetricSchema",
+    "Observation": "vlatrack.inference.observation:Observation",
+    "Policy": "vlatrack.runner.acting:Policy",
+    "Session": "vlatrack.inference.session:Session",
     "TrackedRun": "vlatrack.tracking.run:TrackedRun",
     "VlatrackError": "vlatrack.errors:VlatrackError",
     "evaluate": "vlatrack.runner.evaluate:evaluate_run",

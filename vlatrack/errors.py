@@ -29,6 +29,10 @@ class TokenError(VlatrackError):
     """A value or a text cannot be expressed in tokens."""
 
 
+class ObservationError(VlatrackError):
+    """An observation is not what the policy was trained on."""
+
+
 class CheckpointError(VlatrackError):
     """A checkpoint is missing, damaged, or of another geometry."""
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlatrack.cli.bench_act import act
 from vlatrack.cli.bench_train import train
 from vlatrack.errors import SpecError
 
@@ -18,6 +19,7 @@ app = typer.Typer(help="Measure how fast vlatrack is on this machine.", no_args_
 
 
 app.command()(train)
+app.command()(act)
 
 
 @app.callback()

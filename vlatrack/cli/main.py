@@ -10,6 +10,7 @@ import typer
 
 from vlatrack import __version__
 from vlatrack.cli.bench import app as bench_app
+from vlatrack.cli.compare import compare
 from vlatrack.cli.data import app as data_app
 from vlatrack.cli.delivery import reap, status, sync
 from vlatrack.cli.evaluate import evaluate, export
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (run, evaluate, export, validate, schema, ui, sync, status, reap):
+for command in (run, evaluate, compare, export, validate, schema, ui, sync, status, reap):
     app.command()(command)
 app.command("import")(import_logs)
 app.add_typer(data_app, name="data")

@@ -49,6 +49,21 @@ def state_block(ids: Ids, layout: TokenLayout) -> Ids:
     return np.concatenate([[layout.state_start], ids, [layout.state_end]]).astype(np.int64)
 
 
+def vla_prompt(*, text: Sequence[int], state: Ids | None, images: Sequence[Ids], layout: TokenLayout) -> Ids:
+    """What a policy reads before it answers with an action chunk: instruction, state and images, end of turn.
+
+    Args:
+        text: ids of the filled-in ``VLA_PROMPT``.
+        state: ids [N], or None for a policy without a state.
+        images: code ids [rows, columns] of each image, in prompt order.
+    """
+    parts = [np.asarray([layout.bos, *text], np.int64)]
+    if state is not None:
+        parts.append(state_block(state, layout))
+    parts.extend(image_block(image, layout) for image in images)
+    return np.concatenate([*parts, [layout.end_of_turn]])
+
+
 def vla_sequence(
     *,
     text: Sequence[int],
@@ -62,9 +77,7 @@ def vla_sequence(
     """An instruction, state and images as the prompt; the action chunk as the answer.
 
     Args:
-        text: ids of the filled-in ``VLA_PROMPT``.
-        state: ids [N], or None for a policy without a state.
-        images: code ids [rows, columns] of each image, in prompt order.
+        text, state, images: see ``vla_prompt``.
         action_ids: ids [H, A] of the chunk.
         actions: the same chunk in [-1, 1] before binning, [H, A].
         max_length: longest sequence that the backbone accepts.
@@ -72,12 +85,9 @@ def vla_sequence(
     Raises:
         TokenError: the sequence is longer than ``max_length``.
     """
-    prompt = [np.asarray([layout.bos, *text], np.int64)]
-    if state is not None:
-        prompt.append(state_block(state, layout))
-    prompt.extend(image_block(image, layout) for image in images)
+    question = vla_prompt(text=text, state=state, images=images, layout=layout)
     answer = [action_block(step, layout) for step in action_ids]
-    return _join(prompt, answer, actions=actions, layout=layout, max_length=max_length)
+    return _join(question, 1 + len(text), answer, actions=actions, layout=layout, max_length=max_length)
 
 
 def world_model_sequence(
@@ -102,19 +112,25 @@ def world_model_sequence(
     for images, action in history:
         prompt.extend(image_block(image, layout) for image in images)
         prompt.append(action_block(action, layout))
+    question = np.concatenate([*prompt, [layout.end_of_turn]])
     answer = [image_block(image, layout) for image in next_images]
-    return _join(prompt, answer, actions=None, layout=layout, max_length=max_length)
+    return _join(question, len(prompt[0]), answer, actions=None, layout=layout, max_length=max_length)
 
 
 def _join(
-    prompt: list[Ids], answer: list[Ids], *, actions: NDArray[np.float32] | None, layout: TokenLayout, max_length: int
+    question: Ids,
+    of_text: int,
+    answer: list[Ids],
+    *,
+    actions: NDArray[np.float32] | None,
+    layout: TokenLayout,
+    max_length: int,
 ) -> TokenSequence:
-    turn = np.asarray([layout.end_of_turn], np.int64)
-    question, reply = np.concatenate([*prompt, turn]), np.concatenate([*answer, turn])
+    reply = np.concatenate([*answer, [layout.end_of_turn]])
     length = len(question) + len(reply)
     if length > max_length:
         raise TokenError(
-            f"a sample has {length} tokens ({len(prompt[0])} of them text) but backbone.max_seq_len is {max_length}; "
+            f"a sample has {length} tokens ({of_text} of them text) but backbone.max_seq_len is {max_length}; "
             "shorten the instruction, use fewer or smaller images, or raise max_seq_len"
         )
     labels = np.concatenate([np.full(len(question), IGNORED_LABEL, np.int64), reply])

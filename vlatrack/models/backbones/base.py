@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
+from transformers import DynamicCache
 
 from vlatrack.errors import BackboneError
 from vlatrack.models.backbones.pretrained import PretrainedFolder, PretrainedWeights
@@ -36,6 +37,22 @@ class Backbone(nn.Module, ABC):
             mask: bool [B, S, S], true where a query (second axis) may attend to a key (third axis); after
                 `use_flex_attention` a BlockMask.
         """
+
+    keeps_keys: bool = False
+    """Whether `forward_further` is there."""
+
+    def forward_further(
+        self, input_ids: Tensor, mask: Tensor, positions: Tensor, kept: Any | None
+    ) -> tuple[Tensor, Any]:
+        """Hidden states [B, S, D] of positions that follow those of earlier calls, whose keys and values were kept.
+
+        Args:
+            input_ids: int64 [B, S].
+            mask: bool [B, S, T + S], true where a query may attend to one of the T earlier or these S positions.
+            positions: int64 [B, S], the place of each in its row, from 0.
+            kept: what the last call returned beside the hidden states; None at first.
+        """
+        raise NotImplementedError(f"{type(self).__name__} keeps no keys and values")
 
     @property
     @abstractmethod
@@ -110,6 +127,20 @@ def decoder_mask(mask: Tensor | BlockMask, weight_dtype: torch.dtype) -> Tensor 
     kind = mask.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight_dtype
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)[:, None]
+
+
+def decoder_further(
+    decoder: Any, input_ids: Tensor, mask: Tensor, positions: Tensor, kept: DynamicCache | None
+) -> tuple[Tensor, DynamicCache]:
+    """``Backbone.forward_further`` of one of transformers' decoders."""
+    done = decoder(
+        input_ids=input_ids,
+        attention_mask=decoder_mask(mask, decoder.embed_tokens.weight.dtype),
+        position_ids=positions,
+        past_key_values=DynamicCache() if kept is None else kept,
+        use_cache=True,
+    )
+    return done.last_hidden_state, done.past_key_values
 
 
 def add_residual_dropout(blocks: Iterable[Any], probability: float) -> None:

@@ -31,6 +31,7 @@ from vlatrack.models.backbones.base import (
     BackboneSource,
     Geometry,
     add_residual_dropout,
+    decoder_further,
     decoder_mask,
 )
 from vlatrack.models.backbones.pretrained import PretrainedFolder, PretrainedWeights, WeightMap, open_pretrained
@@ -101,6 +102,13 @@ class CausalLMBackbone(Backbone):
             use_cache=False,
         ).last_hidden_state
         return hidden
+
+    keeps_keys = True
+
+    def forward_further(
+        self, input_ids: Tensor, mask: Tensor, positions: Tensor, kept: Any | None
+    ) -> tuple[Tensor, Any]:
+        return decoder_further(self.decoder, input_ids, mask, positions, kept)
 
     @property
     def output_layer(self) -> Tensor:

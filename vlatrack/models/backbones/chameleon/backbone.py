@@ -20,6 +20,7 @@ from vlatrack.models.backbones.base import (
     BackboneSource,
     Geometry,
     add_residual_dropout,
+    decoder_further,
     decoder_mask,
 )
 from vlatrack.models.backbones.chameleon.pretrained import CHAMELEON_WEIGHTS
@@ -98,6 +99,13 @@ class ChameleonBackbone(Backbone):
             use_cache=False,
         ).last_hidden_state
         return hidden
+
+    keeps_keys = True
+
+    def forward_further(
+        self, input_ids: Tensor, mask: Tensor, positions: Tensor, kept: Any | None
+    ) -> tuple[Tensor, Any]:
+        return decoder_further(self.chameleon.model, input_ids, mask, positions, kept)
 
     @property
     def output_layer(self) -> Tensor:

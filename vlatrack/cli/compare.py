@@ -1,0 +1,187 @@
+"""`vlatrack compare`: policies on the same episodes, or runs by a metric; a gate for continuous integration."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from vlatrack.evaluation.comparison import Comparison, Gate, SuccessRate, Verdict
+
+_EXIT_CODES = {"above": 0, "below": 1, "undecided": 3}
+
+
+def compare(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="A B...",
+            help="Episode tables: CSV, or JSON or SQLite of vla-eval. With a metric as the gate: two runs.",
+            show_default=False,
+        ),
+    ],
+    gate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="What A has to reach, such as 'success >= B - 2pp' or 'val_ind_loss_ct <= B + 1%'.",
+            show_default=False,
+        ),
+    ] = None,
+    sequential: Annotated[
+        bool,
+        typer.Option("--sequential", help="Decide by an e-process, which may be looked at after every episode."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare success rates on the same episodes: intervals, paired tests, and how many episodes a difference needs.
+
+    The interval is that of the difference A - B, Newcombe's for pairs, 95 %. Episodes that are an error in one table
+    are left out of the pairs and counted. McNemar's p-value is for one look after a number of episodes that was fixed
+    beforehand; with --sequential one may look at any time. Of more than two policies, each is compared with each, and
+    p-values are adjusted by Holm's method.
+
+    Exit codes with --gate: 0 A passes, 1 A fails, 3 undecided: the interval contains the margin; without: 0.
+
+    Examples:
+
+    [bold]vlatrack compare new.csv old.csv[/bold]
+
+    [bold]vlatrack compare new.csv old.csv --gate "success >= B - 2pp" --sequential[/bold]
+
+    [bold]vlatrack compare runs/goal/A runs/goal/B --gate "val_ind_loss_ct <= B"[/bold]
+    """
+    from vlatrack.errors import SpecError
+    from vlatrack.evaluation.comparison import SUCCESS, Gate, compare_all
+    from vlatrack.importers.episodes import read_episodes
+
+    if len(paths) < 2:
+        raise SpecError("vlatrack compare: needs two policies or more: vlatrack compare A.csv B.csv")
+    wanted = None if gate is None else Gate.parse(gate)
+    if wanted is not None and len(paths) > 2:
+        raise SpecError("--gate: is about two policies, A and B; leave it out to compare more")
+    if wanted is not None and wanted.metric != SUCCESS:
+        _compare_metric(paths, wanted, as_json=as_json)
+        return
+    tables = [read_episodes(path) for path in paths]
+    found = compare_all(tables, margin=0.0 if wanted is None else wanted.margin, sequential=sequential)
+    if as_json:
+        contents = [_content(comparison, adjusted, wanted) for comparison, adjusted in found]
+        typer.echo(json.dumps(contents[0] if len(contents) == 1 else contents, indent=1))
+    else:
+        for comparison, adjusted in found:
+            _print(comparison, adjusted if len(found) > 1 else None, wanted)
+    if wanted is not None:
+        raise typer.Exit(_EXIT_CODES[found[0][0].verdict])
+
+
+def _content(comparison: "Comparison", adjusted: float, gate: "Gate | None") -> dict[str, Any]:
+    from vlatrack.evaluation.comparison import success_by_task, success_rate, task_mean
+
+    content: dict[str, Any] = {}
+    for side, table in (("a", comparison.a), ("b", comparison.b)):
+        by_task = success_by_task(table)
+        content[side] = {
+            "name": table.name,
+            **_rate_content(success_rate(table)),
+            "task_mean": task_mean(by_task),
+            "tasks": {task: _rate_content(rate) for task, rate in by_task.items()},
+        }
+    return content | {
+        "pairs": len(comparison.pairs),
+        "pairs_with_errors": comparison.pairs.errors,
+        "wins_a": comparison.pairs.only_a,
+        "wins_b": comparison.pairs.only_b,
+        "mcnemar_p": comparison.mcnemar_p,
+        "mcnemar_p_holm": adjusted,
+        "newcombe": list(comparison.newcombe),
+        "e_value": comparison.e_value,
+        "largest_e_value": comparison.largest_e_value,
+        "episodes_needed": comparison.episodes_needed,
+        "gate": None if gate is None else gate.text,
+        "margin": comparison.margin,
+        "sequential": comparison.sequential,
+        "verdict": _word(comparison.verdict, gate),
+    }
+
+
+def _rate_content(rate: "SuccessRate") -> dict[str, Any]:
+    return {
+        "episodes": rate.episodes,
+        "successes": rate.successes,
+        "errors": rate.errors,
+        "success_rate": rate.rate,
+        "wilson": list(rate.wilson),
+        "clopper_pearson": list(rate.clopper_pearson),
+    }
+
+
+def _word(verdict: "Verdict", gate: "Gate | None") -> str:
+    words = {"above": "pass", "below": "fail"} if gate is not None else {"above": "better", "below": "worse"}
+    return words.get(verdict, "undecided")
+
+
+def _print(comparison: "Comparison", adjusted: float | None, gate: "Gate | None") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from vlatrack.evaluation.comparison import success_by_task, success_rate
+    from vlatrack.evaluation.sequential import ALPHA
+
+    console, a, b, pairs = Console(highlight=False), comparison.a, comparison.b, comparison.pairs
+    table = Table("task", a.name, b.name, box=None, pad_edge=False)
+    tasks_a, tasks_b = success_by_task(a), success_by_task(b)
+    for task in tasks_a if len(tasks_a) > 1 else ():
+        table.add_row(task, _rate_text(tasks_a[task]), _rate_text(tasks_b[task]))
+    table.add_row("all episodes", _rate_text(success_rate(a)), _rate_text(success_rate(b)))
+    console.print(table)
+    low, high = comparison.newcombe
+    difference = (pairs.only_a - pairs.only_b) / (len(pairs) or 1)
+    left_out = f", {pairs.errors} left out for an error" if pairs.errors else ""
+    holm = "" if adjusted is None else f", {adjusted:.3g} with Holm's correction"
+    needed = comparison.episodes_needed
+    lines = [
+        ("A - B", f"{difference:+.1%}  [{low:+.1%}, {high:+.1%}] of {len(pairs)} pairs{left_out}"),
+        (
+            "alone",
+            f"A {pairs.only_a}, B {pairs.only_b}; McNemar p = {comparison.mcnemar_p:.3g}{holm}, for a single look",
+        ),
+        (
+            "e-value",
+            f"{comparison.e_value:.3g}, at most {comparison.largest_e_value:.3g}; {1 / ALPHA:.0f} decides at any time",
+        ),
+        (
+            "needed",
+            "no difference" if needed is None else f"{needed:,} episodes of each for such a difference, unpaired",
+        ),
+    ]
+    if gate is not None:
+        lines.append((_word(comparison.verdict, gate).upper(), gate.text))
+    for label, text in lines:
+        console.print(f"{label:<10}{text}", soft_wrap=True, markup=False)
+
+
+def _rate_text(rate: "SuccessRate") -> str:
+    errors = f", {rate.errors} error{'s' if rate.errors > 1 else ''}" if rate.errors else ""
+    if rate.rate is None:
+        return f"no valid episode{errors}"
+    low, high = rate.wilson
+    return f"{rate.successes}/{rate.valid}  {rate.rate:.1%}  [{low:.1%}, {high:.1%}]{errors}"
+
+
+def _compare_metric(paths: list[Path], gate: "Gate", *, as_json: bool) -> None:
+    from vlatrack.reports.metric_gate import check_metric
+
+    checked = check_metric(
+        paths[0], paths[1], gate.metric, at_least=gate.at_least, margin=gate.margin, relative=gate.relative
+    )
+    word = "pass" if checked.passes else "fail"
+    if as_json:
+        content = {"a": checked.a, "b": checked.b, "limit": checked.limit, "gate": gate.text, "verdict": word}
+        typer.echo(json.dumps(content, indent=1))
+    else:
+        for label, text in ((f"A {gate.metric}", f"{checked.a:.6g}"), (f"B {gate.metric}", f"{checked.b:.6g}")):
+            typer.echo(f"{label:<{len(gate.metric) + 4}}{text}")
+        typer.echo(f"{word.upper()}  {gate.text} = {checked.limit:.6g}")
+    raise typer.Exit(_EXIT_CODES["above" if checked.passes else "below"])

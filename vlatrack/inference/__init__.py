@@ -1,0 +1,1 @@
+"""Policies that act: from an observation to an action chunk."""

@@ -1,0 +1,120 @@
+"""A trained policy that acts: from observations to action chunks, in the units of its training data."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vlatrack.data.samples import Encoding
+from vlatrack.inference.decoding import decode_blocks, head_actions, prefill
+from vlatrack.inference.observation import Interface, Observation
+from vlatrack.models.policy import VlaPolicy
+from vlatrack.tokens.bins import decode_ids
+from vlatrack.tokens.prompts import VLA_PROMPT, Ids, vla_prompt
+
+Route = Literal["head", "tokens"]
+"""The continuous ActionHead, or the action tokens of the backbone."""
+Codes = Mapping[str, Ids]
+"""The code ids [rows, columns] of each camera's image at one moment."""
+
+
+@dataclass(frozen=True)
+class ActionChunk:
+    """What to do in the next steps."""
+
+    actions: NDArray[np.float64]  # [H, A], in the units of the training data
+    seconds: float  # that the forward pass took, for the whole batch that the chunk was part of
+
+
+@dataclass(frozen=True)
+class Moment:
+    """An observation that was checked, with its images as codes."""
+
+    observation: Observation
+    codes: Codes
+
+
+class ActingPolicy:
+    """A policy with everything that it needs to act."""
+
+    def __init__(self, model: VlaPolicy, encoding: Encoding, *, name: str, sha256: str) -> None:
+        """
+        Args:
+            name: where it comes from, for people.
+            sha256: digest of the weights, tokenizers and ranges.
+        """
+        self.name, self.sha256 = name, sha256
+        self._model, self._encoding = model.eval(), encoding
+        head = model.action_head
+        self.interface = Interface(
+            cameras=encoding.cameras,
+            state_dim=None if encoding.state_range is None else encoding.state_range.dimensions,
+            history=encoding.history,
+            horizon=head.time_horizon,
+            action_dim=head.action_dim,
+        )
+
+    def act(self, observation: Observation, *, route: Route = "head") -> ActionChunk:
+        """The action chunk for one observation, as at the start of an episode; a `Session` remembers earlier moments.
+
+        Raises:
+            ObservationError: the observation is not what the policy was trained on.
+        """
+        return self.act_batch([observation], route=route)[0]
+
+    def act_batch(self, observations: Sequence[Observation], *, route: Route = "head") -> list[ActionChunk]:
+        """As ``act``, for several observations in one forward pass."""
+        return self.act_on([[self.see(observation)] for observation in observations], route=route)
+
+    def see(self, observation: Observation) -> Moment:
+        """Check an observation and encode its images.
+
+        Raises:
+            ObservationError: as ``act``.
+        """
+        self.interface.check(observation)
+        encode = self._encoding.images.encode
+        codes = {camera: encode(observation.images[camera][None])[0] for camera in self.interface.cameras}
+        return Moment(observation, codes)
+
+    def act_on(self, rows: Sequence[Sequence[Moment]], *, route: Route = "head") -> list[ActionChunk]:
+        """The chunks of several rows of moments, the oldest first and the present one last, in one forward pass.
+
+        As in the training data, the first of a row stands for the moments before it.
+        """
+        start = time.perf_counter()
+        normalised = self._normalised_actions(list(map(self._prompt, rows)), route)
+        actions = self._encoding.action_range.denormalise(normalised)
+        seconds = time.perf_counter() - start
+        return [ActionChunk(chunk, seconds) for chunk in actions]
+
+    def _prompt(self, moments: Sequence[Moment]) -> Ids:
+        encoding, now = self._encoding, moments[-1].observation
+        seen = [moments[0]] * (encoding.history - len(moments)) + list(moments[-encoding.history :])
+        state = None
+        if encoding.state_range is not None:
+            values = encoding.state_range.normalise(np.asarray(now.state))
+            state = encoding.bins.encode(values, start=encoding.layout.state_start)
+        return vla_prompt(
+            text=encoding.text.encode(VLA_PROMPT.format(instruction=now.instruction)),
+            state=state,
+            images=[moment.codes[camera] for moment in seen for camera in encoding.cameras],
+            layout=encoding.layout,
+        )
+
+    @torch.inference_mode()
+    def _normalised_actions(self, prompts: Sequence[Ids], route: Route) -> NDArray[Any]:
+        """The chunks [B, H, A] in the range of [-1, 1]."""
+        model = self._model
+        prompted = prefill(model, prompts, keep=route == "tokens")
+        actions: Tensor
+        if route == "head":
+            actions = head_actions(model, prompted)
+        else:
+            actions = decode_ids(decode_blocks(model, prompted), model.centres, start=model.layout.action_start)
+        return actions.double().cpu().numpy()
