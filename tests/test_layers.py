@@ -30,6 +30,7 @@ LIBRARY = {
     "inference",
     "evaluation",
     "reports",
+    "serving",
 }
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -43,6 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     "envs": {"data", "plugins", "errors"},
     "inference": {"models", "data", "tokens", "errors"},
     "evaluation": {"models", "data", "tokens", "metrics", "errors"},
+    "serving": {"inference", "errors"},
     "tracking": {"metrics", "errors"},
     "reports": {"metrics", "tracking", "errors"},
     "importers": {"evaluation", "tracking", "reports", "metrics", "errors"},
@@ -63,6 +65,7 @@ ALLOWED: dict[str, set[str]] = {
         "envs",
         "tracking",
         "reports",
+        "serving",
         "errors",
     },
     "__main__": {"cli"},
