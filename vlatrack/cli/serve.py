@@ -64,7 +64,8 @@ def serve(
 ) -> None:
     """Serve a policy over WebSocket, to clients of openpi and of vla-eval on the same port. SIGTERM or Ctrl-C ends it.
 
-    Paths: /openpi and /vla-eval; at any other one, a client that speaks first is one of vla-eval. Plain HTTP: /healthz, /metadata, /metrics.
+    Paths: /openpi and /vla-eval; at any other one, a client that speaks first is one of vla-eval. Plain HTTP: /healthz,
+    /metadata, /metrics.
 
     Examples:
 
@@ -112,9 +113,7 @@ def _say_ready(service: "Service", opened: "socket.socket", *, has_key: bool) ->
     for name, keys in metadata["camera_keys"].items():
         typer.echo(f"camera    {name}: {' or '.join(keys)}")
     typer.echo(f"sees      {metadata['history']} moments, state {metadata['state_dim'] or 'none'}")
-    typer.echo(
-        f"answers   chunks of {metadata['horizon']} x {metadata['action_dim']}, route {metadata['route']}"
-    )
+    typer.echo(f"answers   chunks of {metadata['horizon']} x {metadata['action_dim']}, route {metadata['route']}")
     if not has_key and not host.startswith("127.") and host != "::1":
         typer.echo("open      to everybody who reaches this address; --api-key-env asks for a key")
     typer.echo(f"serving   ws://{shown}:{port}  (SIGTERM or Ctrl-C ends it)")

@@ -1,6 +1,6 @@
 """Which entry of a request is which part of an observation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from vlatrack.serving.pictures import MOST_PIXELS
 LONGEST_INSTRUCTION = 2000
 """Characters; the memory of a forward pass grows with the square of a prompt."""
 _INSTRUCTION = ("prompt", "task_description")
-_STATE = ("observation/state", "state", "states")
+_STATE = ("observation/state", "observation.state", "state", "states")
 _USUAL = {"third": ("observation/image", "images/agentview"), "wrist": ("observation/wrist_image", "images/wrist")}
 """How clients of openpi and vla-eval call the images of LIBERO's two cameras."""
 
@@ -52,10 +52,7 @@ class ObservationReader:
             )
         self._interface = interface
         views = [_view(camera) for camera in interface.cameras]
-        self.keys = {
-            camera: (keys[camera],) if camera in keys else _usual_keys(camera, alone=views.count(view) == 1)
-            for camera, view in zip(interface.cameras, views, strict=True)
-        }
+        self.keys = _usual_keys(interface.cameras) | {camera: (key,) for camera, key in keys.items()}
         """The keys at which each camera's image may be."""
         self.has_wrist = "wrist" in views
 
@@ -134,13 +131,21 @@ def _view(camera: str) -> str:
     return "wrist" if any(part in camera.lower() for part in ("wrist", "hand", "gripper")) else "third"
 
 
-def _usual_keys(camera: str, *, alone: bool) -> tuple[str, ...]:
-    own = (f"observation/{camera}", f"images/{camera}")
-    return tuple(dict.fromkeys((*own, *(_USUAL[_view(camera)] if alone else ()))))
+def _usual_keys(cameras: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """For each camera the keys with its name; LeRobot's observation.images.x is also x. The only camera at the hand,
+    and the only other one, are also found where LIBERO's are."""
+    short = {camera: camera.rpartition(".")[2] for camera in cameras}
+    views = [_view(camera) for camera in cameras]
+    found = {}
+    for camera, view in zip(cameras, views, strict=True):
+        names = [camera, short[camera]] if list(short.values()).count(short[camera]) == 1 else [camera]
+        keys = [camera, *(f"{place}/{name}" for name in reversed(names) for place in ("observation", "images"))]
+        found[camera] = tuple(dict.fromkeys(keys + [*_USUAL[view]] * (views.count(view) == 1)))
+    return found
 
 
 def _is_image(key: Any, value: Any) -> bool:
-    named = isinstance(key, str) and key.startswith(("observation/", "images/"))
+    named = isinstance(key, str) and key.startswith(("observation/", "observation.", "images/"))
     return named and isinstance(value, np.ndarray) and value.ndim >= 3
 
 

@@ -1,6 +1,7 @@
 """A client of `vlatrack serve`, and of any server that speaks openpi's protocol."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
@@ -25,9 +26,9 @@ class PolicyClient:
         from websockets.sync.client import connect
 
         headers = None if api_key is None else {"Authorization": f"Api-Key {api_key}"}
-        self._connection = connect(
-            address, additional_headers=headers, compression=None, max_size=None, ping_interval=None
-        )
+        connecting = connect(address, additional_headers=headers, compression=None, max_size=None, ping_interval=None)
+        self._open = ExitStack()
+        self._connection = self._open.enter_context(connecting)
         self._starts = True
         self.metadata: dict[str, Any] = self._receive()
 
@@ -55,7 +56,7 @@ class PolicyClient:
 
     def close(self) -> None:
         """Leave the server."""
-        self._connection.close()
+        self._open.close()
 
     def _receive(self) -> Any:
         from vlatrack.serving.codec import unpack, with_arrays

@@ -4,9 +4,10 @@ A frame comes from anybody. It can hold numbers, text and arrays of them, nothin
 the memory that it takes: what msgpack lets grow beyond that, many small values, is counted.
 """
 
+import asyncio
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import msgpack
 import numpy as np
@@ -15,13 +16,30 @@ from numpy.typing import NDArray
 from vlatrack.errors import ProtocolError
 from vlatrack.serving.pictures import decode_picture
 
+Content = TypeVar("Content")
+
 MOST_VALUES = 100_000
 """Values in all maps and lists of a frame; the numbers of an array are none of them."""
 _DEEPEST = 16
 _LONGEST_LIST = 10_000  # room is made for all of a list as soon as its length is read
 _LONGEST_TEXT = 1 << 16
 _DTYPE = re.compile(r"[<>|=]?(?:[biuf][1248]|[US]\d{1,5})")
+_SMALL = 1 << 20
 _REFUSED = "expected a number type such as <f4 or |u1"
+
+
+def binary(frame: str | bytes) -> bytes:
+    """Raise ProtocolError for a frame of text."""
+    if isinstance(frame, str):
+        raise ProtocolError("frame: is text; send binary msgpack")
+    return frame
+
+
+async def beside(read: Callable[[bytes], Content], frame: bytes) -> Content:
+    """What ``read`` makes of a frame; in another thread if that takes long, so that nobody else waits for it."""
+    if len(frame) <= _SMALL and b"__image__" not in frame:
+        return read(frame)
+    return await asyncio.to_thread(read, frame)
 
 
 def unpack(frame: bytes) -> Any:

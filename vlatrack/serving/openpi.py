@@ -1,13 +1,12 @@
 """openpi's protocol: the server sends its metadata, then answers each observation with a whole chunk."""
 
-import asyncio
 import time
 from typing import Any
 
 from websockets.asyncio.server import ServerConnection
 
 from vlatrack.errors import ProtocolError, VlatrackError
-from vlatrack.serving.codec import pack_openpi, unpack, with_arrays
+from vlatrack.serving.codec import beside, binary, pack_openpi, unpack, with_arrays
 from vlatrack.serving.service import Memory, Service
 
 INTERNAL_ERROR = 1011
@@ -40,7 +39,7 @@ class OpenpiConversation:
 
     async def _answer(self, frame: str | bytes) -> None:
         start = time.perf_counter()
-        request = await asyncio.to_thread(_read, frame)
+        request = await beside(_read, binary(frame))
         reply = await self._reply(request, start)
         if self._previous_s is not None:
             reply["server_timing"]["prev_total_ms"] = self._previous_s * 1e3
@@ -61,9 +60,7 @@ class OpenpiConversation:
         }
 
 
-def _read(frame: str | bytes) -> Any:
-    if isinstance(frame, str):
-        raise ProtocolError("frame: is text; send observations as binary msgpack")
+def _read(frame: bytes) -> Any:
     request = with_arrays(unpack(frame))
     if isinstance(request, dict) and request.get("type") == "hello" and "seq" in request:
         raise ProtocolError("frame: is a hello of vla-eval, and came late; connect to the path /vla-eval")

@@ -146,7 +146,7 @@ async def _chosen(
         first = await asyncio.wait_for(connection.recv(), _FIRST_WORD_S)
     except TimeoutError:
         return OpenpiConversation(connection, service), None
-    if await asyncio.to_thread(is_hello, first):
+    if await is_hello(first):
         return VlaEvalConversation(connection, service), first
     return OpenpiConversation(connection, service), first
 

@@ -32,11 +32,17 @@ class Memory:
     def __init__(self, history: int) -> None:
         self._frames: deque[Frame] = deque(maxlen=history)
 
-    def add(self, seen: Seen) -> None:
-        """What is seen in this step. Another instruction than in the one before is another episode."""
-        if seen.complete or (self._frames and self._frames[-1].observation.instruction != seen.instruction):
+    def add(self, seen: Seen) -> bool:
+        """What is seen in this step.
+
+        Returns:
+            whether a new episode begins, because the instruction is another one.
+        """
+        begins = bool(self._frames) and self._frames[-1].observation.instruction != seen.instruction
+        if begins or seen.complete:
             self._frames.clear()
         self._frames.extend(map(Frame, seen.moments))
+        return begins
 
     @property
     def frames(self) -> list[Frame]:

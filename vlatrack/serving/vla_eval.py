@@ -4,10 +4,10 @@ The server keeps the rest of a chunk until its actions are due, and sees every f
 environment's steps.
 """
 
-import asyncio
 import logging
 import time
 from collections import deque
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from websockets.asyncio.server import ServerConnection
 
 from vlatrack.errors import ProtocolError, VlatrackError
-from vlatrack.serving.codec import pack_vla_eval, unpack, with_arrays
+from vlatrack.serving.codec import beside, binary, pack_vla_eval, unpack, with_arrays
 from vlatrack.serving.service import Memory, Service
 
 PROTOCOL_VERSION = 1
@@ -44,10 +44,9 @@ class VlaEvalConversation:
     async def _answer(self, frame: str | bytes) -> None:
         start, number = time.perf_counter(), 0
         try:
-            message = await asyncio.to_thread(_read, frame)
-            if isinstance(message["seq"], int):
-                number = message["seq"]
-            reply = await self._reply(message["type"], message["payload"])
+            message = await beside(_read, binary(frame))
+            number = message.number
+            reply = await self._reply(message)
         except VlatrackError as error:
             self._service.latencies.refused += 1
             reply = ("error", {"error": str(error)})
@@ -59,31 +58,32 @@ class VlaEvalConversation:
         if kind == "action":
             self._service.latencies.add_request(time.perf_counter() - start)
 
-    async def _reply(self, kind: Any, payload: Any) -> tuple[str, dict[str, Any]] | None:
-        match kind:
+    async def _reply(self, message: "_Message") -> tuple[str, dict[str, Any]] | None:
+        if isinstance(message.payload, VlatrackError):
+            raise message.payload
+        match message.kind:
             case "hello":
-                return "hello", self._hello(payload)
+                return "hello", self._hello(message.payload)
             case "observation":
-                return "action", {"actions": await self._action(payload)}
+                return "action", {"actions": await self._action(message.payload)}
             case "episode_start" | "episode_end":
                 self._forget()
                 return None
             case "error":
-                _log.warning("a client of vla-eval reports an error: %s", repr(payload)[:200])
+                _log.warning("a client of vla-eval reports an error: %s", repr(message.payload)[:200])
                 return None
-        raise ProtocolError(f"message: of unknown type {str(kind)[:40]!r}")
+        raise ProtocolError(f"message: of unknown type {str(message.kind)[:40]!r}")
 
     def _hello(self, payload: Any) -> dict[str, Any]:
         version = payload.get("protocol_version") if isinstance(payload, dict) else None
         if version != PROTOCOL_VERSION:
-            raise ProtocolError(
-                f"hello: of protocol version {str(version)[:20]}; expected {PROTOCOL_VERSION}"
-            )
+            raise ProtocolError(f"hello: of protocol version {str(version)[:20]}; expected {PROTOCOL_VERSION}")
         return self._service.hello
 
     async def _action(self, payload: Any) -> NDArray[np.float64]:
         """[A], that of this step."""
-        self._memory.add(self._service.reader.read(await asyncio.to_thread(with_arrays, payload)))
+        if self._memory.add(self._service.reader.read(payload)):
+            self._due.clear()
         if not self._due:
             chunk = await self._service.worker.chunk(self._memory.frames)
             self._due.extend(chunk.actions[: self._service.replan_every])
@@ -94,17 +94,28 @@ class VlaEvalConversation:
         self._due.clear()
 
 
-def _read(frame: str | bytes) -> dict[str, Any]:
-    """A message, with the arrays of its payload still as maps: one that is damaged is answered under its number."""
-    message = unpack(frame) if isinstance(frame, bytes) else None
-    if not isinstance(message, dict) or not {"type", "payload", "seq"} <= message.keys():
-        raise ProtocolError("message: expected a binary msgpack map with type, payload, seq and timestamp")
-    return message
+@dataclass(frozen=True)
+class _Message:
+    kind: Any
+    number: int
+    payload: Any
+    """Or, for arrays that are damaged, the error that is answered under the number."""
 
 
-def is_hello(frame: str | bytes) -> bool:
+def _read(frame: bytes) -> _Message:
+    entries = unpack(frame)
+    if not isinstance(entries, dict) or not {"type", "payload", "seq"} <= entries.keys():
+        raise ProtocolError("message: expected a map with type, payload, seq and timestamp")
+    number = entries["seq"] if isinstance(entries["seq"], int) else 0
+    try:
+        return _Message(entries["type"], number, with_arrays(entries["payload"]))
+    except ProtocolError as error:
+        return _Message(entries["type"], number, error)
+
+
+async def is_hello(frame: str | bytes) -> bool:
     """Whether a first frame is one of vla-eval's."""
     try:
-        return bool(_read(frame)["type"] == "hello")
+        return bool((await beside(_read, binary(frame))).kind == "hello")
     except ProtocolError:
         return False
