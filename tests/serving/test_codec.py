@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlatrack.errors import ProtocolError
+from vlatrack.errors import ProtocolError, VlatrackError
+from vlatrack.inference.observation import Interface
+from vlatrack.serving.cameras import ObservationReader
 from vlatrack.serving.codec import pack_openpi, pack_vla_eval, unpack, with_arrays
 from vlatrack.serving.pictures import MOST_PIXELS
 
@@ -118,3 +120,19 @@ def test_a_picture_with_very_many_pixels_is_refused_before_they_are_decoded() ->
     assert len(file.getvalue()) < 50_000
     with pytest.raises(ProtocolError, match="more than"):
         with_arrays({"__image__": True, "format": "png", "data": file.getvalue()})
+
+
+def test_frames_with_flipped_bytes_are_read_or_refused_and_nothing_else() -> None:
+    reader = ObservationReader(Interface(("front",), 2, 2, 3, 2), {})
+    whole = {"observation/image": np.zeros((2, 3, 3), np.uint8), "observation/state": np.zeros(2), "prompt": "push"}
+    frames = [pack_openpi(whole), pack_vla_eval(whole | {"images": [1, 2.5, None]}), picture("png")]
+    generator, refused = np.random.default_rng(0), 0
+    for turn in range(3000):
+        frame = np.frombuffer(frames[turn % 3], np.uint8).copy()
+        places = generator.integers(0, len(frame), generator.integers(1, 4))
+        frame[places] = generator.integers(0, 256, len(places))
+        try:
+            reader.read(with_arrays(unpack(frame.tobytes())))
+        except VlatrackError:
+            refused += 1
+    assert 1500 < refused < 3000
