@@ -324,6 +324,26 @@ def test_when_it_ends_clients_are_told_that_it_goes_away() -> None:
     assert closed.value.rcvd.code == 1001
 
 
+def test_clients_are_told_so_while_the_policy_computes_too() -> None:
+    policy = FakePolicy()
+
+    def closed_with(connection) -> int | None:
+        with pytest.raises(ConnectionClosed) as closed:
+            connection.recv(timeout=20)
+        policy.may_compute.set()
+        return None if closed.value.rcvd is None else closed.value.rcvd.code
+
+    with ThreadPoolExecutor(1) as pool, ExitStack() as clients:
+        with running(policy) as server:
+            connection = clients.enter_context(server.connect())
+            read(connection)
+            policy.may_compute.clear()
+            connection.send(pack_openpi(asked(1)))
+            assert policy.computes.wait(20)
+            code = pool.submit(closed_with, connection)
+        assert code.result() == 1001
+
+
 def test_a_port_that_is_in_use_is_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -23,7 +23,7 @@ from vlatrack.serving.port import open_port
 from vlatrack.serving.server import ServerSettings, serving
 
 IMAGE_SIZE = 224
-_ROUND = 20  # calls in a turn
+_CALLS, _TURNS = 5, 4  # calls in a turn, and turns in a round: the load of a machine changes within a second
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,12 @@ class ServingCost:
     rounds: int
     act_s: float
     round_trip_s: float
-    added_s: float  # median of the differences of a round
+    added_s: float  # median of the differences of a turn
     least_added_s: float  # of the fastest round trip and the fastest call of all, which other load disturbs least
     one_client_per_s: float
     clients_per_s: float
     gain: float  # median of the ratios of a round
+    cpu_gain: float  # the same of the CPU time that this process takes for an answer
     batch_mean: float
 
 
@@ -59,17 +60,23 @@ async def _measure(policy: ActingPolicy, clients: int, rounds: int, seconds: flo
     load = Load(address, interface.cameras, interface.state_dim, IMAGE_SIZE)
     with port, ProcessPoolExecutor(1, mp_context=context) as process:
         async with serving(policy, port, ServerSettings()) as service:
-            await _elsewhere(process, round_trips, load, _ROUND)
+            await _elsewhere(process, round_trips, load, _CALLS)
             acts: list[list[float]] = []
             trips: list[list[float]] = []
-            for _ in range(rounds):
+            for _ in range(rounds * _TURNS):
                 acts.append(await asyncio.to_thread(_acts, policy))
-                trips.append(await _elsewhere(process, round_trips, load, _ROUND))
-            one, many = [], []
+                trips.append(await _elsewhere(process, round_trips, load, _CALLS))
+            one: list[float] = []
+            many: list[float] = []
+            cpu_gains = []
             for _ in range(rounds):
-                one.append(await _elsewhere(process, throughput, load, 1, seconds))
-                service.latencies.clear()
-                many.append(await _elsewhere(process, throughput, load, clients, seconds))
+                cpu = []
+                for count, rates in ((1, one), (clients, many)):
+                    service.latencies.clear()
+                    before = time.process_time()
+                    rates.append(await _elsewhere(process, throughput, load, count, seconds))
+                    cpu.append((time.process_time() - before) / service.latencies.requests)
+                cpu_gains.append(cpu[0] / cpu[1])
             batch_mean = service.latencies.figures()["batch_mean"]
     return ServingCost(
         images=len(interface.cameras),
@@ -84,6 +91,7 @@ async def _measure(policy: ActingPolicy, clients: int, rounds: int, seconds: flo
         one_client_per_s=statistics.median(one),
         clients_per_s=statistics.median(many),
         gain=statistics.median(m / o for m, o in zip(many, one, strict=True)),
+        cpu_gain=statistics.median(cpu_gains),
         batch_mean=batch_mean,
     )
 
@@ -98,7 +106,7 @@ def _acts(policy: ActingPolicy) -> list[float]:
     images = {camera: generator.integers(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8) for camera in interface.cameras}
     state = None if interface.state_dim is None else np.zeros(interface.state_dim)
     observation, seconds = Observation(images, "open the drawer", state), list[float]()
-    for _ in range(_ROUND):
+    for _ in range(_CALLS):
         start = time.perf_counter()
         policy.act(observation)
         seconds.append(time.perf_counter() - start)

@@ -48,7 +48,8 @@ def serve(
         ("1 client", f"{cost.one_client_per_s:.1f} answers a second"),
         (
             f"{clients} clients",
-            f"{cost.clients_per_s:.1f} answers a second, {cost.gain:.2f} x one; {cost.batch_mean:.1f} a pass",
+            f"{cost.clients_per_s:.1f} answers a second, {cost.gain:.2f} x one; {cost.batch_mean:.1f} a pass, "
+            f"each for 1/{cost.cpu_gain:.2f} of the CPU time",
         ),
     ):
         typer.echo(f"{label:<14}{text}")

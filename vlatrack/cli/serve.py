@@ -64,8 +64,9 @@ def serve(
 ) -> None:
     """Serve a policy over WebSocket, to clients of openpi and of vla-eval on the same port. SIGTERM or Ctrl-C ends it.
 
-    Paths: /openpi and /vla-eval; at any other one, a client that speaks first is one of vla-eval. Plain HTTP: /healthz,
-    /metadata, /metrics.
+    Paths: /openpi and /vla-eval; at any other one, a client that speaks first is one of vla-eval.
+
+    Plain HTTP: /healthz, /metadata, /metrics.
 
     Examples:
 
