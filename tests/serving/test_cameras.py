@@ -58,6 +58,7 @@ def test_a_camera_can_be_given_another_key() -> None:
             "it has 'observation/side'; `vlatrack serve",
         ),
         ({"observation/side": image(1)}, "an unknown camera, 'observation/side'; the policy sees front"),
+        ({"side": image(1)}, "an unknown camera, 'side'"),
         ({"images": {"side\n": image(1)}}, r"an unknown camera, 'images/side\\n'"),
         ({"observation/image": image(1).astype(np.float32)}, "front is float32"),
         ({"observation/image": np.zeros((1, 9000, 3), np.uint8)[:, :, :1]}, "expected an RGB array"),

@@ -85,7 +85,7 @@ class ObservationReader:
         for key in self.keys[camera]:
             if key in entries:
                 return entries[key]
-        there = ", ".join(_shown(key) for key, value in entries.items() if _is_image(key, value)) or "no image"
+        there = ", ".join(_shown(key) for key, value in entries.items() if _is_image(value)) or "no image"
         raise ObservationError(
             f"observation: lacks the image of {camera}, expected as {' or '.join(self.keys[camera])}; it has {there}; "
             f"`vlatrack serve --camera {camera}=KEY` names another key"
@@ -94,7 +94,7 @@ class ObservationReader:
     def _refuse_unknown(self, entries: Mapping[str, Any]) -> None:
         known = {key for keys in (*self.keys.values(), *_USUAL.values()) for key in keys}
         for key, value in entries.items():
-            if key not in known and _is_image(key, value):
+            if key not in known and _is_image(value):
                 raise ObservationError(
                     f"observation: has an image of an unknown camera, {_shown(key)}; the policy sees "
                     f"{', '.join(self._interface.cameras)}; leave it out, or name its camera with "
@@ -103,7 +103,7 @@ class ObservationReader:
 
     def _seen(self, last: Observation) -> Seen:
         images, history = last.images, self._interface.history
-        if not all(isinstance(image, np.ndarray) and image.ndim == 4 for image in images.values()):
+        if not images or not all(isinstance(image, np.ndarray) and image.ndim == 4 for image in images.values()):
             return Seen([last], complete=False)
         counts = {len(image) for image in images.values()}
         if len(counts) > 1 or not 1 <= min(counts) <= history:
@@ -144,9 +144,8 @@ def _usual_keys(cameras: Sequence[str]) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _is_image(key: Any, value: Any) -> bool:
-    named = isinstance(key, str) and key.startswith(("observation/", "observation.", "images/"))
-    return named and isinstance(value, np.ndarray) and value.ndim >= 3
+def _is_image(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim >= 3
 
 
 def _first(entries: Mapping[str, Any], keys: tuple[str, ...]) -> Any:

@@ -13,7 +13,10 @@ from vlatrack.serving.packages import require_packages
 
 
 class PolicyClient:
-    """``with PolicyClient("ws://127.0.0.1:8000/openpi") as policy: actions = policy.act(images, "open the drawer")``"""
+    """A policy behind a port, by openpi's protocol.
+
+    ``with PolicyClient("ws://127.0.0.1:8000/openpi") as policy: actions = policy.act(images, "open the drawer")``
+    """
 
     def __init__(self, address: str, *, api_key: str | None = None) -> None:
         """Connect; ``metadata`` is what the server says about its policy.
