@@ -112,6 +112,21 @@ def test_the_client_that_ships_acts_and_says_what_the_server_said(server: Served
             client.act({"side": image(1)}, "push", np.zeros(2))
 
 
+def test_the_client_says_in_one_line_that_there_is_no_server_or_none_any_more() -> None:
+    with running(FakePolicy(), api_key="a secret") as server:
+        address = f"ws://127.0.0.1:{server.port}/openpi"
+        with pytest.raises(ServingError, match=r"no policy is served there \(.*401"):
+            PolicyClient(address, api_key="other")
+        client = PolicyClient(address, api_key="a secret")
+    for _ in range(2):
+        with pytest.raises(ServingError, match=r"has closed the connection \(.*1001"):
+            client.act({"front": image(1)}, "push", np.zeros(2))
+    client.close()
+    for gone in (address, "http://127.0.0.1:1"):
+        with pytest.raises(ServingError, match="no policy is served there"):
+            PolicyClient(gone)
+
+
 # --- vla-eval -------------------------------------------------------------------------------------
 
 

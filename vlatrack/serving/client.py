@@ -22,16 +22,20 @@ class PolicyClient:
         """Connect; ``metadata`` is what the server says about its policy.
 
         Raises:
-            OSError, websockets.exceptions.WebSocketException: there is no such server, or it wants another key.
+            ServingError: there is no such server, or it wants another key.
             MissingPackageError: the extra ``serve`` is not installed.
         """
         require_packages()
+        from websockets.exceptions import WebSocketException
         from websockets.sync.client import connect
 
         headers = None if api_key is None else {"Authorization": f"Api-Key {api_key}"}
-        connecting = connect(address, additional_headers=headers, compression=None, max_size=None, ping_interval=None)
-        self._open = ExitStack()
-        self._connection = self._open.enter_context(connecting)
+        options: dict[str, Any] = {"compression": None, "max_size": None, "ping_interval": None}
+        self._address, self._open = address, ExitStack()
+        try:
+            self._connection = self._open.enter_context(connect(address, additional_headers=headers, **options))
+        except (OSError, WebSocketException) as error:
+            raise ServingError(f"{address}: no policy is served there ({error})") from error
         self._starts = True
         self.metadata: dict[str, Any] = self._receive()
 
@@ -42,15 +46,15 @@ class PolicyClient:
         3].
 
         Raises:
-            ServingError: the server refused the observation, and closed the connection.
+            ServingError: the server refused the observation and closed the connection, or it has ended.
         """
         from vlatrack.serving.codec import pack_openpi
 
         request = {f"observation/{camera}": image for camera, image in images.items()}
         state = {} if state is None else {"observation/state": np.asarray(state)}
-        self._connection.send(pack_openpi({**request, **state, "prompt": instruction, "reset": self._starts}))
+        frame = pack_openpi({**request, **state, "prompt": instruction, "reset": self._starts})
         self._starts = False
-        actions: NDArray[np.float64] = self._receive()["actions"]
+        actions: NDArray[np.float64] = self._receive(frame)["actions"]
         return actions
 
     def reset(self) -> None:
@@ -61,10 +65,18 @@ class PolicyClient:
         """Leave the server."""
         self._open.close()
 
-    def _receive(self) -> Any:
+    def _receive(self, request: bytes | None = None) -> Any:
+        """The next frame, after a request was sent if there is one."""
+        from websockets.exceptions import ConnectionClosed
+
         from vlatrack.serving.codec import unpack, with_arrays
 
-        frame = self._connection.recv()
+        try:
+            if request is not None:
+                self._connection.send(request)
+            frame = self._connection.recv()
+        except ConnectionClosed as error:
+            raise ServingError(f"{self._address}: the server has closed the connection ({error})") from error
         if isinstance(frame, str):
             raise ServingError(f"the server refused: {frame}")
         return with_arrays(unpack(frame))
