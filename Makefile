@@ -62,7 +62,7 @@ always:
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
 	@echo "installing the test and check tools into $(VENV) (once)..."
-	@$(INSTALL) --no-build-isolation -e '.[wandb,tensorboard,scale,dev]'
+	@$(INSTALL) --no-build-isolation -e '.[wandb,tensorboard,scale,serve,dev]'
 	@touch $@
 
 # The pinned setuptools comes first: with it, pip builds no package in a hidden environment of unpinned tools.

@@ -43,13 +43,14 @@ ALLOWED: dict[str, set[str]] = {
     "envs": {"data", "plugins", "errors"},
     "inference": {"models", "data", "tokens", "errors"},
     "evaluation": {"models", "data", "tokens", "metrics", "errors"},
+    "serving": {"inference", "errors"},
     "tracking": {"metrics", "errors"},
     "reports": {"metrics", "tracking", "errors"},
     "importers": {"evaluation", "tracking", "reports", "metrics", "errors"},
     "testing": {"tracking", "envs", "data", "metrics", "errors"},
     "builders": LIBRARY | {"plugins"},
     "runner": LIBRARY | {"builders"},
-    "bench": LIBRARY | {"builders", "runner"},
+    "bench": LIBRARY | {"builders", "runner", "serving"},
     # A command may reach into the room that it shows: `data record` into envs, `ui` into tracking.
     "cli": {
         "builders",
@@ -63,6 +64,7 @@ ALLOWED: dict[str, set[str]] = {
         "envs",
         "tracking",
         "reports",
+        "serving",
         "errors",
     },
     "__main__": {"cli"},

@@ -33,6 +33,14 @@ class ObservationError(VlatrackError):
     """An observation is not what the policy was trained on."""
 
 
+class ServingError(VlatrackError):
+    """A policy cannot be served, or its server cannot answer."""
+
+
+class ProtocolError(VlatrackError):
+    """A frame is not what the protocol of its connection says."""
+
+
 class CheckpointError(VlatrackError):
     """A checkpoint is missing, damaged, or of another geometry."""
 

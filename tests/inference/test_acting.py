@@ -71,6 +71,16 @@ def test_a_batch_acts_as_each_observation_alone(policy: Policy) -> None:
             assert chunk.actions == pytest.approx(policy.act(observation, route=route).actions, abs=1e-5)
 
 
+def test_images_of_several_sizes_are_seen_together_as_each_alone(policy: Policy) -> None:
+    large = np.repeat(np.repeat(FRAMES[3], 3, axis=0), 3, axis=1)
+    observations = [observed(1), replace(observed(2), images={"front": large}), observed(3)]
+    together = policy.see_batch(observations)
+    assert [moment.observation for moment in together] == observations
+    for moment, observation in zip(together, observations, strict=True):
+        assert np.array_equal(moment.codes["front"], policy.see(observation).codes["front"])
+    assert policy.see_batch([]) == []
+
+
 def test_images_of_another_size_are_resized(policy: Policy) -> None:
     large = np.repeat(np.repeat(FRAMES[3], 3, axis=0), 3, axis=1)
     expected = policy.act(observed(3)).actions

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlatrack.cli.bench_act import act
+from vlatrack.cli.bench_serve import serve
 from vlatrack.cli.bench_train import train
 from vlatrack.errors import SpecError
 
@@ -20,6 +21,7 @@ app = typer.Typer(help="Measure how fast vlatrack is on this machine.", no_args_
 
 app.command()(train)
 app.command()(act)
+app.command()(serve)
 
 
 @app.callback()

@@ -77,10 +77,23 @@ class ActingPolicy:
         Raises:
             ObservationError: as ``act``.
         """
-        self.interface.check(observation)
-        encode = self._encoding.images.encode
-        codes = {camera: encode(observation.images[camera][None])[0] for camera in self.interface.cameras}
-        return Moment(observation, codes)
+        return self.see_batch([observation])[0]
+
+    def see_batch(self, observations: Sequence[Observation]) -> list[Moment]:
+        """As ``see``, with all images of one size encoded together."""
+        for observation in observations:
+            self.interface.check(observation)
+        cameras = self.interface.cameras
+        codes = iter(self._encode([observation.images[camera] for observation in observations for camera in cameras]))
+        return [Moment(observation, {camera: next(codes) for camera in cameras}) for observation in observations]
+
+    def _encode(self, images: Sequence[NDArray[np.uint8]]) -> list[Ids]:
+        codes: dict[int, Ids] = {}
+        for shape in {image.shape for image in images}:
+            places = [place for place, image in enumerate(images) if image.shape == shape]
+            stacked = np.stack([images[place] for place in places])
+            codes |= zip(places, self._encoding.images.encode(stacked), strict=True)
+        return [codes[place] for place in range(len(images))]
 
     def act_on(self, rows: Sequence[Sequence[Moment]], *, route: Route = "head") -> list[ActionChunk]:
         """The chunks of several rows of moments, the oldest first and the present one last, in one forward pass.
