@@ -45,7 +45,7 @@ def test_an_exported_policy_needs_nothing_of_its_run_and_keeps_its_digest(run: P
 
 
 def test_a_folder_that_is_there_is_not_overwritten(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is there already; choose another --output"):
+    with pytest.raises(CheckpointError, match="is there already; choose another folder"):
         export_policy(run, tmp_path)
 
 
