@@ -108,26 +108,27 @@ def export(
 
     [bold]vlatrack export policy --push my-lab/my-policy --private[/bold]
     """
+    target = folder or output
+    if folder is not None and output is not None:
+        raise SpecError("export: the folder is given twice; leave out --output")
+    if target is None and push is None:
+        raise SpecError("export: give the FOLDER to write, or --push ORG/NAME for a policy that is exported")
+    if target is None and log:
+        raise SpecError("--log: is for a new export; give its FOLDER")
+    if private and push is None:
+        raise SpecError("--private: is for --push ORG/NAME")
     from vlatrack.cli.progress import prepare_process
 
     prepare_process()
     from vlatrack.runner.export import export_policy, log_policy
     from vlatrack.runner.hub import HubPolicy
 
-    if folder is not None and output is not None:
-        raise SpecError("export: the folder is given twice; leave out --output")
-    target, hub = folder or output, None if push is None else HubPolicy.of_name(push)
-    if log and target is None:
-        raise SpecError("--log: is for a new export; give its FOLDER")
-    if private and hub is None:
-        raise SpecError("--private: is for --push ORG/NAME")
+    hub = None if push is None else HubPolicy.of_name(push)
     if target is not None:
         name = None if hub is None else hub.repository
         digest = export_policy(path, target, checkpoint=checkpoint, episodes=episodes or [], hub_name=name)
         typer.echo(f"wrote {target}: policy {digest[:12]}")
         for share in log_policy(path, target, checkpoint=checkpoint).backends if log else ():
             typer.echo(delivery_line(share))
-    elif hub is None:
-        raise SpecError("export: give the FOLDER to write, or --push ORG/NAME for a policy that is exported")
     if hub is not None:
         typer.echo(f"pushed {hub.push(target or path, private=private)}")

@@ -80,7 +80,7 @@ def _splits(stored: StoredPolicy, of_run: Mapping[str, Any]) -> Iterator[DataSpl
         if digest is None:
             continue
         told, source = of_run.get(split), getattr(stored.spec.data, split)
-        name = told["source"] if told else getattr(source, "path", None) or getattr(source, "target", split)
+        name = str(told["source"] if told else getattr(source, "path", None) or getattr(source, "target", split))
         episodes = len(told["episodes"]) if told else None
         yield DataSplit(split, without_places(name), episodes, told["steps"] if told else None, digest)
 
