@@ -74,6 +74,7 @@ def test_what_is_no_observation_is_one_line(loaded: PyfuncPolicy, model_input: A
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # in MLflow's own registry
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")  # of MLflow's own types
 def test_mlflow_loads_the_folder_and_the_checkpoint_of_a_run(
     policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
