@@ -95,6 +95,9 @@ def test_an_exported_policy_is_evaluated_as_in_its_run_and_keeps_the_numbers(
     stored = json.loads((policy / "evaluation.json").read_text())
     assert stored["policy_sha256"] == read_manifest(checkpoint).policy_sha256
     assert stored["fingerprints"]["data.val_ind"] == in_the_run.data["data.val_ind"]
+    assert stored["calibration"].keys() == {"val_ind", "val_ood"}
+    assert sum(row["tokens"] for row in stored["calibration"]["val_ind"]) > 0
+    assert (policy / "evaluation-calibration.png").is_file()
     assert list((tmp_path / "cache" / "vlatrack" / "codes").iterdir())
     records = [json.loads(line)["data"] for line in (run / "journal.jsonl").read_text().splitlines()]
     (event,) = [record["data"] for record in records if record.get("name") == "evaluation"]

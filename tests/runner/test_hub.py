@@ -46,7 +46,9 @@ def test_what_is_no_name_is_refused(name: str) -> None:
 
 
 def test_code_that_a_stranger_names_is_not_run() -> None:
-    spec = vlatrack.load_spec(TOY, ["loss.terms=[{kind: custom, target: 'subprocess:Popen', weight: 1.0, options: {args: x}}]"])
+    spec = vlatrack.load_spec(
+        TOY, ["loss.terms=[{kind: custom, target: 'subprocess:Popen', weight: 1.0, options: {args: x}}]"]
+    )
     with pytest.raises(CheckpointError, match="names code that would be run here"):
         HubPolicy("lab/policy").refuse_code(spec)
     HubPolicy("lab/policy").refuse_code(vlatrack.load_spec(TOY))
