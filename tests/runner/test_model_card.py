@@ -17,7 +17,7 @@ from vlatrack.runner.hub import published_files
 from vlatrack.spec.publish import publishable, without_places
 from vlatrack.training.checkpoint.manifest import check_files, read_manifest
 
-SHORT = ("train.max_steps=2", "data.val_ood=null", "tracking.log_every=1", "tracking.system_every_s=null")
+SHORT = ("train.max_steps=2", "data.val_ood=null", "evaluate.open_loop.max_samples=8", "tracking.log_every=1")
 EPISODES = "task,initial_state,seed,outcome\npush,0,0,success\npush,1,0,failure\npull,0,0,success\npull,1,0,error\n"
 
 
