@@ -152,7 +152,7 @@ def evaluate_run(
     evaluation = Evaluation(chosen, stored.record.policy_sha256, metrics, file, data, calibration, changes)
     if group.is_main_process:
         _write(evaluation)
-        title = f"{spec.name} {chosen.name}: calibration of the action tokens"
+        title = f"{spec.name} {chosen.name}\ncalibration of the action tokens"
         draw_calibration(calibration, _figure_of(evaluation), title=title)
         if run is not None:
             return replace(evaluation, delivery=_record(run, evaluation))

@@ -137,8 +137,6 @@ def put_checkpoint(
             if error.error_code != ErrorCode.Name(ENDPOINT_NOT_FOUND) or _major_version(client.tracking_uri) >= 3:
                 raise
             raise RejectedError("this server is older than MLflow 3 and knows no LoggedModels") from error
-    if MODEL_FILES not in model.tags and isinstance(data.get("policy_sha256"), str):
-        _put_model_files(client, run_id, model, data, path=path, root=root)
     model_id = str(model.model_id)
     # A LoggedModel's NaN would be read back as 0; the run itself keeps it.
     stored = [m for m in run.data.to_proto().metrics if m.step == step and not math.isnan(m.value)]
@@ -148,6 +146,8 @@ def put_checkpoint(
     outputs = run.outputs.model_outputs if run.outputs is not None else []
     if model_id not in {output.model_id for output in outputs}:
         client.log_outputs(run_id, [LoggedModelOutput(model_id, step)])
+    if MODEL_FILES not in model.tags and isinstance(data.get("policy_sha256"), str):
+        _put_model_files(client, run_id, model, data, path=path, root=root)
 
 
 def _major_version(uri: str) -> int:
