@@ -108,6 +108,23 @@ def test_every_measured_name_is_declared_in_the_schema(make_policy, rows) -> Non
     assert missing == empty_slots
 
 
+def test_calibration_is_measured_where_a_policy_is_evaluated_not_while_it_trains(make_policy, rows) -> None:
+    policy, batch = make_policy(), collate(rows, LAYOUT)
+    states = policy(batch).states
+    numbers = 6 * len(batch.action_rows)  # three steps of two numbers
+    assert states["action_hits"].count.sum() == numbers
+    layer, first = policy.backbone.output_layer, LAYOUT.action_start + 2
+    bins = layer[first : first + len(policy.centres) + 1]
+    hidden = policy.backbone(batch.input_ids, attention_mask(batch.input_ids, LAYOUT))
+    supervised = hidden.flatten(0, 1)[batch.supervised][batch.action_index]
+    likely = (supervised @ bins.T).softmax(-1).max(-1)
+    assert states["action_confidence"].total.sum().item() == pytest.approx(likely.values.sum().item(), rel=1e-5)
+    hits = (likely.indices + first == batch.targets[batch.action_index]).sum()
+    assert states["action_hits"].total.sum() == hits
+    policy.train()
+    assert "action_hits" not in policy(batch).states
+
+
 def test_raw_targets_measure_the_head_against_the_actions_before_binning(make_policy, rows) -> None:
     policy = make_policy(ct_target="raw")
     output = policy(collate([rows[0]], LAYOUT))

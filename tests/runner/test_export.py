@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 from program import TOY, Program
+from typer.testing import CliRunner
 
 from vlatrack.builders.policy import StoredPolicy, build_policy
+from vlatrack.cli.main import app
 from vlatrack.errors import CheckpointError, SpecError, VlatrackError
 from vlatrack.runner.evaluate import evaluate_run
 from vlatrack.runner.export import export_policy
@@ -32,7 +34,8 @@ def test_an_exported_policy_needs_nothing_of_its_run_and_keeps_its_digest(run: P
     assert export_policy(moved, tmp_path / "policy", checkpoint="last") == digest
     shutil.rmtree(tmp_path / "runs")
     assert {path.name for path in (tmp_path / "policy").iterdir()} == {
-        *("files.json", "image_tokenizer", "policy.json", "policy.safetensors", "spec.yaml", "text_tokenizer")
+        *("files.json", "image_tokenizer", "policy.json", "policy.safetensors", "spec.yaml", "text_tokenizer"),
+        *("MLmodel", "README.md", "requirements.txt"),
     }
     stored = StoredPolicy.open(tmp_path / "policy", {})
     policy = build_policy(stored.spec, stored.source(stored.spec))
@@ -45,16 +48,31 @@ def test_an_exported_policy_needs_nothing_of_its_run_and_keeps_its_digest(run: P
 
 
 def test_a_folder_that_is_there_is_not_overwritten(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is there already; choose another --output"):
+    with pytest.raises(CheckpointError, match="is there already; choose another folder"):
         export_policy(run, tmp_path)
 
 
 @pytest.mark.slow
 def test_export_from_the_command_line_names_the_policy(program: Program, run: Path) -> None:
-    done = program.run("export", run, "-o", "policy")
+    done = program.run("export", run, "policy")
     assert done.returncode == 0, done.stderr
     digest = json.loads((program.folder / "policy" / "files.json").read_text())["policy_sha256"]
     assert done.stdout == f"wrote policy: policy {digest[:12]}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["policy"], "give the FOLDER to write, or --push"),
+        (["policy", "a", "-o", "b"], "the folder is given twice"),
+        (["policy", "--log", "--push", "a/b"], "--log: is for a new export; give its FOLDER"),
+        (["policy", "a", "--private"], "--private: is for --push"),
+    ],
+)
+def test_an_export_without_its_place_is_one_line(arguments: list[str], told: str) -> None:
+    result = CliRunner().invoke(app, ["export", *arguments])
+    assert isinstance(result.exception, SpecError)
+    assert told in str(result.exception)
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +95,9 @@ def test_an_exported_policy_is_evaluated_as_in_its_run_and_keeps_the_numbers(
     stored = json.loads((policy / "evaluation.json").read_text())
     assert stored["policy_sha256"] == read_manifest(checkpoint).policy_sha256
     assert stored["fingerprints"]["data.val_ind"] == in_the_run.data["data.val_ind"]
+    assert stored["calibration"].keys() == {"val_ind", "val_ood"}
+    assert sum(row["tokens"] for row in stored["calibration"]["val_ind"]) > 0
+    assert (policy / "evaluation-calibration.png").is_file()
     assert list((tmp_path / "cache" / "vlatrack" / "codes").iterdir())
     records = [json.loads(line)["data"] for line in (run / "journal.jsonl").read_text().splitlines()]
     (event,) = [record["data"] for record in records if record.get("name") == "evaluation"]

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from mlflow.models import Model
 from mlflow.tracking import MlflowClient
 from test_delivery import MLFLOW, WANDB, client, mlflow_rows, mlflow_run, wandb_rows
 from wandb_double import WandbDouble
 
 from vlatrack.metrics.schema import SYSTEM
+from vlatrack.tracking.artifacts import CopyRule, read_artifact
 from vlatrack.tracking.backends.base import BackendConfig
 from vlatrack.tracking.journal.history import Rewinds, metric_history
 from vlatrack.tracking.journal.records import read_records
@@ -114,6 +116,39 @@ def test_data_checkpoints_and_best_values_are_known_to_both(stored_run_dir: Path
     ]
     assert artifact["artifactCollectionName"] == "u1-checkpoints"
     assert {alias["alias"] for alias in artifact["aliases"]} == {"latest", "best", "step-9"}
+
+
+def test_a_checkpoint_with_a_policy_is_a_model_that_mlflow_can_load(stored_run_dir: Path) -> None:
+    run = start(stored_run_dir, backends=[MLFLOW])
+    run.event("checkpoint", {"step": 1, "epoch": 1, "name": "step-1", "policy_sha256": "ab" * 32})
+    assert run.finish("FINISHED").complete
+    store = client(stored_run_dir)
+    (output,) = mlflow_run(stored_run_dir).outputs.model_outputs
+    model = store.get_logged_model(output.model_id)
+    assert "mlflow.model.isExternal" not in model.tags
+    folder = Path(model.artifact_location.removeprefix("file://"))
+    assert folder.is_relative_to(stored_run_dir.parents[1] / "mlartifacts")
+    reference = json.loads((folder / "policy.reference.json").read_text())
+    assert (reference["policy_sha256"], reference["checkpoint"]) == (
+        "ab" * 32,
+        str(stored_run_dir / "checkpoints" / "step-1"),
+    )
+    assert Model.load(folder).flavors["python_function"]["loader_module"] == "vlatrack.runner.pyfunc"
+
+
+def test_a_policy_is_copied_whole_and_is_a_model_at_wandb(stored_run_dir: Path, wandb_server: WandbDouble) -> None:
+    policy = stored_run_dir / "policies" / "step-9"
+    policy.mkdir(parents=True)
+    (policy / "policy.safetensors").write_bytes(b"w" * 100)
+    run = start(stored_run_dir)
+    run.log_artifact(policy, name="policies/step-9")
+    assert run.finish("FINISHED").complete
+    (artifact,) = [a["asked"] for a in wandb_server.artifacts.values() if a["asked"]["artifactTypeName"] == "model"]
+    assert artifact["artifactCollectionName"] == "u1-policies"
+    assert {alias["alias"] for alias in artifact["aliases"]} == {"latest", "step-9"}
+    assert CopyRule(up_to_mb=0).by_reference(read_artifact("policies/step-9", "policies/step-9", stored_run_dir)) == ()
+    stored = client(stored_run_dir).list_artifacts(mlflow_run(stored_run_dir).info.run_id, "policies/step-9")
+    assert [file.path for file in stored] == ["policies/step-9/policy.safetensors"]
 
 
 def test_a_checkpoint_with_hundreds_of_metrics_that_is_told_twice_is_one_checkpoint(stored_run_dir: Path) -> None:

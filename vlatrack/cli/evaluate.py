@@ -5,6 +5,9 @@ from typing import Annotated
 
 import typer
 
+from vlatrack.cli.delivery import delivery_line
+from vlatrack.errors import SpecError
+
 Checkpoint = Annotated[
     str | None,
     typer.Option(
@@ -60,23 +63,72 @@ def evaluate(
 def export(
     path: Annotated[
         Path,
-        typer.Argument(metavar="RUN", help="Run directory runs/<experiment>/<run-id>, or one of its checkpoints."),
+        typer.Argument(
+            metavar="RUN",
+            help="Run directory runs/<experiment>/<run-id>, one of its checkpoints, or an exported policy.",
+        ),
     ],
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="FOLDER", help="Folder of the policy, not there yet.", show_default=False)
+    ] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder of the policy, not there yet.", show_default=False)
-    ],
+        Path | None, typer.Option("--output", "-o", help="The same as FOLDER.", show_default=False)
+    ] = None,
     checkpoint: Checkpoint = None,
+    episodes: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Episodes of this policy (CSV, or a result of vla-eval), whose success the model card tells; may be "
+            "given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    log: Annotated[
+        bool, typer.Option("--log", help="Also log the policy to the trackers of its run, which copy it whole.")
+    ] = False,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ORG/NAME",
+            help="Upload FOLDER to the Hugging Face hub; without FOLDER, an exported policy as it is.",
+            show_default=False,
+        ),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Of a repository that --push creates.")] = False,
 ) -> None:
-    """Copy the policy of a checkpoint to a new folder, without the optimiser.
+    """Copy the policy of a checkpoint to a new folder, without the optimiser, with a model card.
 
-    The folder has everything needed to act: weights, spec, tokenizers, normalisation.
+    The folder has everything needed to act: weights, spec, tokenizers, normalisation. vlatrack.Policy.load and
+    mlflow.pyfunc.load_model open it.
 
-    Example: [bold]vlatrack export runs/metaworld-quickstart/20260101-120000-ab12 -o policy[/bold]
+    Examples:
+
+    [bold]vlatrack export runs/metaworld-quickstart/20260101-120000-ab12 policy[/bold]
+
+    [bold]vlatrack export policy --push my-lab/my-policy --private[/bold]
     """
+    target = folder or output
+    if folder is not None and output is not None:
+        raise SpecError("export: the folder is given twice; leave out --output")
+    if target is None and push is None:
+        raise SpecError("export: give the FOLDER to write, or --push ORG/NAME for a policy that is exported")
+    if target is None and log:
+        raise SpecError("--log: is for a new export; give its FOLDER")
+    if private and push is None:
+        raise SpecError("--private: is for --push ORG/NAME")
     from vlatrack.cli.progress import prepare_process
 
     prepare_process()
-    from vlatrack.runner.export import export_policy
+    from vlatrack.runner.export import export_policy, log_policy
+    from vlatrack.runner.hub import HubPolicy
 
-    digest = export_policy(path, output, checkpoint=checkpoint)
-    typer.echo(f"wrote {output}: policy {digest[:12]}")
+    hub = None if push is None else HubPolicy.of_name(push)
+    if target is not None:
+        name = None if hub is None else hub.repository
+        digest = export_policy(path, target, checkpoint=checkpoint, episodes=episodes or [], hub_name=name)
+        typer.echo(f"wrote {target}: policy {digest[:12]}")
+        for share in log_policy(path, target, checkpoint=checkpoint).backends if log else ():
+            typer.echo(delivery_line(share))
+    if hub is not None:
+        typer.echo(f"pushed {hub.push(target or path, private=private)}")

@@ -13,11 +13,16 @@ from vlatrack.metrics.metric import ACTION_UNIT, Direction, Metric, Value
 from vlatrack.metrics.names import MOST_GPUS, SYSTEM, step_slot
 from vlatrack.metrics.states import MetricStates
 
+CONFIDENCE_BUCKETS = 10
+"""Of equal width; the confidence of a bin is the largest of the bins' probabilities."""
+_ECE = "expected calibration error of action tokens: mean of |confidence - accuracy|, by tenths of confidence"
+
 
 def split_metrics(*, horizon: int, action_dim: int, image_slots: int, losses: Weights) -> Iterator[Metric]:
     """The metrics of every split, named without it."""
     yield from loss_metrics(losses)
     yield from _actions(horizon, action_dim)
+    yield Metric("ece_action", _ECE, "fraction", Direction.LOWER, "action", value=_calibration_error)
     yield from _head(horizon, action_dim)
     yield from _images(image_slots)
 
@@ -62,6 +67,36 @@ def action_error_grids(states: MetricStates) -> dict[str, list[list[float]]]:
     routes = {"token": "l1_loss_action", "head": LOSS_CT.name}
     found = {route: on_host[name] for route, name in routes.items() if name in on_host and on_host[name].count}
     return {route: state.mean().tolist() for route, state in found.items()}
+
+
+def _calibration_error(states: MetricStates) -> float | None:
+    if "action_hits" not in states or not states["action_hits"].count.any():
+        return None
+    confidence, hits = states["action_confidence"], states["action_hits"]
+    return float((confidence.total - hits.total).abs().sum() / hits.count.sum())
+
+
+def calibration_table(states: MetricStates) -> list[dict[str, float]]:
+    """Confidence and accuracy of the action tokens, one row for each tenth of confidence that occurs: `from`, `to`,
+    `tokens`, and the means `confidence` and `accuracy`. Empty without action rows.
+
+    Synchronises with the device once.
+    """
+    on_host = states.cpu()
+    if "action_hits" not in on_host:
+        return []
+    confidence, hits = on_host["action_confidence"].mean().tolist(), on_host["action_hits"].mean().tolist()
+    return [
+        {
+            "from": bucket / CONFIDENCE_BUCKETS,
+            "to": (bucket + 1) / CONFIDENCE_BUCKETS,
+            "tokens": tokens,
+            "confidence": confidence[bucket],
+            "accuracy": hits[bucket],
+        }
+        for bucket, tokens in enumerate(on_host["action_hits"].count.tolist())
+        if tokens
+    ]
 
 
 def _images(image_slots: int) -> Iterator[Metric]:

@@ -16,6 +16,7 @@ from vlatrack.metrics.metric import metric_values
 from vlatrack.metrics.states import MetricStates
 from vlatrack.models.attention import attention_mask, block_mask
 from vlatrack.models.backbones.base import Backbone
+from vlatrack.models.calibration import calibration_states
 from vlatrack.models.heads.action_head import ActionHead
 from vlatrack.models.losses.base import LossInputs, LossTerm, checked_count, checked_total
 from vlatrack.models.losses.token_losses import token_losses
@@ -106,7 +107,10 @@ class VlaPolicy(nn.Module):
         )
         totals, states = self._loss_totals(inputs)
         before_metrics()
-        return PolicyOutput(totals, states + token_metric_states(inputs, self.layout, self.centres), inputs.actions)
+        states = states + token_metric_states(inputs, self.layout, self.centres)
+        if has_actions and not self.training:
+            states = states + self._calibration(supervised.detach(), batch)
+        return PolicyOutput(totals, states, inputs.actions)
 
     def loss_counts(self, batch: Batch) -> dict[str, float]:
         """The divisor of each loss term's total, known on the host before any forward pass.
@@ -160,6 +164,11 @@ class VlaPolicy(nn.Module):
         prompts = hidden[batch.action_rows, : batch.longest_prompt]
         actions: Tensor = self.action_head(prompts, batch.prompt_lengths)
         return actions.float().clone()  # a view, as linear layers return it, could lose the hook that FSDP2 sets on it
+
+    def _calibration(self, supervised: Tensor, batch: Batch) -> MetricStates:
+        first = self.layout.action_start + 2
+        bins = self.backbone.output_layer[first : first + len(self.centres) + 1].detach()
+        return calibration_states(supervised[batch.action_index], bins, batch.targets[batch.action_index] - first)
 
     def _label_actions(self, batch: Batch) -> Tensor:
         """The actions [R, H, A] in [-1, 1] that the label tokens decode to."""

@@ -19,8 +19,10 @@ from vlatrack.data.loading import even_subset, load_batches
 from vlatrack.data.samples import SampleSet
 from vlatrack.errors import CheckpointError, SpecError
 from vlatrack.evaluation.open_loop import evaluate_open_loop
+from vlatrack.metrics.declarations import calibration_table
 from vlatrack.metrics.schema import EVALUATE, VAL_IND, VAL_OOD
 from vlatrack.models.policy import VlaPolicy
+from vlatrack.reports.calibration import draw_calibration
 from vlatrack.runner.directory import RunDirectory, find_checkpoint, verify_checkpoint, write_in_run
 from vlatrack.runner.recorder import check_no_secret, start_tracking
 from vlatrack.spec.experiment import ExperimentSpec
@@ -53,6 +55,7 @@ class Evaluation:
     metrics: dict[str, float]  # by full metric name, such as val_ind_closs
     file: Path  # the JSON file they were written to
     data: Mapping[str, str]  # digests of the validation data, by name
+    calibration: Mapping[str, list[dict[str, float]]]  # of the action tokens by split, as `calibration_table` has it
     changes: tuple[str, ...]  # settings that differ from those of the checkpoint
     delivery: DeliveryReport | None = None  # what became of the run's records at its trackers; None if nothing was sent
 
@@ -145,9 +148,12 @@ def evaluate_run(
         results[split] = evaluate_split(policy, split_samples, settings, accelerator, group)
     metrics = {f"{split}_{name}": v for split, result in results.items() for name, v in result.metrics.items()}
     data = {name: digest for name, digest in experiment.fingerprints.items() if name.startswith("data.")}
-    evaluation = Evaluation(chosen, stored.record.policy_sha256, metrics, file, data, changes)
+    calibration = {split: calibration_table(result.states) for split, result in results.items()}
+    evaluation = Evaluation(chosen, stored.record.policy_sha256, metrics, file, data, calibration, changes)
     if group.is_main_process:
         _write(evaluation)
+        title = f"{spec.name} {chosen.name}\ncalibration of the action tokens"
+        draw_calibration(calibration, _figure_of(evaluation), title=title)
         if run is not None:
             return replace(evaluation, delivery=_record(run, evaluation))
     return evaluation
@@ -227,9 +233,14 @@ def _write(evaluation: Evaluation) -> None:
         "policy_sha256": evaluation.policy_sha256,
         "fingerprints": evaluation.data,
         "changes": list(evaluation.changes),
+        "calibration": evaluation.calibration,
         **evaluation.metrics,
     }
     write_in_run(evaluation.file, redact(json.dumps(content, indent=1)) + "\n")
+
+
+def _figure_of(evaluation: Evaluation) -> Path:
+    return evaluation.file.with_name(f"{evaluation.file.stem}-calibration.png")
 
 
 def _record(run: RunDirectory, evaluation: Evaluation) -> DeliveryReport | None:
@@ -249,4 +260,6 @@ def _record(run: RunDirectory, evaluation: Evaluation) -> DeliveryReport | None:
     tracked.event("evaluation", event)
     tracked.log({f"{EVALUATE}{metric}": value for metric, value in evaluation.metrics.items()}, step=step)
     tracked.log_artifact(evaluation.file, name=f"evaluation/{evaluation.file.name}")
+    if (figure := _figure_of(evaluation)).exists():
+        tracked.log_artifact(figure, name=f"figures/{figure.name}")
     return tracked.finish(cast(Status, before.status), reason=before.reason)

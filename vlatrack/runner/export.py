@@ -2,23 +2,45 @@
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
 from safetensors.torch import save_model
 
 from vlatrack.builders.policy import StoredPolicy, adapter_of, build_policy
-from vlatrack.errors import CheckpointError
+from vlatrack.errors import CheckpointError, RunError
+from vlatrack.importers.episodes import read_episodes
 from vlatrack.models.backbones.adapter import merge_adapter
+from vlatrack.runner.card import CARD, describe_policy
 from vlatrack.runner.directory import find_checkpoint, verify_checkpoint
+from vlatrack.runner.recorder import start_tracking
 from vlatrack.spec.load import dump_spec
+from vlatrack.tracking.artifacts import POLICIES
+from vlatrack.tracking.backends.base import Status
+from vlatrack.tracking.backends.mlflow.model_files import write_model_files
+from vlatrack.tracking.delivery.report import DeliveryReport
+from vlatrack.tracking.journal.history import run_status
+from vlatrack.tracking.privacy import private_directory, redact
+from vlatrack.tracking.trust import Trust
 from vlatrack.training.checkpoint.contents import WEIGHTS_STEM, clear_write_errors, load_weights, stored_weights
-from vlatrack.training.checkpoint.manifest import inside, is_needed_to_resume_only, write_manifest
+from vlatrack.training.checkpoint.manifest import flush, inside, is_needed_to_resume_only, read_manifest, write_manifest
 from vlatrack.training.checkpoint.policy import POLICY
 from vlatrack.training.checkpoint.shards import SUFFIX, write_safetensors
 
 
-def export_policy(path: str | Path, output: str | Path, *, checkpoint: str | None = None) -> str:
+def export_policy(
+    path: str | Path,
+    output: str | Path,
+    *,
+    checkpoint: str | None = None,
+    episodes: Iterable[str | Path] = (),
+    hub_name: str | None = None,
+) -> str:
     """Copy the policy of a checkpoint to the folder ``output`` and return its digest, the same as the checkpoint's.
+
+    A model card (README.md) is added, and what `mlflow.pyfunc.load_model` reads (MLmodel); neither is part of the
+    policy, and both may be edited.
 
     Weights that several processes have saved become one file, tensor by tensor: the largest tensor must fit into
     memory, not all of them. The adapters of a policy are merged into its weights, which makes it another policy: its
@@ -27,10 +49,12 @@ def export_policy(path: str | Path, output: str | Path, *, checkpoint: str | Non
     Args:
         path: a run, or one of its checkpoints.
         checkpoint: of a run: ``best``, ``last`` or the name of a checkpoint folder; None: the best.
+        episodes: files with episodes of this policy, as `vlatrack compare` reads them, whose success the card tells.
+        hub_name: under which the policy will be loaded; None: by its folder.
 
     Raises:
-        VlatrackError: there is no such run or checkpoint, it is damaged or was made by vlatrack 0.1.0, or ``output``
-            exists or cannot be written.
+        VlatrackError: there is no such run or checkpoint, it is damaged or was made by vlatrack 0.1.0, ``output``
+            exists or cannot be written, or a file of episodes cannot be read.
     """
     output = Path(output)
     chosen, run = find_checkpoint(Path(path), checkpoint, default="best")
@@ -41,8 +65,9 @@ def export_policy(path: str | Path, output: str | Path, *, checkpoint: str | Non
             "resume the run for one more epoch first"
         )
     if output.exists():
-        raise CheckpointError(f"{output}: is there already; choose another --output")
+        raise CheckpointError(f"{output}: is there already; choose another folder")
     stored = StoredPolicy.open(chosen, {} if run is None else run.settings_at_start())
+    tables = [read_episodes(Path(file)) for file in episodes]
     unfinished = output.with_name(f".{output.name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)
     with clear_write_errors(unfinished):
@@ -58,8 +83,42 @@ def export_policy(path: str | Path, output: str | Path, *, checkpoint: str | Non
         else:
             weights = {whole: write_safetensors(unfinished / whole, stored_weights(chosen).pieces(), {})}
             digest = write_manifest(unfinished, weights, policy_sha256=manifest.policy_sha256).policy_sha256
+        card = describe_policy(stored, run, policy_sha256=digest, source=hub_name or output.name, episodes=tables)
+        (unfinished / CARD).write_text(redact(card.render()), encoding="utf-8")
+        flush([unfinished / CARD, *write_model_files(unfinished, policy_sha256=digest), unfinished])
         unfinished.rename(output)
     return digest
+
+
+def log_policy(path: str | Path, folder: str | Path, *, checkpoint: str | None = None) -> DeliveryReport:
+    """Log an exported policy to the trackers of its run, as the artifact ``policies/step-…``, copied whole.
+
+    Args:
+        path, checkpoint: what it was exported from.
+        folder: the export.
+
+    Returns:
+        What became of it at each tracker.
+
+    Raises:
+        VlatrackError: it was not exported from a run, or the run has not ended: its process writes the journal.
+    """
+    chosen, run = find_checkpoint(Path(path), checkpoint, default="best")
+    if run is None:
+        raise CheckpointError(f"{path}: is no run or checkpoint of one, so that no tracker knows it; leave out --log")
+    before = run_status(run.path)
+    if before.status == "RUNNING":
+        raise RunError(f"{run.path}: is still written; log its policy when it has ended")
+    kept = run.path / POLICIES / chosen.name
+    shutil.rmtree(kept, ignore_errors=True)
+    private_directory(kept.parent)
+    with clear_write_errors(kept):
+        shutil.copytree(folder, kept)
+    tracked = start_tracking(run, run.spec(), tags=run.tags_at_start(), resume=True, trust=Trust(backends=True))
+    event = {"checkpoint": chosen.name, "policy_sha256": read_manifest(kept).policy_sha256}
+    tracked.event("export", event)
+    tracked.log_artifact(kept, name=f"{POLICIES}{chosen.name}", sha256=read_manifest(kept).sha256)
+    return tracked.finish(cast(Status, before.status), reason=before.reason)
 
 
 def _is_of_weights(name: str) -> bool:

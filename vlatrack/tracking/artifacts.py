@@ -19,6 +19,8 @@ from vlatrack.tracking.run_files import resolved_path
 BYTES_PER_MB = 1_000_000
 CHECKPOINTS = "checkpoints/"
 """Begins the name of every artifact that is a checkpoint."""
+POLICIES = "policies/"
+"""Begins the name of every artifact that is an exported policy."""
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+ -]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -125,7 +127,8 @@ def _read_file(path: Path, name: str, known: KnownDigests) -> ArtifactFile:
 
 @dataclass(frozen=True)
 class CopyRule:
-    """A checkpoint is copied whole or not at all, whatever its size; of other artifacts, files up to a size are."""
+    """A checkpoint is copied whole or not at all, whatever its size, and a policy whole: somebody has asked for it. Of
+    other artifacts, files up to a size are."""
 
     checkpoints: bool = False
     up_to_mb: float = 100
@@ -134,6 +137,8 @@ class CopyRule:
         """The files that stay where they are."""
         if artifact.name.startswith(CHECKPOINTS):
             return () if self.checkpoints else artifact.files
+        if artifact.name.startswith(POLICIES):
+            return ()
         return tuple(file for file in artifact.files if file.size > self.up_to_mb * BYTES_PER_MB)
 
 

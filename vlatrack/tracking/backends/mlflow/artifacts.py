@@ -3,12 +3,13 @@
 import contextlib
 import math
 import os
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
-from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric, Run
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric, Run
 from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_TIMEOUT
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND, ErrorCode
@@ -18,9 +19,11 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
 from mlflow.utils.rest_utils import http_request
 from requests import HTTPError
 
-from vlatrack.tracking.artifacts import BYTES_PER_MB, CHECKPOINTS, CopyRule, reference_text
+from vlatrack.tracking.artifacts import BYTES_PER_MB, CHECKPOINTS, POLICIES, CopyRule, reference_text
 from vlatrack.tracking.backends.base import Artifact, ArtifactFile, RejectedError, Scalar, remote_path, scalar_text
+from vlatrack.tracking.backends.mlflow.model_files import write_model_files
 from vlatrack.tracking.backends.mlflow.runs import batches, mlflow_key, verdicts
+from vlatrack.tracking.backends.mlflow.store import check_below
 
 REFERENCE = ".reference.json"
 """Ends the name of the file that is uploaded instead of files that are not copied."""
@@ -28,6 +31,9 @@ REFERENCE = ".reference.json"
 SLOWEST_UPLOAD_PER_S = 40_000
 """Bytes."""
 MOST_PATIENCE_S = 900
+
+MODEL_FILES = "vlatrack.model_files"
+"""Tag of a LoggedModel that has the files which MLflow loads it by."""
 
 MODEL_METRICS_PER_BATCH = 100
 """A server refuses a LoggedModel's metrics that it has already when a batch holds more."""
@@ -108,17 +114,30 @@ def _extra_patience() -> int:
 
 
 def put_checkpoint(
-    client: MlflowClient, run_id: str, data: Mapping[str, Scalar], *, identity: str, path: str, step: int
+    client: MlflowClient,
+    run_id: str,
+    data: Mapping[str, Scalar],
+    *,
+    identity: str,
+    path: str,
+    step: int,
+    root: Path | None = None,
 ) -> None:
-    """Register the checkpoint at `path`, told apart by `identity`; its weights stay where they are."""
+    """Register the checkpoint at `path`, told apart by `identity`; its weights stay where they are, from where
+    `mlflow.pyfunc.load_model` takes them.
+
+    Args:
+        root: the only folder of this disk below which its files may be written; None: wherever the server says.
+    """
     run = client.get_run(run_id)
     with verdicts(client, run_id):
         try:
-            model_id = _find_or_create(client, run, data, identity, path)
+            model = _find_or_create(client, run, data, identity, path)
         except MlflowException as error:
             if error.error_code != ErrorCode.Name(ENDPOINT_NOT_FOUND) or _major_version(client.tracking_uri) >= 3:
                 raise
             raise RejectedError("this server is older than MLflow 3 and knows no LoggedModels") from error
+    model_id = str(model.model_id)
     # A LoggedModel's NaN would be read back as 0; the run itself keeps it.
     stored = [m for m in run.data.to_proto().metrics if m.step == step and not math.isnan(m.value)]
     metrics = [Metric(m.key, m.value, m.timestamp, m.step, model_id=model_id) for m in stored]
@@ -127,6 +146,8 @@ def put_checkpoint(
     outputs = run.outputs.model_outputs if run.outputs is not None else []
     if model_id not in {output.model_id for output in outputs}:
         client.log_outputs(run_id, [LoggedModelOutput(model_id, step)])
+    if MODEL_FILES not in model.tags and isinstance(data.get("policy_sha256"), str):
+        _put_model_files(client, run_id, model, data, path=path, root=root)
 
 
 def _major_version(uri: str) -> int:
@@ -134,7 +155,25 @@ def _major_version(uri: str) -> int:
     return int(http_request(get_default_host_creds(uri), "/version", "GET").text.partition(".")[0])
 
 
-def _find_or_create(client: MlflowClient, run: Run, data: Mapping[str, Scalar], identity: str, path: str) -> str:
+def _put_model_files(
+    client: MlflowClient, run_id: str, model: LoggedModel, data: Mapping[str, Scalar], *, path: str, root: Path | None
+) -> None:
+    """What makes the model one that MLflow can load, by reference to the checkpoint or to copies in the run."""
+    if root is not None:
+        check_below(str(model.artifact_location), root)
+    copies = [f"runs:/{run_id}/{kind}{data['name']}" for kind in (POLICIES, CHECKPOINTS)]
+    reference = {"checkpoint": path, "copies": copies}
+    with tempfile.TemporaryDirectory() as folder:
+        for file in write_model_files(Path(folder), policy_sha256=str(data["policy_sha256"]), reference=reference):
+            client.log_model_artifact(model.model_id, str(file))
+    if MLFLOW_MODEL_IS_EXTERNAL in model.tags:
+        client.delete_logged_model_tag(model.model_id, MLFLOW_MODEL_IS_EXTERNAL)
+    client.set_logged_model_tags(model.model_id, {MODEL_FILES: "true"})
+
+
+def _find_or_create(
+    client: MlflowClient, run: Run, data: Mapping[str, Scalar], identity: str, path: str
+) -> LoggedModel:
     experiment = run.info.experiment_id
     found = client.search_logged_models([experiment], f"tags.`vlatrack.checkpoint` = '{identity}'", max_results=1)
     if found:
@@ -148,5 +187,4 @@ def _find_or_create(client: MlflowClient, run: Run, data: Mapping[str, Scalar], 
             params={key: scalar_text(value) for key, value in data.items() if key != "name"},
             model_type="checkpoint",
         )
-    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-    return str(model.model_id)
+    return client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)

@@ -50,7 +50,7 @@ from vlatrack.tracking.backends.mlflow.runs import (
 )
 from vlatrack.tracking.backends.mlflow.store import (
     bring_artifacts_home,
-    check_artifact_root,
+    check_below,
     create_store,
     forget_connections,
     give_number,
@@ -104,7 +104,7 @@ class MlflowBackend:
             location = None
             if self._uri is None:
                 create_store(self._runs / MLFLOW_STORE)
-                location = (self._runs / "mlartifacts").as_uri()
+                location = self._artifact_root.as_uri()
                 bring_artifacts_home(self._runs / MLFLOW_STORE, location)
             self._client = MlflowClient(self._store)
             if (database := sqlite_path(self._store)) is not None:
@@ -157,7 +157,7 @@ class MlflowBackend:
 
     def put_artifact(self, artifact: Artifact) -> None:
         if self._uri is None:
-            check_artifact_root(self._client, self._run_id, self._runs / "mlartifacts")
+            check_below(str(self._client.get_run(self._run_id).info.artifact_uri), self._artifact_root)
         put_artifact(self._client, self._run_id, artifact, self._copy_rule)
 
     def alert(self, title: str, text: str, record: Record) -> None:
@@ -165,7 +165,7 @@ class MlflowBackend:
 
     def event(self, event: RunEvent) -> None:
         """A checkpoint becomes a LoggedModel at its step, with the metrics of that step; its weights stay where they
-        are."""
+        are, and MLflow loads them from there."""
         if event.name != "checkpoint":
             return
         step, name = event.data.get("step"), event.data.get("name")
@@ -173,7 +173,8 @@ class MlflowBackend:
             raise RejectedError("a checkpoint event has a step and a name")
         path = str(self._run_dir / "checkpoints" / name)
         identity = f"{self._uid}:{event.seq}"
-        put_checkpoint(self._client, self._run_id, event.data, identity=identity, path=path, step=step)
+        root = self._artifact_root if self._uri is None else None
+        put_checkpoint(self._client, self._run_id, event.data, identity=identity, path=path, step=step, root=root)
 
     def finish(self, finish: RunFinish) -> None:
         if finish.reason is not None:
@@ -204,6 +205,11 @@ class MlflowBackend:
     def _existing_store(self) -> MlflowClient | None:
         """The client would create the local store."""
         return None if self._uri is None and not (self._runs / MLFLOW_STORE).exists() else MlflowClient(self._store)
+
+    @property
+    def _artifact_root(self) -> Path:
+        """Where the local store puts files."""
+        return self._runs / "mlartifacts"
 
     @property
     def _store(self) -> str:

@@ -80,10 +80,9 @@ def bring_artifacts_home(path: Path, root: str) -> None:
                 )
 
 
-def check_artifact_root(client: MlflowClient, run_id: str, root: Path) -> None:
+def check_below(uri: str, root: Path) -> None:
     """RejectedError if the runs folder's own store, which anybody may have made, would have files of a run written
     elsewhere on this disk than below `root`, or sent to a server with this user's login."""
-    uri = str(client.get_run(run_id).info.artifact_uri)
     parts = urlsplit(uri)
     if parts.scheme in OBJECT_STORES:
         return

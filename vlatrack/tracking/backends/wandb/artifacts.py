@@ -5,11 +5,14 @@ from collections.abc import Sequence
 
 import wandb
 
-from vlatrack.tracking.artifacts import CHECKPOINTS, CopyRule, reference_text
+from vlatrack.tracking.artifacts import CHECKPOINTS, POLICIES, CopyRule, reference_text
 from vlatrack.tracking.backends.base import Artifact, ArtifactFile
 
 REFERENCES = "vlatrack-references.json"
 """Lists, in an artifact, the files that are not copied."""
+
+MODEL = "model"
+"""The type of artifacts that W&B's registry of models takes."""
 
 TIMEOUT_S = 600
 SLOWEST_UPLOAD_PER_S = 2_000_000
@@ -23,11 +26,13 @@ def put_artifact(run: wandb.Run, artifact: Artifact, rule: CopyRule, *, wait: bo
     kind, _, version = artifact.name.partition("/")
     kind = _NOT_IN_NAMES.sub("-", kind)
     # Checkpoints are versions of one artifact, told apart by alias; W&B moves `latest` to the newest by itself.
-    is_version = artifact.name.startswith(CHECKPOINTS)
+    is_version = artifact.name.startswith((CHECKPOINTS, POLICIES))
     name = _NOT_IN_NAMES.sub("-", f"{run.id}-{kind if is_version else artifact.name}")
     aliases = ["latest", *([_NOT_IN_NAMES.sub("-", version)] if is_version else []), *artifact.aliases]
     left = rule.by_reference(artifact)
-    logged = run.log_artifact(_bundle(name, kind, artifact, left), aliases=aliases)
+    logged = run.log_artifact(
+        _bundle(name, MODEL if artifact.name.startswith(POLICIES) else kind, artifact, left), aliases=aliases
+    )
     if wait:
         copied = sum(file.size for file in artifact.files if file not in left)
         logged.wait(TIMEOUT_S + copied // SLOWEST_UPLOAD_PER_S)
