@@ -32,10 +32,12 @@ from vlatrack.metrics.names import (
     split_and_name,
     step_slot,
 )
+from vlatrack.metrics.simulation import SIMULATION, simulation_metrics, simulation_name
 
 __all__ = [
     "EVALUATE",
     "MOST_GPUS",
+    "SIMULATION",
     "SPLITS",
     "STEP_SLOTS",
     "SYSTEM",
@@ -48,6 +50,7 @@ __all__ = [
     "chunk_horizon",
     "documented",
     "sectioned",
+    "simulation_name",
     "split_and_name",
     "step_slot",
 ]
@@ -85,15 +88,16 @@ class MetricSchema:
     def covering(cls, names: Iterable[str]) -> "MetricSchema":
         """The schema of the smallest experiment that has all chunk steps, dimensions and loss terms among `names`.
 
-        A name `weighted_<term>` stands for a custom loss term.
+        A name `weighted_<term>` stands for a custom loss term. Metrics of simulators are declared as they are named.
         """
         known = tuple(names)
-        return cls.for_experiment(
+        experiment = cls.for_experiment(
             horizon=chunk_horizon(known),
             action_dim=max(indexes(known, DIM_NAME), default=-1) + 1,
             image_slots=max(STEP_SLOTS, max(indexes(known, IMAGE_NAME), default=0) + 1),
             losses={**DOCUMENTED_LOSSES, **_custom_losses(known)},
         )
+        return cls([*experiment, *simulation_metrics(dict.fromkeys(known))])
 
     def __getitem__(self, name: str) -> Metric:
         """The metric of that documented name; KeyError, with the nearest name, if there is none."""
