@@ -78,8 +78,8 @@ def test_a_worker_answers_what_the_simulator_does_and_ends_when_it_is_closed() -
     ("options", "told"),
     [
         ({"trouble": "crash", "seeds": "1"}, "the worker ended: signal SIGSEGV"),
-        ({"trouble": "hang", "seeds": "1"}, "no answer in 1 s"),
-        ({"trouble": "stop", "seeds": "1"}, "no answer in 1 s"),
+        pytest.param({"trouble": "hang", "seeds": "1"}, "no answer in 1 s", marks=pytest.mark.slow),
+        pytest.param({"trouble": "stop", "seeds": "1"}, "no answer in 1 s", marks=pytest.mark.slow),
         ({"trouble": "raise", "seeds": "1"}, "RuntimeError: the point fell off the table"),
     ],
 )
@@ -120,6 +120,7 @@ signal.pause()
 """
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_ends_when_the_one_that_asks_is_killed(eventually: Callable[..., None]) -> None:
     path = os.pathsep.join(sys.path)
     with subprocess.Popen(

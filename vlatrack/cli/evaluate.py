@@ -38,7 +38,12 @@ def evaluate(
     ] = 120,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder of the results, instead of one in the run.", show_default=False),
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder of the results, instead of one in the run and its trackers.",
+            show_default=False,
+        ),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Evaluate although policy and simulator do not fit together.")

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -77,7 +78,7 @@ def evaluate_in_simulator(
 
     Episodes that have ended are in the folder's table, and are not run again when a killed evaluation is repeated. On a
     CPU the same checkpoint and set give the same table, but for the latencies. The metrics of a run's checkpoint go
-    into its journal and trackers, at the checkpoint's step.
+    into its journal and trackers, at the checkpoint's step, unless ``options.output`` is a folder elsewhere.
 
     Args:
         path: a run, one of its checkpoints, or an exported policy.
@@ -122,6 +123,9 @@ def _ending_on_sigterm() -> Iterator[None]:
     def end(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
+    if threading.current_thread() is not threading.main_thread():  # only that may change handlers
+        yield
+        return
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
@@ -265,9 +269,9 @@ def _finish(
     metrics, digest = _metrics(spec.metric_group, table), set_digest(spec.set_settings(), build.versions)
     delivery = None
     event: dict[str, str | int] = {"name": spec.label, "digest": digest, "folder": folder.path.name}
-    if run is not None and not _is_recorded(run, {"checkpoint": checkpoint.name, **event}):
-        inside = folder.path.resolve().is_relative_to(run.evaluation.resolve())
-        files = [folder.description, folder.table, *([folder.videos] if folder.has_videos else [])] if inside else []
+    inside = run is not None and folder.path.resolve().is_relative_to(run.evaluation.resolve())
+    if run is not None and inside and not _is_recorded(run, {"checkpoint": checkpoint.name, **event}):
+        files = [folder.description, folder.table, *([folder.videos] if folder.has_videos else [])]
         delivery = record_evaluation(run, checkpoint, EVENT, event, metrics, artifacts=files)
     return SimulatedEvaluation(folder.path, table, tuple(folder.rows), metrics, digest, forced, delivery)
 

@@ -80,7 +80,7 @@ class EvaluationFolder:
         """Add the row of an episode that has ended."""
         fd = open_private(self.table, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         with os.fdopen(fd, "wb") as file:
-            new = file.tell() == 0
+            new = os.fstat(fd).st_size == 0
             file.write(lines([HEADER, row] if new else [row]).encode())
             file.flush()
             os.fsync(file.fileno())

@@ -5,7 +5,15 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from vlatrack.spec.base import CustomTarget, Model, Name, Once, Options
 
@@ -105,14 +113,20 @@ class EvaluationSpec(Model):
     rotation: Literal[0, 180] = Field(0, description="degrees by which images are turned for the policy")
     acting: ActingSpec = ActingSpec()
 
-    @model_validator(mode="after")
-    def _parts_fit(self) -> Self:
-        seen = list(self.cameras.values())
+    @field_validator("no_op")
+    @classmethod
+    def _has_waits(cls, no_op: tuple[float, ...] | None, info: ValidationInfo) -> tuple[float, ...] | None:
+        if no_op is not None and not info.data.get("waits"):
+            raise ValueError("is the action of the waits, and there are none; set waits, or leave it out")
+        return no_op
+
+    @field_validator("cameras")
+    @classmethod
+    def _each_camera_once(cls, cameras: dict[str, str]) -> dict[str, str]:
+        seen = list(cameras.values())
         if twice := [camera for number, camera in enumerate(seen) if camera in seen[:number]]:
-            raise ValueError(f"cameras: {twice[0]} is shown by two cameras of the simulator; name each once")
-        if self.no_op is not None and not self.waits:
-            raise ValueError("no_op is the action of the waits; set waits, or leave it out")
-        return self
+            raise ValueError(f"{twice[0]} is shown by two cameras of the simulator; name each once")
+        return cameras
 
     @property
     def label(self) -> str:
