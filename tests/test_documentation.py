@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 import yaml
@@ -12,6 +13,7 @@ from happens import document as table_of_the_tests
 from program import TOY
 from typer.core import TyperGroup
 
+import vlatrack
 from vlatrack.cli.main import app
 from vlatrack.spec.identity import flatten
 from vlatrack.spec.load import load_spec
@@ -20,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 README, GUIDE = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
 
 ELSEWHERE = (
+    ("README.md", "vlatrack.Policy.load(", "tests/test_documentation.py"),
     ("README.md", "with vlatrack.start_run(", "tests/tracking/test_start_run.py"),
     ("CONTRIBUTING.md", 'yield Metric("acc_near"', "tests/metrics/test_metric_recipe.py"),
     ("CONTRIBUTING.md", 'states["acc_near"]', "tests/metrics/test_metric_recipe.py"),
@@ -58,6 +61,10 @@ def test_the_training_of_the_readme_runs_on_a_small_experiment(tmp_path: Path, m
     exec(compile(code, str(README), "exec"), names)
     assert len((names["run"].path / "log_train.txt").read_text().splitlines()) == 2
     assert (tmp_path / "policy" / "policy.safetensors").is_file()
+    (code,) = [block for block in blocks(README, "python") if "vlatrack.Policy.load(" in block]
+    names |= {"vlatrack": vlatrack, "image": np.zeros((48, 48, 3), np.uint8), "state": np.zeros(2)}
+    exec(compile(code.replace("observation.images.corner4", "front"), str(README), "exec"), names)
+    assert names["chunk"].shape == (3, 2)
 
 
 def test_every_other_python_example_is_carried_out_by_the_test_that_is_named_here() -> None:
