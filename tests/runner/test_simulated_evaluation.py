@@ -4,6 +4,7 @@ import csv
 import json
 import signal
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 import vlatrack
 from vlatrack.cli.main import app
 from vlatrack.data.video import read_video
-from vlatrack.errors import VlatrackError
+from vlatrack.errors import MissingPackageError, VlatrackError
 from vlatrack.evaluation.comparison import compare
 from vlatrack.importers.episodes import read_episodes
 from vlatrack.runner.closed_loop import Options, SimulatedEvaluation, evaluate_in_simulator
@@ -204,6 +205,18 @@ def test_what_does_not_fit_is_refused_with_both_values(scene: Scene, override: s
     assert told in str(raised.value)
     assert "\n" not in str(raised.value)
     assert not (scene.folder / "result").exists(), "nothing half-written"
+
+
+@pytest.mark.skipif(find_spec("metaworld") is None, reason="needs pip install 'vlatrack[metaworld]'")
+def test_the_shipped_evaluation_runs_in_metaworld(trained: Path, tmp_path: Path) -> None:
+    shipped = Path(__file__).parents[2] / "experiments" / "evaluation" / "metaworld.yaml"
+    changes = ["acting.expert=true", "suite.tasks=[coffee-button-v3]", "episodes=2"]
+    try:
+        found = evaluate_in_simulator(trained, shipped, overrides=changes, options=Options(output=tmp_path / "result"))
+    except MissingPackageError as missing:
+        pytest.skip(str(missing))
+    assert [row.outcome for row in found.rows] == ["success", "success"]
+    assert read_video(tmp_path / "result" / found.rows[0].video, start_s=0, count=2, fps=4).shape[1:] == (128, 128, 3)
 
 
 def test_what_was_forced_is_recorded(scene: Scene) -> None:

@@ -27,7 +27,7 @@ class Decision:
     """What to do next in one episode."""
 
     actions: NDArray[np.float32] | int  # [k, A]; or the steps in which the scripted expert acts
-    seconds: float  # that it took, for all that decided together
+    seconds: float | None  # that it took, for all that decided together; None: nobody had to wait for it
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Expert:
 
     def decide(self, turns: Sequence[Turn]) -> list[Decision]:
         """Let it go on."""
-        return [Decision(EXPERT_STRETCH, 0.0) for _ in turns]
+        return [Decision(EXPERT_STRETCH, None) for _ in turns]
 
 
 @dataclass(frozen=True)

@@ -189,7 +189,8 @@ class ClosedLoop:
         assert place.worker is not None, "an episode that goes on has a worker"
         assert place.progress is not None, "and a beginning"
         left, actions = self._max_steps - place.progress.steps, decision.actions
-        place.progress.latencies.append(decision.seconds)
+        if decision.seconds is not None:
+            place.progress.latencies.append(decision.seconds)
         if isinstance(actions, int):
             place.worker.ask(Act(min(actions, left), seen=self._actor.seen))
         elif np.isfinite(actions).all():
