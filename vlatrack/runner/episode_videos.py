@@ -13,7 +13,7 @@ from vlatrack.tracking.privacy import private_directory
 
 
 class EpisodeVideos:
-    """Keeps the videos of the first failures in the order of the set; of successes, too, as long as there are fewer.
+    """Keeps the videos of the first failures of each task; of successes, too, as long as there are fewer.
 
     Which ones stay does not depend on the order in which episodes end.
     """
@@ -25,17 +25,18 @@ class EpisodeVideos:
             fps: env steps in a second.
         """
         self._folder, self._most, self._fps = folder, most, fps
-        self._kept: dict[tuple[bool, int], Path] = {}
+        self._numbers = numbers
+        self._kept: dict[tuple[bool, int, int], Path] = {}
         for row in folder.rows:
             if row.video and (folder.path / row.video).is_file():
-                self._kept[self._rank(row.outcome, numbers[row.id])] = folder.path / row.video
+                self._kept[self._rank(row.outcome, row.id)] = folder.path / row.video
         self._digits = len(str(max(numbers.values())))
 
     def add(self, result: EpisodeResult) -> str:
         """Keep the video of an episode, if it is one of those; its path in the folder, or empty."""
         if not result.frames or not self._most:
             return ""
-        rank = self._rank(result.outcome, result.episode.number)
+        rank = self._rank(result.outcome, result.episode.id)
         if len(self._kept) >= self._most:
             last = max(self._kept)
             if rank > last:
@@ -47,8 +48,9 @@ class EpisodeVideos:
         self._kept[rank] = path
         return path.relative_to(self._folder.path).as_posix()
 
-    def _rank(self, outcome: str, number: int) -> tuple[bool, int]:
-        return outcome == "success", number
+    def _rank(self, outcome: str, episode: EpisodeId) -> tuple[bool, int, int]:
+        """Lower ones are kept: the tasks take turns."""
+        return outcome == "success", int(episode.initial_state), self._numbers[episode]
 
     def _write(self, path: Path, result: EpisodeResult) -> None:
         frames = np.stack(result.frames)
