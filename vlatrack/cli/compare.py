@@ -1,6 +1,7 @@
 """`vlatrack compare`: policies on the same episodes, or runs by a metric; a gate for continuous integration."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -65,6 +66,8 @@ def compare(
         _compare_metric(paths, wanted, as_json=as_json)
         return
     tables = [read_episodes(path) for path in paths]
+    if len({table.name for table in tables}) < len(tables):
+        tables = [replace(table, name=str(path)) for table, path in zip(tables, paths, strict=True)]
     found = compare_all(tables, margin=0.0 if wanted is None else wanted.margin, sequential=sequential)
     if as_json:
         contents = [_content(comparison, adjusted, wanted) for comparison, adjusted in found]

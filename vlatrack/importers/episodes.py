@@ -62,7 +62,7 @@ def _read_folder(folder: Path) -> EpisodeTable:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{description}: not that of an evaluation ({type(error).__name__}: {error})") from error
     text = _content_of(table).decode("utf-8", errors="replace")
-    return EpisodeTable.of(str(folder), _rows_of_csv(table, text), settings)
+    return EpisodeTable.of(folder.resolve().name, _rows_of_csv(table, text), settings)
 
 
 def _content_of(file: Path) -> bytes:
