@@ -33,6 +33,10 @@ class ObservationError(VlatrackError):
     """An observation is not what the policy was trained on."""
 
 
+class SimulatorError(VlatrackError):
+    """A simulator does not start."""
+
+
 class CheckpointError(VlatrackError):
     """A checkpoint is missing, damaged, or of another geometry."""
 

@@ -196,6 +196,7 @@ def test_the_expert_acts_in_the_place_of_the_policy(scene: Scene) -> None:
         ("acting.replan_every=9", "replan_every: 9, but a chunk has 3 steps"),
         ("suite.tasks=[pusch]", "suite.tasks.0: arena has no task 'pusch'; did you mean 'push'?"),
         ("suite.target=toy_arena:ToyArean", "toy_arena:ToyArean: cannot be loaded"),
+        ("suite.target=toy_arena:Unready", "toy_arena:Unready: does not start (RuntimeError: no table)"),
         ("suite={kind: libero, benchmark: libero_10, tasks: [0]}", "no simulator for libero_10 in this version"),
     ],
 )

@@ -91,3 +91,10 @@ class ToyArena:
         x, y = ((np.nan_to_num(self._point) + 1) / 2 * 28).astype(int)
         image[y : y + 4, x : x + 4] = 200
         return Observation({"top": image}, self._state(), self._task)
+
+
+class Unready(ToyArena):
+    """Cannot be made."""
+
+    def __init__(self, *, notes):
+        raise RuntimeError("no table")

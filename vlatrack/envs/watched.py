@@ -15,7 +15,7 @@ from typing import IO
 
 from vlatrack import errors
 from vlatrack.envs.worker import Answer, Close, Failed, Open, Opened, Refused, Request
-from vlatrack.errors import DataError, VlatrackError
+from vlatrack.errors import DataError, SimulatorError, VlatrackError
 
 CLOSING_S = 5.0
 """Seconds in which a simulator may close itself."""
@@ -120,7 +120,7 @@ def opened(worker: WatchedWorker) -> Opened:
         return answer
     raise_refused(answer)
     assert isinstance(answer, Failed)
-    raise DataError(f"{worker.simulator.name}: does not start ({answer.text}); does its class work by itself?")
+    raise SimulatorError(f"{worker.simulator.name}: does not start ({answer.text}); does its class work by itself?")
 
 
 def raise_refused(answer: Answer) -> None:

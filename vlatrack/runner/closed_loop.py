@@ -14,9 +14,10 @@ import torch
 
 from vlatrack.builders.evaluation import build_execution, build_view, plan_episodes
 from vlatrack.builders.simulator import SimulatorBuild, build_simulator, check_tasks, known_tasks
+from vlatrack.builders.trackers import build_backends
 from vlatrack.envs.watched import Simulator, WatchedWorker, opened
 from vlatrack.envs.worker import Opened
-from vlatrack.errors import SpecError
+from vlatrack.errors import SimulatorError, SpecError
 from vlatrack.evaluation.actors import Actor, Expert, PolicyActor, misfits
 from vlatrack.evaluation.closed_loop import ClosedLoop, EpisodeResult, PlannedEpisode
 from vlatrack.evaluation.comparison import success_by_task, success_rate, task_mean
@@ -30,6 +31,7 @@ from vlatrack.runner.evaluate import record_evaluation
 from vlatrack.runner.evaluation_folder import EvaluationFolder
 from vlatrack.spec.evaluation import EvaluationSpec, set_digest
 from vlatrack.spec.load import load_evaluation
+from vlatrack.tracking.backends.registry import check_backend
 from vlatrack.tracking.delivery.report import DeliveryReport
 from vlatrack.tracking.journal.records import Kind, read_records
 
@@ -95,6 +97,8 @@ def evaluate_in_simulator(
         check_tasks(spec, tasks)
     build = build_simulator(spec)
     chosen, run = find_checkpoint(Path(path), checkpoint, default="best")
+    for backend in [] if run is None or options.output else build_backends(run.spec().tracking.backends):
+        check_backend(backend)  # now rather than after the episodes
     on_stage(f"loading {chosen.name}")
     policy = Policy.load(chosen)
     build_execution(spec).check(policy.interface.horizon)
@@ -146,14 +150,23 @@ def _some_threads() -> Iterator[None]:
 
 
 def _look_at(simulator: Simulator) -> Opened:
-    """What the simulator is, from a worker for that alone."""
-    worker = WatchedWorker(simulator)
-    try:
-        there = opened(worker)
-        worker.close()
-        return there
-    finally:
-        worker.kill()
+    """What the simulator is, from a worker for that alone; a second one if the first is killed.
+
+    Raises:
+        VlatrackError: it does not start.
+    """
+    for first in (True, False):
+        worker = WatchedWorker(simulator)
+        try:
+            there = opened(worker)
+            worker.close()
+            return there
+        except SimulatorError:
+            if not first:
+                raise
+        finally:
+            worker.kill()
+    raise AssertionError("the second either answers or raises")
 
 
 def _check_fit(spec: EvaluationSpec, policy: Policy, there: Opened, *, force: bool) -> list[str]:
