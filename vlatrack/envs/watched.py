@@ -73,7 +73,7 @@ class WatchedWorker:
             self.kill()
             return Failed(late)
         # A worker may stop in the middle of an answer, and reading would wait for the rest.
-        watchdog = threading.Timer(max(1.0, left), self.kill)
+        watchdog = threading.Timer(max(1.0, left), self._end_processes)
         watchdog.start()
         try:
             answer: Answer = self.connection.recv()
@@ -92,14 +92,18 @@ class WatchedWorker:
         self.kill()
 
     def kill(self) -> None:
-        """End the process, and what it has started, at once."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        """End the process, and what it has started, at once; a second call does nothing."""
+        if self._lifeline < 0:
+            return  # its number may be that of another process by now
+        self._end_processes()
         self._process.wait()
         self.connection.close()
-        if self._lifeline >= 0:
-            os.close(self._lifeline)
+        os.close(self._lifeline)
         self._lifeline, self._deadline = -1, None
+
+    def _end_processes(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def _ending(self) -> str:
         try:
