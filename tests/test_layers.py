@@ -42,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "training": {"models", "data", "metrics", "tokens", "errors"},
     "envs": {"data", "plugins", "errors"},
     "inference": {"models", "data", "tokens", "errors"},
-    "evaluation": {"models", "data", "tokens", "metrics", "errors"},
+    "evaluation": {"inference", "envs", "models", "data", "tokens", "metrics", "errors"},
     "serving": {"inference", "errors"},
     "tracking": {"metrics", "errors"},
     "reports": {"metrics", "tracking", "errors"},

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vlatrack.models.backbones.base import Backbone
     from vlatrack.models.losses.base import LossTerm
     from vlatrack.runner.acting import Policy
+    from vlatrack.runner.closed_loop import evaluate_in_simulator
     from vlatrack.runner.evaluate import evaluate_run as evaluate
     from vlatrack.runner.export import export_policy as export
     from vlatrack.runner.run import resume_run as resume
@@ -44,6 +45,7 @@ __all__ = [
     "__version__",
     "errors",
     "evaluate",
+    "evaluate_in_simulator",
     "export",
     "load_spec",
     "resume",
@@ -65,6 +67,7 @@ _PLACES = {
     "TrackedRun": "vlatrack.tracking.run:TrackedRun",
     "VlatrackError": "vlatrack.errors:VlatrackError",
     "evaluate": "vlatrack.runner.evaluate:evaluate_run",
+    "evaluate_in_simulator": "vlatrack.runner.closed_loop:evaluate_in_simulator",
     "export": "vlatrack.runner.export:export_policy",
     "load_spec": "vlatrack.spec.load:load_spec",
     "resume": "vlatrack.runner.run:resume_run",

@@ -41,6 +41,10 @@ class ProtocolError(VlatrackError):
     """A frame is not what the protocol of its connection says."""
 
 
+class SimulatorError(VlatrackError):
+    """A simulator does not start."""
+
+
 class CheckpointError(VlatrackError):
     """A checkpoint is missing, damaged, or of another geometry."""
 

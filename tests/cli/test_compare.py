@@ -205,3 +205,32 @@ def test_a_value_that_is_not_finite_never_passes_and_is_no_measure(tmp_path: Pat
     assert compare(bad, good, "--gate", "val_ind_loss_ct <= B")[0] == 1
     with pytest.raises(VlatrackError, match="which nothing can be compared with"):
         compare(good, bad, "--gate", "val_ind_loss_ct <= B")
+
+
+def evaluation(folder: Path, outcomes: str, max_steps: int = 300) -> Path:
+    folder.mkdir(parents=True)
+    table(folder / "episodes.csv", outcomes)
+    (folder / "evaluation.json").write_text(
+        json.dumps({"set": {"max_steps": max_steps}, "versions": {"mujoco": "3.3.0"}})
+    )
+    return folder
+
+
+def test_a_folder_of_an_evaluation_stands_beside_a_table(tmp_path: Path) -> None:
+    own, foreign = evaluation(tmp_path / "mine", "ssf"), table(tmp_path / "theirs.csv", "sff")
+    found = as_json(own, foreign)
+    assert (found["a"]["name"], found["a"]["successes"], found["pairs"]) == ("mine", 2, 3)
+    same_name = as_json(own, evaluation(tmp_path / "other" / "mine", "sss"))
+    assert [same_name[side]["name"] for side in ("a", "b")] == [str(own), str(tmp_path / "other" / "mine")]
+
+
+def test_evaluations_of_other_episode_sets_are_refused_with_what_differs(tmp_path: Path) -> None:
+    a, b = evaluation(tmp_path / "a", "ssf"), evaluation(tmp_path / "b", "ssf", max_steps=200)
+    with pytest.raises(VlatrackError, match="not of the same episodes: max_steps is 300 and 200; evaluate both"):
+        compare(a, b)
+    (b / "evaluation.json").write_text("[]")
+    with pytest.raises(VlatrackError, match="not that of an evaluation"):
+        compare(a, b)
+    (b / "episodes.csv").unlink()
+    with pytest.raises(VlatrackError, match=r"has no episodes\.csv; give the folder of an evaluation"):
+        compare(a, b)

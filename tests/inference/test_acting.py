@@ -107,6 +107,25 @@ def test_a_chunk_is_asked_for_when_it_is_due(policy: Policy, execution: Executio
     assert found == asked
 
 
+@pytest.mark.parametrize("execution", [Execution(), Execution(replan_every=2), Execution(ensemble=0.1)])
+def test_a_session_that_sees_only_what_a_chunk_needs_acts_as_one_that_sees_each_step(
+    policy: Policy, execution: Execution
+) -> None:
+    stepwise, stretchwise = (Session(policy, execution=execution) for _ in range(2))
+    expected = [stepwise.act(observed(step)) for step in range(9)]
+    actions: list[np.ndarray] = []
+    stretchwise.see(observed(0))
+    while len(actions) < 9:
+        (chunk,) = policy.act_on([stretchwise.moments])
+        stretchwise.take(chunk.actions)
+        planned = stretchwise.planned()
+        actions += list(planned)
+        seen = min(len(planned), policy.interface.history)
+        for step in range(len(actions) - seen + 1, len(actions) + 1):
+            stretchwise.see(observed(step))
+    assert np.array_equal(actions[:9], expected)
+
+
 def test_an_ensemble_is_the_weighted_mean_of_what_all_chunks_say_about_a_step(policy: Policy) -> None:
     session = Session(policy, execution=Execution(ensemble=0.5))
     chunks = [np.arange(6.0).reshape(3, 2) + 100 * number for number in range(5)]

@@ -121,11 +121,11 @@ def publishable_paths(text: str) -> list[str]:
 @pytest.mark.parametrize(
     ("text", "left"),
     [
-        ("/home/me/data/goal", "goal"),
+        ("/srv/me/data/goal", "goal"),
         ("~/data/my demos", "my demos"),
-        ("file:///home/me/x", "x"),
-        ("/home/me/runs/goal/r@best", "r@best"),
-        ("from /home/me/x to 'b'", "from x to 'b'"),
+        ("file:///srv/me/x", "x"),
+        ("/srv/me/runs/goal/r@best", "r@best"),
+        ("from /srv/me/x to 'b'", "from x to 'b'"),
         ("data/goal", "data/goal"),
         ("put the red/blue block down", "put the red/blue block down"),
         ("https://host/a/b", "https://host/a/b"),

@@ -1,13 +1,14 @@
 """`vlatrack compare`: policies on the same episodes, or runs by a metric; a gate for continuous integration."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from vlatrack.evaluation.comparison import Comparison, Gate, SuccessRate, Verdict
+    from vlatrack.evaluation.comparison import Comparison, Gate, Verdict
 
 _EXIT_CODES = {"above": 0, "below": 1, "undecided": 3}
 
@@ -65,6 +66,8 @@ def compare(
         _compare_metric(paths, wanted, as_json=as_json)
         return
     tables = [read_episodes(path) for path in paths]
+    if len({table.name for table in tables}) < len(tables):
+        tables = [replace(table, name=str(path)) for table, path in zip(tables, paths, strict=True)]
     found = compare_all(tables, margin=0.0 if wanted is None else wanted.margin, sequential=sequential)
     if as_json:
         contents = [_content(comparison, adjusted, wanted) for comparison, adjusted in found]
@@ -84,9 +87,9 @@ def _content(comparison: "Comparison", adjusted: float, gate: "Gate | None") -> 
         by_task = success_by_task(table)
         content[side] = {
             "name": table.name,
-            **_rate_content(success_rate(table)),
+            **success_rate(table).content(),
             "task_mean": task_mean(by_task),
-            "tasks": {task: _rate_content(rate) for task, rate in by_task.items()},
+            "tasks": {task: rate.content() for task, rate in by_task.items()},
         }
     return content | {
         "pairs": len(comparison.pairs),
@@ -106,17 +109,6 @@ def _content(comparison: "Comparison", adjusted: float, gate: "Gate | None") -> 
     }
 
 
-def _rate_content(rate: "SuccessRate") -> dict[str, Any]:
-    return {
-        "episodes": rate.episodes,
-        "successes": rate.successes,
-        "errors": rate.errors,
-        "success_rate": rate.rate,
-        "wilson": list(rate.wilson),
-        "clopper_pearson": list(rate.clopper_pearson),
-    }
-
-
 def _word(verdict: "Verdict", gate: "Gate | None") -> str:
     words = {"above": "pass", "below": "fail"} if gate is not None else {"above": "better", "below": "worse"}
     return words.get(verdict, "undecided")
@@ -126,6 +118,7 @@ def _print(comparison: "Comparison", adjusted: float | None, gate: "Gate | None"
     from rich.console import Console
     from rich.table import Table
 
+    from vlatrack.cli.simulation import rate_text
     from vlatrack.evaluation.comparison import success_by_task, success_rate
     from vlatrack.evaluation.sequential import ALPHA
 
@@ -133,8 +126,8 @@ def _print(comparison: "Comparison", adjusted: float | None, gate: "Gate | None"
     table = Table("task", a.name, b.name, box=None, pad_edge=False)
     tasks_a, tasks_b = success_by_task(a), success_by_task(b)
     for task in tasks_a if len(tasks_a) > 1 else ():
-        table.add_row(task, _rate_text(tasks_a[task]), _rate_text(tasks_b[task]))
-    table.add_row("all episodes", _rate_text(success_rate(a)), _rate_text(success_rate(b)))
+        table.add_row(task, rate_text(tasks_a[task]), rate_text(tasks_b[task]))
+    table.add_row("all episodes", rate_text(success_rate(a)), rate_text(success_rate(b)))
     console.print(table)
     low, high = comparison.newcombe
     difference = (pairs.only_a - pairs.only_b) / (len(pairs) or 1)
@@ -160,14 +153,6 @@ def _print(comparison: "Comparison", adjusted: float | None, gate: "Gate | None"
         lines.append((_word(comparison.verdict, gate).upper(), gate.text))
     for label, text in lines:
         console.print(f"{label:<10}{text}", soft_wrap=True, markup=False)
-
-
-def _rate_text(rate: "SuccessRate") -> str:
-    errors = f", {rate.errors} error{'s' if rate.errors > 1 else ''}" if rate.errors else ""
-    if rate.rate is None:
-        return f"no valid episode{errors}"
-    low, high = rate.wilson
-    return f"{rate.successes}/{rate.valid}  {rate.rate:.1%}  [{low:.1%}, {high:.1%}]{errors}"
 
 
 def _compare_metric(paths: list[Path], gate: "Gate", *, as_json: bool) -> None:

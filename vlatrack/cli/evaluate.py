@@ -24,39 +24,73 @@ def evaluate(
             help="Run directory runs/<experiment>/<run-id>, one of its checkpoints, or an exported policy.",
         ),
     ],
-    overrides: Annotated[
+    words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="KEY=VALUE",
-            help="Changes to data.val_ind, data.val_ood, evaluate, and train.device.",
+            metavar="[EVALUATION.yaml] [KEY=VALUE]...",
+            help="An evaluation in a simulator, and changes to it; without one, changes to data.val_ind, data.val_ood, "
+            "evaluate, and train.device.",
             show_default=False,
         ),
     ] = None,
     checkpoint: Checkpoint = None,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Simulators that run at the same time.")] = 1,
+    videos: Annotated[int, typer.Option(min=0, help="Videos of episodes that are kept, failures first.")] = 8,
+    timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds without an answer after which a simulator is ended.")
+    ] = 120,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder of the results, instead of one in the run and its trackers.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Evaluate although policy and simulator do not fit together.")
+    ] = False,
 ) -> None:
-    """Evaluate a checkpoint on val_ind and val_ood, open-loop.
+    """Evaluate a checkpoint: on val_ind and val_ood, open-loop, or in the simulator of an evaluation's YAML.
 
-    The numbers go into the run's journal and to its trackers, as evaluate/val_ind_closs at the checkpoint's step; those
-    of an exported policy into its evaluation.json.
+    Open-loop, the numbers go into the run's journal and to its trackers, as evaluate/val_ind_closs at the checkpoint's
+    step; those of an exported policy into its evaluation.json.
+
+    In a simulator, each episode that ends is a row of episodes.csv in the run's folder evaluation/; a killed evaluation
+    goes on where it was when it is repeated. An episode whose simulator dies or hangs is begun again, and is an error,
+    no failure, after three attempts. The success rates go to the trackers as sim/<suite>/success. The options from
+    --workers on are about simulators.
 
     Examples:
 
     [bold]vlatrack evaluate runs/metaworld-quickstart/20260101-120000-ab12 --checkpoint last[/bold]
 
     [bold]vlatrack evaluate policy data.val_ind.path=/data/held-out data.val_ood=null[/bold]
+
+    [bold]vlatrack evaluate policy experiments/evaluation/metaworld.yaml episodes=5 --workers 2[/bold]
     """
     from vlatrack.cli.progress import TerminalDisplay, prepare_process
 
     prepare_process()
+    if words and words[0].endswith((".yaml", ".yml")):
+        from vlatrack.cli.simulation import evaluate_and_show
+        from vlatrack.runner.closed_loop import Options
+
+        options = Options(workers=workers, videos=videos, timeout_s=timeout, output=output, force=force)
+        evaluate_and_show(path, Path(words[0]), checkpoint=checkpoint, overrides=words[1:], options=options)
+        return
+    if output is not None or force:
+        from vlatrack.errors import SpecError
+
+        raise SpecError("--output and --force are for an evaluation in a simulator: name its YAML file after the run")
     from vlatrack.runner.processes import joined_process_group
 
     with joined_process_group() as group, TerminalDisplay(shown=group.is_main_process) as display:
         from vlatrack.runner.evaluate import evaluate_run
 
         callbacks = [display] if group.is_main_process else []
-        evaluation = evaluate_run(
-            path, checkpoint=checkpoint, overrides=overrides or [], callbacks=callbacks, group=group
-        )
+        evaluation = evaluate_run(path, checkpoint=checkpoint, overrides=words or [], callbacks=callbacks, group=group)
         display.show_evaluation(evaluation)
 
 

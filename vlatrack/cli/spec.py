@@ -8,6 +8,10 @@ import typer
 from vlatrack.errors import USER_ERROR
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
     from vlatrack.spec.data import Source
     from vlatrack.spec.experiment import ExperimentSpec
     from vlatrack.spec.policy import BackboneSpec
@@ -38,7 +42,7 @@ def validate(
         ),
     ] = None,
 ) -> None:
-    """Check an experiment and show a summary of it.
+    """Check an experiment, or an evaluation in a simulator, and show a summary of it.
 
     Each mistake is one line with its place, and the exit code is 2. Missing data is only noted, so that an experiment
     can be checked before its data exists.
@@ -50,21 +54,20 @@ def validate(
     On each of eight: [bold]vlatrack validate experiments/libero_goal.yaml --memory --gpus 8 --gpu-memory 40GB[/bold]
     """
     from rich.console import Console
-    from rich.table import Table
 
     from vlatrack.cli.memory import parse_gpus, parse_memory, show_memory
-    from vlatrack.spec.load import load_spec
+    from vlatrack.spec.load import is_evaluation, load_spec
 
     words = overrides or ()
+    if is_evaluation(file):
+        console = Console(markup=False, highlight=False)
+        console.print(_overview_table(_evaluation_overview(file, words)))
+        console.print("OK")
+        return
     spec = load_spec(file, words)
     limit = None if gpu_memory is None else (gpu_memory, parse_memory(gpu_memory))
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for name, value in _overview(spec).items():
-        table.add_row(name, value)
     console = Console(markup=False, highlight=False)
-    console.print(table)
+    console.print(_overview_table(_overview(spec)))
     if memory or limit is not None or gpus != "1":
         from vlatrack.cli.progress import prepare_process
 
@@ -98,6 +101,46 @@ def schema(
     except OSError as error:
         raise SpecError(f"{output}: cannot be written ({error.strerror}); choose another --output") from None
     typer.echo(f"wrote {output}")
+
+
+def _overview_table(rows: dict[str, str]) -> "Table":
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def _evaluation_overview(file: Path, overrides: "Sequence[str]") -> dict[str, str]:
+    from vlatrack.builders.simulator import build_simulator, check_tasks, known_tasks
+    from vlatrack.errors import MissingPackageError, SpecError
+    from vlatrack.spec.evaluation import set_digest
+    from vlatrack.spec.load import load_evaluation
+
+    spec = load_evaluation(file, overrides)
+    if (tasks := known_tasks(spec)) is not None:
+        check_tasks(spec, tasks)
+    try:
+        versions = build_simulator(spec).versions
+        digest = set_digest(spec.set_settings(), versions)[:12]
+        simulator = ", ".join(f"{name} {version}" for name, version in versions.items()) or "of no package"
+    except (MissingPackageError, SpecError) as missing:
+        digest, simulator = "none without the simulator", f"note: {missing}"
+    turned = ", rotated by 180 degrees" if spec.rotation else ""
+    shown = ", ".join(f"{camera} as {name}" for camera, name in spec.cameras.items())
+    return {
+        "evaluation": spec.name,
+        "simulator": f"{spec.suite.name} ({simulator})",
+        "episode set": digest,
+        "tasks": ", ".join(map(str, spec.suite.tasks)),
+        "episodes": f"{len(spec.suite.tasks) * spec.episodes}, {spec.episodes} of each task, at most {spec.max_steps} "
+        f"env steps after {spec.waits} waits",
+        "cameras": f"{shown}, {spec.resolution} x {spec.resolution}{turned}",
+        "acting": ", ".join(f"{key} {value}" for key, value in spec.acting if value not in (None, False)),
+    }
 
 
 def _overview(spec: "ExperimentSpec") -> dict[str, str]:

@@ -54,6 +54,7 @@ class StepResult:
     observation: Observation
     success: bool  # the task is achieved now
     done: bool  # the episode is over: the next call is `reset`
+    reward: float = 0.0  # of this step, for simulators that have one
 
 
 class Environment(Protocol):
@@ -83,6 +84,14 @@ class ScriptedExpert(Protocol):
 
     def expert_action(self) -> NDArray[np.float32]:
         """The expert's action for the current state, [A], in [-1, 1]."""
+
+
+@runtime_checkable
+class SkipsImages(Protocol):
+    """An environment that can execute a step without rendering, which takes most of the time; a part of it."""
+
+    def step_unseen(self, action: NDArray[np.float32]) -> StepResult:
+        """As `step`, but the observation has no images."""
 
 
 class ExpertEnvironment(Environment, ScriptedExpert, Protocol):

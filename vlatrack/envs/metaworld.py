@@ -6,6 +6,7 @@ The packages of `vlatrack[metaworld]` are imported when the first episode starts
 import warnings
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -120,9 +121,15 @@ class MetaWorld:
         return self._observation()
 
     def step(self, action: NDArray[np.float32]) -> StepResult:
-        """Execute one action; success is Meta-World's own criterion."""
-        self._numbers, _, terminated, truncated, info = self._env.step(action)
-        return StepResult(self._observation(), success=bool(info["success"]), done=bool(terminated or truncated))
+        """Execute one action; success is Meta-World's own criterion, and so is the reward."""
+        result = self.step_unseen(action)
+        return replace(result, observation=self._observation())
+
+    def step_unseen(self, action: NDArray[np.float32]) -> StepResult:
+        """As `step`, without images: 1 ms instead of 10 or 20."""
+        self._numbers, reward, terminated, truncated, info = self._env.step(action)
+        observation = Observation({}, self._state(), INSTRUCTIONS[self._task])
+        return StepResult(observation, bool(info["success"]), bool(terminated or truncated), float(reward))
 
     def expert_action(self) -> NDArray[np.float32]:
         """The action of Meta-World's scripted policy for this task, clipped to [-1, 1]."""
@@ -173,9 +180,12 @@ class MetaWorld:
         return self._layouts[key][index]
 
     def _observation(self) -> Observation:
-        state = self._numbers[: self.info.state_dim].astype(np.float32)
         images = {camera: self._image(camera) for camera in self.info.cameras}
-        return Observation(images, state, INSTRUCTIONS[self._task])
+        return Observation(images, self._state(), INSTRUCTIONS[self._task])
+
+    def _state(self) -> NDArray[np.float32]:
+        state: NDArray[np.float32] = self._numbers[: self.info.state_dim].astype(np.float32)
+        return state
 
     def _image(self, camera: str) -> NDArray[np.uint8]:
         assert self._renderer is not None, "there are cameras, so there is a renderer"

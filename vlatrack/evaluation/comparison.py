@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,6 +84,17 @@ class SuccessRate:
     @property
     def clopper_pearson(self) -> Interval:
         return clopper_pearson(self.successes, self.valid)
+
+    def content(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {
+            "episodes": self.episodes,
+            "successes": self.successes,
+            "errors": self.errors,
+            "success_rate": self.rate,
+            "wilson": list(self.wilson),
+            "clopper_pearson": list(self.clopper_pearson),
+        }
 
 
 def success_rate(table: EpisodeTable) -> SuccessRate:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from vlatrack.errors import DataError
@@ -32,9 +32,12 @@ class EpisodeTable:
 
     name: str  # where it comes from, for people
     outcomes: Mapping[EpisodeId, Outcome]
+    settings: Mapping[str, str] = field(default_factory=dict)  # of the episode set, as far as it is known
 
     @classmethod
-    def of(cls, name: str, rows: Iterable[tuple[EpisodeId, Outcome]]) -> "EpisodeTable":
+    def of(
+        cls, name: str, rows: Iterable[tuple[EpisodeId, Outcome]], settings: Mapping[str, str] | None = None
+    ) -> "EpisodeTable":
         """A table of these rows.
 
         Raises:
@@ -47,7 +50,7 @@ class EpisodeTable:
             outcomes[episode] = outcome
         if not outcomes:
             raise DataError(f"{name}: no episodes")
-        return cls(name, outcomes)
+        return cls(name, outcomes, settings or {})
 
     def counts(self) -> Counter[Outcome]:
         return Counter(self.outcomes.values())
@@ -99,11 +102,19 @@ def pair_episodes(a: EpisodeTable, b: EpisodeTable) -> Pairs:
 
 
 def _check_same_episodes(a: EpisodeTable, b: EpisodeTable) -> None:
-    problems = [*_missing(a, b), *_missing(b, a)]
+    problems = [*_other_settings(a, b), *_missing(a, b), *_missing(b, a)]
     if problems:
         raise DataError(
             f"{a.name} and {b.name} are not of the same episodes: {'; '.join(problems)}; evaluate both on one set"
         )
+
+
+def _other_settings(a: EpisodeTable, b: EpisodeTable) -> Iterator[str]:
+    if a.settings and b.settings:
+        for name in dict.fromkeys([*a.settings, *b.settings]):
+            one, other = (table.settings.get(name, "none") for table in (a, b))
+            if one != other:
+                yield f"{name} is {one} and {other}"
 
 
 def _missing(table: EpisodeTable, other: EpisodeTable) -> Iterator[str]:

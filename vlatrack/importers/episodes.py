@@ -11,6 +11,7 @@ from typing import Any
 
 from vlatrack.errors import DataError
 from vlatrack.evaluation.episodes import OUTCOMES, EpisodeId, EpisodeTable, Outcome
+from vlatrack.evaluation.rows import TABLE
 
 COLUMNS = ("task", "initial_state", "seed", "outcome")
 _SQLITE = b"SQLite format 3\0"
@@ -27,17 +28,16 @@ _LAST_ATTEMPTS = """
 
 
 def read_episodes(file: Path) -> EpisodeTable:
-    """The episodes in a file, whose kind its content tells.
+    """The episodes in a file, whose kind its content tells, or in the folder of a `vlatrack evaluate`.
 
     A CSV file has the columns task, initial_state, seed and outcome (success, failure or error), and may have others.
 
     Raises:
         DataError: it cannot be read, is none of these, has no episodes, or one of them twice.
     """
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise DataError(f"{file}: {error.strerror}") from error
+    if file.is_dir():
+        return _read_folder(file)
+    content = _content_of(file)
     if content.startswith(_SQLITE):
         return EpisodeTable.of(file.name, _rows_of_sqlite(file))
     try:
@@ -47,6 +47,29 @@ def read_episodes(file: Path) -> EpisodeTable:
     if text.lstrip().startswith("{"):
         return EpisodeTable.of(file.name, _rows_of_json(file, text))
     return EpisodeTable.of(file.name, _rows_of_csv(file, text))
+
+
+def _read_folder(folder: Path) -> EpisodeTable:
+    """An evaluation, which also says what its episode set is."""
+    table, description = folder / TABLE, folder / "evaluation.json"
+    if not table.is_file():
+        raise DataError(f"{folder}: has no {TABLE}; give the folder of an evaluation in a simulator, or a table")
+    settings: dict[str, str] = {}
+    if description.is_file():
+        try:
+            said = json.loads(_content_of(description))
+            settings = {name: str(value) for part in ("set", "versions") for name, value in said[part].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{description}: not that of an evaluation ({type(error).__name__}: {error})") from error
+    text = _content_of(table).decode("utf-8", errors="replace")
+    return EpisodeTable.of(folder.resolve().name, _rows_of_csv(table, text), settings)
+
+
+def _content_of(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror}") from error
 
 
 def _rows_of_csv(file: Path, text: str) -> Iterator[_Row]:

@@ -59,6 +59,11 @@ class ActingPolicy:
             action_dim=head.action_dim,
         )
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._model.centres.device
+
     def act(self, observation: Observation, *, route: Route = "head") -> ActionChunk:
         """The action chunk for one observation, as at the start of an episode; a `Session` remembers earlier moments.
 

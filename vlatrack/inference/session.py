@@ -59,11 +59,24 @@ class Session:
         Raises:
             ObservationError: the observation is not what the policy was trained on.
         """
-        self._moments.append(self._policy.see(observation))
+        self.see(observation)
         if self.wants_chunk:
-            (chunk,) = self._policy.act_on([list(self._moments)], route=self._route)
+            (chunk,) = self._policy.act_on([self.moments], route=self._route)
             self.take(chunk.actions)
         return self._next_action()
+
+    def see(self, observation: Observation) -> None:
+        """Remember the observation of a step without acting on it yet.
+
+        Raises:
+            ObservationError: the observation is not what the policy was trained on.
+        """
+        self._moments.append(self._policy.see(observation))
+
+    @property
+    def moments(self) -> list[Moment]:
+        """What a new chunk is to be based on, the oldest first: one row of `ActingPolicy.act_on`."""
+        return list(self._moments)
 
     @property
     def wants_chunk(self) -> bool:
@@ -76,6 +89,13 @@ class Session:
         """Go on with a new chunk [H, A], whose first action is that of this step."""
         self._chunks.append(actions)
         self._step = 0
+
+    def planned(self) -> NDArray[np.float64]:
+        """The actions [k, A] from this step until the next chunk is wanted; they count as executed."""
+        actions = [self._next_action()]
+        while not self.wants_chunk:
+            actions.append(self._next_action())
+        return np.stack(actions)
 
     def _next_action(self) -> NDArray[np.float64]:
         if self._execution.ensemble is None:

@@ -33,10 +33,12 @@ from vlatrack.metrics.names import (
     split_and_name,
     step_slot,
 )
+from vlatrack.metrics.simulation import SIMULATION, simulation_metrics, simulation_name
 
 __all__ = [
     "EVALUATE",
     "MOST_GPUS",
+    "SIMULATION",
     "SPLITS",
     "STEP_SLOTS",
     "SYSTEM",
@@ -49,6 +51,7 @@ __all__ = [
     "chunk_horizon",
     "documented",
     "sectioned",
+    "simulation_name",
     "split_and_name",
     "step_slot",
 ]
@@ -94,16 +97,17 @@ class MetricSchema:
         """The schema of the smallest experiment that has all chunk steps, dimensions, loss terms and parameter groups
         among `names`.
 
-        A name `weighted_<term>` stands for a custom loss term.
+        A name `weighted_<term>` stands for a custom loss term. Metrics of simulators are declared as they are named.
         """
         known = tuple(names)
-        return cls.for_experiment(
+        experiment = cls.for_experiment(
             horizon=chunk_horizon(known),
             action_dim=max(indexes(known, DIM_NAME), default=-1) + 1,
             image_slots=max(STEP_SLOTS, max(indexes(known, IMAGE_NAME), default=0) + 1),
             losses={**DOCUMENTED_LOSSES, **_custom_losses(known)},
             groups=dict.fromkeys(found[1] for found in map(LR_NAME.fullmatch, known) if found),
         )
+        return cls([*experiment, *simulation_metrics(dict.fromkeys(known))])
 
     def __getitem__(self, name: str) -> Metric:
         """The metric of that documented name; KeyError, with the nearest name, if there is none."""

@@ -42,6 +42,9 @@ from vlatrack.training.out_of_memory import telling_out_of_memory
 from vlatrack.training.process_group import ProcessGroup
 from vlatrack.training.state import TrainState
 
+EVENT = "evaluation"
+"""The event in the journal."""
+
 _OF_AN_EVALUATION = ("data.val_ind", "data.val_ood", "evaluate", "train.device")
 """Settings that may differ from those of the training."""
 
@@ -244,22 +247,40 @@ def _figure_of(evaluation: Evaluation) -> Path:
 
 
 def _record(run: RunDirectory, evaluation: Evaluation) -> DeliveryReport | None:
-    """Add the metrics to a run's journal and trackers, if the run is over.
+    event: dict[str, str | int] = {"policy_sha256": evaluation.policy_sha256}
+    if evaluation.changes:
+        event["changes"] = "; ".join(evaluation.changes)
+    metrics = {f"{EVALUATE}{metric}": value for metric, value in evaluation.metrics.items()}
+    artifacts = {f"evaluation/{evaluation.file.name}": evaluation.file}
+    if (figure := _figure_of(evaluation)).exists():
+        artifacts[f"figures/{figure.name}"] = figure
+    return record_evaluation(run, evaluation.checkpoint, EVENT, event, metrics, artifacts=artifacts)
+
+
+def record_evaluation(
+    run: RunDirectory,
+    checkpoint: Path,
+    name: str,
+    event: Mapping[str, str | int],
+    metrics: Mapping[str, float],
+    *,
+    artifacts: Mapping[str, Path],
+) -> DeliveryReport | None:
+    """Add the metrics of a checkpoint, at its step, to a run's journal and trackers, if the run is over; else None.
 
     Its folder may be somebody else's: a server that it alone names does not get this user's login.
+
+    Args:
+        name: of the event that says what was evaluated.
+        artifacts: files and folders, by their names at the trackers.
     """
     before = run_status(run.path)
     if before.status == "RUNNING":
-        return None  # another process holds the journal; the JSON file has the numbers
-    name, step = evaluation.checkpoint.name, step_of(evaluation.checkpoint)
-    event: dict[str, str | int] = {"checkpoint": name, "step": step, "policy_sha256": evaluation.policy_sha256}
-    if evaluation.changes:
-        event["changes"] = "; ".join(evaluation.changes)
-    trust = Trust(backends=True)
+        return None  # another process holds the journal; the files have the numbers
+    step, trust = step_of(checkpoint), Trust(backends=True)
     tracked = start_tracking(run, run.spec(), tags=run.tags_at_start(), resume=True, trust=trust)
-    tracked.event("evaluation", event)
-    tracked.log({f"{EVALUATE}{metric}": value for metric, value in evaluation.metrics.items()}, step=step)
-    tracked.log_artifact(evaluation.file, name=f"evaluation/{evaluation.file.name}")
-    if (figure := _figure_of(evaluation)).exists():
-        tracked.log_artifact(figure, name=f"figures/{figure.name}")
+    tracked.event(name, {"checkpoint": checkpoint.name, "step": step, **event})
+    tracked.log(metrics, step=step)
+    for artifact, path in artifacts.items():
+        tracked.log_artifact(path, name=artifact)
     return tracked.finish(cast(Status, before.status), reason=before.reason)

@@ -5,9 +5,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.migrate import retired_accumulate, retired_checkpointing
 from vlatrack.spec.structure import blocks_at, field_at, kinds_of, known_paths
 from vlatrack.spec.yaml_tree import Path, Place, Problem, Tree, Value, entries
@@ -38,8 +39,8 @@ LENGTHS = {
 }
 
 
-def explain(error: ValidationError, tree: Tree) -> list[Problem]:
-    """One problem for each mistake that pydantic found in `tree`."""
+def explain(error: ValidationError, tree: Tree, model: type[BaseModel] = ExperimentSpec) -> list[Problem]:
+    """One problem for each mistake that pydantic found in `tree`, which was to be a `model`."""
     by_path: defaultdict[Path, list[ErrorDetails]] = defaultdict(list)
     for details in error.errors(include_url=False):
         by_path[_data_path(details, tree.root)].append(details)
@@ -48,7 +49,7 @@ def explain(error: ValidationError, tree: Tree) -> list[Problem]:
         exact = [details for details in found if not _is_about_shape(details)]
         deeper = any(other[: len(path)] == path != other for other in by_path)
         if exact and not (deeper and exact[0]["type"] in LENGTHS):
-            problems.append(_explain_exact(exact[0], path, tree))
+            problems.append(_explain_exact(exact[0], path, tree, model))
         elif not exact and not deeper:
             problems.append(Problem(tree.place(path), path, _wrong_shape(found)))
     return problems
@@ -89,7 +90,7 @@ def _wrong_shape(found: list[ErrorDetails]) -> str:
     return f"expected {_either(dict.fromkeys(expected))}, got {show(value)}{_did_you_mean(value, choices)}"
 
 
-def _explain_exact(details: ErrorDetails, path: Path, tree: Tree) -> Problem:
+def _explain_exact(details: ErrorDetails, path: Path, tree: Tree, model: type[BaseModel]) -> Problem:
     kind, context, value = details["type"], details.get("ctx", {}), details["input"]
     if kind == "value_error":
         text = str(context["error"])
@@ -98,20 +99,20 @@ def _explain_exact(details: ErrorDetails, path: Path, tree: Tree) -> Problem:
         path = (*path, "kind")
     match kind:
         case "extra_forbidden":
-            text = _unknown_key(path, tree)
+            text = _unknown_key(path, tree, model)
         case "missing" if isinstance(path[-1], int):
             text = f"this value is missing, the list has only {path[-1]}"
         case "missing":
             text = "this key is required"
         case "union_tag_not_found":
-            kinds = [repr(name) for block in blocks_at(tree.root, path[:-1]) for name in kinds_of(block)]
+            kinds = [repr(name) for block in blocks_at(tree.root, path[:-1], model) for name in kinds_of(block)]
             text = f"this key is required: {_either(kinds)}"
         case "union_tag_invalid":
             choices = _quoted(context["expected_tags"])
             given = value["kind"]
             text = f"expected {_either(map(repr, choices))}, got {show(given)}{_did_you_mean(given, choices)}"
         case "string_pattern_mismatch":
-            field = field_at(tree.root, path)
+            field = field_at(tree.root, path, model)
             meaning = field.description if field and field.description else f"the form {context['pattern']}"
             text = f"expected {meaning}, got {show(value)}"
         case _ if kind in BOUNDS:
@@ -123,17 +124,17 @@ def _explain_exact(details: ErrorDetails, path: Path, tree: Tree) -> Problem:
     return Problem(tree.place(path), path, text)
 
 
-def _unknown_key(path: Path, tree: Tree) -> str:
+def _unknown_key(path: Path, tree: Tree, model: type[BaseModel]) -> str:
     if path == ("train", "accumulate"):
         return retired_accumulate(tree.root)
     if path == ("train", "gradient_checkpointing"):
         return retired_checkpointing()
     key = str(path[-1])
-    blocks = blocks_at(tree.root, path[:-1])
+    blocks = blocks_at(tree.root, path[:-1], model)
     if owners := [kind for block in blocks if key in block.model_fields for kind in kinds_of(block)]:
         return f"this key goes with kind: {_either(owners)}, and no kind is given"
     here = {name: None for block in blocks for name in block.model_fields}
-    close = get_close_matches(key, here, n=1) or [other for other in known_paths() if other.endswith(f".{key}")]
+    close = get_close_matches(key, here, n=1) or [other for other in known_paths(model) if other.endswith(f".{key}")]
     return f"unknown key (did you mean '{close[0]}'?)" if close else f"unknown key (known here: {', '.join(here)})"
 
 

@@ -1,12 +1,14 @@
-"""From a YAML file and overrides to a validated ExperimentSpec, and back to YAML."""
+"""From a YAML file and overrides to a validated ExperimentSpec or EvaluationSpec, and back to YAML."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from vlatrack.errors import SpecError
+from vlatrack.spec.evaluation import EvaluationSpec
 from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.explain import explain
 from vlatrack.spec.migrate import migrate, renamed
@@ -16,6 +18,7 @@ from vlatrack.spec.tracking import Backend, TrackingSpec
 from vlatrack.spec.yaml_tree import Problem, Tree, parse_value, read_tree, scalar_resolvers
 
 MAX_BYTES = 1 << 20
+_Spec = TypeVar("_Spec", bound=BaseModel)
 
 
 def load_spec(path: str | Path, overrides: Sequence[str] = (), *, stored: bool = False) -> ExperimentSpec:
@@ -27,20 +30,34 @@ def load_spec(path: str | Path, overrides: Sequence[str] = (), *, stored: bool =
     Raises:
         SpecError: one line for each mistake, first those of the file, then those of the overrides.
     """
-    tree = read_tree(_read_text(Path(path)), name=str(path))
-    if not isinstance(tree.root, dict):
-        found = "the file is empty" if tree.root is None else "this is not one"
-        problem = Problem(tree.place(()), (), f"expected a mapping of keys such as 'name: my-experiment'; {found}")
-        raise _spec_error(tree.problems or [problem])
+    tree = _read_mapping(Path(path))
     tree.root = migrate(tree.root) if stored else renamed(tree.root)
     for override in overrides:
         apply_override(tree, override)
     tree.root = renamed(tree.root)  # an override may have the old name
-    tree.problems += find_secrets(tree)
-    spec = _validate(tree)
-    if spec is None or tree.problems:
-        raise _spec_error(tree.problems)
-    return spec
+    return _checked(tree, ExperimentSpec)
+
+
+def load_evaluation(path: str | Path, overrides: Sequence[str] = ()) -> EvaluationSpec:
+    """Read the evaluation at `path` and apply ``key=value`` overrides in order.
+
+    Raises:
+        SpecError: as ``load_spec``.
+    """
+    tree = _read_mapping(Path(path))
+    for override in overrides:
+        apply_override(tree, override, EvaluationSpec)
+    return _checked(tree, EvaluationSpec)
+
+
+def is_evaluation(path: str | Path) -> bool:
+    """Whether the file at `path` is meant as an evaluation and not as an experiment: it has a suite, and no backbone.
+
+    Raises:
+        SpecError: it cannot be read, or is no mapping.
+    """
+    root = _read_mapping(Path(path)).root
+    return isinstance(root, dict) and "suite" in root and "backbone" not in root
 
 
 def parse_backends(text: str) -> tuple[Backend, ...]:
@@ -87,14 +104,31 @@ def _read_text(path: Path) -> str:
         raise SpecError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _validate(tree: Tree) -> ExperimentSpec | None:
+def _read_mapping(path: Path) -> Tree:
+    tree = read_tree(_read_text(path), name=str(path))
+    if not isinstance(tree.root, dict):
+        found = "the file is empty" if tree.root is None else "this is not one"
+        problem = Problem(tree.place(()), (), f"expected a mapping of keys such as 'name: my-experiment'; {found}")
+        raise _spec_error(tree.problems or [problem])
+    return tree
+
+
+def _checked(tree: Tree, model: type[_Spec]) -> _Spec:
+    tree.problems += find_secrets(tree)
+    spec = _validate(tree, model)
+    if spec is None or tree.problems:
+        raise _spec_error(tree.problems)
+    return spec
+
+
+def _validate(tree: Tree, model: type[_Spec]) -> _Spec | None:
     """The spec; None if mistakes were added to the tree's problems."""
     try:
         # Strict: YAML has types, so "2" for 2 or 1 for true is a mistake.
-        return ExperimentSpec.model_validate(tree.root, strict=True)
+        return model.model_validate(tree.root, strict=True)
     except ValidationError as error:
         known = [problem.path for problem in tree.problems if problem.path]
-        new = explain(error, tree)
+        new = explain(error, tree, model)
         tree.problems += [problem for problem in new if not any(problem.path[: len(p)] == p for p in known)]
         return None
 

@@ -2,13 +2,14 @@
 
 from pydantic import BaseModel
 
+from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.secrets import may_hold_secret
 from vlatrack.spec.structure import field_at
 from vlatrack.spec.yaml_tree import Path, Place, Problem, Tree, Value, dotted, parse_value
 
 
-def apply_override(tree: Tree, override: str) -> None:
-    """Apply ``path=value`` to the tree; a mistake in it is added to ``tree.problems``.
+def apply_override(tree: Tree, override: str, model: type[BaseModel] = ExperimentSpec) -> None:
+    """Apply ``path=value`` to the tree of a `model`; a mistake in it is added to ``tree.problems``.
 
     The value is YAML. A number in the path is the index into a list, which may be a default that the file does not
     mention. Missing blocks are created.
@@ -20,7 +21,7 @@ def apply_override(tree: Tree, override: str) -> None:
         tree.problems.append(Problem(place, (), "expected path=value, such as optim.lr=1e-5"))
         return
     try:
-        tree.root, path = _replaced(tree, tree.root, segments, parse_value(right), ())
+        tree.root, path = _replaced(tree, tree.root, segments, parse_value(right), (), model)
     except ValueError as error:
         tree.problems.append(Problem(place, (), str(error)))
         return
@@ -30,19 +31,21 @@ def apply_override(tree: Tree, override: str) -> None:
         tree.places.setdefault(path[:depth], place)
 
 
-def _replaced(tree: Tree, old: Value, segments: list[str], new: Value, done: Path) -> tuple[Value, Path]:
+def _replaced(
+    tree: Tree, old: Value, segments: list[str], new: Value, done: Path, model: type[BaseModel]
+) -> tuple[Value, Path]:
     """`old` with `new` at `segments`, and the path to it; `done` is the path to `old`."""
     if not segments:
         return new, done
     head, rest = segments[0], segments[1:]
     if isinstance(old, tuple):
         index = _index(head, len(old), done)
-        item, path = _replaced(tree, old[index], rest, new, (*done, index))
+        item, path = _replaced(tree, old[index], rest, new, (*done, index), model)
         return (*old[:index], item, *old[index + 1 :]), path
     if isinstance(old, dict) or old is None:
         block = old or {}
-        inner = block[head] if head in block else _default_list(tree, (*done, head))
-        entry, path = _replaced(tree, inner, rest, new, (*done, head))
+        inner = block[head] if head in block else _default_list(tree, (*done, head), model)
+        entry, path = _replaced(tree, inner, rest, new, (*done, head), model)
         return {**block, head: entry}, path
     raise ValueError(f"{dotted(done)} is a single value and has no '{head}'")
 
@@ -53,9 +56,9 @@ def _index(segment: str, length: int, path: Path) -> int:
     return int(segment)
 
 
-def _default_list(tree: Tree, path: Path) -> Value:
+def _default_list(tree: Tree, path: Path, model: type[BaseModel]) -> Value:
     """The default of the spec at `path` if it is a list, else None."""
-    info = field_at(tree.root, path)
+    info = field_at(tree.root, path, model)
     if info is None or not isinstance(info.default, tuple):
         return None
     return tuple(item.model_dump(exclude_unset=True) if isinstance(item, BaseModel) else item for item in info.default)

@@ -10,9 +10,9 @@ from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.yaml_tree import Path, Value
 
 
-def blocks_at(root: Value, path: Path) -> list[type[BaseModel]]:
-    """The models that the block at `path` may be: several if its kind is missing or wrong."""
-    blocks: list[type[BaseModel]] = [ExperimentSpec]
+def blocks_at(root: Value, path: Path, model: type[BaseModel] = ExperimentSpec) -> list[type[BaseModel]]:
+    """The models that the block at `path` may be: several if its kind is missing or wrong; `model` is the outermost."""
+    blocks: list[type[BaseModel]] = [model]
     value = root
     for segment in path:
         if isinstance(segment, str):
@@ -24,10 +24,10 @@ def blocks_at(root: Value, path: Path) -> list[type[BaseModel]]:
     return blocks
 
 
-def field_at(root: Value, path: Path) -> FieldInfo | None:
+def field_at(root: Value, path: Path, model: type[BaseModel] = ExperimentSpec) -> FieldInfo | None:
     """The field at `path`; None if there is none, as for an entry of a list."""
     *parent, name = path
-    candidates = [block.model_fields.get(str(name)) for block in blocks_at(root, tuple(parent))]
+    candidates = [block.model_fields.get(str(name)) for block in blocks_at(root, tuple(parent), model)]
     return next((info for info in candidates if info is not None), None)
 
 

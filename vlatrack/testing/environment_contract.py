@@ -10,7 +10,7 @@ from contextlib import closing
 import numpy as np
 from numpy.typing import NDArray
 
-from vlatrack.envs.base import Environment, Observation, ScriptedExpert
+from vlatrack.envs.base import Environment, Observation, ScriptedExpert, SkipsImages
 
 
 class EnvironmentContract(ABC):
@@ -76,6 +76,17 @@ class EnvironmentContract(ABC):
             assert np.array_equal(seen.state, state)
             assert all(np.array_equal(seen.images[camera], image) for camera, image in images.items())
             assert (action == 1).all()
+
+    def test_steps_without_images_are_the_same_steps(self) -> None:
+        for environment, task in self._each_task():
+            if not isinstance(environment, SkipsImages):
+                return
+            *_, last = self._episode(environment, task, seed=0)
+            environment.reset(task, seed=0)
+            *unseen, final = _random_actions(self.steps, environment.info.action_dim)
+            for action in unseen:
+                assert environment.step_unseen(action).observation.images == {}
+            _assert_same([last], [environment.step(final).observation])
 
     def test_the_scripted_expert_achieves_each_task(self) -> None:
         for environment, task in self._each_task():

@@ -1,0 +1,240 @@
+"""`vlatrack evaluate RUN EVALUATION.yaml` on a small simulator: tables, kills, refusals, metrics, videos."""
+
+import csv
+import json
+import signal
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+import pytest
+from program import TOY, Program
+from typer.testing import CliRunner
+
+import vlatrack
+from vlatrack.cli.main import app
+from vlatrack.data.video import read_video
+from vlatrack.errors import MissingPackageError, VlatrackError
+from vlatrack.evaluation.comparison import compare
+from vlatrack.importers.episodes import read_episodes
+from vlatrack.runner.closed_loop import Options, SimulatedEvaluation, evaluate_in_simulator
+from vlatrack.tracking.journal.history import metric_history
+
+pytestmark = pytest.mark.slow
+
+SHORT = ("train.max_steps=2", "evaluate.open_loop=null", "tracking.system_every_s=null")
+EVALUATION = """
+name: arena
+suite: {kind: custom, name: arena, target: "toy_arena:ToyArena", tasks: [push, pull], options: {notes: NOTES}}
+episodes: 6
+first_seed: 0
+max_steps: 7
+waits: 1
+cameras: {top: front}
+"""
+
+
+class Scene:
+    """A trained toy policy, and an evaluation file."""
+
+    def __init__(self, run: Path, folder: Path) -> None:
+        self.trained, self.folder = run, folder
+        self.notes = folder / "notes"
+        self.notes.mkdir()
+        self.file = folder / "arena.yaml"
+        self.file.write_text(EVALUATION.replace("NOTES", str(self.notes)))
+
+    def evaluate(
+        self, *overrides: str, output: str = "result", workers: int = 1, videos: int = 0, force: bool = False
+    ) -> SimulatedEvaluation:
+        options = Options(workers=workers, videos=videos, output=self.folder / output, force=force)
+        return evaluate_in_simulator(self.trained, self.file, overrides=overrides, options=options)
+
+    def rows(self, output: str = "result") -> list[dict[str, str]]:
+        with (self.folder / output / "episodes.csv").open() as file:
+            return list(csv.DictReader(file))
+
+    def begun(self) -> dict[str, int]:
+        return {file.name: len(file.read_text().splitlines()) for file in self.notes.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return vlatrack.train(vlatrack.load_spec(TOY, SHORT), runs=tmp_path_factory.mktemp("trained")).path
+
+
+@pytest.fixture
+def scene(trained: Path, tmp_path: Path) -> Scene:
+    return Scene(trained, tmp_path)
+
+
+def without_times(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [{name: value for name, value in row.items() if not name.startswith("latency")} for row in rows]
+
+
+def test_the_same_checkpoint_and_set_give_the_same_table(scene: Scene) -> None:
+    found = scene.evaluate()
+    scene.evaluate(output="again", workers=3)
+    rows = scene.rows()
+    assert without_times(rows) == without_times(scene.rows("again"))
+    assert [row["outcome"] for row in rows] == (["success", "success", "failure"] * 2) * 2
+    assert [row["seed"] for row in rows[:7]] == ["0", "1", "2", "3", "4", "5", "0"]
+    assert {row["steps"] for row in rows} == {"3", "7"}, "the waits are no steps of the policy"
+    assert all(float(row["latency_p50_ms"]) > 0 for row in rows)
+    summary = json.loads((scene.folder / "result" / "evaluation.json").read_text())["summary"]
+    assert (summary["successes"], summary["episodes"], summary["tasks"]["pull"]["successes"]) == (8, 12, 4)
+    assert found.metrics["sim/arena/success"] == 8 / 12
+    compared = compare(read_episodes(scene.folder / "result"), read_episodes(scene.folder / "again"))
+    assert len(compared.pairs) == 12
+
+
+def test_the_command_shows_rates_with_intervals(scene: Scene) -> None:
+    words = ["evaluate", str(scene.trained), str(scene.file), "-o", str(scene.folder / "result"), "episodes=3"]
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "4/6  66.7%  [30.0%, 90.3%]" in done.output
+    assert "result, 6 videos" in done.output
+    with pytest.raises(VlatrackError, match="--output and --force are for an evaluation in a simulator"):
+        CliRunner().invoke(app, ["evaluate", str(scene.trained), "--force"], catch_exceptions=False)
+
+
+def test_videos_are_those_of_failures_first_and_can_be_read(scene: Scene) -> None:
+    scene.evaluate(videos=5, workers=2)
+    kept = [(row["outcome"], row["seed"]) for row in scene.rows() if row["video"]]
+    assert kept == [("success", "0"), ("failure", "2"), ("failure", "5"), ("failure", "2"), ("failure", "5")]
+    folder = scene.folder / "result"
+    files = {row["video"] for row in scene.rows() if row["video"]}
+    assert files == {f"videos/{file.name}" for file in (folder / "videos").iterdir()}
+    failure = next(row for row in scene.rows() if row["outcome"] == "failure")
+    assert read_video(folder / failure["video"], start_s=0, count=3, fps=4).shape == (3, 32, 32, 3)
+
+
+def test_a_killed_evaluation_goes_on_where_it_was_and_leaves_no_worker(
+    scene: Scene, program: Program, eventually: Callable[..., None]
+) -> None:
+    table, pause = scene.folder / "result" / "episodes.csv", "suite.options.pause_s=0.2"
+    words = ["evaluate", scene.trained, scene.file, "-o", scene.folder / "result", "--workers", "2", pause]
+    for rows_before, end in ((3, signal.SIGKILL), (6, signal.SIGTERM), (8, signal.SIGINT)):
+        process = program.start(*words)
+        eventually(lambda count=rows_before: table.exists() and table.read_bytes().count(b"\n") > count)
+        workers = [child.pid for child in psutil.Process(process.pid).children()]
+        process.send_signal(end)
+        _, told = process.communicate()
+        assert "Traceback" not in told
+        assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[end]
+        eventually(lambda pids=workers: not any(map(psutil.pid_exists, pids)))
+        whole = scene.rows()
+        with table.open("a") as file:
+            file.write("push,5,5,succ")  # a row that was cut off
+    scene.evaluate(pause)
+    finished = {(row["task"], row["seed"]): row for row in scene.rows()}
+    assert len(finished) == len(scene.rows()) == 12
+    assert all(without_times([finished[row["task"], row["seed"]]]) == without_times([row]) for row in whole)
+    before = scene.begun()
+    assert sum(before.values()) <= 12 + 3 * 2, "only what was going on is begun again"
+    scene.evaluate(pause)
+    assert scene.begun() == before, "a complete evaluation runs nothing again"
+
+
+def test_an_episode_that_always_breaks_is_an_error_in_table_rate_and_comparison(scene: Scene) -> None:
+    found = scene.evaluate("suite.options.trouble=crash", "suite.options.seeds='1'", "suite.tasks=[push]", "episodes=3")
+    assert [row["outcome"] for row in scene.rows()] == ["success", "error", "failure"]
+    assert scene.rows()[1]["reason"] == "the worker ended: signal SIGSEGV"
+    assert (found.metrics["sim/arena/success"], found.metrics["sim/arena/errors"]) == (0.5, 1)
+    scene.evaluate("suite.tasks=[push]", "episodes=3", output="well")
+    with pytest.raises(VlatrackError, match="not of the same episodes: suite is "):
+        compare(read_episodes(scene.folder / "result"), read_episodes(scene.folder / "well"))
+    tables = [read_episodes(scene.folder / name / "episodes.csv") for name in ("result", "well")]
+    compared = compare(tables[0], tables[1])
+    assert (len(compared.pairs), compared.pairs.errors) == (2, 1)
+
+
+def test_success_goes_into_the_runs_journal_once_at_the_step_of_the_checkpoint(
+    scene: Scene, journal_of: Callable[[Path], list[dict]]
+) -> None:
+    for _ in range(2):
+        evaluate_in_simulator(scene.trained, scene.file, checkpoint="last", overrides=["acting.blind=true"])
+    history = metric_history(scene.trained / "journal.jsonl")
+    ((step, value),) = history["sim/arena-blind/success"]
+    (checkpoint,) = (scene.trained / "evaluation").glob("arena-blind-*")
+    assert (value, checkpoint.name) == (8 / 12, f"arena-blind-step-{step:08d}")
+    assert history["sim/arena-blind/push/success"] == [(step, 4 / 6)]
+    assert history["sim/arena-blind/success_low"][0][1] < value < history["sim/arena-blind/success_high"][0][1]
+    assert all(name in vlatrack.MetricSchema.covering(history) for name in history)
+    records = journal_of(scene.trained)
+    (event,) = [record["data"] for record in records if record["data"].get("name") == "simulation"]
+    assert event["data"]["digest"] == json.loads((checkpoint / "evaluation.json").read_text())["digest"]
+    artifacts = [record["data"]["name"] for record in records if record["kind"] == "artifact"]
+    assert {f"evaluation/{checkpoint.name}/{name}" for name in ("videos", "episodes.csv", "evaluation.json")} <= set(
+        artifacts
+    )
+
+
+def test_an_exported_policy_has_its_results_in_its_folder(scene: Scene) -> None:
+    vlatrack.export(scene.trained, scene.folder / "policy")
+    found = evaluate_in_simulator(scene.folder / "policy", scene.file, overrides=["episodes=1"])
+    assert found.folder == scene.folder / "policy" / "evaluation" / "arena"
+    again = evaluate_in_simulator(scene.folder / "policy", scene.file, overrides=["episodes=1"])
+    assert again.rows == found.rows
+
+
+def test_the_expert_acts_in_the_place_of_the_policy(scene: Scene) -> None:
+    found = scene.evaluate("acting.expert=true", "suite.tasks=[push]")
+    assert [float(row["return"]) for row in scene.rows()] == [3, 3, 7, 3, 3, 7]
+    assert found.metrics["sim/arena-expert/success"] == 4 / 6
+    description = json.loads((scene.folder / "result" / "evaluation.json").read_text())
+    assert (description["policy"], description["policy_sha256"]) == ("expert", None)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("cameras={top: wrist}", "cameras: the policy sees front, the evaluation shows wrist"),
+        ("cameras={side: front}", "cameras: the evaluation names side, the simulator has top"),
+        ("acting.history=3", "history: the policy sees 1 moments, the evaluation asks for 3"),
+        ("acting.replan_every=9", "replan_every: 9, but a chunk has 3 steps"),
+        ("suite.tasks=[pusch]", "suite.tasks.0: arena has no task 'pusch'; did you mean 'push'?"),
+        ("suite.target=toy_arena:ToyArean", "toy_arena:ToyArean: cannot be loaded"),
+        ("suite.target=toy_arena:Unready", "toy_arena:Unready: does not start (RuntimeError: no table)"),
+        ("suite={kind: libero, benchmark: libero_10, tasks: [0]}", "no simulator for libero_10 in this version"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_both_values(scene: Scene, override: str, told: str) -> None:
+    with pytest.raises(VlatrackError) as raised:
+        scene.evaluate(override)
+    assert told in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert not (scene.folder / "result").exists(), "nothing half-written"
+
+
+@pytest.mark.skipif(find_spec("metaworld") is None, reason="needs pip install 'vlatrack[metaworld]'")
+def test_the_shipped_evaluation_runs_in_metaworld(trained: Path, tmp_path: Path) -> None:
+    shipped = Path(__file__).parents[2] / "experiments" / "evaluation" / "metaworld.yaml"
+    changes = ["acting.expert=true", "suite.tasks=[coffee-button-v3]", "episodes=2"]
+    try:
+        found = evaluate_in_simulator(trained, shipped, overrides=changes, options=Options(output=tmp_path / "result"))
+    except MissingPackageError as missing:
+        pytest.skip(str(missing))
+    assert [row.outcome for row in found.rows] == ["success", "success"]
+    assert read_video(tmp_path / "result" / found.rows[0].video, start_s=0, count=2, fps=4).shape[1:] == (128, 128, 3)
+
+
+def test_what_was_forced_is_recorded(scene: Scene) -> None:
+    told = "cameras: the policy sees front, the evaluation shows wrist"
+    assert scene.evaluate("cameras={top: wrist}", "episodes=1", force=True).forced == [told]
+    assert json.loads((scene.folder / "result" / "evaluation.json").read_text())["forced"] == [told]
+
+
+def test_a_folder_of_another_evaluation_or_of_another_process_is_refused(
+    scene: Scene, program: Program, eventually: Callable[..., None]
+) -> None:
+    scene.evaluate("episodes=1")
+    with pytest.raises(VlatrackError, match=r"holds another evaluation \(set.max_steps: 7 -> 8\)"):
+        scene.evaluate("episodes=1", "max_steps=8")
+    pause = "suite.options.pause_s=0.3"
+    first = program.start("evaluate", scene.trained, scene.file, "-o", scene.folder / "busy", pause)
+    eventually(lambda: (scene.folder / "busy" / "episodes.csv").exists())
+    with pytest.raises(VlatrackError, match="evaluates there; wait for it"):
+        scene.evaluate(pause, output="busy")
+    assert first.poll() is None

@@ -1,0 +1,36 @@
+"""The metrics of an evaluation in a simulator: ``sim/<suite>/success`` with its interval, and the same of each task."""
+
+import re
+from collections.abc import Iterable, Iterator
+
+from vlatrack.metrics.metric import Direction, Metric
+
+SIMULATION = "sim/"
+"""Prefix of these metrics."""
+
+_MEASURES = {
+    "success": ("share of successful episodes, without those that were an error", "fraction", Direction.HIGHER),
+    "success_low": ("lower end of its 95 % interval (Wilson)", "fraction", Direction.HIGHER),
+    "success_high": ("upper end of its 95 % interval (Wilson)", "fraction", Direction.HIGHER),
+    "episodes": ("episodes that were evaluated", "episodes", Direction.NONE),
+    "errors": ("episodes that were an error, and say nothing about the policy", "episodes", Direction.LOWER),
+    "task_mean": ("mean of the tasks' success rates", "fraction", Direction.HIGHER),
+}
+_NAME = re.compile(rf"{SIMULATION}(?P<suite>[^/]+)/(?:(?P<task>[^/]+)/)?(?P<measure>{'|'.join(_MEASURES)})")
+_UNUSUAL = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+def simulation_name(suite: str, measure: str, task: str | None = None) -> str:
+    """The metric of a suite, or of one of its tasks: ``sim/metaworld/window-open-v3/success``."""
+    assert measure in _MEASURES, measure
+    of_task = "" if task is None else f"{_UNUSUAL.sub('_', task)}/"
+    return f"{SIMULATION}{suite}/{of_task}{measure}"
+
+
+def simulation_metrics(names: Iterable[str]) -> Iterator[Metric]:
+    """The declarations of those among ``names`` that are such metrics."""
+    for name in names:
+        if found := _NAME.fullmatch(name):
+            meaning, unit, direction = _MEASURES[found["measure"]]
+            where = f"{found['suite']}, {found['task']}" if found["task"] else found["suite"]
+            yield Metric(name, f"{meaning}; in the simulator, {where}", unit, direction, "simulator")

@@ -1,0 +1,311 @@
+"""Evaluate a policy in a simulator: `vlatrack evaluate RUN EVALUATION.yaml`."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from vlatrack.builders.evaluation import build_execution, build_view, plan_episodes
+from vlatrack.builders.simulator import SimulatorBuild, build_simulator, check_tasks, known_tasks
+from vlatrack.builders.trackers import build_backends
+from vlatrack.envs.watched import Simulator, WatchedWorker, opened
+from vlatrack.envs.worker import Opened
+from vlatrack.errors import SimulatorError, SpecError
+from vlatrack.evaluation.actors import Actor, Expert, PolicyActor, misfits
+from vlatrack.evaluation.closed_loop import ClosedLoop, EpisodeResult, PlannedEpisode
+from vlatrack.evaluation.comparison import success_by_task, success_rate, task_mean
+from vlatrack.evaluation.episodes import EpisodeTable
+from vlatrack.evaluation.rows import EpisodeRow
+from vlatrack.metrics.schema import simulation_name
+from vlatrack.runner.acting import Policy
+from vlatrack.runner.directory import RunDirectory, find_checkpoint
+from vlatrack.runner.episode_videos import EpisodeVideos
+from vlatrack.runner.evaluate import record_evaluation
+from vlatrack.runner.evaluation_folder import EvaluationFolder
+from vlatrack.spec.evaluation import EvaluationSpec, set_digest
+from vlatrack.spec.load import load_evaluation
+from vlatrack.tracking.backends.registry import check_backend
+from vlatrack.tracking.delivery.report import DeliveryReport
+from vlatrack.tracking.journal.records import Kind, read_records
+
+EVENT = "simulation"
+"""The event in the journal of a run."""
+
+OnEpisode = Callable[[Sequence[EpisodeRow], int], None]
+"""Is told the rows so far and the number of all episodes: at the beginning, and whenever an episode ends."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an evaluation is carried out; none of it decides its result."""
+
+    workers: int = 1  # simulators that run at the same time
+    videos: int = 8  # at most, of failures first
+    timeout_s: float = 120.0  # for each answer of a simulator
+    output: Path | None = None  # the folder; None: in the run, or in the exported policy
+    force: bool = False  # evaluate although policy and simulator do not fit together
+
+
+@dataclass(frozen=True)
+class SimulatedEvaluation:
+    """An evaluation that is complete."""
+
+    folder: Path
+    table: EpisodeTable
+    rows: Sequence[EpisodeRow]
+    metrics: Mapping[str, float]  # by full name, such as sim/metaworld/success
+    digest: str  # of the episode set
+    forced: Sequence[str]  # where policy and simulator do not fit together
+    delivery: DeliveryReport | None = field(default=None, compare=False)
+
+
+def evaluate_in_simulator(
+    path: str | Path,
+    evaluation: str | Path,
+    *,
+    checkpoint: str | None = None,
+    overrides: Iterable[str] = (),
+    options: Options | None = None,
+    on_stage: Callable[[str], None] = lambda _: None,
+    on_episode: OnEpisode = lambda _, __: None,
+) -> SimulatedEvaluation:
+    """Let a policy act in the episodes that an evaluation's YAML describes, and record how they end.
+
+    Episodes that have ended are in the folder's table, and are not run again when a killed evaluation is repeated. On a
+    CPU the same checkpoint and set give the same table, but for the latencies. The metrics of a run's checkpoint go
+    into its journal and trackers, at the checkpoint's step, unless ``options.output`` is a folder elsewhere.
+
+    Args:
+        path: a run, one of its checkpoints, or an exported policy.
+        checkpoint: of a run: ``best``, ``last`` or the name of a checkpoint folder; None: the best.
+        overrides: ``key=value`` changes to the evaluation, such as ``episodes=5``.
+
+    Raises:
+        VlatrackError: there is no such policy, the simulator is missing or lacks a task, policy and simulator do not
+            fit together, or the folder holds another evaluation.
+    """
+    options = options or Options()
+    spec = load_evaluation(evaluation, tuple(overrides))
+    if (tasks := known_tasks(spec)) is not None:
+        check_tasks(spec, tasks)
+    build = build_simulator(spec)
+    chosen, run = find_checkpoint(Path(path), checkpoint, default="best")
+    for backend in [] if run is None or options.output else build_backends(run.spec().tracking.backends):
+        check_backend(backend)  # now rather than after the episodes
+    on_stage(f"loading {chosen.name}")
+    policy = Policy.load(chosen)
+    build_execution(spec).check(policy.interface.horizon)
+    folder_path = options.output or _default_folder(spec, chosen, run)
+    with _ending_on_sigterm():
+        on_stage(f"starting {spec.suite.name}")
+        there = _look_at(Simulator(build.name, build.options, options.timeout_s))
+        check_tasks(spec, there.tasks)
+        forced = _check_fit(spec, policy, there, force=options.force)
+        folder = EvaluationFolder.open(folder_path, _description(spec, build, policy, chosen, forced))
+        with closing(folder), _some_threads():
+            _run(spec, build, policy, there, folder, options, on_episode)
+            return _finish(spec, build, chosen, run, folder, forced)
+
+
+def _default_folder(spec: EvaluationSpec, checkpoint: Path, run: RunDirectory | None) -> Path:
+    if run is None:
+        return checkpoint / "evaluation" / spec.label
+    return run.evaluation / f"{spec.label}-{checkpoint.name}"
+
+
+@contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the program as an exception, so that workers are ended and the folder is unlocked."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():  # only that may change handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _some_threads() -> Iterator[None]:
+    """Leave half of the cores to the simulators: threads that wait for a core slow a small policy down tenfold. The
+    number does not depend on the workers, so neither do the last bits of an action."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, max(1, (os.cpu_count() or 1) // 2)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _look_at(simulator: Simulator) -> Opened:
+    """What the simulator is, from a worker for that alone; a second one if the first is killed.
+
+    Raises:
+        VlatrackError: it does not start.
+    """
+    for first in (True, False):
+        worker = WatchedWorker(simulator)
+        try:
+            there = opened(worker)
+            worker.close()
+            return there
+        except SimulatorError:
+            if not first:
+                raise
+        finally:
+            worker.kill()
+    raise AssertionError("the second either answers or raises")
+
+
+def _check_fit(spec: EvaluationSpec, policy: Policy, there: Opened, *, force: bool) -> list[str]:
+    """Where policy and simulator do not fit together, for the result to record.
+
+    Raises:
+        SpecError: there is such a place, and ``force`` is false; or there is no expert to act.
+    """
+    if spec.acting.expert:
+        if not there.has_expert:
+            raise SpecError(f"acting.expert: {spec.suite.name} has no scripted expert; leave it out")
+        return []
+    found = misfits(policy.interface, there.info, build_view(spec), history=spec.acting.history)
+    if found and not force:
+        raise SpecError(
+            f"{policy.name} does not fit {spec.name}: {'; '.join(found)}; change the evaluation, or evaluate anyway "
+            "with --force, which the result records"
+        )
+    return found
+
+
+def _description(
+    spec: EvaluationSpec, build: SimulatorBuild, policy: Policy, checkpoint: Path, forced: Sequence[str]
+) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "digest": set_digest(spec.set_settings(), build.versions),
+        "set": spec.set_settings(),
+        "versions": build.versions,
+        "acting": spec.acting.model_dump(mode="json"),
+        "policy": "expert" if spec.acting.expert else policy.name,
+        "checkpoint": checkpoint.name,
+        "policy_sha256": None if spec.acting.expert else policy.sha256,
+        "forced": list(forced),
+    }
+
+
+def _run(
+    spec: EvaluationSpec,
+    build: SimulatorBuild,
+    policy: Policy,
+    there: Opened,
+    folder: EvaluationFolder,
+    options: Options,
+    on_episode: OnEpisode,
+) -> None:
+    """Run the episodes that are not in the folder's table yet."""
+    episodes = list(plan_episodes(spec))
+    numbers = {episode.id: episode.number for episode in episodes}
+    ended = {row.id for row in folder.rows}
+    fps, camera = there.info.fps, next((name for name in spec.cameras if name in there.info.cameras), None)
+    videos = EpisodeVideos(folder, numbers, most=options.videos, fps=fps)
+    on_episode(folder.rows, len(episodes))
+
+    def keep(result: EpisodeResult) -> None:
+        video = videos.add(result)
+        folder.append(_row(result, video))
+        on_episode(folder.rows, len(episodes))
+
+    loop = ClosedLoop(
+        Simulator(build.name, build.options, options.timeout_s, folder.path / "workers.log"),
+        _actor(spec, policy, there),
+        max_steps=spec.max_steps,
+        camera=camera if options.videos else None,
+        workers=options.workers,
+    )
+    loop.run([episode for episode in episodes if episode.id not in ended], keep)
+
+
+def _actor(spec: EvaluationSpec, policy: Policy, there: Opened) -> Actor:
+    if spec.acting.expert:
+        return Expert()
+    return PolicyActor(
+        policy,
+        build_view(spec),
+        action_dim=there.info.action_dim,
+        route=spec.acting.route,
+        execution=build_execution(spec),
+        together=policy.device.type != "cpu",  # where it pays
+    )
+
+
+def _row(result: EpisodeResult, video: str) -> EpisodeRow:
+    return EpisodeRow.of(
+        result.episode.id,
+        result.outcome,
+        steps=result.steps,
+        reward=result.reward,
+        latencies=result.latencies,
+        video=video,
+        reason=result.reason,
+    )
+
+
+def _finish(
+    spec: EvaluationSpec,
+    build: SimulatorBuild,
+    checkpoint: Path,
+    run: RunDirectory | None,
+    folder: EvaluationFolder,
+    forced: Sequence[str],
+) -> SimulatedEvaluation:
+    """Write the summary, and record the metrics in the run."""
+    order: list[PlannedEpisode] = list(plan_episodes(spec))
+    table = EpisodeTable.of(spec.label, ((row.id, row.outcome) for row in folder.rows))
+    by_task = success_by_task(table)
+    summary = {
+        **success_rate(table).content(),
+        "task_mean": task_mean(by_task),
+        "tasks": {task: rate.content() for task, rate in by_task.items()},
+    }
+    folder.finish([episode.id for episode in order], summary)
+    metrics, digest = _metrics(spec.metric_group, table), set_digest(spec.set_settings(), build.versions)
+    delivery = None
+    event: dict[str, str | int] = {"name": spec.label, "digest": digest, "folder": folder.path.name}
+    inside = run is not None and folder.path.resolve().is_relative_to(run.evaluation.resolve())
+    if run is not None and inside and not _is_recorded(run, {"checkpoint": checkpoint.name, **event}):
+        files = [folder.description, folder.table, *([folder.videos] if folder.has_videos else [])]
+        artifacts = {f"evaluation/{file.relative_to(run.evaluation).as_posix()}": file for file in files}
+        delivery = record_evaluation(run, checkpoint, EVENT, event, metrics, artifacts=artifacts)
+    return SimulatedEvaluation(folder.path, table, tuple(folder.rows), metrics, digest, forced, delivery)
+
+
+def _metrics(group: str, table: EpisodeTable) -> dict[str, float]:
+    by_task = success_by_task(table)
+    metrics: dict[str, float] = {}
+    for task, rate in ((None, success_rate(table)), *by_task.items()):
+        if rate.rate is not None:
+            low, high = rate.wilson
+            values = {"success": rate.rate, "success_low": low, "success_high": high}
+            metrics |= {simulation_name(group, measure, task): value for measure, value in values.items()}
+        metrics[simulation_name(group, "episodes", task)] = rate.episodes
+        metrics[simulation_name(group, "errors", task)] = rate.errors
+    if (mean := task_mean(by_task)) is not None:
+        metrics[simulation_name(group, "task_mean")] = mean
+    return metrics
+
+
+def _is_recorded(run: RunDirectory, event: Mapping[str, str | int]) -> bool:
+    """Whether the journal has the metrics: an evaluation that was complete is not recorded again."""
+    events = (record.data for record in read_records(run.journal) if record.kind == Kind.EVENT)
+    return any(found["name"] == EVENT and event.items() <= found["data"].items() for found in events)
