@@ -200,6 +200,10 @@ def test_two_processes_evaluate_a_checkpoint_as_one_does(one_and_two, program: P
         report.unlink()
     for name in ("checkpoint", "policy_sha256", "fingerprints", "changes"):
         assert measured[1].pop(name) == measured[0].pop(name)
+    alone, together = (report.pop("calibration") for report in measured)
+    assert together.keys() == alone.keys() == {"val_ind", "val_ood"}
+    for split, rows in alone.items():
+        assert together[split] == [pytest.approx(row, rel=1e-5) for row in rows]
     assert measured[1] == pytest.approx(measured[0], rel=1e-5)
 
 
