@@ -78,7 +78,7 @@ def test_the_floor_is_arithmetic_and_traffic_shared_by_the_processes() -> None:
 def test_two_processes_measure_their_steps_together(tmp_path: Path) -> None:
     file = tmp_path / "cost.json"
     words = ["-m", "vlatrack", "bench", "train", TOY, "train.batch_size=4", "--steps", "2", "--json", file]
-    done = subprocess.run(torchrun(*words), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(torchrun(*words), capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
     cost = json.loads(file.read_text())["cost"]
     assert (cost["processes"], cost["rows"]) == (2, 4)

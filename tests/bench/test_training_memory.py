@@ -74,7 +74,7 @@ def test_two_processes_need_what_is_predicted_for_two(tmp_path: Path, parallel: 
         text=True,
     )
     try:
-        _, err = process.communicate(timeout=150)
+        _, err = process.communicate(timeout=250)
     finally:
         end_family(process)
     assert process.returncode == 0, err

@@ -47,7 +47,7 @@ def built(folder: Path, processes: int, *words: str) -> list[dict[str, Any]]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "MALLOC_MMAP_THRESHOLD_": "1000000"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        _, err = process.communicate(timeout=150)
+        _, err = process.communicate(timeout=250)
     finally:
         end_family(process)
     assert process.returncode == 0, err

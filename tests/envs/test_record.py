@@ -215,7 +215,7 @@ def test_a_dataset_is_recorded_by_the_command_line(tmp_path: Path) -> None:
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=250,
         check=False,
     )
     if "no off-screen OpenGL" in result.stderr:

@@ -191,6 +191,6 @@ def test_no_kernel_is_fetched_and_nothing_is_said(tmp_path: Path, base: str) -> 
         env=os.environ | {"PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=250,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

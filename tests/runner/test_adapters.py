@@ -175,7 +175,7 @@ def test_without_bitsandbytes_a_run_ends_with_one_line_before_it_begins(program:
     (program.folder / "bitsandbytes.py").write_text("raise ImportError('not here')")
     path = os.pathsep.join([str(program.folder), ENVIRONMENT["PYTHONPATH"]])
     process = program.start("run", TOY, *FOUR_BITS, PYTHONPATH=path)
-    _, err = process.communicate(timeout=100)
+    _, err = process.communicate(timeout=250)
     assert process.returncode == 2
     assert err == (
         "error: backbone.adapter.base: 4bit needs bitsandbytes (not here); install it: pip install 'vlatrack[scale]'\n"

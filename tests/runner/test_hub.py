@@ -64,7 +64,7 @@ def run_with(hub: HubDouble, home: Path, *command: str | Path, token: str = TOKE
     environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home / "hf"), "HF_TOKEN": token, "HF_HUB_OFFLINE": "0"}
     words = [sys.executable, *map(str, command)]
     return subprocess.run(
-        words, env=os.environ | ENVIRONMENT | environment, cwd=home, capture_output=True, text=True, timeout=120
+        words, env=os.environ | ENVIRONMENT | environment, cwd=home, capture_output=True, text=True, timeout=250
     )
 
 

@@ -28,7 +28,7 @@ def one_and_two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path
     try:
         alone = one.start("run", *NO_DROPOUT, "train.epochs=1", OMP_NUM_THREADS="1")
         together = two.run_many("run", *NO_DROPOUT, "train.epochs=1")
-        _, err = alone.communicate(timeout=150)
+        _, err = alone.communicate(timeout=250)
         assert alone.returncode == 0, err
         assert together.returncode == 0, together.stderr
         assert together.stdout.count("epoch 1/1") == 1

@@ -54,7 +54,7 @@ def bare_environment(home: Path, **variables: str) -> Mapping[str, str]:
 def connections_of(command: Sequence[str], environment: Mapping[str, str], output: Path) -> Connections:
     """Run a command to its end, and tell what it and all that it started connected to."""
     done = subprocess.run(
-        [*strace(output), *command], env=environment, capture_output=True, text=True, check=False, timeout=170
+        [*strace(output), *command], env=environment, capture_output=True, text=True, check=False, timeout=280
     )
     assert done.returncode == 0, done.stderr
     return Connections.of(output.read_text())

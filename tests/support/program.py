@@ -72,7 +72,7 @@ class Program:
 
 
 def _outcome(process: "subprocess.Popen[str]") -> "subprocess.CompletedProcess[str]":
-    out, err = process.communicate(timeout=150)
+    out, err = process.communicate(timeout=250)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 

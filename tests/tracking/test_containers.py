@@ -71,7 +71,7 @@ def test_every_tracker_gets_a_run_of_a_user_id_without_name_home_and_tmpdir(
     trackers = json.dumps([{"kind": kind} for kind in ("mlflow", "wandb", "tensorboard")])
     command = [*nobody, sys.executable, str(SHORT_TRAINER), str(stored_run_dir), trackers]
     without = environment(HOME="/proc/none", TMPDIR="/proc/none")
-    done = subprocess.run(command, env=without, capture_output=True, text=True, check=False, timeout=170)
+    done = subprocess.run(command, env=without, capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, done.stderr
     with sqlite3.connect(stored_run_dir.parents[1] / "mlflow.db") as store:
         ((name,),) = store.execute("SELECT value FROM tags WHERE key = 'mlflow.user'").fetchall()

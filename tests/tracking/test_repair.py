@@ -292,12 +292,12 @@ def test_a_run_that_wandb_does_not_know_is_delivered_anew_unless_a_person_delete
     wandb.teardown()
     wandb_server.deleted.add(run.uid)
     hasty = [sys.executable, "-c", HASTY_REPAIR, str(run.dir)]
-    told = subprocess.run(hasty, stdout=subprocess.PIPE, text=True, check=True, timeout=120).stdout
+    told = subprocess.run(hasty, stdout=subprocess.PIPE, text=True, check=True, timeout=250).stdout
     assert f"left as it is: run {run.uid} was deleted in W&B; undelete it there and `vlatrack sync`" in told
     wandb_server.deleted.clear()
     wandb_server.runs.clear()
     command = [sys.executable, "-m", "vlatrack", "sync", str(run.dir), "--audit", "--repair"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, timeout=120)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, timeout=250)
     assert (done.returncode, "wandb-0: delivered anew, all 12 records" in done.stdout) == (0, True), done.stdout
     assert wandb_rows(wandb_server, run) == journal_rows(run)
     wandb.teardown()

@@ -24,7 +24,7 @@ def vlatrack(folder: Path, *arguments: str | Path) -> None:
     project = os.pathsep.join([str(SUPPORT), str(SUPPORT.parents[1])])
     command = [sys.executable, "-m", "vlatrack", "run", *map(str, arguments)]
     done = subprocess.run(
-        command, cwd=folder, env=os.environ | {"PYTHONPATH": project}, capture_output=True, text=True, timeout=150
+        command, cwd=folder, env=os.environ | {"PYTHONPATH": project}, capture_output=True, text=True, timeout=250
     )
     assert done.returncode == 0, done.stderr
 

@@ -284,7 +284,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(tmp_path: Path, 
     """A limit on the size of a file stands in for a disk that takes so many bytes and no more."""
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] == resource.RLIM_INFINITY
     command = [sys.executable, "-c", _FULL_DISK, str(tmp_path / "checkpoints"), str(Path(__file__).parent), str(size)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=250)
     line, left = done.stdout.splitlines()
     assert "a checkpoint cannot be written" in line
     assert line.endswith("; free some disk space")

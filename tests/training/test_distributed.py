@@ -30,7 +30,7 @@ def trained(folder: Path, processes: int, *ways: str) -> dict[str, Steps]:
     file = folder / f"{processes}.json"
     process = start(*torchrun(SCRIPT, file, *ways, processes=processes))
     try:
-        _, err = process.communicate(timeout=150)
+        _, err = process.communicate(timeout=250)
     finally:
         end_family(process)
     assert process.returncode == 0, err

@@ -157,7 +157,7 @@ def test_gradients_of_many_micro_batches_in_bf16_add_up_exactly_where_they_are_s
 def test_two_processes_that_offload_train_as_one_that_does_not(tmp_path: Path) -> None:
     (expected,) = trained(tmp_path, 1, "float64").values()
     process = start(sys.executable, SCRIPT, tmp_path / "alone.json", "float64,offloaded")
-    _, err = process.communicate(timeout=150)
+    _, err = process.communicate(timeout=250)
     assert process.returncode == 0, err
     assert json.loads((tmp_path / "alone.json").read_text())["float64,offloaded"] == expected
     ways = ["float64,offloaded", "float64,offloaded,none,compiled", "float64,offloaded,replicate=2"]

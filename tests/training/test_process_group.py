@@ -23,7 +23,7 @@ def exchanged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        _, err = process.communicate(timeout=100)
+        _, err = process.communicate(timeout=250)
     finally:
         end_family(process)
     assert process.returncode == 0, err

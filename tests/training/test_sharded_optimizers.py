@@ -18,7 +18,7 @@ REPLICATED = ("stochastic,replicate=2",)
 def outcomes(folder: Path, processes: int, *cases: str) -> dict[str, Any]:
     process = start(*torchrun(SCRIPT, folder, *cases, processes=processes))
     try:
-        _, err = process.communicate(timeout=150)
+        _, err = process.communicate(timeout=250)
     finally:
         end_family(process)
     assert process.returncode == 0, err
