@@ -129,7 +129,7 @@ def test_settings_that_store_less_fit_and_say_that_they_train_another_policy() -
     result = validate(*words)
     assert result.exit_code == 2
     ready = re.findall(r"^fits with: (.*?)  .*, which is another experiment$", result.output, re.MULTILINE)
-    assert len(ready) == 3
+    assert len(ready) == 4
     for each in ready:
         assert validate(*words, *shlex.split(each)).exit_code == 0
 

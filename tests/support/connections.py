@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,8 @@ import pytest
 _CALLS = "trace=connect,sendto,sendmsg,sendmmsg,execve"
 _IPV4 = re.compile(r'sin_port=htons\((\d+)\), sin_addr=inet_addr\("([^"]+)"\)')
 _IPV6 = re.compile(r'sin6_port=htons\((\d+)\).*?inet_pton\(AF_INET6, "([^"]+)"')
-_PROGRAM = re.compile(r'execve\("([^"]+)".* = 0$')
+_PROGRAM = re.compile(r'^(\d+) +execve\("([^"]+)".* (= 0|<unfinished \.\.\.>)$')
+_STARTED_LATER = re.compile(r"^(\d+) +<\.\.\. execve resumed>.* = 0$")
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,20 @@ class Connections:
         """What a file says that strace wrote."""
         lines = trace.splitlines()
         found = [match for line in lines for match in (*_IPV4.finditer(line), *_IPV6.finditer(line))]
-        programs = [match[1] for match in map(_PROGRAM.search, lines) if match is not None]
-        return cls(frozenset((m[2], int(m[1])) for m in found), frozenset(Path(program).name for program in programs))
+        programs = [Path(program).name for program in _programs(lines)]
+        return cls(frozenset((m[2], int(m[1])) for m in found), frozenset(programs))
+
+
+def _programs(lines: Sequence[str]) -> Iterator[str]:
+    """Those that were started; what another process did meanwhile may stand between the call and its result."""
+    called = {}
+    for line in lines:
+        if (start := _PROGRAM.search(line)) is not None:
+            called[start[1]] = start[2]
+            if start[3] == "= 0":
+                yield start[2]
+        elif (later := _STARTED_LATER.search(line)) is not None and later[1] in called:
+            yield called[later[1]]
 
 
 def strace(output: Path) -> list[str]:

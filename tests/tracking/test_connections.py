@@ -22,12 +22,14 @@ RECORDED = """\
 101 execve("/usr/bin/python3", [""...], 0x7ffd /* 20 vars */) = 0
 101 connect(3, {sa_family=AF_UNIX, sun_path="/var/run/nscd/socket"}, 110) = -1 ENOENT (No such file or directory)
 102 execve("/opt/bin/wandb-core", [""...], 0x7ffd /* 20 vars */) = -1 ENOENT (No such file or directory)
+104 execve("/opt/bin/git", [""...], 0x7ffd /* 20 vars */ <unfinished ...>
 102 sendto(4, [{nlmsg_len=20, nlmsg_type=RTM_GETADDR}], 20, 0, {sa_family=AF_NETLINK, nl_pid=0, nl_groups=0}, 12) = 20
 102 connect(5, {sa_family=AF_INET, sin_port=htons(443), sin_addr=inet_addr("192.0.2.1")}, 16 <unfinished ...>
 103 connect(6, {sa_family=AF_INET6, sin6_port=htons(80), sin6_flowinfo=htonl(0), inet_pton(AF_INET6, "2001:db8::1", \
 &sin6_addr), sin6_scope_id=0}, 28) = -1 ENETUNREACH (Network is unreachable)
 103 sendto(7, ""..., 30, 0, {sa_family=AF_INET, sin_port=htons(53), sin_addr=inet_addr("192.0.2.2")}, 16) = 30
 103 sendmmsg(8, [{msg_hdr={msg_name={sa_family=AF_INET, sin_port=htons(53), sin_addr=inet_addr("192.0.2.3")}}}], 1) = 1
+104 <... execve resumed>)                   = 0
 103 sendto(9, ""..., 30, MSG_NOSIGNAL, NULL, 0) = 30
 """
 
@@ -35,7 +37,7 @@ RECORDED = """\
 def test_a_connection_anywhere_is_seen_in_what_strace_writes() -> None:
     seen = Connections.of(RECORDED)
     assert seen.destinations == {("192.0.2.1", 443), ("2001:db8::1", 80), ("192.0.2.2", 53), ("192.0.2.3", 53)}
-    assert seen.programs == {"python3"}
+    assert seen.programs == {"python3", "git"}
 
 
 @pytest.fixture
