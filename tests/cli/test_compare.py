@@ -200,6 +200,16 @@ def test_a_metric_of_two_runs_is_a_gate_too(tmp_path: Path) -> None:
             compare(a, b, "--gate", gate)
 
 
+def test_a_sequential_gate_shows_the_e_values_that_decide_and_has_no_meaning_for_a_metric(tmp_path: Path) -> None:
+    tables = table(tmp_path / "a.csv", "s" * 60), table(tmp_path / "b.csv", "s" * 60)
+    found = as_json(*tables, "--gate", "success >= B - 20pp", "--sequential")
+    assert (found["e_value_above_margin"] >= 40, found["e_value"] < 20, found["verdict"]) == (True, True, "pass")
+    output = compare(*tables, "--gate", "success >= B - 20pp", "--sequential")[1]
+    assert f"-20.0%: e-value above {found['e_value_above_margin']:.3g}, below 1; 40 decides" in output
+    with pytest.raises(VlatrackError, match=r"^--sequential: is for success, .* not for val_ind_loss_ct$"):
+        compare(*tables, "--gate", "val_ind_loss_ct <= B", "--sequential")
+
+
 def test_a_value_that_is_not_finite_never_passes_and_is_no_measure(tmp_path: Path) -> None:
     bad, good = (run_with(tmp_path / name, val_ind_loss_ct=value) for name, value in (("a", float("nan")), ("b", 0.2)))
     assert compare(bad, good, "--gate", "val_ind_loss_ct <= B")[0] == 1

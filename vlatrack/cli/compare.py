@@ -63,6 +63,8 @@ def compare(
     if wanted is not None and len(paths) > 2:
         raise SpecError("--gate: is about two policies, A and B; leave it out to compare more")
     if wanted is not None and wanted.metric != SUCCESS:
+        if sequential:
+            raise SpecError(f"--sequential: is for success, of which there are episodes, not for {wanted.metric}")
         _compare_metric(paths, wanted, as_json=as_json)
         return
     tables = [read_episodes(path) for path in paths]
@@ -105,6 +107,8 @@ def _content(comparison: "Comparison", adjusted: float, gate: "Gate | None") -> 
         "gate": None if gate is None else gate.text,
         "margin": comparison.margin,
         "sequential": comparison.sequential,
+        "e_value_above_margin": comparison.above,
+        "e_value_below_margin": comparison.below,
         "verdict": _word(comparison.verdict, gate),
     }
 
@@ -142,13 +146,16 @@ def _print(comparison: "Comparison", adjusted: float | None, gate: "Gate | None"
         ),
         (
             "e-value",
-            f"{comparison.e_value:.3g}, at most {comparison.largest_e_value:.3g}; {1 / ALPHA:.0f} decides at any time",
+            f"{comparison.e_value:.3g}, at most {comparison.largest_e_value:.3g}: from {1 / ALPHA:.0f} on they differ",
         ),
         (
             "needed",
             "no difference" if needed is None else f"{needed:,} episodes of each for such a difference, unpaired",
         ),
     ]
+    if comparison.sequential:
+        decided = f"e-value above {comparison.above:.3g}, below {comparison.below:.3g}; {2 / ALPHA:.0f} decides"
+        lines.append(("margin", f"{comparison.margin:+.1%}: {decided}"))
     if gate is not None:
         lines.append((_word(comparison.verdict, gate).upper(), gate.text))
     for label, text in lines:

@@ -130,7 +130,9 @@ class Comparison:
     largest_e_value: float  # after any pair: what was decided once stays decided
     verdict: Verdict  # against the margin
     margin: float
-    sequential: bool  # the verdict is that of the e-process, which holds however often one has looked
+    sequential: bool  # the verdict is that of the e-values against the margin, however often one has looked
+    above: float  # largest e-value so far for "above the margin"
+    below: float  # and for "below the margin"; 2 / ALPHA decides
     episodes_needed: int | None
 
 
@@ -142,11 +144,12 @@ def compare(a: EpisodeTable, b: EpisodeTable, *, margin: float = 0.0, sequential
         sequential: decide by an e-process, which may be looked at after every episode, instead of by the interval.
 
     Raises:
-        DataError: they are not of the same episodes, or every pair has an error.
+        DataError: they are not of the same episodes.
     """
     pairs = pair_episodes(a, b)
     interval = newcombe_paired(pairs.both, pairs.only_a, pairs.only_b, pairs.neither)
     evidence = evidence_of_difference(pairs.differences)
+    above, below = evidence_above(pairs.differences, margin), evidence_below(pairs.differences, margin)
     both = len(pairs) or 1
     return Comparison(
         a=a,
@@ -156,9 +159,11 @@ def compare(a: EpisodeTable, b: EpisodeTable, *, margin: float = 0.0, sequential
         newcombe=interval,
         e_value=float(evidence[-1]) if len(pairs) else 1.0,
         largest_e_value=float(evidence.max(initial=1.0)),
-        verdict=_sequential_verdict(pairs.differences, margin) if sequential else _verdict(interval, margin),
+        verdict=_sequential_verdict(above, below) if sequential else _verdict(interval, margin),
         margin=margin,
         sequential=sequential,
+        above=float(above.max(initial=1.0)),
+        below=float(below.max(initial=1.0)),
         episodes_needed=episodes_needed((pairs.both + pairs.only_a) / both, (pairs.both + pairs.only_b) / both),
     )
 
@@ -177,12 +182,12 @@ def _verdict(interval: Interval, margin: float) -> Verdict:
     return "below" if interval[1] < margin else "undecided"
 
 
-def _sequential_verdict(differences: Sequence[int], margin: float) -> Verdict:
+def _sequential_verdict(above: NDArray[np.float64], below: NDArray[np.float64]) -> Verdict:
     """What the e-process that first reaches its limit says; each of the two has half of alpha."""
     limit = 2 / ALPHA
     reached: dict[Verdict, NDArray[np.int64]] = {
-        "above": np.flatnonzero(evidence_above(differences, margin) >= limit),
-        "below": np.flatnonzero(evidence_below(differences, margin) >= limit),
+        "above": np.flatnonzero(above >= limit),
+        "below": np.flatnonzero(below >= limit),
     }
     first = {verdict: int(at[0]) for verdict, at in reached.items() if len(at)}
     return min(first, key=first.__getitem__) if first else "undecided"
