@@ -123,6 +123,8 @@ class ClosedLoop:
         """
         self._actor, self._max_steps, self._camera = actor, max_steps, camera
         self._places = [_Place(simulator) for _ in range(workers)]
+        self._waiting: deque[PlannedEpisode] = deque()
+        self._on_result: Callable[[EpisodeResult], None] = lambda result: None
 
     def run(self, episodes: Iterable[PlannedEpisode], on_result: Callable[[EpisodeResult], None]) -> None:
         """Run all episodes, and tell of each when it has ended; ends the workers whatever happens.
