@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from toy_source import ToySource
 
 from vlatrack.data.episodes import Episode, episodes_digest, select_episodes
+from vlatrack.data.recorded import image_sizes
 from vlatrack.errors import DataError
 
 
@@ -107,3 +109,8 @@ def test_the_digest_of_episodes_notices_any_change_and_their_order() -> None:
     assert all(len(digest) == 64 for digest in digests)
     transposed = np.zeros((2, 3), np.float32).T  # the same numbers, laid out otherwise in memory
     assert episodes_digest([Episode(0, "a", transposed, states)]) == digests[1]
+
+
+def test_the_size_of_images_is_looked_up_where_a_dataset_does_not_tell_it() -> None:
+    source = ToySource()
+    assert image_sizes(source, source.episodes()[0], ("front",)) == {"front": (32, 32)}

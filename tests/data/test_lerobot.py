@@ -149,6 +149,19 @@ def test_a_wrong_info_is_one_line(copy: Path, change: Callable[[dict], object], 
     assert "\n" not in str(caught.value)
 
 
+def test_the_size_of_images_is_that_of_the_metadata(copy: Path) -> None:
+    dataset = LeRobotDataset(copy)
+    size = dataset.frames(dataset.episodes()[0], CAMERA).shape[1:3]
+    assert dataset.image_size(CAMERA) == size
+    for shape, found in (([3, 4, 5], (4, 5)), ([4, 5, 3], (4, 5)), ([4, 5], None), ([4, 5, 6], None)):
+        edit_json(copy / "meta/info.json", lambda info, shape=shape: info["features"][CAMERA].update(shape=shape))
+        if found is not None:
+            assert LeRobotDataset(copy).image_size(CAMERA) == found
+        else:
+            with pytest.raises(DataError, match=r"info.json has \[4, 5.* as shape of observation"):
+                LeRobotDataset(copy).image_size(CAMERA)
+
+
 def test_a_damaged_info_is_named(copy: Path) -> None:
     (copy / "meta/info.json").write_text('{"fps": ')
     with pytest.raises(DataError, match=r"info.json: damaged JSON"):

@@ -23,7 +23,12 @@ from vlatrack.tracking.journal.history import metric_history
 
 pytestmark = pytest.mark.slow
 
-SHORT = ("train.max_steps=2", "evaluate.open_loop=null", "tracking.system_every_s=null")
+SHORT = (
+    "train.max_steps=2",
+    "evaluate.open_loop=null",
+    "tracking.system_every_s=null",
+    "data.recorded={rotation: 0, gripper: raw}",
+)
 EVALUATION = """
 name: arena
 suite: {kind: custom, name: arena, target: "toy_arena:ToyArena", tasks: [push, pull], options: {notes: NOTES}}
@@ -193,6 +198,14 @@ def test_the_expert_acts_in_the_place_of_the_policy(scene: Scene) -> None:
         ("cameras={top: wrist}", "cameras: the policy sees front, the evaluation shows wrist"),
         ("cameras={side: front}", "cameras: the evaluation names side, the simulator has top"),
         ("acting.history=3", "history: the policy sees 1 moments, the evaluation asks for 3"),
+        ("acting.horizon=5", "horizon: a chunk of the policy has 3 steps, the evaluation asks for 5"),
+        ("acting.statistics=0000abcd", "statistics: the policy has "),
+        (
+            "acting.images.resize={size: 64, method: pad}",
+            "resolution: the policy was trained on images of front of 32 x 32 pixels, the evaluation shows 64 x 64",
+        ),
+        ("rotation=180", "rotation: the policy was trained on images turned by 0, the evaluation's by 180"),
+        ("acting.gripper=openvla", "gripper: the policy was trained on raw, the evaluation takes it as openvla"),
         ("acting.replan_every=9", "replan_every: 9, but a chunk has 3 steps"),
         ("suite.tasks=[pusch]", "suite.tasks.0: arena has no task 'pusch'; did you mean 'push'?"),
         ("suite.target=toy_arena:ToyArean", "toy_arena:ToyArean: cannot be loaded"),
@@ -224,6 +237,13 @@ def test_what_was_forced_is_recorded(scene: Scene) -> None:
     told = "cameras: the policy sees front, the evaluation shows wrist"
     assert scene.evaluate("cameras={top: wrist}", "episodes=1", force=True).forced == [told]
     assert json.loads((scene.folder / "result" / "evaluation.json").read_text())["forced"] == [told]
+
+
+def test_what_the_checkpoint_does_not_tell_is_said_and_not_refused(scene: Scene) -> None:
+    words = ["evaluate", str(scene.trained), str(scene.file), "-o", str(scene.folder / "result"), "episodes=1"]
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert done.output.count("of which it is not known: prompt (data.recorded)") == 1
+    assert json.loads((scene.folder / "result" / "evaluation.json").read_text())["unknown"] == ["prompt"]
 
 
 def test_a_folder_of_another_evaluation_or_of_another_process_is_refused(

@@ -8,8 +8,9 @@ from vlatrack.evaluation.actors import View
 from vlatrack.evaluation.closed_loop import PlannedEpisode
 from vlatrack.evaluation.conventions import ImageSteps
 from vlatrack.evaluation.episodes import EpisodeId
+from vlatrack.evaluation.fit import Conditions
 from vlatrack.inference.session import Execution
-from vlatrack.spec.evaluation import EvaluationSpec, LiberoSuite
+from vlatrack.spec.evaluation import CustomSuite, EvaluationSpec, LiberoSuite
 
 
 def plan_episodes(spec: EvaluationSpec) -> Iterator[PlannedEpisode]:
@@ -36,3 +37,17 @@ def build_view(spec: EvaluationSpec) -> View:
     if images.resize is not None:
         steps = replace(steps, size=images.resize.size, method=images.resize.method)
     return View(spec.cameras, rotated=spec.rotation == 180, blind=spec.acting.blind, images=steps)
+
+
+def build_conditions(spec: EvaluationSpec) -> Conditions:
+    """What a policy would meet, to be compared with what it was trained on."""
+    acting = spec.acting
+    return Conditions(
+        build_view(spec),
+        resolution=None if isinstance(spec.suite, CustomSuite) else spec.resolution,
+        prompt=spec.prompt,
+        gripper=acting.gripper,
+        history=acting.history,
+        horizon=acting.horizon,
+        statistics=acting.statistics,
+    )

@@ -14,6 +14,7 @@ from vlatrack.builders.policy import StoredPolicy, adapter_of, backbone_factory,
 from vlatrack.builders.unfilled import Fill, build_unfilled_policy
 from vlatrack.data.cache import CodeCache
 from vlatrack.data.episodes import checked_frames
+from vlatrack.data.recorded import ImageSizes, image_sizes
 from vlatrack.data.samples import Encoding, SampleKind, SampleSet, check_lengths, encode_episodes
 from vlatrack.data.statistics import NormStats
 from vlatrack.errors import DataError
@@ -94,6 +95,17 @@ class Experiment:
         if self.continues:
             return record.lineage
         return (*record.lineage, {"checkpoint": str(record.checkpoint), "policy_sha256": record.policy_sha256})
+
+    def image_sizes(self) -> ImageSizes:
+        """Those of the training data, which the policy has got from its checkpoint, or which are looked up.
+
+        Raises:
+            DataError: images have to be read for that, and cannot be.
+        """
+        if self.stored is not None and self.continues and self.stored.record.image_sizes:
+            return self.stored.record.image_sizes
+        train = self.splits[TRAIN]
+        return image_sizes(train.source, train.episodes[0], self.spec.data.cameras)
 
     def policy(self, device: torch.device, *, with_weights: bool = True) -> VlaPolicy:
         """The policy on ``device``, with the stored weights, the pretrained ones, or random ones from the seed.

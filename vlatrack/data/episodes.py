@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +73,14 @@ class EpisodeSource(Protocol):
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) over the content of the files: the same on every machine and in every folder."""
+
+
+@runtime_checkable
+class KnowsImageSizes(Protocol):
+    """A dataset that can tell the size of its images without reading them; a part of it."""
+
+    def image_size(self, camera: str) -> tuple[int, int]:
+        """Height and width in pixels of a camera of the dataset."""
 
 
 def select_episodes(

@@ -10,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vlatrack.data.recorded import Recorded
 from vlatrack.data.samples import Encoding
+from vlatrack.data.statistics import NormStats
 from vlatrack.inference.decoding import decode_blocks, head_actions, prefill
 from vlatrack.inference.observation import Interface, Observation
 from vlatrack.models.policy import VlaPolicy
@@ -42,11 +44,14 @@ class Moment:
 class ActingPolicy:
     """A policy with everything that it needs to act."""
 
-    def __init__(self, model: VlaPolicy, encoding: Encoding, *, name: str, sha256: str) -> None:
+    def __init__(
+        self, model: VlaPolicy, encoding: Encoding, *, name: str, sha256: str, recorded: Recorded | None = None
+    ) -> None:
         """
         Args:
             name: where it comes from, for people.
             sha256: digest of the weights, tokenizers and ranges.
+            recorded: how its training data were made; None: nothing is known.
         """
         self.name, self.sha256 = name, sha256
         self._model, self._encoding = model.eval(), encoding
@@ -57,6 +62,8 @@ class ActingPolicy:
             history=encoding.history,
             horizon=head.time_horizon,
             action_dim=head.action_dim,
+            statistics=NormStats(encoding.action_range, encoding.state_range).digest(),
+            recorded=recorded or Recorded(),
         )
 
     @property

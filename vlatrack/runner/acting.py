@@ -6,6 +6,7 @@ from typing import Literal, Self
 from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.policy import StoredPolicy
 from vlatrack.builders.training import build_accelerator
+from vlatrack.data.recorded import Recorded
 from vlatrack.inference.policy import ActingPolicy
 from vlatrack.runner.card import name_of_place
 from vlatrack.runner.directory import find_checkpoint, verify_checkpoint
@@ -44,4 +45,5 @@ class Policy(ActingPolicy):
         model = experiment.policy(accelerator.device)
         encoding = experiment.encoding(model.layout, stored.record.image_tokenizer, accelerator.device)
         name = name_of_place(chosen) if at_hub is None else str(at_hub)
-        return cls(model, encoding, name=name, sha256=stored.record.policy_sha256)
+        recorded = Recorded(stored.record.image_sizes, **spec.data.recorded.model_dump())
+        return cls(model, encoding, name=name, sha256=stored.record.policy_sha256, recorded=recorded)

@@ -5,7 +5,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,7 +18,7 @@ from vlatrack.builders.trackers import build_backends
 from vlatrack.envs.watched import Simulator, WatchedWorker, opened
 from vlatrack.envs.worker import Opened
 from vlatrack.errors import SimulatorError, SpecError
-from vlatrack.evaluation.actors import Actor, Expert, PolicyActor, misfits
+from vlatrack.evaluation.actors import Actor, Expert, PolicyActor
 from vlatrack.evaluation.closed_loop import ClosedLoop, EpisodeResult, PlannedEpisode
 from vlatrack.evaluation.comparison import success_by_task, success_rate, task_mean
 from vlatrack.evaluation.episodes import EpisodeTable
@@ -29,6 +29,7 @@ from vlatrack.runner.directory import RunDirectory, find_checkpoint
 from vlatrack.runner.episode_videos import EpisodeVideos
 from vlatrack.runner.evaluate import record_evaluation
 from vlatrack.runner.evaluation_folder import EvaluationFolder
+from vlatrack.runner.fit import check_fit
 from vlatrack.spec.evaluation import EvaluationSpec, set_digest
 from vlatrack.spec.load import load_evaluation
 from vlatrack.tracking.backends.registry import check_backend
@@ -62,8 +63,9 @@ class SimulatedEvaluation:
     rows: Sequence[EpisodeRow]
     metrics: Mapping[str, float]  # by full name, such as sim/metaworld/success
     digest: str  # of the episode set
-    forced: Sequence[str]  # where policy and simulator do not fit together
+    forced: Sequence[str]  # where policy and evaluation do not fit together
     delivery: DeliveryReport | None = field(default=None, compare=False)
+    unknown: Sequence[str] = ()  # what was not compared, since the checkpoint does not tell how its data were made
 
 
 def evaluate_in_simulator(
@@ -111,7 +113,7 @@ def evaluate_in_simulator(
         folder = EvaluationFolder.open(folder_path, _description(spec, build, policy, chosen, forced))
         with closing(folder), _some_threads():
             _run(spec, build, policy, there, folder, options, on_episode)
-            return _finish(spec, build, chosen, run, folder, forced)
+            return replace(_finish(spec, build, chosen, run, folder, forced), unknown=_unknown(spec, policy))
 
 
 def _default_folder(spec: EvaluationSpec, checkpoint: Path, run: RunDirectory | None) -> Path:
@@ -179,13 +181,7 @@ def _check_fit(spec: EvaluationSpec, policy: Policy, there: Opened, *, force: bo
         if not there.has_expert:
             raise SpecError(f"acting.expert: {spec.suite.name} has no scripted expert; leave it out")
         return []
-    found = misfits(policy.interface, there.info, build_view(spec), history=spec.acting.history)
-    if found and not force:
-        raise SpecError(
-            f"{policy.name} does not fit {spec.name}: {'; '.join(found)}; change the evaluation, or evaluate anyway "
-            "with --force, which the result records"
-        )
-    return found
+    return check_fit(spec, policy.interface, policy=policy.name, info=there.info, force=force)
 
 
 def _description(
@@ -201,7 +197,13 @@ def _description(
         "checkpoint": checkpoint.name,
         "policy_sha256": None if spec.acting.expert else policy.sha256,
         "forced": list(forced),
+        "unknown": _unknown(spec, policy),
     }
+
+
+def _unknown(spec: EvaluationSpec, policy: Policy) -> list[str]:
+    """What cannot be compared."""
+    return [] if spec.acting.expert else policy.interface.recorded.unknown(policy.interface.cameras)
 
 
 def _run(

@@ -100,6 +100,14 @@ class ActingSpec(Model):
     history: PositiveInt | None = Field(
         None, description="moments of images that the policy has to see; null: as it was trained"
     )
+    horizon: PositiveInt | None = Field(
+        None, description="steps of a chunk that the policy has to have; null: as it was trained"
+    )
+    statistics: Annotated[str, Field(pattern="^[0-9a-f]{8,64}$")] | None = Field(
+        None,
+        description="SHA-256, or its first 8 or more digits, of the normalisation statistics that the policy has to "
+        "have; null: as it was trained",
+    )
     images: ImagesSpec = ImagesSpec()
     gripper: Literal["raw", "sign", "openvla"] = Field(
         "raw",
@@ -190,7 +198,12 @@ class EvaluationSpec(Model):
 
 
 _SET_ADDED_LATER = {"prompt": "language"}
-_ACTING_ADDED_LATER = {"images": ImagesSpec().model_dump(mode="json"), "gripper": "raw"}
+_ACTING_ADDED_LATER = {
+    "horizon": None,
+    "statistics": None,
+    "images": ImagesSpec().model_dump(mode="json"),
+    "gripper": "raw",
+}
 
 
 def _without(defaults: Mapping[str, object], settings: Mapping[str, object]) -> dict[str, object]:

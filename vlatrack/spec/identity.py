@@ -31,6 +31,7 @@ NOT_DECIDING = (
     "train.checkpoint.*",
     "evaluate.*",
     "data.*.path",
+    "data.recorded.*",
     "backbone.checkpoint",
     "tokenizer.checkpoint",
     "init_from",
