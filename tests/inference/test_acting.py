@@ -12,6 +12,7 @@ from toy_source import ToySource
 import vlatrack
 from vlatrack import Execution, Observation, Policy, Session
 from vlatrack.errors import ObservationError, SpecError, VlatrackError
+from vlatrack.inference.policy import ActingPolicy
 from vlatrack.runner.directory import RunDirectory
 from vlatrack.tokens.batch import collate
 
@@ -30,15 +31,23 @@ def policy(run: RunDirectory) -> Policy:
     return Policy.load(run.path, device="cpu")
 
 
+@pytest.fixture(scope="module")
+def shorter(policy: Policy) -> ActingPolicy:
+    """The same weights, with a history that is shorter at the start."""
+    encoding = replace(policy._encoding, repeats_start=False)
+    return ActingPolicy(policy._model, encoding, name="shorter", sha256=policy.sha256)
+
+
 def observed(step: int) -> Observation:
     return Observation({"front": FRAMES[step]}, EPISODE.task, EPISODE.states[step])
 
 
+@pytest.mark.parametrize("acting", ["policy", "shorter"])
 @torch.no_grad()
 def test_its_actions_are_those_of_the_forward_pass_that_training_and_evaluation_use(
-    run: RunDirectory, policy: Policy
+    acting: str, run: RunDirectory, request: pytest.FixtureRequest
 ) -> None:
-    spec = run.spec()
+    policy, spec = request.getfixturevalue(acting), run.spec()
     experiment = vlatrack.Experiment.new(spec)
     encoding = policy._encoding
     from vlatrack.data.cache import CodeCache
@@ -69,6 +78,26 @@ def test_a_batch_acts_as_each_observation_alone(policy: Policy) -> None:
         together = policy.act_batch(observations, route=route)
         for chunk, observation in zip(together, observations, strict=True):
             assert chunk.actions == pytest.approx(policy.act(observation, route=route).actions, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_says_how_the_history_of_its_data_starts(run: RunDirectory, tmp_path: Path) -> None:
+    spec = vlatrack.load_spec(TOY, (*SHORT, "data.history_start=shorter", "train.group_by_length=true"))
+    assert not Policy.load(vlatrack.train(spec, runs=tmp_path).path, device="cpu").interface.repeats_start
+    assert Policy.load(run.path, device="cpu").interface.repeats_start
+
+
+def test_a_history_that_is_shorter_at_the_start_acts_in_a_batch_as_alone(shorter: ActingPolicy) -> None:
+    policy = shorter
+    now, before = policy.see(observed(1)), policy.see(observed(0))
+    rows = [[now], [before, now], [now], [now, now]]
+    lengths = [len(policy._prompt(row)) for row in rows]
+    assert lengths[0] == lengths[2] < lengths[1] == lengths[3]
+    for route in ("head", "tokens"):
+        together = policy.act_on(rows, route=route)
+        for row, chunk in zip(rows, together, strict=True):
+            assert chunk.actions == pytest.approx(policy.act_on([row], route=route)[0].actions, abs=1e-5)
+        assert route == "tokens" or not np.array_equal(together[0].actions, together[3].actions)
 
 
 def test_images_of_several_sizes_are_seen_together_as_each_alone(policy: Policy) -> None:

@@ -153,6 +153,7 @@ def test_a_setting_that_a_later_version_adds_leaves_the_hash_and_a_resume_alone(
     before = {path: value for path, value in flatten(spec).items() if path != "train.non_finite"}
     assert differences(before, flatten(spec)) == []
     assert canonical_hash(load_spec(file, ["train.non_finite=skip"])) != canonical_hash(spec)
+    assert canonical_hash(load_spec(file, ["data.history_start=shorter"])) != canonical_hash(spec)
 
 
 @pytest.mark.parametrize("override", ["train.epochs=80", "train.device=cpu", "tracking.log_every=3", "train.workers=2"])

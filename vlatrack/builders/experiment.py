@@ -162,6 +162,7 @@ class Experiment:
             history=spec.data.history,
             horizon=spec.action_head.time_horizon,
             max_length=spec.backbone.max_seq_len,
+            repeats_start=spec.data.history_start == "repeat",
         )
 
     def _image_tokenizer(self, layout: TokenLayout, folder: Path) -> ImageTokenizer:

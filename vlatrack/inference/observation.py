@@ -32,6 +32,7 @@ class Interface:
     history: int  # moments whose images it sees, the present one included
     horizon: int  # actions of a chunk
     action_dim: int
+    repeats_start: bool = True  # before an episode's first step its images stand for earlier ones; else there are fewer
     statistics: str | None = None  # SHA-256 of what actions and states are normalised by; None: not known
     recorded: Recorded = field(default_factory=Recorded)  # how its training data were made
 

@@ -60,6 +60,7 @@ class ActingPolicy:
             cameras=encoding.cameras,
             state_dim=None if encoding.state_range is None else encoding.state_range.dimensions,
             history=encoding.history,
+            repeats_start=encoding.repeats_start,
             horizon=head.time_horizon,
             action_dim=head.action_dim,
             statistics=NormStats(encoding.action_range, encoding.state_range).digest(),
@@ -110,7 +111,8 @@ class ActingPolicy:
     def act_on(self, rows: Sequence[Sequence[Moment]], *, route: Route = "head") -> list[ActionChunk]:
         """The chunks of several rows of moments, the oldest first and the present one last, in one forward pass.
 
-        As in the training data, the first of a row stands for the moments before it.
+        As in the training data, the first of a row stands for the moments before it, or they are left out
+        (`data.history_start`).
         """
         start = time.perf_counter()
         normalised = self._normalised_actions(list(map(self._prompt, rows)), route)
@@ -120,7 +122,9 @@ class ActingPolicy:
 
     def _prompt(self, moments: Sequence[Moment]) -> Ids:
         encoding, now = self._encoding, moments[-1].observation
-        seen = [moments[0]] * (encoding.history - len(moments)) + list(moments[-encoding.history :])
+        seen = list(moments[-encoding.history :])
+        if encoding.repeats_start:
+            seen = [moments[0]] * (encoding.history - len(seen)) + seen
         state = None
         if encoding.state_range is not None:
             values = encoding.state_range.normalise(np.asarray(now.state))

@@ -164,6 +164,7 @@ def _service(policy: ActingPolicy, worker: InferenceWorker, latencies: Latencies
         "camera_keys": {camera: list(keys) for camera, keys in reader.keys.items()},
         "state_dim": interface.state_dim,
         "history": interface.history,
+        "history_start": "repeat" if interface.repeats_start else "shorter",
         "horizon": interface.horizon,
         "action_dim": interface.action_dim,
         "route": settings.route,

@@ -73,6 +73,9 @@ class DataSpec(Model):
     )
     use_state: bool = Field(True, description="put the proprioceptive state into the prompt")
     history: PositiveInt = Field(1, description="time steps of images in the prompt, the current one included")
+    history_start: Literal["repeat", "shorter"] = Field(
+        "repeat", description="before an episode's first step: its images stand for earlier ones, or there are fewer"
+    )
     samples: Annotated[tuple[Literal["vla", "world_model"], ...], Field(min_length=1), Once] = Field(
         ("vla",), description="sample kinds in the training mixture, in equal parts"
     )

@@ -52,6 +52,7 @@ ADDED_LATER: Mapping[str, Scalar] = {
     "train.non_finite": "halt",
     "train.max_rollbacks": 3,
     "loss.terms": "[]",
+    "data.history_start": "repeat",
     "backbone.adapter": None,
     "train.freeze": "[]",
     "optim.kind": "adamw",
