@@ -13,8 +13,10 @@ import vlatrack
 from vlatrack import Execution, Observation, Policy, Session
 from vlatrack.errors import ObservationError, SpecError, VlatrackError
 from vlatrack.inference.policy import ActingPolicy
+from vlatrack.runner import acting
 from vlatrack.runner.directory import RunDirectory
 from vlatrack.tokens.batch import collate
+from vlatrack.training.compilation import missing_compiler
 
 SHORT = ("train.max_steps=2", "data.history=2", "evaluate.open_loop=null", "tracking.system_every_s=null")
 EPISODE = ToySource().episodes()[0]
@@ -98,6 +100,44 @@ def test_a_history_that_is_shorter_at_the_start_acts_in_a_batch_as_alone(shorter
         for row, chunk in zip(rows, together, strict=True):
             assert chunk.actions == pytest.approx(policy.act_on([row], route=route)[0].actions, abs=1e-5)
         assert route == "tokens" or not np.array_equal(together[0].actions, together[3].actions)
+
+
+@pytest.mark.parametrize("static_cache", [False, True])
+@pytest.mark.parametrize("dtype", [None, "fp32", "bf16"])
+def test_a_policy_acts_with_each_dtype_and_cache_as_without(
+    run: RunDirectory, policy: Policy, dtype: str | None, static_cache: bool
+) -> None:
+    other = Policy.load(run.path, device="cpu", dtype=dtype, static_cache=static_cache)
+    stored = {parameter.dtype for parameter in other._model.parameters()}
+    assert stored == {torch.bfloat16 if dtype == "bf16" else torch.float32}
+    for step in (5, 0, 7):
+        for count in (1, 2):
+            expected = policy.act_batch([observed(step)] * count, route="tokens")
+            found = other.act_batch([observed(step)] * count, route="tokens")
+            assert dtype == "bf16" or all(
+                np.array_equal(one.actions, same.actions) for one, same in zip(found, expected, strict=True)
+            )
+        assert other.act(observed(step)).actions == pytest.approx(
+            policy.act(observed(step)).actions, abs=0.03 if dtype == "bf16" else 1e-6
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(missing_compiler(torch.device("cpu")) is not None, reason="needs a C++ compiler")
+def test_a_compiled_policy_acts_as_one_that_is_not(run: RunDirectory, policy: Policy) -> None:
+    compiled = Policy.load(run.path, device="cpu", compile=True, static_cache=True)
+    for instruction in (EPISODE.task, "push"):  # prompts of several lengths
+        seen = replace(observed(5), instruction=instruction)
+        assert compiled.act(seen).actions == pytest.approx(policy.act(seen).actions, abs=1e-5)
+        assert compiled.act(seen, route="tokens").actions == pytest.approx(
+            policy.act(seen, route="tokens").actions, abs=1e-6
+        )
+
+
+def test_compiling_without_a_compiler_is_one_line(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acting, "missing_compiler", lambda _: "a C++ compiler (g++)")
+    with pytest.raises(SpecError, match=r"compile: needs a C\+\+ compiler \(g\+\+\), which is not on the path"):
+        Policy.load(run.path, device="cpu", compile=True)
 
 
 def test_images_of_several_sizes_are_seen_together_as_each_alone(policy: Policy) -> None:

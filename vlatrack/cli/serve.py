@@ -25,6 +25,13 @@ class Route(StrEnum):
     TOKENS = "tokens"
 
 
+class Dtype(StrEnum):
+    """What the policy computes in."""
+
+    BF16 = "bf16"
+    FP32 = "fp32"
+
+
 class Device(StrEnum):
     """Where the policy computes."""
 
@@ -63,6 +70,15 @@ def serve(
     max_message: Annotated[int, typer.Option(metavar="MIB", min=1, max=1024, help="Largest message, in MiB.")] = 64,
     max_batch: Annotated[int, typer.Option(min=1, help="Most observations in one pass.")] = 32,
     device: Annotated[Device, typer.Option(help="auto: a GPU if there is one.")] = Device.AUTO,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="To compute in.", show_default="as the weights are stored")
+    ] = None,
+    compile_layers: Annotated[
+        bool, typer.Option("--compile", help="Compile the decoder layers: minutes at the start.")
+    ] = False,
+    static_cache: Annotated[
+        bool, typer.Option("--static-cache", help="Keep keys and values of tokens in their place.")
+    ] = False,
     evaluation: Annotated[
         Path | None,
         typer.Option(
@@ -101,7 +117,14 @@ def serve(
         from vlatrack.runner.acting import Policy
         from vlatrack.serving.server import ServerSettings, serve_until_signal
 
-        loaded = Policy.load(policy, checkpoint=checkpoint, device=device.value)
+        loaded = Policy.load(
+            policy,
+            checkpoint=checkpoint,
+            device=device.value,
+            dtype=None if dtype is None else dtype.value,
+            compile=compile_layers,
+            static_cache=static_cache,
+        )
         settings = ServerSettings(
             route=route.value,
             replan_every=replan_every,

@@ -13,7 +13,7 @@ from torch import Tensor
 from vlatrack.data.recorded import Recorded
 from vlatrack.data.samples import Encoding
 from vlatrack.data.statistics import NormStats
-from vlatrack.inference.decoding import decode_blocks, head_actions, prefill
+from vlatrack.inference.decoding import StaticRoom, decode_blocks, head_actions, prefill
 from vlatrack.inference.observation import Interface, Observation
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.tokens.bins import decode_ids
@@ -45,16 +45,28 @@ class ActingPolicy:
     """A policy with everything that it needs to act."""
 
     def __init__(
-        self, model: VlaPolicy, encoding: Encoding, *, name: str, sha256: str, recorded: Recorded | None = None
+        self,
+        model: VlaPolicy,
+        encoding: Encoding,
+        *,
+        name: str,
+        sha256: str,
+        recorded: Recorded | None = None,
+        length_multiple: int = 1,
+        static_cache: bool = False,
     ) -> None:
         """
         Args:
             name: where it comes from, for people.
             sha256: digest of the weights, tokenizers and ranges.
             recorded: how its training data were made; None: nothing is known.
+            length_multiple: prompts are padded to a multiple of so many tokens, for compiled layers.
+            static_cache: keep keys and values of the tokens in memory that stays in its place; then chunks may not be
+                asked for by several threads at once.
         """
         self.name, self.sha256 = name, sha256
         self._model, self._encoding = model.eval(), encoding
+        self._length_multiple, self._static = length_multiple, StaticRoom(model.backbone) if static_cache else None
         head = model.action_head
         self.interface = Interface(
             cameras=encoding.cameras,
@@ -140,7 +152,8 @@ class ActingPolicy:
     def _normalised_actions(self, prompts: Sequence[Ids], route: Route) -> NDArray[Any]:
         """The chunks [B, H, A] in the range of [-1, 1]."""
         model = self._model
-        prompted = prefill(model, prompts, keep=route == "tokens")
+        multiple, static = self._length_multiple, self._static
+        prompted = prefill(model, prompts, keep=route == "tokens", length_multiple=multiple, static=static)
         actions: Tensor
         if route == "head":
             actions = head_actions(model, prompted)

@@ -102,7 +102,8 @@ def evaluate_in_simulator(
     for backend in [] if run is None or options.output else build_backends(run.spec().tracking.backends):
         check_backend(backend)  # now rather than after the episodes
     on_stage(f"loading {chosen.name}")
-    policy = Policy.load(chosen)
+    acting = spec.acting
+    policy = Policy.load(chosen, dtype=acting.dtype, compile=acting.compile, static_cache=acting.static_cache)
     build_execution(spec).check(policy.interface.horizon)
     folder_path = options.output or _default_folder(spec, chosen, run)
     with _ending_on_sigterm():

@@ -114,6 +114,9 @@ class ActingSpec(Model):
         description="what becomes of an action's last number; raw: nothing; sign: 1 from 0 on, else -1; openvla: from "
         "0.5 on -1 (open), else 1 (closed)",
     )
+    dtype: Literal["bf16", "fp32"] | None = Field(None, description="that it computes in; null: as its weights are")
+    compile: bool = Field(False, description="compile its decoder layers, which takes a minute or more at the start")
+    static_cache: bool = Field(False, description="keep keys and values of tokens in memory that stays in its place")
     blind: bool = Field(False, description="show the policy black images: the baseline of not seeing")
     expert: bool = Field(False, description="let the simulator's scripted expert act instead: the ceiling")
 
@@ -203,6 +206,9 @@ _ACTING_ADDED_LATER = {
     "statistics": None,
     "images": ImagesSpec().model_dump(mode="json"),
     "gripper": "raw",
+    "dtype": None,
+    "compile": False,
+    "static_cache": False,
 }
 
 
