@@ -13,7 +13,7 @@ from program import TOY, Program
 from typer.testing import CliRunner
 
 import vlatrack
-from vlatrack.cli.main import app
+from vlatrack.cli.main import app, main
 from vlatrack.data.video import read_video
 from vlatrack.errors import MissingPackageError, VlatrackError
 from vlatrack.evaluation.comparison import compare
@@ -219,6 +219,40 @@ def test_what_does_not_fit_is_refused_with_both_values(scene: Scene, override: s
     assert told in str(raised.value)
     assert "\n" not in str(raised.value)
     assert not (scene.folder / "result").exists(), "nothing half-written"
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("suite.kind=metawrld", "got 'metawrld' (did you mean 'metaworld'?)"),
+        ("suite.tasks=[pulll]", "arena has no task 'pulll'; did you mean 'pull'?"),
+        ("suite.tasks=[]", "suite.tasks: must have at least 1 value(s), got 0"),
+        ("acting.horizon=8", "horizon: a chunk of the policy has 3 steps, the evaluation asks for 8"),
+        (
+            "suite={kind: custom, target: 'toy_arena:WrongShapes', options: {what: grey}, tasks: [push]}",
+            "the simulator's image of top is uint8 [32, 32], but its info says uint8 [32, 32, 3]",
+        ),
+        (
+            "suite={kind: custom, target: 'toy_arena:WrongShapes', options: {what: float}, tasks: [push]}",
+            "the simulator's image of top is float32 [32, 32, 3]",
+        ),
+        (
+            "suite={kind: custom, target: 'toy_arena:WrongShapes', options: {what: state}, tasks: [push]}",
+            "the simulator's state has the shape [3], but its info says [2]",
+        ),
+    ],
+)
+def test_a_mistake_ends_the_command_with_one_line_and_exit_code_2(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], override: str, told: str
+) -> None:
+    words = ["evaluate", str(scene.trained), str(scene.file), override, "-o", str(scene.folder / "result")]
+    monkeypatch.setattr("sys.argv", ["vlatrack", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+    assert not (scene.folder / "result" / "episodes.csv").exists()
 
 
 @pytest.mark.skipif(find_spec("metaworld") is None, reason="needs pip install 'vlatrack[metaworld]'")

@@ -104,6 +104,7 @@ def execute(environment: Environment, request: Begin | Act) -> Stretch:
     """Carry a request out."""
     if isinstance(request, Begin):
         observation = environment.reset(request.task, seed=request.seed)
+        _check_shapes(observation, environment.info)
         size = environment.info.action_dim
         no_op = np.zeros(size) if request.no_op is None else np.asarray(request.no_op)
         if no_op.shape != (size,):
@@ -127,6 +128,24 @@ def execute(environment: Environment, request: Begin | Act) -> Stretch:
         if result.success or result.done:
             return Stretch(tuple(observations), steps, reward, result.success, result.done)
     return Stretch(tuple(observations), steps, reward)
+
+
+def _check_shapes(observation: Observation, info: EnvironmentInfo) -> None:
+    """Raise DataError for an observation that is not what the environment says about itself."""
+    expected = {camera: ("uint8", (*size, 3)) for camera, size in info.cameras.items()}
+    for camera, image in observation.images.items():
+        found = str(np.asarray(image).dtype), np.shape(image)
+        if camera in expected and found != expected[camera]:
+            dtype, shape = expected[camera]
+            raise DataError(
+                f"observation: the simulator's image of {camera} is {found[0]} {list(found[1])}, but its info says "
+                f"{dtype} {list(shape)}; correct the simulator"
+            )
+    if np.shape(observation.state) != (info.state_dim,):
+        raise DataError(
+            f"observation: the simulator's state has the shape {list(np.shape(observation.state))}, but its info says "
+            f"{[info.state_dim]}; correct the simulator"
+        )
 
 
 def _step(environment: Environment, action: NDArray[np.float32], *, seen: bool) -> StepResult:
