@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from vlatrack.cli.serve import Dtype
+from vlatrack.cli.acting_options import Dtype
 
 
 def act(

@@ -8,6 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vlatrack.cli.acting_options import (
+    CompileOption,
+    Device,
+    DeviceOption,
+    DtypeOption,
+    StaticCacheOption,
+    load_policy,
+)
 from vlatrack.cli.evaluate import Checkpoint
 from vlatrack.errors import ServingError
 
@@ -25,19 +33,14 @@ class Route(StrEnum):
     TOKENS = "tokens"
 
 
-class Dtype(StrEnum):
-    """What the policy computes in."""
-
-    BF16 = "bf16"
-    FP32 = "fp32"
-
-
-class Device(StrEnum):
-    """Where the policy computes."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
+Evaluation = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="EVALUATION.yaml",
+        help="What clients will do; a policy that was trained on other images, prompts or actions is refused.",
+        show_default=False,
+    ),
+]
 
 
 def serve(
@@ -69,24 +72,11 @@ def serve(
     ] = None,
     max_message: Annotated[int, typer.Option(metavar="MIB", min=1, max=1024, help="Largest message, in MiB.")] = 64,
     max_batch: Annotated[int, typer.Option(min=1, help="Most observations in one pass.")] = 32,
-    device: Annotated[Device, typer.Option(help="auto: a GPU if there is one.")] = Device.AUTO,
-    dtype: Annotated[
-        Dtype | None, typer.Option(help="To compute in.", show_default="as the weights are stored")
-    ] = None,
-    compile_layers: Annotated[
-        bool, typer.Option("--compile", help="Compile the decoder layers: minutes at the start.")
-    ] = False,
-    static_cache: Annotated[
-        bool, typer.Option("--static-cache", help="Keep keys and values of tokens in their place.")
-    ] = False,
-    evaluation: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="EVALUATION.yaml",
-            help="What clients will do; a policy that was trained on other images, prompts or actions is refused.",
-            show_default=False,
-        ),
-    ] = None,
+    device: DeviceOption = Device.AUTO,
+    dtype: DtypeOption = None,
+    compile_layers: CompileOption = False,
+    static_cache: StaticCacheOption = False,
+    evaluation: Evaluation = None,
     force: Annotated[bool, typer.Option("--force", help="Serve it anyway; /metadata records it.")] = False,
 ) -> None:
     """Serve a policy over WebSocket, to clients of openpi and of vla-eval on the same port. SIGTERM or Ctrl-C ends it.
@@ -114,17 +104,9 @@ def serve(
         from vlatrack.cli.progress import prepare_process
 
         prepare_process()
-        from vlatrack.runner.acting import Policy
         from vlatrack.serving.server import ServerSettings, serve_until_signal
 
-        loaded = Policy.load(
-            policy,
-            checkpoint=checkpoint,
-            device=device.value,
-            dtype=None if dtype is None else dtype.value,
-            compile=compile_layers,
-            static_cache=static_cache,
-        )
+        loaded = load_policy(policy, checkpoint, device, dtype, compiles=compile_layers, static_cache=static_cache)
         settings = ServerSettings(
             route=route.value,
             replan_every=replan_every,
