@@ -1,6 +1,7 @@
 """A loaded policy acts as it was trained and evaluated, and says what an observation lacks."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from vlatrack.inference.policy import ActingPolicy
 from vlatrack.runner import acting
 from vlatrack.runner.directory import RunDirectory
 from vlatrack.tokens.batch import collate
-from vlatrack.training.compilation import missing_compiler
+from vlatrack.training.compilation import compile_blocks
 
 SHORT = ("train.max_steps=2", "data.history=2", "evaluate.open_loop=null", "tracking.system_every_s=null")
 EPISODE = ToySource().episodes()[0]
@@ -123,15 +124,22 @@ def test_a_policy_acts_with_each_dtype_and_cache_as_without(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(missing_compiler(torch.device("cpu")) is not None, reason="needs a C++ compiler")
-def test_a_compiled_policy_acts_as_one_that_is_not(run: RunDirectory, policy: Policy) -> None:
-    compiled = Policy.load(run.path, device="cpu", compile=True, static_cache=True)
+@pytest.mark.parametrize("static_cache", [False, True])
+def test_a_compiled_policy_acts_as_one_that_is_not(
+    run: RunDirectory, policy: Policy, monkeypatch: pytest.MonkeyPatch, static_cache: bool
+) -> None:
+    graphs = []
+    backend = lambda graph, inputs: graphs.append(graph) or graph.forward  # noqa: E731
+    monkeypatch.setattr(acting, "compile_blocks", partial(compile_blocks, backend=backend))
+    monkeypatch.setattr(acting, "missing_compiler", lambda _: None)
+    compiled = Policy.load(run.path, device="cpu", compile=True, static_cache=static_cache)
     for instruction in (EPISODE.task, "push"):  # prompts of several lengths
         seen = replace(observed(5), instruction=instruction)
         assert compiled.act(seen).actions == pytest.approx(policy.act(seen).actions, abs=1e-5)
         assert compiled.act(seen, route="tokens").actions == pytest.approx(
             policy.act(seen, route="tokens").actions, abs=1e-6
         )
+    assert graphs
 
 
 def test_compiling_without_a_compiler_is_one_line(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -277,7 +277,10 @@ def test_what_the_checkpoint_does_not_tell_is_said_and_not_refused(scene: Scene)
     words = ["evaluate", str(scene.trained), str(scene.file), "-o", str(scene.folder / "result"), "episodes=1"]
     done = CliRunner().invoke(app, words, catch_exceptions=False)
     assert done.output.count("of which it is not known: prompt (data.recorded)") == 1
-    assert json.loads((scene.folder / "result" / "evaluation.json").read_text())["unknown"] == ["prompt"]
+    description = json.loads((scene.folder / "result" / "evaluation.json").read_text())
+    assert description["unknown"] == ["prompt"]
+    asked = f"acting.statistics={description['statistics'][:16]}"
+    assert scene.evaluate(asked, "episodes=1", output="again").forced == []
 
 
 def test_a_folder_of_another_evaluation_or_of_another_process_is_refused(

@@ -197,6 +197,7 @@ def _description(
         "policy": "expert" if spec.acting.expert else policy.name,
         "checkpoint": checkpoint.name,
         "policy_sha256": None if spec.acting.expert else policy.sha256,
+        "statistics": None if spec.acting.expert else policy.interface.statistics,
         "forced": list(forced),
         "unknown": _unknown(spec, policy),
     }
