@@ -14,6 +14,8 @@ from vlatrack.spec.load import is_evaluation, load_evaluation
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 SHIPPED = sorted((EXPERIMENTS / "evaluation").glob("*.yaml"))
+METAWORLD_DIGEST = "9c1a800cc058a91706057bfc7eecddfa0ff96888e2a6a0e733b63d3c899ea57a"
+"""Of the first version that had evaluations."""
 METAWORLD = EXPERIMENTS / "evaluation" / "metaworld.yaml"
 
 
@@ -46,6 +48,11 @@ def test_an_experiment_is_no_evaluation() -> None:
         ("no_op=[0, 0]", "no_op: is the action of the waits"),
         ("suite={kind: libero, benchmark: libero_goal, tasks: [10]}", "there are 10 tasks, 0 to 9; got 10"),
         ("suite={kind: libero, benchmark: libero_gaol, tasks: [0]}", "(did you mean 'libero_goal'?)"),
+        ("prompt=name", "prompt: metaworld has only the language of its tasks; leave it out"),
+        ("prompt=langauge", "prompt: expected 'language' or 'name', got 'langauge'"),
+        ("acting.gripper=open_vla", "(did you mean 'openvla'?)"),
+        ("acting.images.crop_area=1.1", "acting.images.crop_area: must be at most 1, got 1.1"),
+        ("acting.images.resize={size: 224}", "acting.images.resize.method: this key is required"),
         ("episodes=0", "episodes: must be at least 1, got 0"),
     ],
 )
@@ -126,6 +133,18 @@ def test_the_digest_is_that_of_the_episodes_and_of_what_simulates_them() -> None
         digest(text) for text in ("first_seed=1", "episodes=21", "max_steps=299", "resolution=64", "rotation=180")
     ]
     assert len({digest(), digest(mujoco="3.3.1"), *others}) == 7
+
+
+def test_settings_that_came_later_leave_digest_and_folders_of_before_as_they_were() -> None:
+    spec = load_evaluation(METAWORLD)
+    versions = {"metaworld": "3.1.1", "mujoco": "3.3.0", "gymnasium": "1.2.0"}
+    assert set_digest(spec.set_settings(), versions) == METAWORLD_DIGEST
+    assert list(spec.acting.settings()) == ["route", "replan_every", "ensemble", "history", "blind", "expert"]
+    suite = "suite={kind: libero, benchmark: libero_10, tasks: [0]}"
+    others = load_evaluation(METAWORLD, [suite, "prompt=name", "acting.gripper=sign", "acting.images.jpeg=true"])
+    assert others.set_settings()["prompt"] == "name"
+    assert others.acting.settings()["gripper"] == "sign"
+    assert others.acting.settings()["images"] == {"jpeg": True, "resize": None, "crop_area": 1.0}
 
 
 def test_results_of_baseline_and_ceiling_have_names_of_their_own() -> None:

@@ -212,7 +212,7 @@ def _description(
         "digest": set_digest(spec.set_settings(), build.versions),
         "set": spec.set_settings(),
         "versions": build.versions,
-        "acting": spec.acting.model_dump(mode="json"),
+        "acting": spec.acting.settings(),
         "policy": "expert" if spec.acting.expert else policy.name,
         "checkpoint": checkpoint.name,
         "policy_sha256": None if spec.acting.expert else policy.sha256,
@@ -262,6 +262,7 @@ def _actor(spec: EvaluationSpec, policy: Policy, there: Opened) -> Actor:
         action_dim=there.info.action_dim,
         route=spec.acting.route,
         execution=build_execution(spec),
+        gripper=spec.acting.gripper,
         together=policy.device.type != "cpu",  # where it pays
     )
 

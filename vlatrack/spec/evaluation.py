@@ -85,6 +85,26 @@ class CustomSuite(Model):
 Suite = Annotated[MetaWorldSuite | LiberoSuite | CustomSuite, Field(discriminator="kind")]
 
 
+class ResizeSpec(Model):
+    """To which size images are brought, and how."""
+
+    size: Annotated[int, Field(ge=16, le=1024)] = Field(description="height and width in pixels")
+    method: Literal["pad", "lanczos3"] = Field(
+        description="pad: bilinear, with black at the sides of what is not square (openpi); lanczos3: a Lanczos "
+        "filter of three lobes (OpenVLA-OFT)"
+    )
+
+
+class ImagesSpec(Model):
+    """What is done to the images before the policy sees them, in this order; by default nothing."""
+
+    jpeg: bool = Field(False, description="compress them as JPEG of quality 95, and back")
+    resize: ResizeSpec | None = Field(None, description="null: the policy gets them as rendered, and resizes them")
+    crop_area: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="share of the area, around the centre, that is enlarged to the whole image"
+    )
+
+
 class ActingSpec(Model):
     """How the policy acts in the episodes; not a part of the episode set."""
 
@@ -98,6 +118,12 @@ class ActingSpec(Model):
     history: PositiveInt | None = Field(
         None, description="moments of images that the policy has to see; null: as it was trained"
     )
+    images: ImagesSpec = ImagesSpec()
+    gripper: Literal["raw", "sign", "openvla"] = Field(
+        "raw",
+        description="what becomes of an action's last number; raw: nothing; sign: 1 from 0 on, else -1; openvla: from "
+        "0.5 on -1 (open), else 1 (closed)",
+    )
     blind: bool = Field(False, description="show the policy black images: the baseline of not seeing")
     expert: bool = Field(False, description="let the simulator's scripted expert act instead: the ceiling")
 
@@ -108,6 +134,10 @@ class ActingSpec(Model):
         if self.ensemble is not None and self.replan_every not in (None, 1):
             raise ValueError("ensemble asks for a chunk in each env step; leave out replan_every")
         return self
+
+    def settings(self) -> dict[str, object]:
+        """As JSON, without settings that a later version added, where they have their defaults."""
+        return _without(_ACTING_ADDED_LATER, self.model_dump(mode="json"))
 
 
 class EvaluationSpec(Model):
@@ -130,6 +160,11 @@ class EvaluationSpec(Model):
         128, description="height and width of the rendered images; a custom simulator has its own"
     )
     rotation: Literal[0, 180] = Field(0, description="degrees by which images are turned for the policy")
+    prompt: Literal["language", "name"] = Field(
+        "language",
+        description="what the policy is asked: the task's instruction, or its name, with spaces (LIBERO: 'KITCHEN "
+        "SCENE3 turn on …')",
+    )
     acting: ActingSpec = ActingSpec()
 
     @field_validator("episodes")
@@ -156,6 +191,14 @@ class EvaluationSpec(Model):
             raise ValueError(f"{twice[0]} is shown by two cameras of the simulator; name each once")
         return cameras
 
+    @field_validator("prompt")
+    @classmethod
+    def _has_names(cls, prompt: str, info: ValidationInfo) -> str:
+        suite = info.data.get("suite")
+        if prompt == "name" and suite is not None and not isinstance(suite, LiberoSuite):
+            raise ValueError(f"{suite.name} has only the language of its tasks; leave it out")
+        return prompt
+
     @property
     def label(self) -> str:
         """The name of its results: ``metaworld``, ``metaworld-blind`` or ``metaworld-expert``."""
@@ -167,8 +210,19 @@ class EvaluationSpec(Model):
         return self.suite.name + _actor(self.acting)
 
     def set_settings(self) -> dict[str, object]:
-        """The settings of the episode set: all but the name, and how the policy acts."""
-        return self.model_dump(mode="json", exclude={"name", "acting"})
+        """The settings of the episode set: all but the name, and how the policy acts.
+
+        Settings that a later version added are left out where they have their defaults, so that the digest stays.
+        """
+        return _without(_SET_ADDED_LATER, self.model_dump(mode="json", exclude={"name", "acting"}))
+
+
+_SET_ADDED_LATER = {"prompt": "language"}
+_ACTING_ADDED_LATER = {"images": ImagesSpec().model_dump(mode="json"), "gripper": "raw"}
+
+
+def _without(defaults: Mapping[str, object], settings: Mapping[str, object]) -> dict[str, object]:
+    return {key: value for key, value in settings.items() if key not in defaults or value != defaults[key]}
 
 
 def _actor(acting: ActingSpec) -> str:
