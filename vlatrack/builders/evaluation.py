@@ -15,12 +15,12 @@ from vlatrack.spec.evaluation import CustomSuite, EvaluationSpec, LiberoSuite
 
 def plan_episodes(spec: EvaluationSpec) -> Iterator[PlannedEpisode]:
     """The episodes of the set, task by task."""
-    stored_states = isinstance(spec.suite, LiberoSuite)
+    stored = isinstance(spec.suite, LiberoSuite) and spec.suite.initial_states == "stored"
     number = 0
-    for task in map(str, spec.suite.tasks):
+    for task in spec.suite.tasks:
         for state in range(spec.episodes):
-            seed = spec.first_seed if stored_states else spec.first_seed + state
-            begin = Begin(task, seed, spec.waits, spec.no_op)
+            seed = spec.first_seed if stored else spec.first_seed + state
+            begin = Begin(task, seed, spec.waits, spec.no_op, initial_state=state if stored else None)
             yield PlannedEpisode(number, EpisodeId(task, str(state), str(seed)), begin)
             number += 1
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -16,10 +16,9 @@ from pydantic import (
 )
 
 from vlatrack.spec.base import CustomTarget, Model, Name, Once, Options
+from vlatrack.spec.libero_tasks import INITIAL_STATES, TASKS
 
 Tasks = Annotated[tuple[str, ...], Field(min_length=1), Once]
-
-_TASKS_OF_LIBERO = {"libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90}
 
 
 class MetaWorldSuite(Model):
@@ -38,20 +37,39 @@ class LiberoSuite(Model):
 
     kind: Literal["libero"]
     benchmark: Literal["libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"]
-    tasks: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), Once] = Field(
-        description="numbers of tasks, the first is 0"
+    tasks: Tasks = Field(description="names or numbers of tasks, the first is 0; or all")
+    initial_states: Literal["stored", "sampled"] = Field(
+        "stored", description="those of LIBERO; or a layout drawn from each episode's seed, as for demonstrations"
+    )
+    images: Literal["raw", "upright"] = Field(
+        "raw", description="as LIBERO gives them, upside down; upright for policies trained on kind: libero_hdf5"
+    )
+    rendering: Literal["original", "fast"] = Field(
+        "original", description="LIBERO's own pixels; or without multisampling, shadows and reflections"
     )
 
     @property
     def name(self) -> str:
         return self.benchmark
 
-    @model_validator(mode="after")
-    def _tasks_exist(self) -> Self:
-        count = _TASKS_OF_LIBERO[self.benchmark]
-        if max(self.tasks) >= count:
-            raise ValueError(f"tasks: {self.benchmark} has {count} tasks, 0 to {count - 1}; got {max(self.tasks)}")
-        return self
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _named(cls, given: object, info: ValidationInfo) -> object:
+        names = TASKS.get(info.data.get("benchmark", ""))
+        if names is None:
+            return ("any",)  # the unknown benchmark is what is told of
+        if given == "all":
+            return names
+        return tuple(_libero_task(task, names) for task in given) if isinstance(given, (list, tuple)) else given
+
+
+def _libero_task(task: object, names: Sequence[str]) -> object:
+    """The name of a task that may be a number."""
+    if not isinstance(task, int) or isinstance(task, bool):
+        return task
+    if not 0 <= task < len(names):
+        raise ValueError(f"there are {len(names)} tasks, 0 to {len(names) - 1}; got {task}")
+    return names[task]
 
 
 class CustomSuite(Model):
@@ -140,7 +158,8 @@ class EvaluationSpec(Model):
     suite: Suite
     episodes: Annotated[int, Field(ge=1, le=100_000)] = Field(50, description="of each task")
     first_seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
-        1_000_000, description="episode n of a task has the seed first_seed + n; with kind: libero all have this one"
+        1_000_000,
+        description="episode n of a task has the seed first_seed + n; in stored initial states all have this one",
     )
     max_steps: PositiveInt = Field(description="env steps of an episode; without success by then it is a failure")
     waits: NonNegativeInt = Field(0, description="env steps before the policy acts, for objects to settle")
@@ -158,6 +177,15 @@ class EvaluationSpec(Model):
         "SCENE3 turn on …')",
     )
     acting: ActingSpec = ActingSpec()
+
+    @field_validator("episodes")
+    @classmethod
+    def _have_initial_states(cls, episodes: int, info: ValidationInfo) -> int:
+        suite = info.data.get("suite")
+        stored = isinstance(suite, LiberoSuite) and suite.initial_states == "stored"
+        if stored and episodes > INITIAL_STATES:
+            raise ValueError(f"{episodes} of each task, but LIBERO stores {INITIAL_STATES} initial states")
+        return episodes
 
     @field_validator("no_op")
     @classmethod
