@@ -179,6 +179,8 @@ class Experiment:
                 seed=self.spec.seed,
                 layout=layout,
             )
+        if tokenizer.decoder is None and "world_model" in self.spec.data.samples and TRAIN in self.splits:
+            tokenizer.fit_decoder(self._frames_to_fit())
         tokenizer.save(folder)
         return tokenizer
 

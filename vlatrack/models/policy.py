@@ -1,6 +1,6 @@
 """The policy: from a batch of token rows to loss totals, metric states and predicted actions.
 
-Legend: R rows with an action chunk, H steps, A numbers of an action.
+Legend: V supervised positions, R rows with an action chunk, H steps, A numbers of an action.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ from vlatrack.models.calibration import calibration_states
 from vlatrack.models.heads.action_head import ActionHead
 from vlatrack.models.losses.base import LossInputs, LossTerm, checked_count, checked_total
 from vlatrack.models.losses.token_losses import token_losses
-from vlatrack.models.token_metrics import token_metric_states
+from vlatrack.models.token_metrics import image_code_states, token_metric_states
 from vlatrack.tokens.batch import IMAGE_SLOTS, Batch
 from vlatrack.tokens.bins import Bins, decode_ids
 from vlatrack.tokens.layout import TokenLayout
@@ -33,6 +33,7 @@ class PolicyOutput:
     totals: dict[str, Tensor]  # by loss term: scalar sums over the batch, differentiable
     states: MetricStates
     actions: Tensor | None  # [R, H, A], predicted by the head; None for a batch without action rows
+    predicted: Tensor  # int64 [V], the most probable id at each supervised position
 
 
 # FSDP2 looks for tensors in what a forward pass returns, to be called when the backward pass begins.
@@ -103,14 +104,16 @@ class VlaPolicy(nn.Module):
             predicted=tokens.predicted,
             hidden=hidden,
             actions=self._head_actions(hidden, batch) if has_actions else None,
-            label_actions=self._label_actions(batch) if has_actions else None,
+            label_actions=self.label_actions(batch) if has_actions else None,
         )
         totals, states = self._loss_totals(inputs)
         before_metrics()
         states = states + token_metric_states(inputs, self.layout, self.centres)
         if has_actions and not self.training:
             states = states + self._calibration(supervised.detach(), batch)
-        return PolicyOutput(totals, states, inputs.actions)
+        if len(batch.image_index) and not self.training:
+            states = states + image_code_states(inputs, self.layout)
+        return PolicyOutput(totals, states, inputs.actions, tokens.predicted)
 
     def loss_counts(self, batch: Batch) -> dict[str, float]:
         """The divisor of each loss term's total, known on the host before any forward pass.
@@ -170,7 +173,7 @@ class VlaPolicy(nn.Module):
         bins = self.backbone.output_layer[first : first + len(self.centres) + 1].detach()
         return calibration_states(supervised[batch.action_index], bins, batch.targets[batch.action_index] - first)
 
-    def _label_actions(self, batch: Batch) -> Tensor:
+    def label_actions(self, batch: Batch) -> Tensor:
         """The actions [R, H, A] in [-1, 1] that the label tokens decode to."""
         decoded: Tensor = decode_ids(batch.targets[batch.action_index], self.centres, start=self.layout.action_start)
         return decoded
