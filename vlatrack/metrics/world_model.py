@@ -13,9 +13,9 @@ from vlatrack.metrics.states import MetricStates
 
 CODE_HITS, CODE_NLL, CODES_COPIED = "acc_image_codes", "closs_image_codes", "acc_image_codes_copied"
 FRAMES = {
-    "": "predicted next image, most probable codes (teacher-forced)",
-    "_ceiling": "next image itself as codes, which no prediction can exceed on average",
-    "_copied": "present image as codes, in place of the next one",
+    "": "predicted one: the most probable code at each place, after the right ones (teacher-forced)",
+    "_ceiling": "same image as codes, which no prediction can exceed on average",
+    "_copied": "present image as codes",
 }
 """What is compared with the recorded next image, by the end of the metric's name."""
 FRAME_MEASURES = {
@@ -37,7 +37,7 @@ def world_model_metrics() -> Iterator[Metric]:
     for measure, (meaning, unit) in FRAME_MEASURES.items():
         for end, compared in FRAMES.items():
             name, direction = f"{measure}{end}", none if end else higher
-            text = f"{meaning} of the recorded next image and the {compared}; mean over images"
+            text = f"{meaning} of the recorded next image and the {compared}, decoded"
             yield Metric(name, text, unit, direction, group, value=_mean(name))
 
 

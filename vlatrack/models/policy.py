@@ -1,6 +1,6 @@
 """The policy: from a batch of token rows to loss totals, metric states and predicted actions.
 
-Legend: V supervised positions, R rows with an action chunk, H steps, A numbers of an action.
+Legend: R rows with an action chunk, H steps, A numbers of an action.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +33,6 @@ class PolicyOutput:
     totals: dict[str, Tensor]  # by loss term: scalar sums over the batch, differentiable
     states: MetricStates
     actions: Tensor | None  # [R, H, A], predicted by the head; None for a batch without action rows
-    predicted: Tensor  # int64 [V], the most probable id at each supervised position
 
 
 # FSDP2 looks for tensors in what a forward pass returns, to be called when the backward pass begins.
@@ -113,7 +112,7 @@ class VlaPolicy(nn.Module):
             states = states + self._calibration(supervised.detach(), batch)
         if len(batch.image_index) and not self.training:
             states = states + image_code_states(inputs, self.layout)
-        return PolicyOutput(totals, states, inputs.actions, tokens.predicted)
+        return PolicyOutput(totals, states, inputs.actions)
 
     def loss_counts(self, batch: Batch) -> dict[str, float]:
         """The divisor of each loss term's total, known on the host before any forward pass.

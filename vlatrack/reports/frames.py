@@ -2,13 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from vlatrack.reports.panels import DPI, write_png
 
+Image = NDArray[np.uint8]
+"""RGB [height, width, 3]."""
 _COLUMNS = (
     "recorded",
     "its codes, decoded\n(the ceiling)",
@@ -18,13 +22,13 @@ _COLUMNS = (
 
 
 class ShownFrames(NamedTuple):
-    """Images RGB uint8 [height, width, 3] of one moment and camera."""
+    """Images of one moment and camera."""
 
     label: str
-    recorded: Any
-    ceiling: Any
-    predicted: Any
-    copied: Any
+    recorded: Image
+    ceiling: Image
+    predicted: Image | None
+    copied: Image
 
 
 def draw_frames(rows: Sequence[ShownFrames], output: Path, *, title: str) -> None:
@@ -34,7 +38,8 @@ def draw_frames(rows: Sequence[ShownFrames], output: Path, *, title: str) -> Non
     panels = figure.subplots(len(rows), len(_COLUMNS), squeeze=False)
     for axes_row, row in zip(panels, rows, strict=True):
         for axes, image in zip(axes_row, row[1:], strict=True):
-            axes.imshow(image, interpolation="nearest")
+            if image is not None:
+                axes.imshow(image, interpolation="nearest")
             axes.set_xticks([])
             axes.set_yticks([])
         axes_row[0].set_ylabel(row.label, fontsize=8)

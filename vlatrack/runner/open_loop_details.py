@@ -156,6 +156,7 @@ class DetailedEvaluation:
                 images,
                 list(map(self.group.shard, order)),
                 self.accelerator,
+                code_ids=self._tokenizer.code_ids,
                 decode=self._tokenizer.decode,
                 read_frames=_reader(split, self.encoding.cameras, self._tokenizer),
             ):

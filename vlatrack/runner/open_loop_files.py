@@ -69,8 +69,12 @@ def write_files(by_split: Mapping[str, SplitDetails], tasks: Tasks, file: Path, 
 def _frame_rows(details: SplitDetails) -> Iterator[ShownFrames]:
     for frames in details.frames:
         position, step = frames.place
-        for camera, images in enumerate(
-            zip(frames.recorded, frames.ceiling, frames.predicted, frames.copied, strict=True)
-        ):
+        for camera, recorded in enumerate(frames.recorded):
             which = f"\ncamera {camera}" if len(frames.recorded) > 1 else ""
-            yield ShownFrames(f"episode {details.episodes[position]}\nstep {step}{which}", *images)
+            yield ShownFrames(
+                f"episode {details.episodes[position]}\nstep {step}{which}",
+                recorded,
+                frames.ceiling[camera],
+                None if frames.predicted is None else frames.predicted[camera],
+                frames.copied[camera],
+            )

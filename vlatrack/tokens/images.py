@@ -58,6 +58,11 @@ class ImageTokenizer:
     def codes_per_side(self) -> int:
         return self.image_size // PIXELS_PER_CODE
 
+    @property
+    def code_ids(self) -> NDArray[np.int64]:
+        """The token id of each code."""
+        return self._code_ids.numpy()
+
     def to(self, device: torch.device | str) -> Self:
         """The same tokenizer, encoding on ``device``."""
         self._vq.to(device)
@@ -96,7 +101,7 @@ class ImageTokenizer:
 
     def _codes_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """The code of each id; -1 for what is none."""
-        known = self._code_ids.numpy()
+        known = self.code_ids
         order = np.argsort(known)
         place = np.searchsorted(known, ids, sorter=order).clip(max=len(known) - 1)
         codes: NDArray[np.int64] = order[place]
