@@ -29,17 +29,17 @@ def task_metric_values(split: str, tasks: Mapping[str, Mapping[str, float]]) -> 
     """
     if len(tasks) > MOST_TASKS:
         return {}
-    keys: dict[str, str] = {}
-    for task in tasks:
+    metrics: dict[str, float] = {}
+    taken = set[str]()
+    for task, values in tasks.items():
         plain = _UNUSUAL.sub("_", task)[:_LONGEST].strip("_") or "task"
-        same = sum(1 for key in keys.values() if key == plain or key.startswith(f"{plain}-"))
-        keys[task] = f"{plain}-{same + 1}" if same else plain
-    return {
-        f"{EVALUATE}{split}/task/{keys[task]}/{measure}": values[measure]
-        for task, values in tasks.items()
-        for measure in _MEASURES
-        if measure in values
-    }
+        spellings = (plain, *(f"{plain}-{number}" for number in range(2, MOST_TASKS + 2)))
+        key = next(spelling for spelling in spellings if spelling not in taken)
+        taken.add(key)
+        metrics |= {
+            f"{EVALUATE}{split}/task/{key}/{measure}": values[measure] for measure in _MEASURES if measure in values
+        }
+    return metrics
 
 
 def task_metrics(names: Iterable[str]) -> Iterator[Metric]:

@@ -23,8 +23,8 @@ from vlatrack.metrics.schema import EVALUATE, VAL_IND, VAL_OOD
 from vlatrack.metrics.tasks import task_metric_values
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.runner.directory import RunDirectory, find_checkpoint, verify_checkpoint, write_in_run
-from vlatrack.runner.open_loop_details import DetailedEvaluation, SplitDetails
-from vlatrack.runner.open_loop_files import task_metrics, write_files
+from vlatrack.runner.open_loop_details import DetailedEvaluation, SplitDetails, metrics_of, task_metrics_of
+from vlatrack.runner.open_loop_files import write_files
 from vlatrack.runner.open_loop_samples import SamplePass
 from vlatrack.runner.recorder import check_no_secret, start_tracking
 from vlatrack.spec.experiment import ExperimentSpec
@@ -151,34 +151,31 @@ def evaluate_run(
 
         cache = CodeCache(user_cache() if run is None else run.code_cache)
         samples = experiment.samples(encoding, cache, on_encode)
-    settings = DetailedEvaluation(policy.eval(), encoding, accelerator, group, spec.evaluate)
-    world_model = "world_model" in spec.data.samples
+    evaluate = DetailedEvaluation(
+        policy.eval(), encoding, accelerator, group, spec.evaluate, world_model="world_model" in spec.data.samples
+    )
     results: dict[str, SplitDetails] = {}
     for split, split_samples in samples.items():
         for callback in callbacks:
             callback.on_stage(f"evaluating {chosen.name} on {split}: {len(split_samples)} samples")
         with group.noticing_lost_ranks(), telling_out_of_memory("open-loop evaluation", remedy=_REMEDY):
-            results[split] = settings.of_split(experiment.splits[split], split_samples, world_model=world_model)
-    tasks = task_metrics(policy, results)
+            results[split] = evaluate.of_split(experiment.splits[split], split_samples)
     evaluation = Evaluation(
         checkpoint=chosen,
         policy_sha256=stored.record.policy_sha256,
-        metrics={
-            f"{split}_{name}": value
-            for split, result in results.items()
-            for name, value in policy.metric_values(result.states).items()
-        },
+        metrics=metrics_of(results, policy),
         file=file,
         data={name: digest for name, digest in experiment.fingerprints.items() if name.startswith("data.")},
         calibration={split: calibration_table(result.states) for split, result in results.items()},
         changes=changes,
-        tasks=tasks,
-        image_decoder=settings.image_decoder if world_model else None,
+        tasks=task_metrics_of(results, policy),
+        image_decoder=evaluate.image_decoder,
     )
     if not group.is_main_process:
         return evaluation
     _write(evaluation)
-    files = write_files(results, tasks, file, name=f"{spec.name} {chosen.name}")
+    title = f"{spec.name} {chosen.name}"
+    files = write_files(results, evaluation.tasks, file, name=title, image_decoder=evaluation.image_decoder)
     evaluation = replace(evaluation, files=tuple(files))
     return evaluation if run is None else replace(evaluation, delivery=_record(run, evaluation))
 

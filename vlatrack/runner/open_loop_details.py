@@ -20,6 +20,7 @@ from vlatrack.evaluation.free_decoding import evaluate_free_decoding
 from vlatrack.evaluation.trajectories import Trajectory, choose_episodes, predict_trajectory
 from vlatrack.metrics.states import MetricStates
 from vlatrack.models.policy import VlaPolicy
+from vlatrack.reports.tasks import TaskMetrics
 from vlatrack.runner.open_loop_samples import SamplePass
 from vlatrack.spec.training import EvaluateSpec, OpenLoopSpec
 from vlatrack.tokens.images import ImageTokenizer
@@ -46,6 +47,26 @@ class SplitDetails:
         return sum(self.by_task.values(), self.images)
 
 
+def metrics_of(by_split: Mapping[str, SplitDetails], policy: VlaPolicy) -> dict[str, float]:
+    """Every metric by its full name."""
+    return {
+        f"{split}_{name}": value
+        for split, details in by_split.items()
+        for name, value in policy.metric_values(details.states).items()
+    }
+
+
+def task_metrics_of(by_split: Mapping[str, SplitDetails], policy: VlaPolicy) -> TaskMetrics:
+    """Every metric of each task, and its number of `samples`."""
+    return {
+        split: {
+            task: {"samples": float(states["l1_loss_action"].count), **policy.metric_values(states)}
+            for task, states in details.by_task.items()
+        }
+        for split, details in by_split.items()
+    }
+
+
 @dataclass(frozen=True)
 class DetailedEvaluation:
     """A policy in evaluation mode, with what its evaluation of any split needs."""
@@ -55,34 +76,28 @@ class DetailedEvaluation:
     accelerator: Accelerator
     group: ProcessGroup
     settings: EvaluateSpec
+    world_model: bool  # whether the policy was trained to predict images
 
     @property
     def open_loop(self) -> OpenLoopSpec:
         return self.settings.open_loop or OpenLoopSpec()
 
     @property
-    def image_decoder(self) -> str:
-        """How predicted images become pixels, for people."""
+    def image_decoder(self) -> str | None:
+        """How predicted images become pixels, for people; None: the policy predicts none."""
+        if not self.world_model:
+            return None
         decoder = self._tokenizer.decoder
-        return (
-            "none: the image tokenizer has no decoder, so PSNR and SSIM are left out"
-            if decoder is None
-            else decoder.description
-        )
+        return "none, so there is no PSNR and SSIM" if decoder is None else decoder.description
 
     @property
     def _tokenizer(self) -> ImageTokenizer:
         assert isinstance(self.encoding.images, ImageTokenizer)
         return self.encoding.images
 
-    def of_split(self, split: Split, samples: SampleSet, *, world_model: bool) -> SplitDetails:
-        """Evaluate one split.
-
-        Args:
-            samples: of the kind vla.
-            world_model: whether the policy was trained to predict images.
-        """
-        images, frames = self._images(split, samples) if world_model else (MetricStates(), [])
+    def of_split(self, split: Split, samples: SampleSet) -> SplitDetails:
+        """Evaluate one split, of which ``samples`` are the action chunks."""
+        images, frames = self._images(split, samples) if self.world_model else (MetricStates(), [])
         return SplitDetails(
             by_task=self._by_task(samples),
             images=images,

@@ -4,36 +4,24 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from vlatrack.metrics.declarations import action_error_grids, calibration_table
-from vlatrack.models.policy import VlaPolicy
 from vlatrack.reports.action_errors import action_error_table, draw_error_grids
 from vlatrack.reports.calibration import draw_calibration
 from vlatrack.reports.frames import ShownFrames, draw_frames
-from vlatrack.reports.tasks import draw_tasks, task_table
+from vlatrack.reports.tasks import TaskMetrics, draw_tasks, task_table
 from vlatrack.reports.trajectories import draw_trajectories
 from vlatrack.runner.directory import write_in_run
 from vlatrack.runner.open_loop_details import SplitDetails
 
-Tasks = Mapping[str, Mapping[str, Mapping[str, float]]]
-"""By split, task, and name of the metric without the split."""
 
-
-def task_metrics(policy: VlaPolicy, by_split: Mapping[str, SplitDetails]) -> Tasks:
-    """Every metric of each task, and its number of `samples`."""
-    return {
-        split: {
-            task: {"samples": float(states["l1_loss_action"].count), **policy.metric_values(states)}
-            for task, states in details.by_task.items()
-        }
-        for split, details in by_split.items()
-    }
-
-
-def write_files(by_split: Mapping[str, SplitDetails], tasks: Tasks, file: Path, *, name: str) -> list[Path]:
+def write_files(
+    by_split: Mapping[str, SplitDetails], tasks: TaskMetrics, file: Path, *, name: str, image_decoder: str | None
+) -> list[Path]:
     """Write what there is something to show of; returns the paths.
 
     Args:
         file: the JSON file of the evaluation, whose name the others begin with.
         name: of experiment and checkpoint, for titles.
+        image_decoder: how codes became pixels, for titles.
 
     Raises:
         RunError: the disk is full, or a file cannot be written.
@@ -61,7 +49,9 @@ def write_files(by_split: Mapping[str, SplitDetails], tasks: Tasks, file: Path, 
             draw_trajectories(details.trajectories, details.action_names, figure, title=title)
             written.append(figure)
         if rows := list(_frame_rows(details)):
-            draw_frames(rows, beside(f"frames-{split}.png"), title=f"{name}: next images of {split}")
+            draw_frames(
+                rows, beside(f"frames-{split}.png"), title=f"{name}: next images of {split}\ndecoder: {image_decoder}"
+            )
             written.append(beside(f"frames-{split}.png"))
     return written
 
