@@ -99,11 +99,8 @@ class SampleSet:
 
     def at(self, kind: SampleKind, episode: int, step: int) -> TokenSequence:
         """The sample of a kind at a step of the episode at that position, as far as the episode has it."""
-        return (
-            self._vla(self.episodes[episode], step)
-            if kind == "vla"
-            else self._world_model(self.episodes[episode], step)
-        )
+        build = self._vla if kind == "vla" else self._world_model
+        return build(self.episodes[episode], step)
 
     def codes(self, episode: int, step: int) -> Codes:
         """The image codes of every camera at a step of the episode at that position, [cameras, R, C]."""

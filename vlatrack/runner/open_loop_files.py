@@ -1,6 +1,6 @@
 """The tables and figures of an open-loop evaluation, beside its JSON file."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from vlatrack.metrics.declarations import action_error_grids, calibration_table
@@ -11,6 +11,9 @@ from vlatrack.reports.tasks import TaskMetrics, draw_tasks, task_table
 from vlatrack.reports.trajectories import draw_trajectories
 from vlatrack.runner.directory import write_in_run
 from vlatrack.runner.open_loop_details import SplitDetails
+
+Beside = Callable[[str], Path]
+"""The path of a file by the ending of its name."""
 
 
 def write_files(
@@ -24,24 +27,13 @@ def write_files(
         image_decoder: how codes became pixels, for titles.
 
     Raises:
-        RunError: the disk is full, or a file cannot be written.
+        RunError: the disk is full, or a table cannot be written.
     """
 
     def beside(ending: str) -> Path:
         return file.with_name(f"{file.stem}-{ending}")
 
-    grids = {split: action_error_grids(details.states) for split, details in by_split.items()}
-    write_in_run(beside("action-errors.csv"), action_error_table(grids))
-    write_in_run(beside("tasks.csv"), task_table(tasks))
-    written = [beside("action-errors.csv"), beside("tasks.csv")]
-    panels = {(split, route): (grid, "") for split, routes in grids.items() for route, grid in routes.items()}
-    if draw_error_grids(panels, beside("action-errors.png"), run_name=name):
-        written.append(beside("action-errors.png"))
-    if draw_tasks(tasks, beside("tasks.png"), title=f"{name}: L1 error by task"):
-        written.append(beside("tasks.png"))
-    calibration = {split: calibration_table(details.states) for split, details in by_split.items()}
-    if draw_calibration(calibration, beside("calibration.png"), title=f"{name}\ncalibration of the action tokens"):
-        written.append(beside("calibration.png"))
+    written = _write_errors(by_split, tasks, beside, name)
     for split, details in by_split.items():
         if details.trajectories:
             figure = beside(f"trajectories-{split}.png")
@@ -49,11 +41,28 @@ def write_files(
             draw_trajectories(details.trajectories, details.action_names, figure, title=title)
             written.append(figure)
         if rows := list(_frame_rows(details)):
-            draw_frames(
-                rows, beside(f"frames-{split}.png"), title=f"{name}: next images of {split}\ndecoder: {image_decoder}"
-            )
-            written.append(beside(f"frames-{split}.png"))
+            figure = beside(f"frames-{split}.png")
+            draw_frames(rows, figure, title=f"{name}: next images of {split}\ndecoder: {image_decoder}")
+            written.append(figure)
     return written
+
+
+def _write_errors(by_split: Mapping[str, SplitDetails], tasks: TaskMetrics, beside: Beside, name: str) -> list[Path]:
+    """By chunk step and dimension, by task, and by confidence."""
+    grids = {split: action_error_grids(details.states) for split, details in by_split.items()}
+    panels = {(split, route): (grid, "") for split, routes in grids.items() for route, grid in routes.items()}
+    calibration = {split: calibration_table(details.states) for split, details in by_split.items()}
+    tables = {"action-errors.csv": action_error_table(grids), "tasks.csv": task_table(tasks)}
+    for ending, table in tables.items():
+        write_in_run(beside(ending), table)
+    drawn = {
+        "action-errors.png": draw_error_grids(panels, beside("action-errors.png"), run_name=name),
+        "tasks.png": draw_tasks(tasks, beside("tasks.png"), title=f"{name}: L1 error by task"),
+        "calibration.png": draw_calibration(
+            calibration, beside("calibration.png"), title=f"{name}\ncalibration of the action tokens"
+        ),
+    }
+    return [beside(ending) for ending in (*tables, *(ending for ending, there_is in drawn.items() if there_is))]
 
 
 def _frame_rows(details: SplitDetails) -> Iterator[ShownFrames]:

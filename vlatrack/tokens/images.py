@@ -83,8 +83,9 @@ class ImageTokenizer:
 
     def resized(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """RGB images [N, height, width, 3] in the size that is encoded, [N, image_size, image_size, 3]."""
-        pixels = (_pixels(frames, self.image_size) + 1) * 127.5
-        return pixels.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+        chunks = np.array_split(frames, max(1, -(-len(frames) // _ENCODE_CHUNK)))
+        pixels = [((_pixels(chunk, self.image_size) + 1) * 127.5).round().clamp(0, 255).byte() for chunk in chunks]
+        return torch.cat(pixels).permute(0, 2, 3, 1).numpy()
 
     def fit_decoder(self, frames: NDArray[np.uint8]) -> None:
         """Decode a code to the mean of the pixels that it stands for in ``frames`` [N, height, width, 3]."""
