@@ -116,8 +116,8 @@ def evaluate_run(
 
     ``path`` is a run, one of its checkpoints, or an exported policy. The metrics of a run's checkpoint go into its
     journal, as ``evaluate/val_ind_closs`` at the checkpoint's step, together with the policy's digest, and from there
-    to the trackers; those of an exported policy into its ``evaluation.json``. Tables and figures stand beside it and are
-    logged with it. Several ranks share the samples; the main process writes.
+    to the trackers; those of an exported policy into its ``evaluation.json``. Tables and figures are logged with them.
+    Several ranks share the samples; the main process writes.
 
     Args:
         checkpoint: of a run: ``best``, ``last`` or the name of a checkpoint folder; None: the best.
