@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from toy_source import ToySource
 
-from vlatrack.data.episodes import Episode, episodes_digest, select_episodes
+from vlatrack.data.episodes import Episode, action_names, episodes_digest, select_episodes
 from vlatrack.data.recorded import image_sizes
 from vlatrack.errors import DataError
 
@@ -36,6 +36,17 @@ class ListOfEpisodes:
 
 def indices(episodes: list[Episode]) -> list[int]:
     return [episode.index for episode in episodes]
+
+
+def test_actions_have_the_names_that_a_dataset_knows() -> None:
+    class Named(ListOfEpisodes):
+        action_names = ("dx", "dy")
+
+    class Wrong(ListOfEpisodes):
+        action_names = ("dx",)
+
+    assert action_names(Named(["a"])) == ("dx", "dy")
+    assert action_names(ListOfEpisodes(["a"])) == action_names(Wrong(["a"])) == ("action 0", "action 1")
 
 
 def test_the_last_tenth_is_taken_of_each_task_by_itself() -> None:

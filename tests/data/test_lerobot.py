@@ -267,3 +267,18 @@ def test_an_episode_with_two_instructions_is_reported(copy: Path) -> None:
     pq.write_table(table.set_column(table.column_names.index("tasks"), "tasks", tasks), copy / EPISODES)
     with pytest.raises(DataError, match="episode 1 has 2 instructions"):
         LeRobotDataset(copy).episodes()
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["a", "b", "c", "d"], ("a", "b", "c", "d")),
+        ({"motors": ["a", "b", "c", "d"]}, ("a", "b", "c", "d")),
+        (None, ()),
+        ({"a": 0, "b": 1}, ()),
+        ("abcd", ()),
+    ],
+)
+def test_the_names_of_actions_are_read_in_the_forms_in_which_datasets_have_them(copy, names, expected) -> None:
+    edit_json(copy / "meta/info.json", lambda info: info["features"]["action"].update(names=names))
+    assert LeRobotDataset(copy).action_names == expected

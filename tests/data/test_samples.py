@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from vlatrack.data.cache import CodeCache
 from vlatrack.data.episodes import Episode, checked_frames
-from vlatrack.data.loading import epoch_order, even_subset
+from vlatrack.data.loading import batches_by_group, epoch_order, even_subset
 from vlatrack.data.samples import Encoding, SampleSet, check_fit, check_lengths, encode_episodes
 from vlatrack.errors import DataError, TokenError
 from vlatrack.tokens.bins import Bins, ValueRange
@@ -319,6 +319,22 @@ def test_an_even_subset_is_spread_over_all_samples(samples, batch_size, limit) -
     assert numbers == sorted(numbers)
     if len(numbers) > 1:
         assert (numbers[0], numbers[-1]) == (0, samples - 1)
+
+
+def test_batches_by_group_keep_every_sample_in_its_order() -> None:
+    found = batches_by_group([0, 1, 3, 4, 7, 9], lambda number: "even" if number % 2 == 0 else "odd", batch_size=3)
+    assert found == {"even": [[0, 4]], "odd": [[1, 3, 7], [9]]}
+    assert list(batches_by_group([1, 0], str, batch_size=1)) == ["1", "0"]
+
+
+def test_the_samples_of_another_kind_are_those_of_the_same_episodes(tmp_path) -> None:
+    samples = _samples(tmp_path, _encoding(), "vla")
+    images = samples.of_kind("world_model")
+    assert [images.place(number) for number in range(len(images))] == [(0, step) for step in range(STEPS - 1)]
+    assert (images[2].input_ids == images.at("world_model", 0, 2).input_ids).all()
+    assert (images.codes(0, 2)[:, 0, 0] == [1002, 1102]).all()  # front and wrist
+    assert (samples[1].prompt == samples[1].input_ids[: len(samples[1].prompt)]).all()
+    assert samples.episodes[0].task == "push"
 
 
 def test_an_action_that_is_not_a_number_is_named_before_it_becomes_a_bin() -> None:

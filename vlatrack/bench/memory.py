@@ -348,7 +348,7 @@ def _sample_set(
     states = np.full((steps, _state_numbers(spec)), layout.state_start + 2) if spec.data.use_state else None
     actions = np.zeros((steps, numbers), np.float32)
     action_ids = np.full(actions.shape, layout.action_start + 2)
-    episode = EncodedEpisode(prompt, states, action_ids, actions, (blank,) * len(spec.data.cameras))
+    episode = EncodedEpisode(prompt, states, action_ids, actions, (blank,) * len(spec.data.cameras), task="")
     encoding = Encoding(
         layout=layout,
         bins=Bins(spec.tokenizer.bins),

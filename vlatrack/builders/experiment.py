@@ -157,7 +157,7 @@ class Experiment:
             action_range=self.norm_stats.actions,
             state_range=self.norm_stats.states,
             text=self.source.text or ByteTokenizer(layout),
-            images=self._image_tokenizer(layout, folder).to(device),
+            images=self._image_tokenizer(layout, folder, device),
             cameras=spec.data.cameras,
             history=spec.data.history,
             horizon=spec.action_head.time_horizon,
@@ -165,13 +165,13 @@ class Experiment:
             repeats_start=spec.data.history_start == "repeat",
         )
 
-    def _image_tokenizer(self, layout: TokenLayout, folder: Path) -> ImageTokenizer:
+    def _image_tokenizer(self, layout: TokenLayout, folder: Path, device: torch.device) -> ImageTokenizer:
         """The one in ``folder``; if there is none, the stored policy's, a pretrained one, or one fitted to the data.
 
-        It is saved to ``folder``, from where checkpoints link it.
+        It is saved to ``folder``, from where checkpoints link it, with a decoder if images are to be predicted.
         """
         if ImageTokenizer.is_saved(folder):
-            return ImageTokenizer.load(folder)
+            return ImageTokenizer.load(folder).to(device)
         settings, checkpoint = self.spec.tokenizer.image, self.spec.tokenizer.checkpoint
         if self.stored is not None:
             tokenizer = ImageTokenizer.load(self.stored.record.image_tokenizer)
@@ -192,6 +192,9 @@ class Experiment:
                 seed=self.spec.seed,
                 layout=layout,
             )
+        tokenizer.to(device)
+        if tokenizer.decoder is None and "world_model" in self.spec.data.samples and TRAIN in self.splits:
+            tokenizer.fit_decoder(self._frames_to_fit())
         tokenizer.save(folder)
         return tokenizer
 

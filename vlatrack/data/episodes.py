@@ -83,6 +83,21 @@ class KnowsImageSizes(Protocol):
         """Height and width in pixels of a camera of the dataset."""
 
 
+@runtime_checkable
+class NamesActions(Protocol):
+    """What a dataset offers besides `EpisodeSource` if it knows what the numbers of its actions are, for figures."""
+
+    @property
+    def action_names(self) -> Sequence[str]:
+        """One for each number of an action, with its unit where that is known; empty: not known."""
+
+
+def action_names(source: EpisodeSource) -> tuple[str, ...]:
+    """A name for each number of an action: the dataset's, or `action 0`, `action 1` and so on."""
+    names = tuple(source.action_names) if isinstance(source, NamesActions) else ()
+    return names if len(names) == source.action_dim else tuple(f"action {i}" for i in range(source.action_dim))
+
+
 def select_episodes(
     source: EpisodeSource,
     *,

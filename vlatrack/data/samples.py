@@ -55,6 +55,7 @@ class EncodedEpisode:
     action_ids: Ids  # [T, A]
     actions: NDArray[np.float32]  # [T, A] in [-1, 1]
     codes: tuple[Codes, ...]  # [T, R, C] for each camera
+    task: str  # instruction text
 
     @property
     def length(self) -> int:
@@ -71,7 +72,7 @@ class SampleSet:
         Args:
             every: a sample starts at every n-th step of an episode.
         """
-        self._episodes, self._encoding = episodes, encoding
+        self.episodes, self._encoding = episodes, encoding
         self._world_text = encoding.text.encode(WORLD_MODEL_PROMPT)
         self._lengths: dict[tuple[SampleKind, int, int], int] = {}
         self._index: list[tuple[SampleKind, int, int]] = []
@@ -86,10 +87,25 @@ class SampleSet:
 
     def __getitem__(self, number: int) -> TokenSequence:
         """Sample ``number`` as ids and labels; TokenError if it is longer than the backbone accepts."""
-        kind, episode, step = self._index[number]
-        if kind == "vla":
-            return self._vla(self._episodes[episode], step)
-        return self._world_model(self._episodes[episode], step)
+        return self.at(*self._index[number])
+
+    def of_kind(self, kind: SampleKind) -> "SampleSet":
+        """All samples of a kind that the same episodes have."""
+        return SampleSet(self.episodes, self._encoding, (kind,))
+
+    def place(self, number: int) -> tuple[int, int]:
+        """Where sample ``number`` is: the position of its episode in ``episodes``, and its step."""
+        _, episode, step = self._index[number]
+        return episode, step
+
+    def at(self, kind: SampleKind, episode: int, step: int) -> TokenSequence:
+        """The sample of a kind at a step of the episode at that position, as far as the episode has it."""
+        build = self._vla if kind == "vla" else self._world_model
+        return build(self.episodes[episode], step)
+
+    def codes(self, episode: int, step: int) -> Codes:
+        """The image codes of every camera at a step of the episode at that position, [cameras, R, C]."""
+        return np.stack(self._images(self.episodes[episode], step))
 
     def length_of(self, number: int) -> int:
         """The number of tokens of sample ``number``: the same for all samples of a kind that an episode has, and that
@@ -213,4 +229,5 @@ def _encode(episode: Episode, encoding: Encoding, codes: tuple[Codes, ...]) -> E
         action_ids=bins.encode(actions, start=layout.action_start),
         actions=actions.astype(np.float32),
         codes=codes,
+        task=episode.task,
     )

@@ -54,6 +54,7 @@ class LiberoDataset:
     action_dim = ACTION_DIM
     state_dim = sum(_STATE_PARTS.values())
     fps = FPS
+    action_names = ("dx", "dy", "dz", "rotation x", "rotation y", "rotation z", "gripper")
 
     def __init__(self, path: Path | str, *, skip_no_ops: bool = True) -> None:
         self.root = Path(path)

@@ -65,6 +65,7 @@ class LeRobotDataset:
         self.cameras = tuple(key for key, feature in self._info.features.items() if feature.is_camera)
         self.fps = float(self._info.fps)
         self.name = str(path)
+        self.action_names = self._info.features[action].number_names
 
     def episodes(self) -> Sequence[Episode]:
         """All episodes, by their index; read once."""
