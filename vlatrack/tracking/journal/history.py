@@ -108,6 +108,15 @@ def first_start(journal: Path) -> RunStart:
     return RunStart.of(records[0])
 
 
+def last_event(journal: Path, name: str, data: Mapping[str, Scalar]) -> Record | None:
+    """The last event of this name whose data has all of these values; None if there is none."""
+    reader, found = JournalReader(journal), None
+    while (record := reader.read_to_other()) is not None:
+        if record.kind == Kind.EVENT and record.data["name"] == name and data.items() <= record.data["data"].items():
+            found = record
+    return found
+
+
 def last_start(journal: Path) -> Record | None:
     """The record that began the newest part of a run, None for an empty journal; found from the end of the file."""
     if journal.stat().st_size == 0:
