@@ -70,15 +70,15 @@ HEADER = tuple("return" if field.name == "reward" else field.name for field in f
 
 _SHOWN = {
     "outcome": "outcome",
-    "video": "video",
     "task": "task",
-    "initial state": "initial_state",
-    "seed": "seed",
+    "video": "video",
     "env steps": "steps",
     "return": "reward",
+    "initial state": "initial_state",
+    "seed": "seed",
+    "reason": "reason",
     "latency p50 (ms)": "latency_p50_ms",
     "latency p95 (ms)": "latency_p95_ms",
-    "reason": "reason",
 }
 """The columns of the shown table."""
 _NUMBERS = ("reward", "latency_p50_ms", "latency_p95_ms")
@@ -94,16 +94,17 @@ def lines(rows: Iterable[EpisodeRow | Sequence[str]]) -> str:
 
 def shown_table(rows: Iterable[EpisodeRow]) -> dict[str, list[Any]]:
     """The rows by ``columns`` and ``data``, with numbers as such, for people to look at: those with a video first, and
-    of these the failures."""
+    of these the failures; columns that are empty are left out."""
     order = sorted(rows, key=lambda row: (not row.video, row.outcome == "success"))
-    return {"columns": list(_SHOWN), "data": [[_shown(row, name) for name in _SHOWN.values()] for row in order]}
+    columns = {title: name for title, name in _SHOWN.items() if any(getattr(row, name) for row in order)}
+    return {"columns": list(columns), "data": [[_shown(row, name) for name in columns.values()] for row in order]}
 
 
 def _shown(row: EpisodeRow, name: str) -> str | float | None:
     text: str = getattr(row, name)
     if text.isdecimal():
         return int(text)
-    return float(text) if text and name in _NUMBERS else text or None
+    return (float(text) if text else None) if name in _NUMBERS else text
 
 
 def parse_rows(text: str, place: str) -> list[EpisodeRow]:

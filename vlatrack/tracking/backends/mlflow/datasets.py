@@ -22,7 +22,7 @@ def stored_dataset(data: DatasetInput) -> Dataset:
         digest=data.sha256[:LONGEST_DIGEST],
         source_type="vlatrack",
         source=json.dumps({"source": data.source}),
-        profile=json.dumps({"sha256": data.sha256}),
+        profile=json.dumps({"sha256": data.sha256, "source": data.source}),  # this is what its page shows
     )
 
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import wandb
@@ -71,8 +71,14 @@ def _table(file: ArtifactFile, files: Sequence[ArtifactFile]) -> wandb.Table:
     """The table in a file, with the videos that its cells name."""
     videos = {file.name: str(file.path) for file in files if file.name.endswith(VIDEO)}
     content = json.loads(file.path.read_text(encoding="utf-8"))
-    rows = [[wandb.Video(videos[cell]) if cell in videos else cell for cell in row] for row in content["data"]]
+    rows = [[_cell(value, videos) for value in row] for row in content["data"]]
     return wandb.Table(columns=content["columns"], data=rows, allow_mixed_types=True)
+
+
+def _cell(value: object, videos: Mapping[str, str]) -> object:
+    if not isinstance(value, str):
+        return value
+    return wandb.Video(videos[value]) if value in videos else value or None
 
 
 def use_dataset(run: wandb.Run, dataset: DatasetInput) -> None:
