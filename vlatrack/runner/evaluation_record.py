@@ -29,7 +29,7 @@ class EvaluationFiles:
 
 @dataclass(frozen=True)
 class EvaluationRecord:
-    """What an evaluation found; it is recorded once."""
+    """What an evaluation found."""
 
     event: str  # the name of the event that says what was evaluated
     details: Mapping[str, Scalar]  # of the event, which tell this evaluation from others
@@ -39,6 +39,7 @@ class EvaluationRecord:
     files: Sequence[EvaluationFiles]
 
     def is_in(self, journal: Path) -> bool:
+        """Whether it has been recorded; a second time would be one too many."""
         return last_event(journal, self.event, {"checkpoint": self.checkpoint, **self.details}) is not None
 
     def write(self, tracked: TrackedRun, journal: Path) -> None:
