@@ -9,6 +9,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from fault_proxy import Fault, FaultProxy
+from happens import happens
 from mlflow.entities import LoggedModel, Run
 from mlflow.tracking import MlflowClient
 from mlflow_server import MlflowServer
@@ -176,6 +177,11 @@ def test_wandb_without_a_key_writes_the_table_and_gets_the_input_with_the_key(
 
 
 @pytest.mark.slow
+@happens(
+    "server",
+    "MLflow and W&B cannot be reached when an evaluation in a simulator ends",
+    "its metrics, table and videos arrive later, each once, and stand with the checkpoint and the episode set",
+)
 def test_table_videos_and_metrics_arrive_after_both_trackers_were_down(
     stored_run_dir: Path,
     mlflow_server: MlflowServer,
