@@ -92,6 +92,7 @@ def test_mlflow_ties_the_metrics_to_the_checkpoint_and_to_the_episode_set(stored
     assert (used.dataset.name, used.dataset.digest) == ("arena (evaluation)", DIGEST[:36])
     assert [tag.value for tag in used.tags] == ["evaluation"]
     assert json.loads(used.dataset.source) == {"source": EPISODES.source}
+    assert json.loads(used.dataset.profile) == {"sha256": DIGEST, "set.episodes": "2"}
     found = {m.key: (m.value, m.step, m.dataset_name, m.dataset_digest) for m in model.metrics}
     data = ("arena (evaluation)", DIGEST[:36])
     assert found == {
