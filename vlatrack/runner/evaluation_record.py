@@ -39,7 +39,6 @@ class EvaluationRecord:
     files: Sequence[EvaluationFiles]
 
     def is_in(self, journal: Path) -> bool:
-        """Whether it has been recorded; a second time would be one too many."""
         return last_event(journal, self.event, {"checkpoint": self.checkpoint, **self.details}) is not None
 
     def write(self, tracked: TrackedRun, journal: Path) -> None:
