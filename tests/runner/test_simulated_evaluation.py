@@ -175,6 +175,8 @@ def test_success_goes_into_the_runs_journal_once_at_the_step_of_the_checkpoint(
         "episodes.json",
         "evaluation.json",
     }
+    assert "figures/success.png" in {record["data"].get("name") for record in records}
+    assert (scene.trained / "report" / "success.png").stat().st_size > 1000
     table = json.loads((checkpoint / logged["table"]).read_text())
     shown = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
     assert [row["outcome"] for row in shown if row["video"]] == ["failure"] * 4 + ["success"] * 4
