@@ -112,7 +112,9 @@ def test_videos_are_those_of_failures_first_and_can_be_read(scene: Scene) -> Non
     files = {row["video"] for row in scene.rows() if row["video"]}
     assert files == {f"videos/{file.name}" for file in (folder / "videos").iterdir()}
     failure = next(row for row in scene.rows() if row["outcome"] == "failure")
-    assert read_video(folder / failure["video"], start_s=0, count=3, fps=4).shape == (3, 32, 32, 3)
+    assert read_video(folder / failure["video"], start_s=0, count=3, fps=4).shape == (3, 256, 256, 3), (
+        "large enough to see"
+    )
 
 
 def test_a_killed_evaluation_goes_on_where_it_was_and_leaves_no_worker(
@@ -170,10 +172,21 @@ def test_success_goes_into_the_runs_journal_once_at_the_step_of_the_checkpoint(
     records = journal_of(scene.trained)
     (event,) = [record["data"] for record in records if record["data"].get("name") == "simulation"]
     assert event["data"]["digest"] == json.loads((checkpoint / "evaluation.json").read_text())["digest"]
-    artifacts = [record["data"]["name"] for record in records if record["kind"] == "artifact"]
-    assert {f"evaluation/{checkpoint.name}/{name}" for name in ("videos", "episodes.csv", "evaluation.json")} <= set(
-        artifacts
-    )
+    (saved,) = [record for record in records if record["seq"] == event["data"]["checkpoint_seq"]]
+    assert (saved["data"]["name"], saved["data"]["data"]["step"]) == ("checkpoint", step)
+    (logged,) = [record["data"] for record in records if record["data"].get("name") == f"evaluation/{checkpoint.name}"]
+    assert {name for name in logged["files"] if not name.startswith("videos/")} == {
+        "episodes.csv",
+        "episodes.json",
+        "evaluation.json",
+    }
+    assert "figures/success.png" in {record["data"].get("name") for record in records}
+    assert (scene.trained / "report" / "success.png").stat().st_size > 1000
+    table = json.loads((checkpoint / logged["table"]).read_text())
+    shown = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert [row["outcome"] for row in shown if row["video"]] == ["failure"] * 4 + ["success"] * 4
+    assert {row["video"] for row in shown if row["video"]} <= logged["files"].keys()
+    assert (shown[0]["seed"], shown[0]["env steps"]) == (2, 7)
 
 
 def test_an_exported_policy_has_its_results_in_its_folder(scene: Scene) -> None:
@@ -264,7 +277,7 @@ def test_the_shipped_evaluation_runs_in_metaworld(trained: Path, tmp_path: Path)
     except MissingPackageError as missing:
         pytest.skip(str(missing))
     assert [row.outcome for row in found.rows] == ["success", "success"]
-    assert read_video(tmp_path / "result" / found.rows[0].video, start_s=0, count=2, fps=4).shape[1:] == (128, 128, 3)
+    assert read_video(tmp_path / "result" / found.rows[0].video, start_s=0, count=2, fps=4).shape[1:] == (256, 256, 3)
 
 
 @pytest.mark.skipif(find_spec("libero") is not None, reason="LIBERO is installed")

@@ -1,5 +1,6 @@
 """Evaluate a policy in a simulator: `vlatrack evaluate RUN EVALUATION.yaml`."""
 
+import json
 import os
 import signal
 import threading
@@ -22,19 +23,20 @@ from vlatrack.evaluation.actors import Actor, Expert, PolicyActor
 from vlatrack.evaluation.closed_loop import ClosedLoop, EpisodeResult, PlannedEpisode
 from vlatrack.evaluation.comparison import success_by_task, success_rate, task_mean
 from vlatrack.evaluation.episodes import EpisodeTable
-from vlatrack.evaluation.rows import EpisodeRow
+from vlatrack.evaluation.rows import SHOWN_TABLE, EpisodeRow
 from vlatrack.metrics.schema import simulation_name
 from vlatrack.runner.acting import Policy
 from vlatrack.runner.directory import RunDirectory, find_checkpoint
 from vlatrack.runner.episode_videos import EpisodeVideos
-from vlatrack.runner.evaluate import record_evaluation
 from vlatrack.runner.evaluation_folder import EvaluationFolder
+from vlatrack.runner.evaluation_record import EvaluationFiles, EvaluationRecord, record_evaluation
 from vlatrack.runner.fit import check_fit
 from vlatrack.spec.evaluation import EvaluationSpec, set_digest
 from vlatrack.spec.load import load_evaluation
+from vlatrack.tracking.backends.base import DatasetInput
 from vlatrack.tracking.backends.registry import check_backend
 from vlatrack.tracking.delivery.report import DeliveryReport
-from vlatrack.tracking.journal.records import Kind, read_records
+from vlatrack.tracking.evaluated import EVALUATION_SET, Result
 
 EVENT = "simulation"
 """The event in the journal of a run."""
@@ -303,12 +305,9 @@ def _finish(
     folder.finish([episode.id for episode in order], summary)
     metrics, digest = _metrics(spec.metric_group, table), set_digest(spec.set_settings(), build.versions)
     delivery = None
-    event: dict[str, str | int] = {"name": spec.label, "digest": digest, "folder": folder.path.name}
-    inside = run is not None and folder.path.resolve().is_relative_to(run.evaluation.resolve())
-    if run is not None and inside and not _is_recorded(run, {"checkpoint": checkpoint.name, **event}):
-        files = [folder.description, folder.table, *([folder.videos] if folder.has_videos else [])]
-        artifacts = {f"evaluation/{file.relative_to(run.evaluation).as_posix()}": file for file in files}
-        delivery = record_evaluation(run, checkpoint, EVENT, event, metrics, artifacts=artifacts)
+    if run is not None and folder.path.resolve().is_relative_to(run.evaluation.resolve()):
+        record = _record(spec, run, folder, metrics, digest)
+        delivery = None if record.is_in(run.journal) else record_evaluation(run, record)
     return SimulatedEvaluation(folder.path, table, tuple(folder.rows), metrics, digest, forced, delivery)
 
 
@@ -327,7 +326,18 @@ def _metrics(group: str, table: EpisodeTable) -> dict[str, float]:
     return metrics
 
 
-def _is_recorded(run: RunDirectory, event: Mapping[str, str | int]) -> bool:
-    """Whether the journal has the metrics: an evaluation that was complete is not recorded again."""
-    events = (record.data for record in read_records(run.journal) if record.kind == Kind.EVENT)
-    return any(found["name"] == EVENT and event.items() <= found["data"].items() for found in events)
+def _record(
+    spec: EvaluationSpec, run: RunDirectory, folder: EvaluationFolder, metrics: Mapping[str, float], digest: str
+) -> EvaluationRecord:
+    """What the trackers get: metrics, the episode set as the data they were measured on, table and videos."""
+    told = folder.content
+    source = json.dumps({"set": told["set"], "versions": told["versions"]})
+    name = f"evaluation/{folder.path.resolve().relative_to(run.evaluation.resolve()).as_posix()}"
+    return EvaluationRecord(
+        EVENT,
+        {"name": spec.label, "digest": digest, "folder": folder.path.name},
+        told["checkpoint"],
+        told["policy_sha256"],
+        [Result(DatasetInput(spec.name, source, digest, EVALUATION_SET), metrics)],
+        [EvaluationFiles(name, folder.path, only=folder.results, table=SHOWN_TABLE)],
+    )

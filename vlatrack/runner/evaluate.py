@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 from accelerate import Accelerator
 
@@ -23,22 +22,21 @@ from vlatrack.metrics.schema import EVALUATE, VAL_IND, VAL_OOD
 from vlatrack.metrics.tasks import task_metric_values
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.runner.directory import RunDirectory, find_checkpoint, verify_checkpoint, write_in_run
+from vlatrack.runner.evaluation_record import EvaluationFiles, EvaluationRecord, record_evaluation
 from vlatrack.runner.open_loop_details import DetailedEvaluation, SplitDetails, metrics_of, task_metrics_of
 from vlatrack.runner.open_loop_files import write_files
 from vlatrack.runner.open_loop_samples import SamplePass
-from vlatrack.runner.recorder import check_no_secret, start_tracking
+from vlatrack.runner.recorder import check_no_secret
 from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.identity import differences, flatten
 from vlatrack.spec.load import load_spec
 from vlatrack.spec.training import OpenLoopSpec
-from vlatrack.tracking.backends.base import Status
+from vlatrack.tracking.backends.base import DatasetInput
 from vlatrack.tracking.backends.registry import check_backend
 from vlatrack.tracking.delivery.report import DeliveryReport
-from vlatrack.tracking.journal.history import run_status
+from vlatrack.tracking.evaluated import Result
 from vlatrack.tracking.privacy import redact
-from vlatrack.tracking.trust import Trust
 from vlatrack.training.callback import Callback, EpochResults, SplitResult
-from vlatrack.training.checkpoint.store import step_of
 from vlatrack.training.loop import EvaluationStopped, Training
 from vlatrack.training.out_of_memory import telling_out_of_memory
 from vlatrack.training.process_group import ProcessGroup
@@ -177,7 +175,7 @@ def evaluate_run(
     title = f"{spec.name} {chosen.name}"
     files = write_files(results, evaluation.tasks, file, name=title, image_decoder=evaluation.image_decoder)
     evaluation = replace(evaluation, files=tuple(files))
-    return evaluation if run is None else replace(evaluation, delivery=_record(run, evaluation))
+    return evaluation if run is None else replace(evaluation, delivery=_record(run, evaluation, experiment))
 
 
 def _checked_changes(stored: StoredPolicy, spec: ExperimentSpec) -> tuple[str, ...]:
@@ -260,46 +258,20 @@ def _write(evaluation: Evaluation) -> None:
     write_in_run(evaluation.file, redact(json.dumps(content, indent=1)) + "\n")
 
 
-def _record(run: RunDirectory, evaluation: Evaluation) -> DeliveryReport | None:
-    event: dict[str, str | int] = {"policy_sha256": evaluation.policy_sha256}
-    if evaluation.changes:
-        event["changes"] = "; ".join(evaluation.changes)
-    if evaluation.image_decoder is not None:
-        event["image_decoder"] = evaluation.image_decoder
-    metrics = {f"{EVALUATE}{metric}": value for metric, value in evaluation.metrics.items()}
-    for split, tasks in evaluation.tasks.items():
-        metrics |= task_metric_values(split, tasks)
-    artifacts = {
-        f"{'figures' if file.suffix == '.png' else 'evaluation'}/{file.name}": file
+def _record(run: RunDirectory, evaluation: Evaluation, experiment: Experiment) -> DeliveryReport | None:
+    """Add it to the run's journal and trackers, each split with its data."""
+    results = []
+    for split, opened in experiment.splits.items():
+        prefix, source = f"{split}_", getattr(experiment.spec.data, split).model_dump_json()
+        data = DatasetInput(opened.source.name, source, evaluation.data[f"data.{split}"], split)
+        metrics = {f"{EVALUATE}{name}": v for name, v in evaluation.metrics.items() if name.startswith(prefix)}
+        results.append(Result(data, metrics | task_metric_values(split, evaluation.tasks.get(split, {}))))
+    files = [
+        EvaluationFiles(f"{'figures' if file.suffix == '.png' else 'evaluation'}/{file.name}", file)
         for file in (evaluation.file, *evaluation.files)
-    }
-    return record_evaluation(run, evaluation.checkpoint, EVENT, event, metrics, artifacts=artifacts)
-
-
-def record_evaluation(
-    run: RunDirectory,
-    checkpoint: Path,
-    name: str,
-    event: Mapping[str, str | int],
-    metrics: Mapping[str, float],
-    *,
-    artifacts: Mapping[str, Path],
-) -> DeliveryReport | None:
-    """Add the metrics of a checkpoint, at its step, to a run's journal and trackers, if the run is over; else None.
-
-    Its folder may be somebody else's: a server that it alone names does not get this user's login.
-
-    Args:
-        name: of the event that says what was evaluated.
-        artifacts: files and folders, by their names at the trackers.
-    """
-    before = run_status(run.path)
-    if before.status == "RUNNING":
-        return None  # another process holds the journal; the files have the numbers
-    step, trust = step_of(checkpoint), Trust(backends=True)
-    tracked = start_tracking(run, run.spec(), tags=run.tags_at_start(), resume=True, trust=trust)
-    tracked.event(name, {"checkpoint": checkpoint.name, "step": step, **event})
-    tracked.log(metrics, step=step)
-    for artifact, path in artifacts.items():
-        tracked.log_artifact(path, name=artifact)
-    return tracked.finish(cast(Status, before.status), reason=before.reason)
+    ]
+    details = {"changes": "; ".join(evaluation.changes)} if evaluation.changes else {}
+    if evaluation.image_decoder is not None:
+        details["image_decoder"] = evaluation.image_decoder
+    name, sha256 = evaluation.checkpoint.name, evaluation.policy_sha256
+    return record_evaluation(run, EvaluationRecord(EVENT, details, name, sha256, results, files))
