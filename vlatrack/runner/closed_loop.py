@@ -5,10 +5,10 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -23,16 +23,18 @@ from vlatrack.evaluation.closed_loop import ClosedLoop, EpisodeResult, PlannedEp
 from vlatrack.evaluation.comparison import success_by_task, success_rate, task_mean
 from vlatrack.evaluation.episodes import EpisodeTable
 from vlatrack.evaluation.rows import EpisodeRow
+from vlatrack.inference.observation import Interface
 from vlatrack.metrics.schema import simulation_name
 from vlatrack.runner.acting import Policy
 from vlatrack.runner.directory import RunDirectory, find_checkpoint
 from vlatrack.runner.episode_videos import EpisodeVideos
-from vlatrack.runner.evaluate import record_evaluation
+from vlatrack.runner.evaluate import EvaluationRecords, record_evaluation
 from vlatrack.runner.evaluation_folder import EvaluationFolder
 from vlatrack.spec.evaluation import EvaluationSpec, set_digest
 from vlatrack.spec.load import load_evaluation
 from vlatrack.tracking.backends.registry import check_backend
 from vlatrack.tracking.delivery.report import DeliveryReport
+from vlatrack.tracking.journal.history import REWOUND
 from vlatrack.tracking.journal.records import Kind, read_records
 
 EVENT = "simulation"
@@ -51,6 +53,8 @@ class Options:
     timeout_s: float = 120.0  # for each answer of a simulator
     output: Path | None = None  # the folder; None: in the run, or in the exported policy
     force: bool = False  # evaluate although policy and simulator do not fit together
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # where the policy acts; auto: a GPU if there is one
+    beside_training: bool = False  # the run's own process records it; what else is in the folder is moved aside
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class SimulatedEvaluation:
     metrics: Mapping[str, float]  # by full name, such as sim/metaworld/success
     digest: str  # of the episode set
     forced: Sequence[str]  # where policy and simulator do not fit together
+    records: EvaluationRecords  # for the journal of a run
     delivery: DeliveryReport | None = field(default=None, compare=False)
 
 
@@ -100,18 +105,39 @@ def evaluate_in_simulator(
     for backend in [] if run is None or options.output else build_backends(run.spec().tracking.backends):
         check_backend(backend)  # now rather than after the episodes
     on_stage(f"loading {chosen.name}")
-    policy = Policy.load(chosen)
+    policy = Policy.load(chosen, device=options.device)
     build_execution(spec).check(policy.interface.horizon)
     folder_path = options.output or _default_folder(spec, chosen, run)
     with _ending_on_sigterm():
         on_stage(f"starting {spec.suite.name}")
         there = _look_at(Simulator(build.name, build.options, options.timeout_s))
         check_tasks(spec, there.tasks)
-        forced = _check_fit(spec, policy, there, force=options.force)
-        folder = EvaluationFolder.open(folder_path, _description(spec, build, policy, chosen, forced))
+        forced = _check_fit(spec, policy.interface, policy.name, there, force=options.force)
+        description = _description(spec, build, policy, chosen, forced)
+        folder = EvaluationFolder.open(folder_path, description, set_aside=options.beside_training)
         with closing(folder), _some_threads():
             _run(spec, build, policy, there, folder, options, on_episode)
-            return _finish(spec, build, chosen, run, folder, forced)
+            found = _finish(spec, build, folder, forced)
+            if run is None or options.beside_training:
+                return found
+            return _recorded(found, chosen, run)
+
+
+def check_simulator(spec: EvaluationSpec, interface: Interface, name: str, *, timeout_s: float) -> None:
+    """Start the simulator of an evaluation once, and check that a policy can act in it.
+
+    Args:
+        interface: of the policy.
+        name: what the policy is called in a message.
+
+    Raises:
+        VlatrackError: the simulator is missing, does not start or lacks a task, or the policy does not fit it.
+    """
+    build = build_simulator(spec)
+    build_execution(spec).check(interface.horizon)
+    there = _look_at(Simulator(build.name, build.options, timeout_s))
+    check_tasks(spec, there.tasks)
+    _check_fit(spec, interface, name, there, force=False)
 
 
 def _default_folder(spec: EvaluationSpec, checkpoint: Path, run: RunDirectory | None) -> Path:
@@ -169,7 +195,7 @@ def _look_at(simulator: Simulator) -> Opened:
     raise AssertionError("the second either answers or raises")
 
 
-def _check_fit(spec: EvaluationSpec, policy: Policy, there: Opened, *, force: bool) -> list[str]:
+def _check_fit(spec: EvaluationSpec, interface: Interface, name: str, there: Opened, *, force: bool) -> list[str]:
     """Where policy and simulator do not fit together, for the result to record.
 
     Raises:
@@ -179,10 +205,10 @@ def _check_fit(spec: EvaluationSpec, policy: Policy, there: Opened, *, force: bo
         if not there.has_expert:
             raise SpecError(f"acting.expert: {spec.suite.name} has no scripted expert; leave it out")
         return []
-    found = misfits(policy.interface, there.info, build_view(spec), history=spec.acting.history)
+    found = misfits(interface, there.info, build_view(spec), history=spec.acting.history)
     if found and not force:
         raise SpecError(
-            f"{policy.name} does not fit {spec.name}: {'; '.join(found)}; change the evaluation, or evaluate anyway "
+            f"{name} does not fit {spec.name}: {'; '.join(found)}; change the evaluation, or evaluate anyway "
             "with --force, which the result records"
         )
     return found
@@ -262,14 +288,9 @@ def _row(result: EpisodeResult, video: str) -> EpisodeRow:
 
 
 def _finish(
-    spec: EvaluationSpec,
-    build: SimulatorBuild,
-    checkpoint: Path,
-    run: RunDirectory | None,
-    folder: EvaluationFolder,
-    forced: Sequence[str],
+    spec: EvaluationSpec, build: SimulatorBuild, folder: EvaluationFolder, forced: Sequence[str]
 ) -> SimulatedEvaluation:
-    """Write the summary, and record the metrics in the run."""
+    """Write the summary."""
     order: list[PlannedEpisode] = list(plan_episodes(spec))
     table = EpisodeTable.of(spec.label, ((row.id, row.outcome) for row in folder.rows))
     by_task = success_by_task(table)
@@ -280,14 +301,22 @@ def _finish(
     }
     folder.finish([episode.id for episode in order], summary)
     metrics, digest = _metrics(spec.metric_group, table), set_digest(spec.set_settings(), build.versions)
-    delivery = None
-    event: dict[str, str | int] = {"name": spec.label, "digest": digest, "folder": folder.path.name}
-    inside = run is not None and folder.path.resolve().is_relative_to(run.evaluation.resolve())
-    if run is not None and inside and not _is_recorded(run, {"checkpoint": checkpoint.name, **event}):
-        files = [folder.description, folder.table, *([folder.videos] if folder.has_videos else [])]
-        artifacts = {f"evaluation/{file.relative_to(run.evaluation).as_posix()}": file for file in files}
-        delivery = record_evaluation(run, checkpoint, EVENT, event, metrics, artifacts=artifacts)
-    return SimulatedEvaluation(folder.path, table, tuple(folder.rows), metrics, digest, forced, delivery)
+    files = [folder.description, folder.table, *([folder.videos] if folder.has_videos else [])]
+    records = EvaluationRecords(
+        EVENT,
+        {"name": spec.label, "digest": digest, "folder": folder.path.name},
+        metrics,
+        {f"evaluation/{folder.path.name}/{file.name}": file for file in files},
+    )
+    return SimulatedEvaluation(folder.path, table, tuple(folder.rows), metrics, digest, forced, records)
+
+
+def _recorded(found: SimulatedEvaluation, checkpoint: Path, run: RunDirectory) -> SimulatedEvaluation:
+    """Record the metrics in the run, unless its journal has them, or the results are elsewhere."""
+    inside = found.folder.resolve().is_relative_to(run.evaluation.resolve())
+    if not inside or (checkpoint.name, found.records.event["name"], found.digest) in recorded_simulations(run.journal):
+        return found
+    return replace(found, delivery=record_evaluation(run, checkpoint, found.records))
 
 
 def _metrics(group: str, table: EpisodeTable) -> dict[str, float]:
@@ -305,7 +334,15 @@ def _metrics(group: str, table: EpisodeTable) -> dict[str, float]:
     return metrics
 
 
-def _is_recorded(run: RunDirectory, event: Mapping[str, str | int]) -> bool:
-    """Whether the journal has the metrics: an evaluation that was complete is not recorded again."""
-    events = (record.data for record in read_records(run.journal) if record.kind == Kind.EVENT)
-    return any(found["name"] == EVENT and event.items() <= found["data"].items() for found in events)
+def recorded_simulations(journal: Path) -> set[tuple[str, str, str]]:
+    """The evaluations that a journal has: checkpoint, name, and digest of the episode set; without those of checkpoints
+    that the training went back over."""
+    found: dict[tuple[str, str, str], int] = {}
+    for record in read_records(journal):
+        if record.kind == Kind.EVENT and record.data["name"] == EVENT:
+            event = record.data["data"]
+            found[event["checkpoint"], event["name"], event["digest"]] = event["step"]
+        elif record.kind == Kind.EVENT and record.data["name"] == REWOUND:
+            first = record.data["data"]["from_step"]
+            found = {key: step for key, step in found.items() if step < first}
+    return set(found)

@@ -34,6 +34,7 @@ from vlatrack.tracking.backends.registry import check_backend
 from vlatrack.tracking.delivery.report import DeliveryReport
 from vlatrack.tracking.journal.history import run_status
 from vlatrack.tracking.privacy import redact
+from vlatrack.tracking.run import TrackedRun
 from vlatrack.tracking.trust import Trust
 from vlatrack.training.callback import Callback, EpochResults, SplitResult
 from vlatrack.training.checkpoint.store import step_of
@@ -254,33 +255,37 @@ def _record(run: RunDirectory, evaluation: Evaluation) -> DeliveryReport | None:
     artifacts = {f"evaluation/{evaluation.file.name}": evaluation.file}
     if (figure := _figure_of(evaluation)).exists():
         artifacts[f"figures/{figure.name}"] = figure
-    return record_evaluation(run, evaluation.checkpoint, EVENT, event, metrics, artifacts=artifacts)
+    return record_evaluation(run, evaluation.checkpoint, EvaluationRecords(EVENT, event, metrics, artifacts))
 
 
-def record_evaluation(
-    run: RunDirectory,
-    checkpoint: Path,
-    name: str,
-    event: Mapping[str, str | int],
-    metrics: Mapping[str, float],
-    *,
-    artifacts: Mapping[str, Path],
-) -> DeliveryReport | None:
-    """Add the metrics of a checkpoint, at its step, to a run's journal and trackers, if the run is over; else None.
+@dataclass(frozen=True)
+class EvaluationRecords:
+    """What an evaluation of a checkpoint adds to the journal of its run."""
+
+    name: str  # of the event that says what was evaluated
+    event: Mapping[str, str | int]
+    metrics: Mapping[str, float]
+    artifacts: Mapping[str, Path]  # files and folders, by their names at the trackers
+
+    def log(self, tracked: TrackedRun, checkpoint: Path) -> None:
+        """Log all of it, at the step of the checkpoint."""
+        step, reached = step_of(checkpoint), tracked.last_step
+        tracked.event(self.name, {"checkpoint": checkpoint.name, "step": step, **self.event})
+        tracked.log(self.metrics, step=step)
+        tracked.last_step = reached
+        for artifact, path in self.artifacts.items():
+            tracked.log_artifact(path, name=artifact)
+
+
+def record_evaluation(run: RunDirectory, checkpoint: Path, records: EvaluationRecords) -> DeliveryReport | None:
+    """Add what was measured of a checkpoint to a run's journal and trackers, if the run is over; else None.
 
     Its folder may be somebody else's: a server that it alone names does not get this user's login.
-
-    Args:
-        name: of the event that says what was evaluated.
-        artifacts: files and folders, by their names at the trackers.
     """
     before = run_status(run.path)
     if before.status == "RUNNING":
         return None  # another process holds the journal; the files have the numbers
-    step, trust = step_of(checkpoint), Trust(backends=True)
+    trust = Trust(backends=True)
     tracked = start_tracking(run, run.spec(), tags=run.tags_at_start(), resume=True, trust=trust)
-    tracked.event(name, {"checkpoint": checkpoint.name, "step": step, **event})
-    tracked.log(metrics, step=step)
-    for artifact, path in artifacts.items():
-        tracked.log_artifact(path, name=artifact)
+    records.log(tracked, checkpoint)
     return tracked.finish(cast(Status, before.status), reason=before.reason)

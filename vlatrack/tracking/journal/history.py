@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from vlatrack.errors import TrackerError
-from vlatrack.metrics.names import EVALUATE
+from vlatrack.metrics.names import EVALUATE, SIMULATION
 from vlatrack.tracking.backends.base import RunStart, Scalar
 from vlatrack.tracking.journal.journal import is_being_written
 from vlatrack.tracking.journal.records import (
@@ -76,7 +76,7 @@ def run_status(run_dir: Path) -> RunStatus:
 
 def _is_of_training(record: Record) -> bool:
     """Whether a record says how far training has come; an evaluation stands at the step of its checkpoint."""
-    return record.step is not None and not all(name.startswith(EVALUATE) for name in record.data)
+    return record.step is not None and not all(name.startswith((EVALUATE, SIMULATION)) for name in record.data)
 
 
 @dataclass(frozen=True)
