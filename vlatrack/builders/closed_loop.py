@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from vlatrack.builders.simulator import build_simulator, check_tasks, known_tasks
 from vlatrack.errors import SpecError
-from vlatrack.metrics.schema import SIMULATION, simulation_names
+from vlatrack.metrics.schema import SIMULATION, MetricSchema, simulation_metrics, simulation_names
 from vlatrack.spec.evaluation import EvaluationSpec, set_digest
 from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.load import load_evaluation
@@ -47,12 +47,9 @@ def load_closed_loops(spec: ExperimentSpec) -> tuple[ClosedLoop, ...]:
     """Read the evaluations that ``evaluate.closed_loop`` names; their simulators need not be installed.
 
     Raises:
-        SpecError: one of them has a mistake or does not fit the experiment, or two have the same name.
+        SpecError: one of them has a mistake, two have the same name, or none measures what decides about the training.
     """
-    loops = [
-        ClosedLoop(settings, load_evaluation(settings.evaluation, settings.overrides))
-        for settings in spec.evaluate.closed_loops
-    ]
+    loops = [ClosedLoop(settings, _load(settings)) for settings in spec.evaluate.closed_loops]
     for number, loop in enumerate(loops):
         if (tasks := known_tasks(loop.evaluation)) is not None:
             check_tasks(loop.evaluation, tasks)
@@ -66,7 +63,22 @@ def load_closed_loops(spec: ExperimentSpec) -> tuple[ClosedLoop, ...]:
                     f"evaluate.closed_loop: {other.label} and {loop.label} both log "
                     f"{SIMULATION}{loop.evaluation.metric_group}/success; leave one of them out"
                 )
+    _check_deciding(spec, loops)
     return tuple(loops)
+
+
+def _load(settings: ClosedLoopSpec) -> EvaluationSpec:
+    try:
+        return load_evaluation(settings.evaluation, settings.overrides)
+    except SpecError as error:
+        raise SpecError("\n".join(f"evaluate.closed_loop: {line}" for line in str(error).split("\n"))) from None
+
+
+def _check_deciding(spec: ExperimentSpec, loops: Sequence[ClosedLoop]) -> None:
+    schema = MetricSchema(simulation_metrics(simulated_metrics(loops)))
+    for place, metric in spec.deciding_metrics.items():
+        if metric.startswith(SIMULATION) and (problem := schema.why_not_best(metric)) is not None:
+            raise SpecError(f"{place}: {problem}")
 
 
 def simulated_metrics(loops: Sequence[ClosedLoop]) -> list[str]:

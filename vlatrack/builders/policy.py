@@ -115,7 +115,7 @@ def build_schema(spec: ExperimentSpec, simulated: Collection[str] = ()) -> Metri
     """Every metric that a run of the spec can log.
 
     Args:
-        simulated: what its evaluations in simulators measure; without them these metrics are not checked.
+        simulated: what its evaluations in simulators measure.
 
     Raises:
         VlatrackError: a loss term cannot be used, or `train.checkpoint.best_metric` cannot decide what is best.
@@ -129,7 +129,7 @@ def build_schema(spec: ExperimentSpec, simulated: Collection[str] = ()) -> Metri
         simulated=simulated,
     )
     for place, metric in spec.deciding_metrics.items():
-        if metric.startswith(SIMULATION) and not simulated:
+        if metric.startswith(SIMULATION):  # load_closed_loops checks these
             continue
         if problem := schema.why_not_best(metric):
             raise SpecError(f"{place}: {problem}")

@@ -52,6 +52,7 @@ __all__ = [
     "chunk_horizon",
     "documented",
     "sectioned",
+    "simulation_metrics",
     "simulation_name",
     "simulation_names",
     "split_and_name",

@@ -179,8 +179,8 @@ class EarlyStoppingSpec(Model):
 
     metric: str | None = Field(None, description="what has to get better; null: train.checkpoint.best_metric")
     patience: PositiveInt = Field(
-        description="values in a row that are not better than the best before; there is one for each epoch, or for each "
-        "evaluation in a simulator"
+        description="values in a row that are not better than the best before; there is one for each epoch, or for "
+        "each evaluation in a simulator"
     )
 
 

@@ -1,0 +1,213 @@
+"""`evaluate.closed_loop` in real runs: equal results, kills, signals, failures, early stopping, several ranks."""
+
+import csv
+import json
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from program import TOY, Program, finish_of
+
+from vlatrack.runner.closed_loop import Options, evaluate_in_simulator
+from vlatrack.tracking.journal.history import metric_history
+
+pytestmark = pytest.mark.slow
+
+EVALUATION = """
+name: arena
+suite: {kind: custom, name: arena, target: "toy_arena:ToyArena", tasks: [push, pull], options: {notes: NOTES}}
+episodes: 3
+first_seed: 0
+max_steps: 7
+cameras: {top: front}
+"""
+PLAIN = ("tracking.system_every_s=null", "evaluate.open_loop=null", "train.checkpoint.best_metric=sim/arena/success")
+SLOWLY = "evaluate.closed_loop.overrides=['suite.options.pause_s=0.3']"
+
+
+class Scene:
+    def __init__(self, program: Program, folder: Path) -> None:
+        self.program, self.notes = program, folder / "notes"
+        self.notes.mkdir()
+        (folder / "arena.yaml").write_text(EVALUATION.replace("NOTES", str(self.notes)))
+
+    def start(self, *overrides: str) -> "subprocess.Popen[str]":
+        return self.program.start("run", TOY, *self.settings(*overrides))
+
+    def run(self, *overrides: str) -> "subprocess.CompletedProcess[str]":
+        return self.program.run("run", TOY, *self.settings(*overrides))
+
+    def settings(self, *overrides: str) -> list[str]:
+        return [*PLAIN, "evaluate.closed_loop.evaluation=arena.yaml", *overrides]
+
+    @property
+    def trained(self) -> Path:
+        return self.program.only_run()
+
+    def rows(self, folder: Path) -> list[dict[str, str]]:
+        with (folder / "episodes.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        return [
+            {name: value for name, value in row.items() if not name.startswith(("latency", "video"))} for row in rows
+        ]
+
+    def rows_so_far(self) -> int:
+        tables = self.program.folder.glob("runs/*/*/evaluation/arena-step-*/episodes.csv")
+        return sum(table.read_bytes().count(b"\n") - 1 for table in tables)
+
+    def begun(self) -> int:
+        return sum(len(file.read_text().splitlines()) for file in self.notes.iterdir())
+
+    def events(self, name: str) -> list[dict]:
+        records = [json.loads(line) for line in (self.trained / "journal.jsonl").read_text().splitlines()]
+        return [record["data"]["data"] for record in records if record["data"].get("name") == name]
+
+    def success(self) -> list[tuple[int, float]]:
+        return metric_history(self.trained / "journal.jsonl").get("sim/arena/success", [])
+
+
+@pytest.fixture
+def scene(program: Program, tmp_path: Path) -> Scene:
+    return Scene(program, tmp_path)
+
+
+def family_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def evaluator_of(process: "subprocess.Popen[str]") -> psutil.Process:
+    (found,) = [child for child in family_of(process) if "vlatrack.runner.evaluator" in child.cmdline()]
+    return found
+
+
+def all_gone(processes: list[psutil.Process]) -> bool:
+    return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
+
+
+def test_a_checkpoint_evaluated_while_training_has_the_table_that_evaluate_gives_afterwards(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = scene.run("train.epochs=2")
+    assert done.returncode == 0, done.stderr
+    assert "waiting for the evaluation arena of step-" in done.stdout
+    assert "success 66.7%" in done.stdout
+    steps = [step for step, _ in scene.success()]
+    assert steps[-1] == 30
+    for step in steps:
+        name = f"arena-step-{step:08d}"
+        during = scene.trained / "evaluation" / name
+        checkpoint = scene.trained / "checkpoints" / f"step-{step:08d}"
+        output = scene.program.folder / name
+        found = evaluate_in_simulator(
+            checkpoint, scene.program.folder / "arena.yaml", options=Options(output=output, videos=0)
+        )
+        assert scene.rows(during) == scene.rows(output)
+        history = metric_history(scene.trained / "journal.jsonl")
+        assert {name: dict(history[name])[step] for name in found.metrics} == found.metrics
+    before = len(scene.events("simulation"))
+    monkeypatch.chdir(scene.program.folder)
+    evaluate_in_simulator(scene.trained, "arena.yaml", checkpoint="last")
+    assert len(scene.events("simulation")) == before, "what the training has recorded is not recorded again"
+    assert (scene.trained / "checkpoints" / "best.json").exists()
+    assert not list((scene.trained / "evaluation").glob("*.records.json"))
+
+
+def test_after_a_kill_the_evaluation_is_gone_and_a_resumed_run_goes_on_with_it(
+    scene: Scene, eventually: Callable[..., None]
+) -> None:
+    process = scene.start("train.epochs=2", SLOWLY)
+    eventually(lambda: scene.rows_so_far() >= 2)
+    family = family_of(process)
+    assert len(family) >= 2, "the evaluator and its simulator"
+    process.kill()
+    process.communicate()
+    eventually(lambda: all_gone(family))
+    rows, begun = scene.rows_so_far(), scene.begun()
+    assert scene.success() == []
+    resumed = scene.program.run("run", "--resume", scene.trained)
+    assert resumed.returncode == 0, resumed.stderr
+    assert finish_of(scene.trained)["status"] == "FINISHED"
+    evaluated = [event["checkpoint"] for event in scene.events("simulation")]
+    assert len(evaluated) == len(set(evaluated)) == len(scene.success())
+    assert evaluated[-1] == "step-00000030"
+    assert scene.begun() == 6 * len(evaluated) + begun - rows, "no episode that had ended was begun again"
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_wait_for_the_last_evaluation_and_a_resumed_run_finishes_it(
+    scene: Scene, eventually: Callable[..., None], number: signal.Signals, status: int
+) -> None:
+    process = scene.start("train.max_steps=3", SLOWLY)
+    eventually(lambda: scene.rows_so_far() >= 1)
+    family = family_of(process)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == status
+    assert finish_of(scene.trained)["status"] == "KILLED"
+    eventually(lambda: all_gone(family))
+    resumed = scene.program.run("run", "--resume", scene.trained)
+    assert resumed.returncode == 0, resumed.stderr
+    assert [step for step, _ in scene.success()] == [3]
+    assert len(scene.events("simulation")) == 1
+
+
+def test_an_evaluator_that_is_killed_is_told_and_the_training_goes_on(
+    scene: Scene, eventually: Callable[..., None]
+) -> None:
+    process = scene.start("train.max_steps=3", "train.early_stopping.patience=1", SLOWLY)
+    eventually(lambda: scene.rows_so_far() >= 1)
+    evaluator_of(process).kill()
+    told, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert finish_of(scene.trained)["status"] == "FINISHED"
+    (failed,) = scene.events("simulation_failed")
+    assert failed["reason"] == "exit status -9"
+    assert f"failed: exit status -9; its log: {scene.trained / 'evaluation' / 'arena.log'}" in told
+    assert "train.early_stopping: sim/arena/success was never measured" in told
+
+
+def test_success_that_stands_still_ends_the_training(scene: Scene) -> None:
+    done = scene.run("train.epochs=400", "train.early_stopping.patience=1")
+    assert done.returncode == 0, done.stderr
+    assert "the training ends early: sim/arena/success has not become better 1 times in a row" in done.stdout
+    (event,) = scene.events("early_stop")
+    assert event["epoch"] < 400
+    first, *_ = scene.success()
+    best = json.loads((scene.trained / "checkpoints" / "best.json").read_text())
+    assert best == {"step": first[0]}, "equal ones do not take its place"
+    assert (scene.trained / "checkpoints" / f"step-{first[0]:08d}" / "files.json").exists()
+    kept = list((scene.trained / "checkpoints").glob("step-*"))
+    assert len(kept) == 3, "the best one, and the last two"
+    again = scene.program.run("run", "--resume", scene.trained)
+    assert "nothing left to train" in again.stdout
+
+
+def test_of_several_ranks_one_evaluates_and_all_end_early(scene: Scene) -> None:
+    settings = scene.settings("train.epochs=400", "train.early_stopping.patience=1")
+    done = scene.program.run_many("run", TOY, *settings)
+    assert done.returncode == 0, done.stderr
+    evaluated = [event["checkpoint"] for event in scene.events("simulation")]
+    assert len(evaluated) == len(set(evaluated)) >= 2
+    assert len(scene.events("early_stop")) == 1
+    assert scene.begun() == 6 * len(evaluated)
+    assert finish_of(scene.trained)["status"] == "FINISHED"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("suite.target=toy_arena:Unready", "toy_arena:Unready: does not start (RuntimeError: no table)"),
+        ("cameras={top: wrist}", "cameras: the policy sees front, the evaluation shows wrist"),
+        ("acting.replan_every=9", "replan_every: 9, but a chunk has 3 steps"),
+        ("suite.tasks=[pusch]", "suite.tasks.0: arena has no task 'pusch'; did you mean 'push'?"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_before_the_training(scene: Scene, change: str, told: str) -> None:
+    done = scene.run(f"evaluate.closed_loop.overrides=['{change}']")
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert told in line
+    assert not (scene.program.folder / "runs").exists()
