@@ -107,7 +107,9 @@ def test_videos_are_those_of_failures_first_and_can_be_read(scene: Scene) -> Non
     files = {row["video"] for row in scene.rows() if row["video"]}
     assert files == {f"videos/{file.name}" for file in (folder / "videos").iterdir()}
     failure = next(row for row in scene.rows() if row["outcome"] == "failure")
-    assert read_video(folder / failure["video"], start_s=0, count=3, fps=4).shape == (3, 32, 32, 3)
+    assert read_video(folder / failure["video"], start_s=0, count=3, fps=4).shape == (3, 256, 256, 3), (
+        "large enough to see"
+    )
 
 
 def test_a_killed_evaluation_goes_on_where_it_was_and_leaves_no_worker(
@@ -217,7 +219,7 @@ def test_the_shipped_evaluation_runs_in_metaworld(trained: Path, tmp_path: Path)
     except MissingPackageError as missing:
         pytest.skip(str(missing))
     assert [row.outcome for row in found.rows] == ["success", "success"]
-    assert read_video(tmp_path / "result" / found.rows[0].video, start_s=0, count=2, fps=4).shape[1:] == (128, 128, 3)
+    assert read_video(tmp_path / "result" / found.rows[0].video, start_s=0, count=2, fps=4).shape[1:] == (256, 256, 3)
 
 
 def test_what_was_forced_is_recorded(scene: Scene) -> None:

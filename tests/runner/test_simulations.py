@@ -13,9 +13,11 @@ from vlatrack.builders.closed_loop import load_closed_loops, simulated_metrics
 from vlatrack.builders.policy import build_schema
 from vlatrack.runner import simulations as module
 from vlatrack.runner.directory import RunDirectory
-from vlatrack.runner.evaluate import EvaluationRecords
+from vlatrack.runner.evaluation_record import EvaluationRecord
 from vlatrack.runner.simulations import Simulations
 from vlatrack.spec.load import load_spec
+from vlatrack.tracking.backends.base import DatasetInput
+from vlatrack.tracking.evaluated import EVALUATION_SET, Result
 from vlatrack.tracking.journal.history import metric_history, run_status
 from vlatrack.training.callback import Callback
 from vlatrack.training.checkpoint import store as store_module
@@ -52,10 +54,12 @@ class Evaluator:
     def poll(self) -> int | None:
         return self.status
 
-    def records(self) -> EvaluationRecords:
+    def record(self) -> EvaluationRecord:
         label = Path(self.job.evaluation).stem
-        event = {"name": label, "digest": DIGEST, "folder": Path(self.job.folder).name}
-        return EvaluationRecords("simulation", event, {"sim/arena/success": self.success}, {})
+        details = {"name": label, "digest": DIGEST, "folder": Path(self.job.folder).name}
+        data = DatasetInput(label, "{}", DIGEST, EVALUATION_SET)
+        results = [Result(data, {"sim/arena/success": self.success})]
+        return EvaluationRecord("simulation", details, Path(self.job.checkpoint).name, None, results, [])
 
     def reason(self) -> str:
         return "it fell off the table (exit status 1)"

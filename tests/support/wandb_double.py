@@ -52,6 +52,8 @@ class WandbDouble:
         self.artifacts: dict[str, Json] = {}
         self.uploads: dict[str, bytes] = {}
         self.alerts: list[Json] = []
+        self.used: dict[str, list[str]] = {}
+        """The collections of the artifacts that are inputs, by run."""
         self.operations: Counter[str] = Counter()
         self.refuse_streams = False
         """Answer 403 to uploads of history: the client then stops uploading for good and raises nothing."""
@@ -210,6 +212,12 @@ class WandbDouble:
                 self.artifacts[variables["artifactID"]]["state"] = "COMMITTED"
                 done = {"id": variables["artifactID"], "digest": variables["artifactID"]}
                 return {"commitArtifact": {"artifact": done}}
+            case "UseArtifact":
+                asked = variables["input"]
+                name = self.artifacts[asked["artifactID"]]["asked"]["artifactCollectionName"]
+                inputs = self.used.setdefault(asked["runName"], [])
+                inputs.extend([name] if name not in inputs else [])
+                return {"useArtifact": {"artifact": {"id": asked["artifactID"]}}}
             case "ArtifactByID":
                 return {"artifact": self._artifact_fragment(variables["id"])}
             case _:

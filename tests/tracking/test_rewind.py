@@ -32,6 +32,7 @@ def test_only_a_step_before_the_last_logged_one_is_a_rewind(journal: Journal) ->
     journal.append(Kind.START, {"tags": {"vlatrack.rewound.1": "4-5", "vlatrack.commit": "abc"}})
     journal.append(Kind.METRICS, {"train_closs": 1.0}, step=8)
     journal.append(Kind.METRICS, {"evaluate/val_ind_closs": 1.0}, step=2)  # of a checkpoint, later than the training
+    journal.append(Kind.METRICS, {"sim/arena/success": 1.0}, step=3)
     journal.close()
     kept = {"vlatrack.rewound.1": "4-5"}
     for step in (None, 8, 9):

@@ -30,7 +30,7 @@ def read(run: ExampleRun) -> EventAccumulator:
 def deliver(run: ExampleRun) -> None:
     with contextlib.closing(backend_of(run)) as backend:
         position = backend.open(run.start_value(), -1)
-        backend.describe(run.start_value())
+        backend.describe(RunStart.of([record for record in run.records() if record.kind == "start"][-1]))
         backend.deliver([record for record in run.metrics() if record.seq >= position.metrics_from])
         if run.records()[-1].kind == "finish":
             backend.finish(RunFinish.of(run.records()[-1]))
@@ -60,6 +60,23 @@ def test_tensorboard_shows_the_journals_values_steps_and_times(run: ExampleRun) 
     assert math.isnan(points[20].value)
     assert texts(run, "run/status") == ["RUNNING", "FAILED: ValueError: x"]
     assert "| epochs | 1 |" in texts(run, "run/params")[0]
+
+
+@pytest.mark.parametrize("metric", ["evaluate/val_ind_closs", "sim/arena/success"])
+def test_the_evaluation_of_an_earlier_checkpoint_takes_nothing_off_the_curves(run: ExampleRun, metric: str) -> None:
+    run.finish("FINISHED")
+    deliver(run)
+    run.start()
+    run.append("metrics", {metric: 0.5}, step=4)
+    run.finish("FINISHED")
+    deliver(run)
+    shown = read(run)
+    assert [point.step for point in shown.Scalars("train_closs")] == list(range(20))
+    assert [point.step for point in shown.Scalars(metric)] == [4]
+    run.start()
+    run.log(2, first_step=10)  # this one does go back
+    deliver(run)
+    assert [point.step for point in read(run).Scalars("train_closs")] == [*range(10), 10, 11]
 
 
 @pytest.mark.parametrize("damage", ["no note", "damaged note", "no events", "cut events"])

@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from vlatrack.evaluation.episodes import OUTCOMES, EpisodeId, Outcome
 
 TABLE = "episodes.csv"
 """The file's name in the folder of an evaluation."""
+SHOWN_TABLE = "episodes.json"
+"""The same as trackers show it."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,43 @@ class EpisodeRow:
 HEADER = tuple("return" if field.name == "reward" else field.name for field in fields(EpisodeRow))
 
 
+_SHOWN = {
+    "outcome": "outcome",
+    "task": "task",
+    "video": "video",
+    "env steps": "steps",
+    "return": "reward",
+    "initial state": "initial_state",
+    "seed": "seed",
+    "reason": "reason",
+    "latency p50 (ms)": "latency_p50_ms",
+    "latency p95 (ms)": "latency_p95_ms",
+}
+"""The columns of the shown table."""
+_NUMBERS = ("reward", "latency_p50_ms", "latency_p95_ms")
+
+
 def lines(rows: Iterable[EpisodeRow | Sequence[str]]) -> str:
     """CSV text of rows, each of which ends with a line break."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows(astuple(row) if isinstance(row, EpisodeRow) else row for row in rows)
     return text.getvalue()
+
+
+def shown_table(rows: Iterable[EpisodeRow]) -> dict[str, list[Any]]:
+    """The rows by ``columns`` and ``data``, with numbers as such, for people to look at: those with a video first, and
+    of these the failures; columns that are empty are left out."""
+    order = sorted(rows, key=lambda row: (not row.video, row.outcome == "success"))
+    columns = {title: name for title, name in _SHOWN.items() if any(getattr(row, name) for row in order)}
+    return {"columns": list(columns), "data": [[_shown(row, name) for name in columns.values()] for row in order]}
+
+
+def _shown(row: EpisodeRow, name: str) -> str | float | None:
+    text: str = getattr(row, name)
+    if text.isdecimal():
+        return int(text)
+    return (float(text) if text else None) if name in _NUMBERS else text
 
 
 def parse_rows(text: str, place: str) -> list[EpisodeRow]:

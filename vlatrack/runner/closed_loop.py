@@ -1,5 +1,6 @@
 """Evaluate a policy in a simulator: `vlatrack evaluate RUN EVALUATION.yaml`."""
 
+import json
 import os
 import signal
 import threading
@@ -22,20 +23,20 @@ from vlatrack.evaluation.actors import Actor, Expert, PolicyActor, misfits
 from vlatrack.evaluation.closed_loop import ClosedLoop, EpisodeResult, PlannedEpisode
 from vlatrack.evaluation.comparison import success_by_task, success_rate, task_mean
 from vlatrack.evaluation.episodes import EpisodeTable
-from vlatrack.evaluation.rows import EpisodeRow
+from vlatrack.evaluation.rows import SHOWN_TABLE, EpisodeRow
 from vlatrack.inference.observation import Interface
 from vlatrack.metrics.schema import simulation_name
 from vlatrack.runner.acting import Policy
 from vlatrack.runner.directory import RunDirectory, find_checkpoint
 from vlatrack.runner.episode_videos import EpisodeVideos
-from vlatrack.runner.evaluate import EvaluationRecords, record_evaluation
 from vlatrack.runner.evaluation_folder import EvaluationFolder
+from vlatrack.runner.evaluation_record import EvaluationFiles, EvaluationRecord, record_evaluation
 from vlatrack.spec.evaluation import EvaluationSpec, set_digest
 from vlatrack.spec.load import load_evaluation
+from vlatrack.tracking.backends.base import DatasetInput
 from vlatrack.tracking.backends.registry import check_backend
 from vlatrack.tracking.delivery.report import DeliveryReport
-from vlatrack.tracking.journal.history import REWOUND
-from vlatrack.tracking.journal.records import Kind, read_records
+from vlatrack.tracking.evaluated import EVALUATION_SET, Result
 
 EVENT = "simulation"
 """The event in the journal of a run."""
@@ -67,7 +68,7 @@ class SimulatedEvaluation:
     metrics: Mapping[str, float]  # by full name, such as sim/metaworld/success
     digest: str  # of the episode set
     forced: Sequence[str]  # where policy and simulator do not fit together
-    records: EvaluationRecords  # for the journal of a run
+    record: EvaluationRecord | None = None  # for the run's journal; None: there is no run, or the folder is elsewhere
     delivery: DeliveryReport | None = field(default=None, compare=False)
 
 
@@ -117,10 +118,10 @@ def evaluate_in_simulator(
         folder = EvaluationFolder.open(folder_path, description, set_aside=options.beside_training)
         with closing(folder), _some_threads():
             _run(spec, build, policy, there, folder, options, on_episode)
-            found = _finish(spec, build, folder, forced)
-            if run is None or options.beside_training:
+            found = _finish(spec, build, run, folder, forced)
+            if found.record is None or run is None or options.beside_training or found.record.is_in(run.journal):
                 return found
-            return _recorded(found, chosen, run)
+            return replace(found, delivery=record_evaluation(run, found.record))
 
 
 def check_simulator(spec: EvaluationSpec, interface: Interface, name: str, *, timeout_s: float) -> None:
@@ -288,7 +289,11 @@ def _row(result: EpisodeResult, video: str) -> EpisodeRow:
 
 
 def _finish(
-    spec: EvaluationSpec, build: SimulatorBuild, folder: EvaluationFolder, forced: Sequence[str]
+    spec: EvaluationSpec,
+    build: SimulatorBuild,
+    run: RunDirectory | None,
+    folder: EvaluationFolder,
+    forced: Sequence[str],
 ) -> SimulatedEvaluation:
     """Write the summary."""
     order: list[PlannedEpisode] = list(plan_episodes(spec))
@@ -301,22 +306,10 @@ def _finish(
     }
     folder.finish([episode.id for episode in order], summary)
     metrics, digest = _metrics(spec.metric_group, table), set_digest(spec.set_settings(), build.versions)
-    files = [folder.description, folder.table, *([folder.videos] if folder.has_videos else [])]
-    records = EvaluationRecords(
-        EVENT,
-        {"name": spec.label, "digest": digest, "folder": folder.path.name},
-        metrics,
-        {f"evaluation/{folder.path.name}/{file.name}": file for file in files},
-    )
-    return SimulatedEvaluation(folder.path, table, tuple(folder.rows), metrics, digest, forced, records)
-
-
-def _recorded(found: SimulatedEvaluation, checkpoint: Path, run: RunDirectory) -> SimulatedEvaluation:
-    """Record the metrics in the run, unless its journal has them, or the results are elsewhere."""
-    inside = found.folder.resolve().is_relative_to(run.evaluation.resolve())
-    if not inside or (checkpoint.name, found.records.event["name"], found.digest) in recorded_simulations(run.journal):
-        return found
-    return replace(found, delivery=record_evaluation(run, checkpoint, found.records))
+    record = None
+    if run is not None and folder.path.resolve().is_relative_to(run.evaluation.resolve()):
+        record = _record(spec, run, folder, metrics, digest)
+    return SimulatedEvaluation(folder.path, table, tuple(folder.rows), metrics, digest, forced, record)
 
 
 def _metrics(group: str, table: EpisodeTable) -> dict[str, float]:
@@ -334,15 +327,18 @@ def _metrics(group: str, table: EpisodeTable) -> dict[str, float]:
     return metrics
 
 
-def recorded_simulations(journal: Path) -> set[tuple[str, str, str]]:
-    """The evaluations that a journal has: checkpoint, name, and digest of the episode set; without those of checkpoints
-    that the training went back over."""
-    found: dict[tuple[str, str, str], int] = {}
-    for record in read_records(journal):
-        if record.kind == Kind.EVENT and record.data["name"] == EVENT:
-            event = record.data["data"]
-            found[event["checkpoint"], event["name"], event["digest"]] = event["step"]
-        elif record.kind == Kind.EVENT and record.data["name"] == REWOUND:
-            first = record.data["data"]["from_step"]
-            found = {key: step for key, step in found.items() if step < first}
-    return set(found)
+def _record(
+    spec: EvaluationSpec, run: RunDirectory, folder: EvaluationFolder, metrics: Mapping[str, float], digest: str
+) -> EvaluationRecord:
+    """What the trackers get: metrics, the episode set as the data they were measured on, table and videos."""
+    told = folder.content
+    source = json.dumps({"set": told["set"], "versions": told["versions"]})
+    name = f"evaluation/{folder.path.resolve().relative_to(run.evaluation.resolve()).as_posix()}"
+    return EvaluationRecord(
+        EVENT,
+        {"name": spec.label, "digest": digest, "folder": folder.path.name},
+        told["checkpoint"],
+        told["policy_sha256"],
+        [Result(DatasetInput(spec.name, source, digest, EVALUATION_SET), metrics)],
+        [EvaluationFiles(name, folder.path, only=folder.results, table=SHOWN_TABLE)],
+    )

@@ -1,5 +1,6 @@
 """Videos of some episodes of an evaluation, those of failures first."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from vlatrack.evaluation.closed_loop import EpisodeResult
 from vlatrack.evaluation.episodes import EpisodeId
 from vlatrack.runner.evaluation_folder import EvaluationFolder
 from vlatrack.tracking.privacy import private_directory
+
+SHOWN_HEIGHT = 256
+"""Pixels that a video has at least: trackers play it in its own size. Smaller images are repeated, not smoothed."""
 
 
 class EpisodeVideos:
@@ -42,7 +46,7 @@ class EpisodeVideos:
             if rank > last:
                 return ""
             self._kept.pop(last).unlink(missing_ok=True)
-        name = f"{result.episode.number:0{self._digits}}-{result.episode.id.task}-{result.outcome}.mp4"
+        name = f"{result.outcome}-{result.episode.number:0{self._digits}}-{result.episode.id.task}.mp4"
         path = private_directory(self._folder.videos) / "".join(c if c.isalnum() or c in "-._" else "_" for c in name)
         self._write(path, result)
         self._kept[rank] = path
@@ -54,6 +58,8 @@ class EpisodeVideos:
 
     def _write(self, path: Path, result: EpisodeResult) -> None:
         frames = np.stack(result.frames)
+        times = math.ceil(SHOWN_HEIGHT / frames.shape[1])
+        frames = frames.repeat(times, axis=1).repeat(times, axis=2)
         height, width = (size - size % 2 for size in frames.shape[1:3])  # the encoder takes even sizes
         unfinished = path.with_suffix(".partial.mp4")
         fps = max(1, round(self._fps * len(frames) / max(1, result.steps)))

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 from accelerate import Accelerator
 
@@ -24,20 +23,18 @@ from vlatrack.metrics.schema import EVALUATE, VAL_IND, VAL_OOD
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.reports.calibration import draw_calibration
 from vlatrack.runner.directory import RunDirectory, find_checkpoint, verify_checkpoint, write_in_run
-from vlatrack.runner.recorder import check_no_secret, start_tracking
+from vlatrack.runner.evaluation_record import EvaluationFiles, EvaluationRecord, record_evaluation
+from vlatrack.runner.recorder import check_no_secret
 from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.identity import differences, flatten
 from vlatrack.spec.load import load_spec
 from vlatrack.spec.training import OpenLoopSpec
-from vlatrack.tracking.backends.base import Status
+from vlatrack.tracking.backends.base import DatasetInput
 from vlatrack.tracking.backends.registry import check_backend
 from vlatrack.tracking.delivery.report import DeliveryReport
-from vlatrack.tracking.journal.history import run_status
+from vlatrack.tracking.evaluated import Result
 from vlatrack.tracking.privacy import redact
-from vlatrack.tracking.run import TrackedRun
-from vlatrack.tracking.trust import Trust
 from vlatrack.training.callback import Callback, EpochResults, SplitResult
-from vlatrack.training.checkpoint.store import step_of
 from vlatrack.training.loop import EvaluationStopped, Training
 from vlatrack.training.out_of_memory import telling_out_of_memory
 from vlatrack.training.process_group import ProcessGroup
@@ -159,7 +156,7 @@ def evaluate_run(
         title = f"{spec.name} {chosen.name}\ncalibration of the action tokens"
         draw_calibration(calibration, _figure_of(evaluation), title=title)
         if run is not None:
-            return replace(evaluation, delivery=_record(run, evaluation))
+            return replace(evaluation, delivery=_record(run, evaluation, experiment))
     return evaluation
 
 
@@ -247,45 +244,17 @@ def _figure_of(evaluation: Evaluation) -> Path:
     return evaluation.file.with_name(f"{evaluation.file.stem}-calibration.png")
 
 
-def _record(run: RunDirectory, evaluation: Evaluation) -> DeliveryReport | None:
-    event: dict[str, str | int] = {"policy_sha256": evaluation.policy_sha256}
-    if evaluation.changes:
-        event["changes"] = "; ".join(evaluation.changes)
-    metrics = {f"{EVALUATE}{metric}": value for metric, value in evaluation.metrics.items()}
-    artifacts = {f"evaluation/{evaluation.file.name}": evaluation.file}
+def _record(run: RunDirectory, evaluation: Evaluation, experiment: Experiment) -> DeliveryReport | None:
+    """Add it to the run's journal and trackers, each split with its data."""
+    results = []
+    for split, opened in experiment.splits.items():
+        prefix, source = f"{split}_", getattr(experiment.spec.data, split).model_dump_json()
+        data = DatasetInput(opened.source.name, source, evaluation.data[f"data.{split}"], split)
+        metrics = {f"{EVALUATE}{name}": v for name, v in evaluation.metrics.items() if name.startswith(prefix)}
+        results.append(Result(data, metrics))
+    files = [EvaluationFiles(f"evaluation/{evaluation.file.name}", evaluation.file)]
     if (figure := _figure_of(evaluation)).exists():
-        artifacts[f"figures/{figure.name}"] = figure
-    return record_evaluation(run, evaluation.checkpoint, EvaluationRecords(EVENT, event, metrics, artifacts))
-
-
-@dataclass(frozen=True)
-class EvaluationRecords:
-    """What an evaluation of a checkpoint adds to the journal of its run."""
-
-    name: str  # of the event that says what was evaluated
-    event: Mapping[str, str | int]
-    metrics: Mapping[str, float]
-    artifacts: Mapping[str, Path]  # files and folders, by their names at the trackers
-
-    def log(self, tracked: TrackedRun, checkpoint: Path) -> None:
-        """Log all of it, at the step of the checkpoint."""
-        step, reached = step_of(checkpoint), tracked.last_step
-        tracked.event(self.name, {"checkpoint": checkpoint.name, "step": step, **self.event})
-        tracked.log(self.metrics, step=step)
-        tracked.last_step = reached
-        for artifact, path in self.artifacts.items():
-            tracked.log_artifact(path, name=artifact)
-
-
-def record_evaluation(run: RunDirectory, checkpoint: Path, records: EvaluationRecords) -> DeliveryReport | None:
-    """Add what was measured of a checkpoint to a run's journal and trackers, if the run is over; else None.
-
-    Its folder may be somebody else's: a server that it alone names does not get this user's login.
-    """
-    before = run_status(run.path)
-    if before.status == "RUNNING":
-        return None  # another process holds the journal; the files have the numbers
-    trust = Trust(backends=True)
-    tracked = start_tracking(run, run.spec(), tags=run.tags_at_start(), resume=True, trust=trust)
-    records.log(tracked, checkpoint)
-    return tracked.finish(cast(Status, before.status), reason=before.reason)
+        files.append(EvaluationFiles(f"figures/{figure.name}", figure))
+    details = {"changes": "; ".join(evaluation.changes)} if evaluation.changes else {}
+    name, sha256 = evaluation.checkpoint.name, evaluation.policy_sha256
+    return record_evaluation(run, EvaluationRecord(EVENT, details, name, sha256, results, files))

@@ -13,11 +13,11 @@ from typing import Any, Self
 
 from vlatrack.errors import RunError
 from vlatrack.evaluation.episodes import EpisodeId
-from vlatrack.evaluation.rows import HEADER, TABLE, EpisodeRow, lines, parse_rows
+from vlatrack.evaluation.rows import HEADER, SHOWN_TABLE, TABLE, EpisodeRow, lines, parse_rows, shown_table
 from vlatrack.tracking.lock import FileLock, LockHeldError
 from vlatrack.tracking.privacy import open_private, private_directory, write_private
 
-DESCRIPTION = "evaluation.json"
+DESCRIPTION, VIDEOS = "evaluation.json", "videos"
 IDENTITY = ("set", "versions", "acting", "policy_sha256", "forced")
 """What has to be the same for an evaluation to go on in its folder."""
 
@@ -77,11 +77,17 @@ class EvaluationFolder:
 
     @property
     def videos(self) -> Path:
-        return self.path / "videos"
+        return self.path / VIDEOS
 
     @property
-    def has_videos(self) -> bool:
-        return any(row.video for row in self.rows)
+    def content(self) -> Mapping[str, Any]:
+        """What `evaluation.json` holds."""
+        return self._description
+
+    @property
+    def results(self) -> list[str]:
+        """The files and folders that others see of a complete evaluation."""
+        return [DESCRIPTION, TABLE, SHOWN_TABLE, VIDEOS]
 
     def append(self, row: EpisodeRow) -> None:
         """Add the row of an episode that has ended."""
@@ -99,6 +105,7 @@ class EvaluationFolder:
         of_episode = {row.id: row for row in self.rows}
         self.rows = [self._with_video(of_episode[episode]) for episode in order]
         write_private(self.table, lines([HEADER, *self.rows]))
+        write_private(self.path / SHOWN_TABLE, json.dumps(shown_table(self.rows), indent=1) + "\n")
         self._description["summary"] = dict(summary)
         self._write_description()
 

@@ -11,16 +11,16 @@ import os
 import subprocess
 import sys
 import threading
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 from vlatrack.errors import USER_ERROR, VlatrackError
+from vlatrack.runner.evaluation_record import EvaluationFiles, EvaluationRecord
 from vlatrack.runner.processes import quiet_libraries
+from vlatrack.tracking.backends.base import DatasetInput
+from vlatrack.tracking.evaluated import Result
 from vlatrack.tracking.privacy import open_private, redact, write_private
-
-if TYPE_CHECKING:  # which imports torch
-    from vlatrack.runner.evaluate import EvaluationRecords
 
 NICENESS = 5
 """The training has the cores first: a process of this niceness gets a third of what it would get of a busy core."""
@@ -36,7 +36,7 @@ class EvaluatorJob:
     checkpoint: str  # its folder
     evaluation: str  # a YAML file
     folder: str  # of the results
-    records: str  # the file in which it says what belongs into the journal
+    record: str  # the file in which it says what belongs into the journal
     workers: int
     videos: int
     timeout_s: float
@@ -79,14 +79,13 @@ class EvaluatorProcess:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout_s)
 
-    def records(self) -> "EvaluationRecords":
+    def record(self) -> EvaluationRecord:
         """What belongs into the journal, once it has ended well."""
-        from vlatrack.runner.evaluate import EvaluationRecords
-
-        content = json.loads(Path(self.job.records).read_text(encoding="utf-8"))
-        Path(self.job.records).unlink()
-        artifacts = {name: Path(path) for name, path in content.pop("artifacts").items()}
-        return EvaluationRecords(artifacts=artifacts, **content)
+        content = json.loads(Path(self.job.record).read_text(encoding="utf-8"))
+        Path(self.job.record).unlink()
+        results = [Result(DatasetInput(**result["dataset"]), result["metrics"]) for result in content.pop("results")]
+        files = [EvaluationFiles(**{**file, "path": Path(file["path"])}) for file in content.pop("files")]
+        return EvaluationRecord(results=results, files=files, **content)
 
     def reason(self) -> str:
         """Why it has failed, in one line: the last one that it has printed."""
@@ -128,10 +127,9 @@ def evaluate(job: EvaluatorJob) -> None:
         device=job.device,
         beside_training=True,
     )
-    records = evaluate_in_simulator(job.checkpoint, job.evaluation, options=options).records
-    content: dict[str, Any] = {field.name: getattr(records, field.name) for field in fields(records)}
-    content["artifacts"] = {name: str(path) for name, path in records.artifacts.items()}
-    write_private(Path(job.records), json.dumps(content))
+    record = evaluate_in_simulator(job.checkpoint, job.evaluation, options=options).record
+    assert record is not None, "the folder is in the run"
+    write_private(Path(job.record), json.dumps(asdict(record), default=str))
 
 
 def _end_with_parent(lifeline: int) -> None:

@@ -9,16 +9,16 @@ from vlatrack.builders.closed_loop import ClosedLoop
 from vlatrack.errors import SimulatorError, VlatrackError
 from vlatrack.evaluation.rows import TABLE
 from vlatrack.metrics.schema import MetricSchema
-from vlatrack.runner.closed_loop import recorded_simulations
+from vlatrack.runner.closed_loop import EVENT
 from vlatrack.runner.directory import RunDirectory
 from vlatrack.runner.evaluator import EvaluatorJob, EvaluatorProcess
 from vlatrack.spec.load import dump_spec
-from vlatrack.tracking.journal.history import metric_history
+from vlatrack.tracking.journal.history import metric_history, standing_events
 from vlatrack.tracking.privacy import private_directory, write_private
 from vlatrack.tracking.run import TrackedRun
 from vlatrack.training.callback import Callback
 from vlatrack.training.checkpoint.contents import read_counters
-from vlatrack.training.checkpoint.store import name_of, step_of
+from vlatrack.training.checkpoint.store import step_of
 from vlatrack.training.early_stopping import EarlyStopping
 from vlatrack.training.state import TrainState
 
@@ -83,16 +83,16 @@ class Simulations(Callback):
             write_private(self._file_of(loop), dump_spec(loop.evaluation))
         self._find_best(up_to=state.step)
         checkpoints = {path: read_counters(path) for path in self._directory.checkpoints.all()}
-        if state.step_in_epoch > 0 and state.step >= total_steps:
-            checkpoints.pop(self._directory.checkpoints.find(name_of(state.step)))  # is about to be saved again
-        recorded = recorded_simulations(self._directory.journal)
+        saved_again = state.step if state.step_in_epoch > 0 and state.step >= total_steps else None
+        recorded = [event.data["data"] for event in standing_events(self._directory.journal, EVENT)]
         for loop in self._loops.values():
             digest = loop.digest()
             due = [path for path, counters in checkpoints.items() if self._is_due(loop, counters)]
             for path in checkpoints:
-                if (path.name, loop.label, digest) in recorded:
+                wanted = {"checkpoint": path.name, "name": loop.label, "digest": digest}.items()
+                if any(wanted <= event.items() for event in recorded):
                     self._recorded.add((loop.label, step_of(path)))
-                elif self._folder_of(loop, path).exists() or path in due[-1:]:
+                elif step_of(path) != saved_again and (self._folder_of(loop, path).exists() or path in due[-1:]):
                     self._submit(loop, path)
 
     def on_checkpoint(self, state: TrainState, path: Path, policy_sha256: str) -> None:
@@ -174,7 +174,7 @@ class Simulations(Callback):
             checkpoint=str(checkpoint),
             evaluation=str(self._file_of(loop)),
             folder=str(self._folder_of(loop, checkpoint)),
-            records=str(self._directory.evaluation / f"{loop.label}.records.json"),
+            record=str(self._directory.evaluation / f"{loop.label}.record.json"),
             workers=settings.workers,
             videos=settings.videos,
             timeout_s=settings.timeout_s,
@@ -186,17 +186,20 @@ class Simulations(Callback):
             self._record_failure(loop, checkpoint, str(error))
 
     def _record(self, running: _Running) -> None:
-        records, step = running.process.records(), step_of(running.checkpoint)
-        self._schema.check(records.metrics)
-        records.log(self._tracked, running.checkpoint)
+        record, step = running.process.record(), step_of(running.checkpoint)
+        metrics = {name: value for result in record.results for name, value in result.metrics.items()}
+        self._schema.check(metrics)
+        reached = self._tracked.last_step
+        record.write(self._tracked, self._directory.journal)
+        self._tracked.last_step = reached
         self._recorded.add((running.loop.label, step))
-        if self._best_metric is not None and self._best_metric in records.metrics:
-            self._improve(step, records.metrics[self._best_metric])
+        if self._best_metric is not None and self._best_metric in metrics:
+            self._improve(step, metrics[self._best_metric])
             self._directory.checkpoints.write_best(None if self._best is None else self._best[0])
-        if (early := self._early_stopping) is not None and early.metric in records.metrics:
-            early.observe([(step, records.metrics[early.metric])])
+        if (early := self._early_stopping) is not None and early.metric in metrics:
+            early.observe([(step, metrics[early.metric])])
         for callback in self._callbacks:
-            callback.on_simulation(running.loop.label, running.checkpoint, records.metrics)
+            callback.on_simulation(running.loop.label, running.checkpoint, metrics)
 
     def _record_failure(self, loop: ClosedLoop, checkpoint: Path, reason: str) -> None:
         log = self._log_of(loop)

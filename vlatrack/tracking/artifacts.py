@@ -27,7 +27,14 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def artifact_data(
-    path: Path | str, run_dir: Path, *, name: str, aliases: Sequence[str], sha256: Mapping[str, str] | None
+    path: Path | str,
+    run_dir: Path,
+    *,
+    name: str,
+    aliases: Sequence[str],
+    sha256: Mapping[str, str] | None,
+    only: Sequence[str] = (),
+    table: str | None = None,
 ) -> dict[str, Any]:
     """What the journal keeps of an artifact; see `TrackedRun.log_artifact`, whose errors it raises."""
     checked_artifact_name(name)
@@ -49,11 +56,14 @@ def artifact_data(
         if not path.exists() and (run_dir / path).exists():
             path = run_dir / path
         place = path_in_run(path, run_dir)
-        artifact = read_artifact(name, place, run_dir, known=known)
+        artifact = read_artifact(name, place, run_dir, known=known, only=only)
     except OSError as error:
         raise TrackerError(f"artifact {shown(error.filename or path)}: {error.strerror}; make it readable") from error
     files = {file.name: file.sha256 for file in artifact.files}
-    return {"name": name, "place": place, "sha256": artifact.sha256, "files": files, "aliases": list(aliases)}
+    if table is not None and table not in files:
+        raise TrackerError(f"artifact {name}: its table {shown(table)} is none of its files")
+    data = {"name": name, "place": place, "sha256": artifact.sha256, "files": files, "aliases": list(aliases)}
+    return data | ({"only": list(only)} if only else {}) | ({} if table is None else {"table": table})
 
 
 def checked_artifact_name(name: str) -> str:
@@ -83,15 +93,19 @@ class KnownDigests:
     at_ms: int | None = 0
 
 
-def read_artifact(name: str, path: str, run_dir: Path, *, known: KnownDigests | None = None) -> Artifact:
+def read_artifact(
+    name: str, path: str, run_dir: Path, *, known: KnownDigests | None = None, only: Sequence[str] = ()
+) -> Artifact:
     """The artifact at this path of the run directory, as it is now; reads what has changed since its digest was known.
+
+    `only` names the files and folders in it that count; none: all do.
 
     Raises TrackerError if it is gone, empty, or holds a symbolic link to a file outside the run directory, or what is
     no file (a pipe, a socket, a device); OSError if it cannot be read.
     """
     root = run_dir.resolve() / path
     known = known or KnownDigests()
-    paths = _files_below(root) if root.is_dir() else [root]
+    paths = _files_below(root, only) if root.is_dir() else [root]
     for file in paths:
         path_in_run(file, run_dir)
     try:
@@ -106,11 +120,14 @@ def read_artifact(name: str, path: str, run_dir: Path, *, known: KnownDigests | 
     return Artifact(name, root.is_dir(), files, hashlib.sha256(listing.encode()).hexdigest())
 
 
-def _files_below(folder: Path) -> list[Path]:
+def _files_below(folder: Path, only: Sequence[str]) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise error  # a folder that cannot be read is not an empty one
 
     found = [Path(place, name) for place, _, names in os.walk(folder, onerror=refuse) for name in names]
+    chosen = [folder / name for name in only]
+    if chosen:
+        found = [path for path in found if any(path.is_relative_to(place) for place in chosen)]
     return sorted(path for path in found if path.exists())
 
 

@@ -272,7 +272,14 @@ class TrackedRun:
         self._journal.append(Kind.METRICS, metrics, step=step, t_ms=t_ms)
 
     def log_artifact(
-        self, path: Path | str, *, name: str, aliases: Sequence[str] = (), sha256: Mapping[str, str] | None = None
+        self,
+        path: Path | str,
+        *,
+        name: str,
+        aliases: Sequence[str] = (),
+        sha256: Mapping[str, str] | None = None,
+        only: Sequence[str] = (),
+        table: str | None = None,
     ) -> None:
         """Hand a file or folder of the run directory, now complete, to the trackers as `name` (`checkpoints/epoch-3`).
 
@@ -280,10 +287,15 @@ class TrackedRun:
         `aliases` are further names of this version, such as `best`, for trackers that have such. Each file is read once
         for its SHA-256, except those whose hexadecimal digest `sha256` gives, by path inside the artifact.
 
+        Of a folder, `only` names the files and folders in it that belong to the artifact; none: all of them. `table` is
+        the file in it that trackers show as a table: JSON with `columns` and `data`, a list of rows. A cell that names
+        a video of the artifact, `videos/0.mp4`, stands for that where a tracker plays videos in tables.
+
         Raises TrackerError if it is missing, empty, unreadable, outside the run directory, or a pipe, socket or device,
         if a folder holds one of these, if no line can show a file's name, or if a given digest is none.
         """
-        data = artifact_data(path, self.path, name=name, aliases=aliases, sha256=sha256)
+        given: dict[str, Any] = {"aliases": aliases, "sha256": sha256, "only": only, "table": table}
+        data = artifact_data(path, self.path, name=name, **given)
         self._journal.append(Kind.ARTIFACT, data)
 
     def event(self, name: str, data: Mapping[str, Scalar], *, alert: bool = False) -> None:

@@ -132,6 +132,9 @@ class Artifact:
     sha256: str
     aliases: tuple[str, ...] = ()
     """Further names that point at this version, such as `best`."""
+    table: str | None = None
+    """The name of the file in it that is a table of rows, for backends that show such: JSON with `columns` and `data`,
+    a list of rows. A cell that is the name of a video in the artifact stands for that."""
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from vlatrack.tracking.backends.base import (
     metric_name,
     scalar_text,
 )
+from vlatrack.tracking.journal.history import is_of_training
 from vlatrack.tracking.journal.records import Record
 from vlatrack.tracking.lock import FileLock
 from vlatrack.tracking.privacy import open_private, private_directory, write_private
@@ -110,13 +111,16 @@ class TensorboardBackend:
         if not new:
             return []
         events = [self._event_of(record) for record in new]
-        resumed_seq = self._written.resumed_seq
-        first, last_step = new[0].step or 0, new[-1].step or 0
-        if 0 <= resumed_seq < new[0].seq and first <= self._written.last_step:
-            # TensorBoard then leaves out what was logged from this step on before the run went back.
-            session = SessionLog(status=SessionLog.SessionStatus.START)
-            events.insert(0, Event(wall_time=new[0].t_ms / 1000, step=first, session_log=session))
-        resumed_seq = -1 if new[0].seq > resumed_seq else resumed_seq
+        resumed_seq, last_step = self._written.resumed_seq, self._written.last_step
+        # A checkpoint that is evaluated later on makes no run go back.
+        if trained := [record for record in new if is_of_training(record)]:
+            first = trained[0]
+            if 0 <= resumed_seq < first.seq and (first.step or 0) <= last_step:
+                # TensorBoard then leaves out what was logged from this step on before the run went back.
+                session = SessionLog(status=SessionLog.SessionStatus.START)
+                anew = Event(wall_time=first.t_ms / 1000, step=first.step or 0, session_log=session)
+                events.insert(new.index(first), anew)
+            resumed_seq, last_step = -1 if first.seq > resumed_seq else resumed_seq, trained[-1].step or 0
         self._write(events, metrics_seq=new[-1].seq, last_step=last_step, resumed_seq=resumed_seq)
         return []
 

@@ -169,8 +169,10 @@ def deliver_record(backend: Backend, run_dir: Path, record: Record, *, alerts: b
                 return backend.deliver([record])
             case Kind.ARTIFACT:
                 known = KnownDigests(data.get("files", {}), record.t_ms)
-                artifact = read_artifact(data["name"], data["place"], run_dir, known=known)
-                backend.put_artifact(replace(artifact, aliases=tuple(data.get("aliases", ()))))
+                only = data.get("only", ())
+                artifact = read_artifact(data["name"], data["place"], run_dir, known=known, only=only)
+                aliases = tuple(data.get("aliases", ()))
+                backend.put_artifact(replace(artifact, aliases=aliases, table=data.get("table")))
             case Kind.EVENT:
                 if isinstance(backend, TakesEvents):
                     backend.event(RunEvent.of(record))

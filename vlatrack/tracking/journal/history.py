@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from vlatrack.errors import TrackerError
-from vlatrack.metrics.names import EVALUATE, SIMULATION
+from vlatrack.metrics.schema import EVALUATE, SIMULATION
 from vlatrack.tracking.backends.base import RunStart, Scalar
 from vlatrack.tracking.journal.journal import is_being_written
 from vlatrack.tracking.journal.records import (
@@ -66,7 +66,7 @@ def run_status(run_dir: Path) -> RunStatus:
     journal = RunFiles(run_dir).journal
     if not journal.exists():
         raise TrackerError(f"{run_dir}: no run directory (journal.jsonl is missing)")
-    step = next((record.step for record in records_backwards(journal) if _is_of_training(record)), None)
+    step = next((record.step for record in records_backwards(journal) if is_of_training(record)), None)
     if (end := finish_record(journal)) is not None:
         return RunStatus(end.data["status"], end.data["reason"], step)
     if is_being_written(journal) or copied_from(journal) is not None:
@@ -74,8 +74,8 @@ def run_status(run_dir: Path) -> RunStatus:
     return RunStatus("KILLED", "the training process is gone", step)
 
 
-def _is_of_training(record: Record) -> bool:
-    """Whether a record says how far training has come; an evaluation stands at the step of its checkpoint."""
+def is_of_training(record: Record) -> bool:
+    """Whether a record of metrics says how far training is; an evaluation stands at the step of its checkpoint."""
     return record.step is not None and not all(name.startswith((EVALUATE, SIMULATION)) for name in record.data)
 
 
@@ -106,6 +106,27 @@ def first_start(journal: Path) -> RunStart:
     if not records or records[0].kind != Kind.START:
         raise TrackerError(f"{journal}: does not begin with the start of a run")
     return RunStart.of(records[0])
+
+
+def last_event(journal: Path, name: str, data: Mapping[str, Scalar]) -> Record | None:
+    """The last event of this name whose data has all of these values; None if there is none."""
+    reader, found = JournalReader(journal), None
+    while (record := reader.read_to_other()) is not None:
+        if record.kind == Kind.EVENT and record.data["name"] == name and data.items() <= record.data["data"].items():
+            found = record
+    return found
+
+
+def standing_events(journal: Path, name: str) -> list[Record]:
+    """The events of this name about a step, without those of steps that the run went back over later."""
+    reader, found = JournalReader(journal), list[Record]()
+    while (record := reader.read_to_other()) is not None:
+        if record.kind == Kind.EVENT and record.data["name"] == name:
+            found.append(record)
+        elif record.kind == Kind.EVENT and record.data["name"] == REWOUND:
+            first = record.data["data"]["from_step"]
+            found = [event for event in found if event.data["data"]["step"] < first]
+    return found
 
 
 def last_start(journal: Path) -> Record | None:

@@ -1,6 +1,7 @@
 """Artifacts at MLflow, whose files are uploaded one by one, and checkpoints, which are LoggedModels as well."""
 
 import contextlib
+import json
 import math
 import os
 import tempfile
@@ -15,14 +16,15 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND, ErrorCode
 from mlflow.tracking import MlflowClient
 from mlflow.utils.credentials import get_default_host_creds
-from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_MODEL_IS_EXTERNAL
 from mlflow.utils.rest_utils import http_request
 from requests import HTTPError
 
+from vlatrack.metrics.schema import EVALUATE, SIMULATION
 from vlatrack.tracking.artifacts import BYTES_PER_MB, CHECKPOINTS, POLICIES, CopyRule, reference_text
 from vlatrack.tracking.backends.base import Artifact, ArtifactFile, RejectedError, Scalar, remote_path, scalar_text
 from vlatrack.tracking.backends.mlflow.model_files import write_model_files
-from vlatrack.tracking.backends.mlflow.runs import batches, mlflow_key, verdicts
+from vlatrack.tracking.backends.mlflow.runs import LONGEST_TAG, batches, mlflow_key, verdicts
 from vlatrack.tracking.backends.mlflow.store import check_below
 
 REFERENCE = ".reference.json"
@@ -34,6 +36,9 @@ MOST_PATIENCE_S = 900
 
 MODEL_FILES = "vlatrack.model_files"
 """Tag of a LoggedModel that has the files which MLflow loads it by."""
+
+OF_EVALUATIONS = (EVALUATE, SIMULATION)
+"""Begin the keys of metrics that come with the dataset they were measured on."""
 
 MODEL_METRICS_PER_BATCH = 100
 """A server refuses a LoggedModel's metrics that it has already when a batch holds more."""
@@ -63,7 +68,23 @@ def put_artifact(client: MlflowClient, run_id: str, artifact: Artifact, rule: Co
     else:
         for file in left:
             client.log_text(run_id, reference_text(artifact, [file]), f"{remote_path(artifact, file)}{REFERENCE}")
+    for file in copied:
+        if file.name == artifact.table:
+            _show_as_table(client, run_id, remote_path(artifact, file))
     client.set_tag(run_id, tag, artifact.sha256)
+
+
+def _show_as_table(client: MlflowClient, run_id: str, path: str) -> None:
+    """Note in a tag, as MLflow's own `log_table` does, that this file is a table; of too many the earliest are left
+    out."""
+    tables = json.loads(client.get_run(run_id).data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
+    entry = {"path": path, "type": "table"}
+    if entry in tables:
+        return
+    tables.append(entry)
+    while len(text := json.dumps(tables)) > LONGEST_TAG:
+        del tables[0]
+    client.set_tag(run_id, MLFLOW_LOGGED_ARTIFACTS, text)
 
 
 def _done(state: str, artifact: Artifact, total: int) -> int:
@@ -130,16 +151,11 @@ def put_checkpoint(
         root: the only folder of this disk below which its files may be written; None: wherever the server says.
     """
     run = client.get_run(run_id)
-    with verdicts(client, run_id):
-        try:
-            model = _find_or_create(client, run, data, identity, path)
-        except MlflowException as error:
-            if error.error_code != ErrorCode.Name(ENDPOINT_NOT_FOUND) or _major_version(client.tracking_uri) >= 3:
-                raise
-            raise RejectedError("this server is older than MLflow 3 and knows no LoggedModels") from error
+    model = find_or_create_model(client, run, data, identity, path)
     model_id = str(model.model_id)
-    # A LoggedModel's NaN would be read back as 0; the run itself keeps it.
-    stored = [m for m in run.data.to_proto().metrics if m.step == step and not math.isnan(m.value)]
+    # A LoggedModel's NaN would be read back as 0; the run itself keeps it. Evaluations come with their data.
+    at_step = (m for m in run.data.to_proto().metrics if m.step == step and not m.key.startswith(OF_EVALUATIONS))
+    stored = [m for m in at_step if not math.isnan(m.value)]
     metrics = [Metric(m.key, m.value, m.timestamp, m.step, model_id=model_id) for m in stored]
     for batch in batches(metrics, MODEL_METRICS_PER_BATCH):
         client.log_batch(run_id, metrics=batch, synchronous=True)
@@ -169,6 +185,19 @@ def _put_model_files(
     if MLFLOW_MODEL_IS_EXTERNAL in model.tags:
         client.delete_logged_model_tag(model.model_id, MLFLOW_MODEL_IS_EXTERNAL)
     client.set_logged_model_tags(model.model_id, {MODEL_FILES: "true"})
+
+
+def find_or_create_model(
+    client: MlflowClient, run: Run, data: Mapping[str, Scalar], identity: str, path: str
+) -> LoggedModel:
+    """The LoggedModel of the checkpoint at `path`, told apart by `identity`."""
+    with verdicts(client, run.info.run_id):
+        try:
+            return _find_or_create(client, run, data, identity, path)
+        except MlflowException as error:
+            if error.error_code != ErrorCode.Name(ENDPOINT_NOT_FOUND) or _major_version(client.tracking_uri) >= 3:
+                raise
+            raise RejectedError("this server is older than MLflow 3 and knows no LoggedModels") from error
 
 
 def _find_or_create(

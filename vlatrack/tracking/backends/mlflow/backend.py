@@ -1,7 +1,6 @@
 """MLflow, 3.17 and later: a SQLite store beside the runs by default, or any tracking server."""
 
 import contextlib
-import json
 import math
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,16 +8,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from mlflow.entities import Dataset, InputTag, Metric, Param, Run
-from mlflow.entities import DatasetInput as MlflowDatasetInput
+from mlflow.entities import Metric, Param, Run
 from mlflow.tracking import MlflowClient
-from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from vlatrack.tracking.artifacts import CopyRule
 from vlatrack.tracking.backends.base import (
     Artifact,
     Audit,
-    DatasetInput,
     NumberFormat,
     Position,
     RejectedError,
@@ -33,6 +29,8 @@ from vlatrack.tracking.backends.base import (
 )
 from vlatrack.tracking.backends.destinations import MLFLOW_STORE, sqlite_path, sqlite_uri
 from vlatrack.tracking.backends.mlflow.artifacts import put_artifact, put_checkpoint
+from vlatrack.tracking.backends.mlflow.datasets import put_datasets
+from vlatrack.tracking.backends.mlflow.evaluations import put_evaluation
 from vlatrack.tracking.backends.mlflow.readback import check_ended, check_stored
 from vlatrack.tracking.backends.mlflow.runs import (
     METRICS_PER_BATCH,
@@ -57,6 +55,7 @@ from vlatrack.tracking.backends.mlflow.store import (
     one_at_a_time,
 )
 from vlatrack.tracking.backends.mlflow.values import LARGEST_DOUBLE, count_values, stored_values
+from vlatrack.tracking.evaluated import Evaluated
 from vlatrack.tracking.journal.records import Record
 from vlatrack.tracking.privacy import redact
 from vlatrack.tracking.run_files import RunFiles
@@ -64,7 +63,6 @@ from vlatrack.tracking.run_files import RunFiles
 RECORDS_AT_ONCE = 500
 LONGEST_PARAM = 6000
 INFINITE = "its values of ±1.797e308 are ±Infinity, which MLflow cannot store"
-LONGEST_DATASET_NAME, LONGEST_DIGEST = 500, 36
 
 
 class MlflowBackend:
@@ -127,7 +125,7 @@ class MlflowBackend:
             join_group(self._client, run, start.group)
         refused = self._put_params(run, start.params)
         refused += self._put_tags({mlflow_key(name): value for name, value in start.tags.items()})
-        refused += self._put_datasets(start.datasets)
+        refused += put_datasets(self._client, self._run_id, start.datasets)
         return [Rejection(start.seq, what, reason) for what, reason in refused]
 
     def deliver(self, records: Sequence[Record]) -> list[Rejection]:
@@ -165,7 +163,16 @@ class MlflowBackend:
 
     def event(self, event: RunEvent) -> None:
         """A checkpoint becomes a LoggedModel at its step, with the metrics of that step; its weights stay where they
-        are, and MLflow loads them from there."""
+        are, and MLflow loads them from there. An evaluation gives it more metrics, and the run a dataset."""
+        if (evaluated := Evaluated.of(event)) is not None:
+            put_evaluation(
+                self._client,
+                self._run_id,
+                evaluated,
+                uid=self._uid,
+                run_dir=self._run_dir,
+                key_of=self.metric_key,
+            )
         if event.name != "checkpoint":
             return
         step, name = event.data.get("step"), event.data.get("name")
@@ -230,25 +237,6 @@ class MlflowBackend:
         if cut:
             tags["vlatrack.truncated_params"] = f"whole in the spec artifact: {', '.join(cut)}"
         return refused + self._put_tags(tags | long_names(params))
-
-    def _put_datasets(self, datasets: Sequence[DatasetInput]) -> Refused:
-        """MLflow tells datasets apart by name and digest; splits of the same files need names of their own."""
-        refused: Refused = []
-        for data in datasets:
-            dataset = Dataset(
-                name=f"{data.name} ({data.split})"[:LONGEST_DATASET_NAME],
-                digest=data.sha256[:LONGEST_DIGEST],
-                source_type="vlatrack",
-                source=json.dumps({"source": data.source}),
-                profile=json.dumps({"sha256": data.sha256}),
-            )
-            used = MlflowDatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, data.split)])
-            try:
-                with verdicts(self._client, self._run_id):
-                    self._client.log_inputs(self._run_id, [used])
-            except RejectedError as verdict:
-                refused.append((f"dataset {data.name}", str(verdict)))
-        return refused
 
     def _put_tags(self, tags: Mapping[str, str]) -> Refused:
         return log_in_batches(self._client, self._run_id, tags=run_tags(tags))

@@ -1,12 +1,15 @@
 """Artifacts at W&B: versions with aliases, whose weights and large files are references."""
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import wandb
 
 from vlatrack.tracking.artifacts import CHECKPOINTS, POLICIES, CopyRule, reference_text
-from vlatrack.tracking.backends.base import Artifact, ArtifactFile
+from vlatrack.tracking.backends.base import Artifact, ArtifactFile, DatasetInput
+from vlatrack.tracking.evaluated import EVALUATION_SET
 
 REFERENCES = "vlatrack-references.json"
 """Lists, in an artifact, the files that are not copied."""
@@ -14,6 +17,12 @@ REFERENCES = "vlatrack-references.json"
 MODEL = "model"
 """The type of artifacts that W&B's registry of models takes."""
 
+DATASET, EPISODE_SET = "dataset", "episode-set"
+"""The types of artifacts that a run uses."""
+
+VIDEO = ".mp4"
+
+LONGEST_NAME = 128
 TIMEOUT_S = 600
 SLOWEST_UPLOAD_PER_S = 2_000_000
 """Bytes."""
@@ -49,7 +58,34 @@ def _bundle(name: str, kind: str, artifact: Artifact, left: Sequence[ArtifactFil
             bundle.add_reference(file.path.as_uri(), name=file.name, checksum=False)
         else:
             bundle.add_file(str(file.path), name=file.name, policy="immutable", skip_cache=True)
+    for file in artifact.files:  # after the videos, of which the table then holds no second copy
+        if file.name == artifact.table and file not in left:
+            bundle.add(_table(file, artifact.files), Path(file.name).stem)
     if left:
         with bundle.new_file(REFERENCES, encoding="utf-8") as listing:
             listing.write(reference_text(artifact, left))
     return bundle
+
+
+def _table(file: ArtifactFile, files: Sequence[ArtifactFile]) -> wandb.Table:
+    """The table in a file, with the videos that its cells name."""
+    videos = {file.name: str(file.path) for file in files if file.name.endswith(VIDEO)}
+    content = json.loads(file.path.read_text(encoding="utf-8"))
+    rows = [[_cell(value, videos) for value in row] for row in content["data"]]
+    return wandb.Table(columns=content["columns"], data=rows, allow_mixed_types=True)
+
+
+def _cell(value: object, videos: Mapping[str, str]) -> object:
+    if not isinstance(value, str):
+        return value
+    return wandb.Video(videos[value]) if value in videos else value or None
+
+
+def use_dataset(run: wandb.Run, dataset: DatasetInput) -> None:
+    """Make the dataset an input of the run; runs that use the same one share a version of its artifact."""
+    kind = EPISODE_SET if dataset.split == EVALUATION_SET else DATASET
+    name = _NOT_IN_NAMES.sub("-", f"{kind}-{dataset.name}")[:LONGEST_NAME]
+    used = wandb.Artifact(name, kind, metadata={"split": dataset.split, "sha256": dataset.sha256})
+    with used.new_file(f"{kind}.json", encoding="utf-8") as described:
+        described.write(json.dumps({"sha256": dataset.sha256, "source": dataset.source}, indent=1) + "\n")
+    run.use_artifact(used)

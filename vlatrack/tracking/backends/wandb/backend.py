@@ -26,6 +26,7 @@ from vlatrack.tracking.backends.base import (
     Position,
     RejectedError,
     Rejection,
+    RunEvent,
     RunFinish,
     RunStart,
     StoredValue,
@@ -33,7 +34,7 @@ from vlatrack.tracking.backends.base import (
 )
 from vlatrack.tracking.backends.names import escaped, unescaped
 from vlatrack.tracking.backends.wandb.account import resolve_mode
-from vlatrack.tracking.backends.wandb.artifacts import put_artifact
+from vlatrack.tracking.backends.wandb.artifacts import put_artifact, use_dataset
 from vlatrack.tracking.backends.wandb.clients import (
     closed,
     end_orphaned_clients,
@@ -43,6 +44,7 @@ from vlatrack.tracking.backends.wandb.clients import (
 )
 from vlatrack.tracking.backends.wandb.steps import StepShift
 from vlatrack.tracking.backends.wandb.values import stored_values
+from vlatrack.tracking.evaluated import Evaluated
 from vlatrack.tracking.journal.records import Record
 from vlatrack.tracking.run_files import RunFiles, held_path
 
@@ -186,6 +188,14 @@ class WandbBackend:
     def put_artifact(self, artifact: Artifact) -> None:
         with self._uploading:
             put_artifact(self._open_run, artifact, self._copy_rule, wait=self._online)
+
+    def event(self, event: RunEvent) -> None:
+        """The data of an evaluation becomes an input of the run. Offline files hold no inputs; a sync with a key goes
+        through all events."""
+        evaluated = Evaluated.of(event)
+        if evaluated is not None and self._online:
+            for result in evaluated.results:
+                use_dataset(self._open_run, result.dataset)
 
     def alert(self, title: str, text: str, record: Record) -> None:
         self._open_run.alert(title, text)
