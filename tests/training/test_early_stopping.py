@@ -47,9 +47,7 @@ def test_a_training_ends_when_so_many_values_in_a_row_are_not_better_than_the_be
 def test_the_reason_names_the_metric_and_its_best() -> None:
     early_stopping = watching("val_ind_loss_ct")
     early_stopping.observe([(10, 0.5), (20, 0.25), (30, 0.3), (40, 0.3)])
-    assert early_stopping.reason_to_stop() == (
-        "val_ind_loss_ct has not become better 2 times in a row; its best: 0.25 at step 20"
-    )
+    assert early_stopping.reason_to_stop() == ("no better than 0.25 at step 20 in the last 2 values of val_ind_loss_ct")
 
 
 def test_what_a_rollback_takes_back_does_not_count() -> None:

@@ -23,7 +23,7 @@ from vlatrack.tracking.evaluated import Result
 from vlatrack.tracking.privacy import open_private, redact, write_private
 
 NICENESS = 5
-"""The training has the cores first: a process of this niceness gets a third of what it would get of a busy core."""
+"""The training comes first: on a busy core it gets three times as much as a process of this niceness."""
 ENDING_S = 5.0
 """Seconds in which it may close its simulators."""
 _OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")

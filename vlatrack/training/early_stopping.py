@@ -50,5 +50,7 @@ class EarlyStopping(Callback):
                 worse += 1
         if worse < self._patience:
             return None
-        at = f"{best:.4g} at step {best_step}" if best_step is not None else "never a number"
-        return f"{self.metric} has not become better {worse} times in a row; its best: {at}"
+        values = "value" if worse == 1 else f"{worse} values"
+        if best is None:
+            return f"the last {values} of {self.metric} are not finite"
+        return f"no better than {best:.4g} at step {best_step} in the last {values} of {self.metric}"

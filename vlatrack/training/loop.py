@@ -248,7 +248,7 @@ class Training:
 
     def _stops_early(self, state: TrainState) -> bool:
         """Whether the training ends with this epoch, since a metric stands still. All ranks call this."""
-        if self.early_stopping is None:
+        if self.early_stopping is None or self.is_complete(state):
             return False
         reason = self.early_stopping.reason_to_stop()
         (wanted,) = self.group.sum([float(reason is not None)])
