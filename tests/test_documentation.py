@@ -15,11 +15,15 @@ from typer.core import TyperGroup
 
 import vlatrack
 from vlatrack.cli.main import app
+from vlatrack.envs.metaworld import MetaWorld
+from vlatrack.inference.observation import Interface
+from vlatrack.serving.cameras import ObservationReader
 from vlatrack.spec.identity import flatten
 from vlatrack.spec.load import load_spec
 
 ROOT = Path(__file__).parents[1]
 README, GUIDE = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
+FIRST_EVALUATION = ROOT / "docs" / "first-evaluation.md"
 
 ELSEWHERE = (
     ("README.md", "vlatrack.Policy.load(", "tests/test_documentation.py"),
@@ -41,8 +45,9 @@ def blocks(file: Path, language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    """The calls of vlatrack in README.md's shell blocks, without comments and without what launches them."""
-    lines = [line for block in blocks(README, "sh") for line in block.splitlines()]
+    """The calls of vlatrack in the shell blocks of README.md and the page of the first evaluation, without comments and
+    without what launches them."""
+    lines = [line for file in (README, FIRST_EVALUATION) for block in blocks(file, "sh") for line in block.splitlines()]
     found = [re.search(r"(?:^|/|-m )vlatrack (.*)", line) for line in lines]
     return [match[1] for match in found if match]
 
@@ -79,7 +84,7 @@ def test_every_other_python_example_is_carried_out_by_the_test_that_is_named_her
 
 
 @pytest.mark.parametrize("line", commands())
-def test_command_of_the_readme_parses(line: str) -> None:
+def test_command_of_a_document_parses(line: str) -> None:
     command = typer.main.get_command(app)
     words = shlex.split(line, comments=True)
     path = ["vlatrack"]
@@ -94,7 +99,7 @@ def test_command_of_the_readme_parses(line: str) -> None:
 
 def test_a_command_with_an_option_that_does_not_exist_does_not_parse() -> None:
     with pytest.raises(Exception, match="No such option"):
-        test_command_of_the_readme_parses("run experiments/quickstart.yaml --rezume latest")
+        test_command_of_a_document_parses("run experiments/quickstart.yaml --rezume latest")
 
 
 @pytest.mark.parametrize("file", [README, GUIDE], ids=lambda file: file.name)
@@ -147,13 +152,29 @@ def test_yaml_of_the_readme_loads(number: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "file", [README, GUIDE, ROOT / "docker" / "README.md"], ids=["README", "CONTRIBUTING", "docker"]
+    "file",
+    [README, GUIDE, ROOT / "docker" / "README.md", FIRST_EVALUATION],
+    ids=["README", "CONTRIBUTING", "docker", "first-evaluation"],
 )
 def test_every_path_that_a_document_names_exists(file: Path) -> None:
     named = re.findall(r"`((?:vlatrack|tests|experiments|docker)/[\w./-]+)`", file.read_text(encoding="utf-8"))
     named += re.findall(r"\b((?:vlatrack|tests|experiments|docker)/[\w./-]+\.(?:py|yaml|md))\b", file.read_text())
     assert named
     assert [path for path in sorted(set(named)) if not (ROOT / path).exists()] == []
+
+
+def test_the_client_of_the_first_evaluation_asks_for_what_there_is() -> None:
+    """It needs Meta-World and openpi's client to run; what it takes of vlatrack is here."""
+    (code,) = blocks(FIRST_EVALUATION, "python")
+    compile(code, str(FIRST_EVALUATION), "exec")
+    assert "coffee-button-v3" in MetaWorld.tasks
+    assert MetaWorld(cameras=["corner4"], resolution=128).info.cameras == {"corner4": (128, 128)}
+    sees = Interface(("observation.images.corner4",), state_dim=4, history=1, horizon=5, action_dim=4)
+    reader = ObservationReader(sees, {})
+    seen = reader.read(
+        {"observation/corner4": np.zeros((128, 128, 3), np.uint8), "observation/state": np.zeros(4), "prompt": "push"}
+    )
+    assert seen.instruction == "push"
 
 
 def test_the_table_of_what_happens_is_the_one_that_the_tests_make() -> None:

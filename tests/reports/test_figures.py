@@ -57,6 +57,21 @@ def test_every_step_of_a_chunk_has_a_panel_with_x_and_plain_step(
     assert "memory_mib" in drawn["optimisation"]
 
 
+def test_success_in_simulators_has_a_panel_each_with_its_interval(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    history: dict[str, list[tuple[int, float]]] = {}
+    for group, rate in (("arena", 0.5), ("arena-blind", 0.25)):
+        for measure, value in (("success", rate), ("success_low", rate - 0.2), ("success_high", rate + 0.2)):
+            history[f"sim/{group}/{measure}"] = [(10, value), (20, value + 0.1)]
+            history[f"sim/{group}/push/{measure}"] = [(10, value)]
+        history[f"sim/{group}/episodes"] = [(10, 8.0), (20, 8.0)]
+    draw_figures(history, output=tmp_path, run_name="run")
+    assert [path.name for path in tmp_path.iterdir()] == ["success.png"]
+    assert has_color(tmp_path / "success.png", (0x00, 0x9E, 0x73))
+    assert titles_of(monkeypatch, history, tmp_path) == {"success": ["arena", "arena-blind"]}
+
+
 def test_loss_terms_of_ones_own_and_gradient_shares_have_a_panel(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

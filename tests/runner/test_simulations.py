@@ -21,6 +21,7 @@ from vlatrack.tracking.evaluated import EVALUATION_SET, Result
 from vlatrack.tracking.journal.history import metric_history, run_status
 from vlatrack.training.callback import Callback
 from vlatrack.training.checkpoint import store as store_module
+from vlatrack.training.checkpoint.contents import read_counters
 from vlatrack.training.checkpoint.store import name_of, step_of
 from vlatrack.training.state import TrainState
 
@@ -293,3 +294,46 @@ def test_a_metric_that_no_evaluation_measures_cannot_decide(evaluation: Path) ->
     spec = load_spec(TOY, [closed_loop, "train.early_stopping={metric: sim/arena/episodes, patience: 2}"])
     with pytest.raises(vlatrack.errors.SpecError, match=r"early_stopping\.metric: neither lower nor higher is better"):
         load_closed_loops(spec)
+
+
+class AtOnce(Evaluator):
+    """Done as soon as it begins."""
+
+    def __init__(self, job: Any, log: Path) -> None:
+        super().__init__(job, log)
+        self.finish(0.5)
+
+
+@pytest.mark.slow
+def test_success_that_stands_still_ends_the_training(
+    tmp_path: Path, evaluation: Path, scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "EvaluatorProcess", AtOnce)
+    monkeypatch.setattr("vlatrack.runner.run.check_evaluation", lambda *_, **__: None)
+    monkeypatch.setattr("vlatrack.builders.closed_loop.ClosedLoop.digest", lambda _: DIGEST)
+    settings = [
+        f"evaluate={{open_loop: null, closed_loop: {{evaluation: {evaluation}}}}}",
+        "train.checkpoint={best_metric: sim/arena/success, keep_last: 1}",
+        "train.early_stopping.patience=2",
+        "train.epochs=30",
+        "tracking.system_every_s=null",
+    ]
+    run = vlatrack.train(load_spec(TOY, settings), runs=tmp_path / "trained", callbacks=[told := Told()])
+    ended = read_counters(run.checkpoints.find("last"))
+    assert ended["stopped_early"]
+    assert ended["epoch"] < 30
+    history = metric_history(run.journal)["sim/arena/success"]
+    assert [step for step, _ in history] == [15 * epoch for epoch in range(1, ended["epoch"] + 1)]
+    assert [path.name for path in run.checkpoints.all()] == [name_of(15), name_of(ended["step"])]
+    assert run.checkpoints.find("best").name == name_of(15), "equal ones do not take its place"
+    assert Path(Evaluator.started[0].job.evaluation) == run.evaluation / "arena.yaml"
+    vlatrack.resume(run.path, callbacks=[told])
+    assert told.warnings[-1].startswith(f"nothing left to train: {run.path} ended early after {ended['step']} steps")
+    longer = ["train.early_stopping=null", f"train.max_steps={ended['step'] + 15}"]
+    vlatrack.resume(run.path, overrides=longer)
+    assert read_counters(run.checkpoints.find("last"))["step"] == ended["step"] + 15
+    assert [step for step, _ in metric_history(run.journal)["sim/arena/success"]] == [
+        *[step for step, _ in history],
+        ended["step"] + 15,
+    ]

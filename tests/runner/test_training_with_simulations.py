@@ -176,22 +176,6 @@ def test_an_evaluator_that_is_killed_is_told_and_the_training_goes_on(
     assert "train.early_stopping: sim/arena/success was never measured" in told
 
 
-def test_success_that_stands_still_ends_the_training(scene: Scene) -> None:
-    done = scene.run("train.epochs=400", "train.early_stopping.patience=1")
-    assert done.returncode == 0, done.stderr
-    assert "the training ends early: no better than 0.6667 at step " in done.stdout
-    (event,) = scene.events("early_stop")
-    assert event["epoch"] < 400
-    first, *_ = scene.success()
-    best = json.loads((scene.trained / "checkpoints" / "best.json").read_text())
-    assert best == {"step": first[0]}, "equal ones do not take its place"
-    assert (scene.trained / "checkpoints" / f"step-{first[0]:08d}" / "files.json").exists()
-    kept = list((scene.trained / "checkpoints").glob("step-*"))
-    assert len(kept) == 3, "the best one, and the last two"
-    again = scene.program.run("run", "--resume", scene.trained)
-    assert "nothing left to train" in again.stdout
-
-
 def test_of_several_ranks_one_evaluates_and_all_end_early(scene: Scene) -> None:
     settings = scene.settings("train.epochs=400", "train.early_stopping.patience=1")
     done = scene.program.run_many("run", TOY, *settings)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from mlflow.tracking import MlflowClient
 
-from vlatrack.cli.ui import ui
+from vlatrack.cli.ui import newest_experiments, ui
 from vlatrack.errors import TrackerError
 
 
@@ -26,6 +27,18 @@ def _answers(url: str) -> bool:
 def test_a_missing_store_is_an_error_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(TrackerError, match=r"mlflow\.db: no such store"):
         ui(runs=tmp_path)
+
+
+def test_the_ui_names_the_experiments_that_have_runs_the_newest_first(stored_run_dir: Path) -> None:
+    store = stored_run_dir.parent.parent / "mlflow.db"
+    client = MlflowClient(f"sqlite:///{store}")
+    for number, name in enumerate(["first", "second", "empty"]):
+        experiment = client.create_experiment(name)
+        if name != "empty":
+            client.create_run(experiment, start_time=1000 + number)
+    assert [name for _, name in newest_experiments(store)] == ["second", "first"]
+    (stored_run_dir / "other.db").touch()
+    assert newest_experiments(stored_run_dir / "other.db") == []
 
 
 @pytest.mark.slow

@@ -78,7 +78,7 @@ def _show_result(console: Console, found: "SimulatedEvaluation") -> None:
     videos = sum(bool(row.video) for row in found.rows)
     lines.append(f"written to {_shown(found.folder)}" + (f", {videos} videos" if videos else ""))
     if found.delivery is not None:
-        lines += [delivery_line(share) for share in found.delivery.backends if share.undelivered]
+        lines += [delivery_line(share) for share in found.delivery.backends]
     for line in lines:
         console.print(line, soft_wrap=True, markup=False)
 

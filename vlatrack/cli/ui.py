@@ -15,12 +15,19 @@ import typer
 
 from vlatrack.errors import TrackerError
 from vlatrack.tracking.backends.destinations import MLFLOW_STORE, sqlite_uri
+from vlatrack.tracking.printable import printable
 from vlatrack.tracking.run_files import resolved_path
 
 LAST_PORT = 65535
 _ENDING_S = 5.0
-_TRAINING_PAGE = "#/experiments?workflowType=machine_learning"
-"""Without it, MLflow opens on its pages for language model applications."""
+_AS_TRAINING = "workflowType=machine_learning"
+"""Without it, MLflow opens on its pages for language model applications; its own links to an experiment lack it."""
+_MOST_SHOWN = 5
+_WITH_RUNS = (
+    "SELECT experiments.experiment_id, experiments.name FROM experiments JOIN runs USING (experiment_id) "
+    "WHERE experiments.lifecycle_stage = 'active' AND runs.lifecycle_stage = 'active' "
+    "GROUP BY experiments.experiment_id ORDER BY MAX(runs.start_time) DESC LIMIT ?"
+)
 
 
 def ui(
@@ -36,7 +43,10 @@ def ui(
         )
     _check_store(store)
     port = _free_port(host, port)
-    typer.echo(f"MLflow on {store}: http://{host}:{port}/{_TRAINING_PAGE}  (Ctrl-C ends it)")
+    experiments = f"http://{host}:{port}/#/experiments"
+    typer.echo(f"MLflow on {store}: {experiments}?{_AS_TRAINING}  (Ctrl-C ends it)")
+    for number, name in newest_experiments(store):
+        typer.echo(f"{printable(name)}: {experiments}/{number}/runs?{_AS_TRAINING}")
     raise typer.Exit(_serve(_server_command(store, host, port)))
 
 
@@ -52,6 +62,15 @@ def _check_store(store: Path) -> None:
             database.execute("SELECT COUNT(*) FROM sqlite_master")
     except sqlite3.Error as error:
         raise TrackerError(f"{store}: cannot be read ({error}); is it the MLflow store of your runs?") from error
+
+
+def newest_experiments(store: Path) -> list[tuple[int, str]]:
+    """Number and name of the experiments in a store that were run last; none of a store with another schema."""
+    with contextlib.closing(sqlite3.connect(f"{store.as_uri()}?mode=ro", uri=True)) as database:
+        try:
+            return list(database.execute(_WITH_RUNS, (_MOST_SHOWN,)))
+        except sqlite3.OperationalError:
+            return []
 
 
 def _free_port(host: str, wanted: int) -> int:

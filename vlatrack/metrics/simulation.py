@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from vlatrack.metrics.metric import Direction, Metric
 from vlatrack.metrics.names import SIMULATION
@@ -32,10 +33,25 @@ def simulation_names(suite: str, tasks: Iterable[str]) -> Iterator[str]:
         yield from (simulation_name(suite, measure, task) for measure in _MEASURES if measure != "task_mean")
 
 
+@dataclass(frozen=True)
+class SimulationParts:
+    """What the name of such a metric says."""
+
+    group: str  # the suite, or metaworld-blind
+    task: str | None  # None: all tasks
+    measure: str
+
+
+def simulation_parts(name: str) -> SimulationParts | None:
+    """The parts of the name; None for that of another metric."""
+    found = _NAME.fullmatch(name)
+    return None if found is None else SimulationParts(found["suite"], found["task"], found["measure"])
+
+
 def simulation_metrics(names: Iterable[str]) -> Iterator[Metric]:
     """The declarations of those among ``names`` that are such metrics."""
     for name in names:
-        if found := _NAME.fullmatch(name):
-            meaning, unit, direction = _MEASURES[found["measure"]]
-            where = f"{found['suite']}, {found['task']}" if found["task"] else found["suite"]
+        if parts := simulation_parts(name):
+            meaning, unit, direction = _MEASURES[parts.measure]
+            where = f"{parts.group}, {parts.task}" if parts.task else parts.group
             yield Metric(name, f"{meaning}; in the simulator, {where}", unit, direction, "simulator")

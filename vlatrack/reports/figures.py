@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from vlatrack.metrics.schema import SPLITS, TRAIN, Metric, MetricSchema
-from vlatrack.reports.panels import Panel, Points, save_panels
+from vlatrack.metrics.simulation import simulation_name, simulation_parts
+from vlatrack.reports.panels import SUCCESS, SUCCESS_HIGH, SUCCESS_LOW, Panel, Points, save_panels
 from vlatrack.tracking.journal.history import metric_history
 
 History = Mapping[str, Points]
@@ -58,6 +59,7 @@ class _PanelBook:
         yield "head_dimensions", "L1 error of the continuous head by action dimension", head, True
         training = [m.name.removeprefix(f"{TRAIN}_") for m in self.schema if m.group in ("optim", "speed")]
         yield "optimisation", "optimisation and speed", self.panels(training), False
+        yield "success", "success in the simulator", self._success(), True
 
     def panels(self, names: Iterable[str], *, floor: float | None = None) -> list[Panel]:
         """A panel for each of these metrics (named without split) that was logged."""
@@ -68,6 +70,17 @@ class _PanelBook:
                 metric = self.schema[f"{next(iter(lines))}_{name}"]
                 speed = metric.group == "speed"
                 panels.append(Panel(_title(name, metric), metric.unit, metric.direction, lines, floor, from_zero=speed))
+        return panels
+
+    def _success(self) -> list[Panel]:
+        """A panel for each simulator, or way of acting in it: of all its tasks together."""
+        panels = []
+        for group in dict.fromkeys(parts.group for parts in map(simulation_parts, self.history) if parts):
+            named = {measure: simulation_name(group, measure) for measure in (SUCCESS, SUCCESS_LOW, SUCCESS_HIGH)}
+            lines = {measure: self.history[name] for measure, name in named.items() if name in self.history}
+            if lines:
+                metric = self.schema[named[SUCCESS]]
+                panels.append(Panel(group, metric.unit, metric.direction, lines))
         return panels
 
     def _with_mean(self, family: str) -> list[str]:

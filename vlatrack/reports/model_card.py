@@ -4,9 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from vlatrack.metrics.schema import EVALUATE, SPLITS, TRAIN, MetricSchema, split_and_name
-
-SIMULATION = "sim/"
-"""Begins the names of metrics of episodes in a simulator."""
+from vlatrack.reports.success import SimulatedRate, simulated_rates
 
 _HUB = {"library_name": "vlatrack", "pipeline_tag": "robotics"}
 _GROUPS, _LEFT_OUT = ("loss", "action", "head"), ("l1_loss_dim_", "l1_loss_head_dim_", "weighted_")
@@ -148,9 +146,14 @@ class ModelCard:
         if self.success:
             head = ("episodes of", "task", "episodes", "successes", "errors", "success", "95 % (Wilson)")
             parts.append(_table(head, map(_success_row, self.success)))
+        if rates := list(simulated_rates(self.metrics)):
+            at = "" if self.step is None else f", at step {self.step}"
+            table = _table(
+                ("simulator", "task", "episodes", "errors", "success", "95 % (Wilson)"), map(_simulated_row, rates)
+            )
+            parts.append(f"Measured by `vlatrack evaluate`{at}:\n\n{table}")
+        if parts:
             parts.append("Errors are episodes that say nothing about the policy; they are no part of the rate.")
-        if simulated := {name: value for name, value in self.metrics.items() if name.startswith(SIMULATION)}:
-            parts.append(_table(("metric", "value"), [(f"`{name}`", f"{v:.4g}") for name, v in simulated.items()]))
         return "\n\n".join(parts) or "It has not been evaluated in episodes."
 
     def _lineage(self) -> str:
@@ -168,6 +171,12 @@ def _success_row(row: SuccessRow) -> tuple[str, ...]:
     low, high = row.interval
     counts = (str(row.episodes), str(row.successes), str(row.errors))
     return row.table, row.task, *counts, rate, f"{low:.1%} to {high:.1%}"
+
+
+def _simulated_row(row: SimulatedRate) -> tuple[str, ...]:
+    rate = "" if row.success is None else f"{row.success:.1%}"
+    low, high = row.interval
+    return row.group, row.task, str(row.episodes), str(row.errors), rate, f"{low:.1%} to {high:.1%}"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

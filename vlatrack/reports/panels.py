@@ -16,6 +16,9 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
 from vlatrack.metrics.schema import TRAIN, VAL_IND, VAL_OOD, Direction
 
+SUCCESS, SUCCESS_LOW, SUCCESS_HIGH = "success", "success_low", "success_high"
+"""Lines of a success rate in a simulator."""
+
 Points = Sequence[tuple[int, float]]
 """(training step, value), steps ascending; a value may be NaN or infinite."""
 
@@ -32,7 +35,7 @@ NOT_DRAWN = "#B00020"
 
 @dataclass(frozen=True)
 class Style:
-    """The line style of a split; the colours (Okabe and Ito) are safe for colour-blind readers."""
+    """The line style of a split or a success rate; the colours (Okabe and Ito) are safe for colour-blind readers."""
 
     label: str
     color: str
@@ -47,12 +50,15 @@ STYLES = {
     TRAIN: Style("train", "#7f7f7f", 1.0, ".", 3.5, 0.75, 2),
     VAL_IND: Style("val_ind (held-out episodes)", "#0072B2", 2.2, "o", 4.5, 1.0, 4),
     VAL_OOD: Style("val_ood (held-out tasks)", "#D55E00", 2.2, "s", 4.0, 1.0, 3),
+    SUCCESS: Style("success rate", "#009E73", 2.2, "o", 4.5, 1.0, 4),
+    SUCCESS_LOW: Style("its interval (95 %, Wilson)", "#009E73", 1.0, "_", 6.0, 0.7, 3),
+    SUCCESS_HIGH: Style("its interval (95 %, Wilson)", "#009E73", 1.0, "_", 6.0, 0.7, 3),
 }
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One metric: its lines by split, and the labels of its axes."""
+    """One metric: its lines by split, or those of a success rate, and the labels of its axes."""
 
     title: str
     unit: str
@@ -99,8 +105,8 @@ def _columns(count: int) -> int:
 
 
 def _draw(axes: Axes, panel: Panel) -> None:
-    for split, points in panel.lines.items():
-        style = STYLES[split]
+    for name, points in panel.lines.items():
+        style = STYLES[name]
         steps = [step for step, _ in points]
         values = [value if _can_draw(value) else math.nan for _, value in points]
         axes.plot(
@@ -188,7 +194,7 @@ def _add_legend(figure: Figure) -> None:
     entries: dict[str, Artist] = {}
     for axes in figure.axes:
         entries |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    splits = [style.label for style in STYLES.values() if style.label in entries]
+    splits = list(dict.fromkeys(style.label for style in STYLES.values() if style.label in entries))
     labels = splits + [label for label in entries if label not in splits]
     handles = [entries[label] for label in labels]
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=10, frameon=False)

@@ -11,6 +11,7 @@ from vlatrack.evaluation.comparison import SuccessRate, success_by_task, success
 from vlatrack.evaluation.episodes import EpisodeTable
 from vlatrack.metrics.schema import SPLITS
 from vlatrack.reports.model_card import ActingInterface, DataSplit, ModelCard, SuccessRow
+from vlatrack.reports.success import ALL_TASKS
 from vlatrack.runner.directory import RunDirectory
 from vlatrack.spec.load import dump_spec
 from vlatrack.spec.publish import publishable, without_places
@@ -18,7 +19,6 @@ from vlatrack.tracking.journal.history import metric_history
 from vlatrack.training.checkpoint.store import step_of
 
 CARD = "README.md"
-ALL_TASKS = "all"
 
 
 def describe_policy(

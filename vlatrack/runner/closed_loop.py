@@ -16,7 +16,7 @@ import torch
 from vlatrack.builders.evaluation import build_execution, build_view, plan_episodes
 from vlatrack.builders.simulator import SimulatorBuild, build_simulator, check_tasks, known_tasks
 from vlatrack.builders.trackers import build_backends
-from vlatrack.envs.watched import Simulator, WatchedWorker, opened
+from vlatrack.envs.watched import Simulator, WatchedWorker, checked, opened
 from vlatrack.envs.worker import Opened
 from vlatrack.errors import SimulatorError, SpecError
 from vlatrack.evaluation.actors import Actor, Expert, PolicyActor, misfits
@@ -111,9 +111,10 @@ def evaluate_in_simulator(
     folder_path = options.output or _default_folder(spec, chosen, run)
     with _ending_on_sigterm():
         on_stage(f"starting {spec.suite.name}")
-        there = _look_at(Simulator(build.name, build.options, options.timeout_s))
+        there, wrong = _look_at(Simulator(build.name, build.options, options.timeout_s))
         check_tasks(spec, there.tasks)
-        forced = _check_fit(spec, policy.interface, policy.name, there, force=options.force)
+        forced = [*_check_simulator(spec, wrong, force=options.force)]
+        forced += _check_fit(spec, policy.interface, policy.name, there, force=options.force)
         description = _description(spec, build, policy, chosen, forced)
         folder = EvaluationFolder.open(folder_path, description, set_aside=options.beside_training)
         with closing(folder), _some_threads():
@@ -124,8 +125,8 @@ def evaluate_in_simulator(
             return replace(found, delivery=record_evaluation(run, found.record))
 
 
-def check_simulator(spec: EvaluationSpec, interface: Interface, name: str, *, timeout_s: float) -> None:
-    """Start the simulator of an evaluation once, and check that a policy can act in it.
+def check_evaluation(spec: EvaluationSpec, interface: Interface, name: str, *, timeout_s: float) -> None:
+    """Start the simulator of an evaluation once, and check that it works and that a policy can act in it.
 
     Args:
         interface: of the policy.
@@ -136,8 +137,9 @@ def check_simulator(spec: EvaluationSpec, interface: Interface, name: str, *, ti
     """
     build = build_simulator(spec)
     build_execution(spec).check(interface.horizon)
-    there = _look_at(Simulator(build.name, build.options, timeout_s))
+    there, wrong = _look_at(Simulator(build.name, build.options, timeout_s))
     check_tasks(spec, there.tasks)
+    _check_simulator(spec, wrong, force=False)
     _check_fit(spec, interface, name, there, force=False)
 
 
@@ -176,8 +178,9 @@ def _some_threads() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _look_at(simulator: Simulator) -> Opened:
-    """What the simulator is, from a worker for that alone; a second one if the first is killed.
+def _look_at(simulator: Simulator) -> tuple[Opened, tuple[str, ...]]:
+    """What the simulator is, and what it finds wrong with itself, from a worker for that alone; a second one if the
+    first is killed.
 
     Raises:
         VlatrackError: it does not start.
@@ -185,15 +188,29 @@ def _look_at(simulator: Simulator) -> Opened:
     for first in (True, False):
         worker = WatchedWorker(simulator)
         try:
-            there = opened(worker)
+            there, wrong = opened(worker), checked(worker)
             worker.close()
-            return there
+            return there, wrong
         except SimulatorError:
             if not first:
                 raise
         finally:
             worker.kill()
     raise AssertionError("the second either answers or raises")
+
+
+def _check_simulator(spec: EvaluationSpec, wrong: Sequence[str], *, force: bool) -> Sequence[str]:
+    """What is wrong with the simulator, for the result to record.
+
+    Raises:
+        SimulatorError: there is something, and ``force`` is false.
+    """
+    if wrong and not force:
+        raise SimulatorError(
+            f"{spec.suite.name}: {'; '.join(wrong)}; install the version that the results of others are from "
+            "(make simulators), or evaluate anyway with --force, which the result records"
+        )
+    return wrong
 
 
 def _check_fit(spec: EvaluationSpec, interface: Interface, name: str, there: Opened, *, force: bool) -> list[str]:
@@ -223,7 +240,7 @@ def _description(
         "digest": set_digest(spec.set_settings(), build.versions),
         "set": spec.set_settings(),
         "versions": build.versions,
-        "acting": spec.acting.model_dump(mode="json"),
+        "acting": spec.acting.settings(),
         "policy": "expert" if spec.acting.expert else policy.name,
         "checkpoint": checkpoint.name,
         "policy_sha256": None if spec.acting.expert else policy.sha256,
@@ -258,6 +275,7 @@ def _run(
         _actor(spec, policy, there),
         max_steps=spec.max_steps,
         camera=camera if options.videos else None,
+        rotated=spec.rotation == 180,
         workers=options.workers,
     )
     loop.run([episode for episode in episodes if episode.id not in ended], keep)
@@ -272,6 +290,7 @@ def _actor(spec: EvaluationSpec, policy: Policy, there: Opened) -> Actor:
         action_dim=there.info.action_dim,
         route=spec.acting.route,
         execution=build_execution(spec),
+        gripper=spec.acting.gripper,
         together=policy.device.type != "cpu",  # where it pays
     )
 

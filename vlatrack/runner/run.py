@@ -17,7 +17,7 @@ from vlatrack.builders.trackers import build_backends
 from vlatrack.builders.training import build_accelerator, check_device, check_processes
 from vlatrack.errors import CheckpointError, SpecError
 from vlatrack.inference.observation import Interface
-from vlatrack.runner.closed_loop import check_simulator
+from vlatrack.runner.closed_loop import check_evaluation
 from vlatrack.runner.directory import RunDirectory, find_checkpoint, verify_checkpoint
 from vlatrack.runner.execution import Job, execute
 from vlatrack.runner.manifest import describe_run, write_manifest
@@ -245,7 +245,7 @@ def _check_simulators(job: Job, callbacks: Sequence[Callback]) -> None:
     for closed_loop in job.closed_loops:
         for callback in callbacks:
             callback.on_stage(f"starting {closed_loop.evaluation.suite.name} once, to see that it works")
-        check_simulator(closed_loop.evaluation, interface, spec.name, timeout_s=closed_loop.settings.timeout_s)
+        check_evaluation(closed_loop.evaluation, interface, spec.name, timeout_s=closed_loop.settings.timeout_s)
 
 
 def initial_policy(spec: ExperimentSpec) -> StoredPolicy | None:

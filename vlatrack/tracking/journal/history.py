@@ -75,7 +75,7 @@ def run_status(run_dir: Path) -> RunStatus:
 
 
 def is_of_training(record: Record) -> bool:
-    """Whether a record of metrics says how far training is; an evaluation stands at the step of its checkpoint."""
+    """Whether metrics say how far training has come; those of an evaluation stand at the step of its checkpoint."""
     return record.step is not None and not all(name.startswith((EVALUATE, SIMULATION)) for name in record.data)
 
 
