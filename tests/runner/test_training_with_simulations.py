@@ -28,9 +28,14 @@ max_steps: 7
 cameras: {top: front}
 """
 PLAIN = ("tracking.system_every_s=null", "evaluate.open_loop=null", "train.checkpoint.best_metric=sim/arena/success")
-LONG_S = 200
+LONG_S = 500
 """Seconds in which an evaluator has loaded torch and ended an episode, however many tests share the cores."""
 SLOWLY = "evaluate.closed_loop.overrides=['suite.options.pause_s=0.3']"
+
+
+def outcome_of(process: "subprocess.Popen[str]") -> "subprocess.CompletedProcess[str]":
+    out, errors = process.communicate(timeout=LONG_S)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
 
 
 class Scene:
@@ -43,7 +48,7 @@ class Scene:
         return self.program.start("run", TOY, *self.settings(*overrides))
 
     def run(self, *overrides: str) -> "subprocess.CompletedProcess[str]":
-        return self.program.run("run", TOY, *self.settings(*overrides))
+        return outcome_of(self.start(*overrides))
 
     def settings(self, *overrides: str) -> list[str]:
         return [*PLAIN, "evaluate.closed_loop.evaluation=arena.yaml", *overrides]
@@ -132,7 +137,7 @@ def test_after_a_kill_the_evaluation_is_gone_and_a_resumed_run_goes_on_with_it(
     eventually(lambda: all_gone(family))
     rows, begun = scene.rows_so_far(), scene.begun()
     assert scene.success() == []
-    resumed = scene.program.run("run", "--resume", scene.trained)
+    resumed = outcome_of(scene.program.start("run", "--resume", scene.trained))
     assert resumed.returncode == 0, resumed.stderr
     assert finish_of(scene.trained)["status"] == "FINISHED"
     evaluated = [event["checkpoint"] for event in scene.events("simulation")]
@@ -178,7 +183,7 @@ def test_an_evaluator_that_is_killed_is_told_and_the_training_goes_on(
 
 def test_of_several_ranks_one_evaluates_and_all_end_early(scene: Scene) -> None:
     settings = scene.settings("train.epochs=400", "train.early_stopping.patience=1")
-    done = scene.program.run_many("run", TOY, *settings)
+    done = outcome_of(scene.program.start_many("run", TOY, *settings))
     assert done.returncode == 0, done.stderr
     evaluated = [event["checkpoint"] for event in scene.events("simulation")]
     assert len(evaluated) == len(set(evaluated)) >= 2
