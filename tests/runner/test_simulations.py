@@ -1,5 +1,6 @@
 """`evaluate.closed_loop` without processes: which checkpoint is evaluated next, what is kept, what is recorded."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from vlatrack.builders.closed_loop import load_closed_loops, simulated_metrics
 from vlatrack.builders.policy import build_schema
 from vlatrack.runner import simulations as module
 from vlatrack.runner.directory import RunDirectory
+from vlatrack.runner.evaluation_folder import IDENTITY, EvaluationFolder
 from vlatrack.runner.evaluation_record import EvaluationRecord
 from vlatrack.runner.simulations import Simulations
 from vlatrack.spec.load import load_spec
@@ -294,6 +296,30 @@ def test_a_metric_that_no_evaluation_measures_cannot_decide(evaluation: Path) ->
     spec = load_spec(TOY, [closed_loop, "train.early_stopping={metric: sim/arena/episodes, patience: 2}"])
     with pytest.raises(vlatrack.errors.SpecError, match=r"early_stopping\.metric: neither lower nor higher is better"):
         load_closed_loops(spec)
+
+
+def test_a_result_is_recorded_anew_once_the_run_has_gone_back_over_its_checkpoint(scene: Scene) -> None:
+    scene.save(10)
+    scene.finish(0.5)
+    record, journal = Evaluator.started[0].record(), scene.directory.journal
+    assert record.is_in(journal)
+    scene.tracked.rewind(11, 20)
+    assert record.is_in(journal), "the checkpoint itself stands"
+    scene.tracked.rewind(6, 20)
+    assert not record.is_in(journal)
+
+
+def test_results_of_another_policy_are_moved_aside_where_the_training_has_gone_back(tmp_path: Path) -> None:
+    identity = dict.fromkeys(IDENTITY, "the same")
+    folder = tmp_path / "arena-step-00000010"
+    for policy in ("first", "second", "second", "third"):
+        EvaluationFolder.open(folder, {**identity, "policy_sha256": policy}, set_aside=True).close()
+    found = {path.name: json.loads((path / "evaluation.json").read_text()) for path in tmp_path.iterdir()}
+    assert {name: content["policy_sha256"] for name, content in found.items()} == {
+        "arena-step-00000010.1": "first",
+        "arena-step-00000010.2": "second",
+        "arena-step-00000010": "third",
+    }
 
 
 class AtOnce(Evaluator):
