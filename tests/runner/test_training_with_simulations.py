@@ -17,7 +17,7 @@ from vlatrack.runner.run import run_experiment
 from vlatrack.spec.load import load_spec
 from vlatrack.tracking.journal.history import metric_history
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 EVALUATION = """
 name: arena

@@ -101,7 +101,8 @@ class EvaluatorProcess:
         if self._process.poll() is None:
             self._process.terminate()
             self.wait(ENDING_S)
-        os.close(self._lifeline)  # whereupon it ends at once
+        self._process.kill()
+        os.close(self._lifeline)
         self._lifeline = -1
         self._process.wait()
 
