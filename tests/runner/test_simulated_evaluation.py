@@ -167,10 +167,21 @@ def test_success_goes_into_the_runs_journal_once_at_the_step_of_the_checkpoint(
     records = journal_of(scene.trained)
     (event,) = [record["data"] for record in records if record["data"].get("name") == "simulation"]
     assert event["data"]["digest"] == json.loads((checkpoint / "evaluation.json").read_text())["digest"]
-    artifacts = [record["data"]["name"] for record in records if record["kind"] == "artifact"]
-    assert {f"evaluation/{checkpoint.name}/{name}" for name in ("videos", "episodes.csv", "evaluation.json")} <= set(
-        artifacts
-    )
+    (saved,) = [record for record in records if record["seq"] == event["data"]["checkpoint_seq"]]
+    assert (saved["data"]["name"], saved["data"]["data"]["step"]) == ("checkpoint", step)
+    (logged,) = [record["data"] for record in records if record["data"].get("name") == f"evaluation/{checkpoint.name}"]
+    assert {name for name in logged["files"] if not name.startswith("videos/")} == {
+        "episodes.csv",
+        "episodes.json",
+        "evaluation.json",
+    }
+    assert "figures/success.png" in {record["data"].get("name") for record in records}
+    assert (scene.trained / "report" / "success.png").stat().st_size > 1000
+    table = json.loads((checkpoint / logged["table"]).read_text())
+    shown = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert [row["outcome"] for row in shown if row["video"]] == ["failure"] * 4 + ["success"] * 4
+    assert {row["video"] for row in shown if row["video"]} <= logged["files"].keys()
+    assert (shown[0]["seed"], shown[0]["env steps"]) == (2, 7)
 
 
 def test_an_exported_policy_has_its_results_in_its_folder(scene: Scene) -> None:

@@ -3,11 +3,13 @@
 import contextlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
 import pytest
 from fault_proxy import Fault, FaultProxy
+from happens import happens
 from mlflow.entities import LoggedModel, Run
 from mlflow.tracking import MlflowClient
 from mlflow_server import MlflowServer
@@ -15,8 +17,10 @@ from wandb_double import WANDB_KEY, WandbDouble
 from wandb_file import offline_artifacts
 
 from vlatrack.errors import TrackerError
+from vlatrack.tracking.artifacts import read_artifact
 from vlatrack.tracking.backends.base import BackendConfig, DatasetInput, RejectedError, RunEvent, RunFinish
 from vlatrack.tracking.backends.registry import connect
+from vlatrack.tracking.backends.wandb.artifacts import bundle_of
 from vlatrack.tracking.delivery.others import deliver_record
 from vlatrack.tracking.delivery.report import DeliveryReport
 from vlatrack.tracking.delivery.sync import sync_run
@@ -88,6 +92,7 @@ def test_mlflow_ties_the_metrics_to_the_checkpoint_and_to_the_episode_set(stored
     assert (used.dataset.name, used.dataset.digest) == ("arena (evaluation)", DIGEST[:36])
     assert [tag.value for tag in used.tags] == ["evaluation"]
     assert json.loads(used.dataset.source) == {"source": EPISODES.source}
+    assert json.loads(used.dataset.profile) == {"sha256": DIGEST, "set.episodes": "2"}
     found = {m.key: (m.value, m.step, m.dataset_name, m.dataset_digest) for m in model.metrics}
     data = ("arena (evaluation)", DIGEST[:36])
     assert found == {
@@ -149,6 +154,15 @@ def test_wandb_has_table_and_videos_in_one_artifact_and_the_episode_set_as_an_in
     assert b"a video" in wandb_server.uploads.values()
 
 
+def test_a_table_that_cannot_be_read_is_refused_by_wandb(stored_run_dir: Path, wandb_server: WandbDouble) -> None:
+    del wandb_server
+    for content in ("{", "[]", '{"columns": ["a"]}', '{"columns": ["a"], "data": [1]}'):
+        (stored_run_dir / "t.json").write_text(content)
+        table = replace(read_artifact("t.json", "t.json", stored_run_dir), table="t.json")
+        with pytest.raises(RejectedError, match=r"t\.json: no table with columns and data"):
+            bundle_of("u-t.json", "t", table, ())
+
+
 @pytest.mark.slow
 def test_wandb_without_a_key_writes_the_table_and_gets_the_input_with_the_key(
     stored_run_dir: Path, wandb_server: WandbDouble, monkeypatch: pytest.MonkeyPatch
@@ -164,6 +178,11 @@ def test_wandb_without_a_key_writes_the_table_and_gets_the_input_with_the_key(
 
 
 @pytest.mark.slow
+@happens(
+    "server",
+    "MLflow and W&B cannot be reached when an evaluation in a simulator ends",
+    "its metrics, table and videos arrive later, each once, and stand with the checkpoint and the episode set",
+)
 def test_table_videos_and_metrics_arrive_after_both_trackers_were_down(
     stored_run_dir: Path,
     mlflow_server: MlflowServer,
@@ -217,6 +236,8 @@ def test_a_table_that_is_none_of_the_files_is_refused(stored_run_dir: Path) -> N
     run = TrackedRun.start(stored_run_dir, uid="u", name="n", experiment="e", backends=[], params={}, tags={})
     with pytest.raises(TrackerError, match=r"artifact a: its table 'c.json' is none of its files"):
         run.log_artifact(stored_run_dir / "a", name="a", table="c.json")
+    with pytest.raises(TrackerError, match=r"artifact a: only='b.json': not a list of texts"):
+        run.log_artifact(stored_run_dir / "a", name="a", only="b.json")
     with pytest.raises(TrackerError, match="the folder is empty"):
         run.log_artifact(stored_run_dir / "a", name="a", only=["c.json"])
     run.finish("FINISHED")
@@ -225,9 +246,11 @@ def test_a_table_that_is_none_of_the_files_is_refused(stored_run_dir: Path) -> N
 def test_events_of_earlier_releases_are_no_evaluation_and_damaged_ones_are_refused() -> None:
     old = RunEvent("evaluation", {"checkpoint": "step-00000007", "step": 7, "policy_sha256": "ab"}, 1, 0)
     assert Evaluated.of(old) is None
+    assert Evaluated.of(RunEvent("survey", {"results": "of somebody's own"}, 1, 0)) is None
     evaluated = Evaluated("step-00000007", 7, None, 5, (Result(EPISODES, {"sim/arena/success": 0.5}),))
     assert Evaluated.of(RunEvent("simulation", evaluated.data, 1, 0)) == evaluated
-    for damage in ({"results": "[{}]"}, {"results": "{"}, {"step": None}, {"results": "[1]"}):
+    results = "vlatrack.results"
+    for damage in ({results: "[{}]"}, {results: "{"}, {"step": None}, {results: "[1]"}):
         with pytest.raises(RejectedError, match="no evaluation can be read from it"):
             Evaluated.of(RunEvent("simulation", {**evaluated.data, **damage}, 1, 0))
 

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from vlatrack.metrics.schema import SIMULATION
+from vlatrack.reports.figures import draw_figures
 from vlatrack.runner.directory import RunDirectory
 from vlatrack.runner.recorder import start_tracking
 from vlatrack.tracking.backends.base import Scalar, Status
 from vlatrack.tracking.delivery.report import DeliveryReport
 from vlatrack.tracking.evaluated import Evaluated, Result
-from vlatrack.tracking.journal.history import last_event, run_status, standing_events
+from vlatrack.tracking.journal.history import last_event, metric_history, run_status, standing_events
 from vlatrack.tracking.run import TrackedRun
 from vlatrack.tracking.trust import Trust
 from vlatrack.training.checkpoint.store import step_of
@@ -29,7 +31,7 @@ class EvaluationFiles:
 
 @dataclass(frozen=True)
 class EvaluationRecord:
-    """What an evaluation found; it is recorded once."""
+    """What an evaluation found."""
 
     event: str  # the name of the event that says what was evaluated
     details: Mapping[str, Scalar]  # of the event, which tell this evaluation from others
@@ -70,5 +72,16 @@ def record_evaluation(run: RunDirectory, record: EvaluationRecord) -> DeliveryRe
         return None
     trust = Trust(backends=True)
     tracked = start_tracking(run, run.spec(), tags=run.tags_at_start(), resume=True, trust=trust)
-    record.write(tracked, run.journal)
-    return tracked.finish(cast(Status, before.status), reason=before.reason)
+    try:
+        record.write(tracked, run.journal)
+        for figure in _draw_success(run):
+            tracked.log_artifact(figure, name=f"figures/{figure.name}")
+    finally:  # the run ends as it had ended before, also where its folder cannot be written
+        delivery = tracked.finish(cast(Status, before.status), reason=before.reason)
+    return delivery
+
+
+def _draw_success(run: RunDirectory) -> list[Path]:
+    """The figure of the success rates in simulators, of all checkpoints; none if there are none."""
+    history = {name: points for name, points in metric_history(run.journal).items() if name.startswith(SIMULATION)}
+    return draw_figures(history, output=run.report, run_name=f"{run.path.parent.name} / {run.run_id}")

@@ -42,12 +42,14 @@ def artifact_data(
         raise TrackerError(f"artifact {name}: {shown(path)} is no path; give a text or a Path")
     if not isinstance(sha256, Mapping | None):
         raise TrackerError(f"artifact {name}: sha256={shown(sha256)}: no mapping of files to digests")
-    if (
-        isinstance(aliases, str)
-        or not isinstance(aliases, Iterable)
-        or not all(isinstance(alias, str) for alias in aliases)
-    ):
-        raise TrackerError(f"artifact {name}: aliases={shown(aliases)}: not a list of texts; write aliases=['best']")
+    for what, texts, example in (("aliases", aliases, "best"), ("only", only, "weights.bin")):
+        if (
+            isinstance(texts, str)
+            or not isinstance(texts, Iterable)
+            or not all(isinstance(text, str) for text in texts)
+        ):
+            told = f"{what}={shown(texts)}: not a list of texts; write {what}=['{example}']"
+            raise TrackerError(f"artifact {name}: {told}")
     known = KnownDigests(sha256 or {}, at_ms=None)
     if wrong := [file for file, digest in known.sha256.items() if not _SHA256.fullmatch(str(digest))]:
         raise TrackerError(f"artifact {name}: {wrong[0]}: its sha256 is not 64 hexadecimal digits")

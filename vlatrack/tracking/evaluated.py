@@ -9,7 +9,7 @@ from vlatrack.tracking.backends.base import DatasetInput, RejectedError, RunEven
 
 EVALUATION_SET = "evaluation"
 """The split of a set of episodes that policies are evaluated in."""
-_RESULTS = "results"
+_RESULTS = "vlatrack.results"
 """The key that events of evaluations alone have; those of earlier releases have none."""
 
 

@@ -1,7 +1,8 @@
 """The data of a run as MLflow's datasets."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from mlflow.entities import Dataset, InputTag
 from mlflow.entities import DatasetInput as MlflowDatasetInput
@@ -22,8 +23,26 @@ def stored_dataset(data: DatasetInput) -> Dataset:
         digest=data.sha256[:LONGEST_DIGEST],
         source_type="vlatrack",
         source=json.dumps({"source": data.source}),
-        profile=json.dumps({"sha256": data.sha256, "source": data.source}),  # this is what its page shows
+        profile=json.dumps({"sha256": data.sha256, **_settings(data.source)}),
     )
+
+
+def _settings(source: str) -> dict[str, str]:
+    """What MLflow's page of the dataset shows, a line each and the beginning of longer ones: the settings of a source
+    that is JSON, by their paths."""
+    try:
+        content = json.loads(source)
+    except (ValueError, RecursionError):
+        return {"source": source}
+    return dict(_flat(content, ""))
+
+
+def _flat(content: Any, path: str) -> Iterator[tuple[str, str]]:
+    if not isinstance(content, dict):
+        yield path or "source", content if isinstance(content, str) else json.dumps(content)
+        return
+    for name, value in content.items():
+        yield from _flat(value, f"{path}.{name}" if path else name)
 
 
 def put_datasets(client: MlflowClient, run_id: str, datasets: Sequence[DatasetInput]) -> Refused:

@@ -8,7 +8,7 @@ from pathlib import Path
 import wandb
 
 from vlatrack.tracking.artifacts import CHECKPOINTS, POLICIES, CopyRule, reference_text
-from vlatrack.tracking.backends.base import Artifact, ArtifactFile, DatasetInput
+from vlatrack.tracking.backends.base import Artifact, ArtifactFile, DatasetInput, RejectedError
 from vlatrack.tracking.evaluated import EVALUATION_SET
 
 REFERENCES = "vlatrack-references.json"
@@ -40,15 +40,17 @@ def put_artifact(run: wandb.Run, artifact: Artifact, rule: CopyRule, *, wait: bo
     aliases = ["latest", *([_NOT_IN_NAMES.sub("-", version)] if is_version else []), *artifact.aliases]
     left = rule.by_reference(artifact)
     logged = run.log_artifact(
-        _bundle(name, MODEL if artifact.name.startswith(POLICIES) else kind, artifact, left), aliases=aliases
+        bundle_of(name, MODEL if artifact.name.startswith(POLICIES) else kind, artifact, left), aliases=aliases
     )
     if wait:
         copied = sum(file.size for file in artifact.files if file not in left)
         logged.wait(TIMEOUT_S + copied // SLOWEST_UPLOAD_PER_S)
 
 
-def _bundle(name: str, kind: str, artifact: Artifact, left: Sequence[ArtifactFile]) -> wandb.Artifact:
-    """W&B tells versions apart by their files, and a reference without a checksum by its address alone. A checksum of
+def bundle_of(name: str, kind: str, artifact: Artifact, left: Sequence[ArtifactFile]) -> wandb.Artifact:
+    """The artifact as W&B takes it, with the files in `left` as references.
+
+    W&B tells versions apart by their files, and a reference without a checksum by its address alone. A checksum of
     W&B's own would read the file again, so our digests stand in a small file beside the references."""
     references = {file.name: {"size": file.size, "sha256": file.sha256} for file in left}
     metadata = {"name": artifact.name, "sha256": artifact.sha256, "references": references}
@@ -68,11 +70,14 @@ def _bundle(name: str, kind: str, artifact: Artifact, left: Sequence[ArtifactFil
 
 
 def _table(file: ArtifactFile, files: Sequence[ArtifactFile]) -> wandb.Table:
-    """The table in a file, with the videos that its cells name."""
+    """The table in a file, with the videos that its cells name; RejectedError if it is none."""
     videos = {file.name: str(file.path) for file in files if file.name.endswith(VIDEO)}
-    content = json.loads(file.path.read_text(encoding="utf-8"))
-    rows = [[_cell(value, videos) for value in row] for row in content["data"]]
-    return wandb.Table(columns=content["columns"], data=rows, allow_mixed_types=True)
+    try:
+        content = json.loads(file.path.read_text(encoding="utf-8"))
+        rows = [[_cell(value, videos) for value in row] for row in content["data"]]
+        return wandb.Table(columns=content["columns"], data=rows, allow_mixed_types=True)
+    except (ValueError, TypeError, LookupError, AssertionError) as error:
+        raise RejectedError(f"{file.name}: no table with columns and data ({error!r})") from error
 
 
 def _cell(value: object, videos: Mapping[str, str]) -> object:
