@@ -295,6 +295,32 @@ BAD_FILES = {
         "17  train.checkpoint.best_metric: evaluate/val_ind_closs is what `vlatrack evaluate` measures; training "
         "measures val_ind_closs",
     ),
+    "best metric of a simulator that there is none of": (
+        "epochs: 3",
+        "epochs: 3\n  checkpoint: {best_metric: sim/arena/success}",
+        "17  train.checkpoint.best_metric: sim/arena/success is what evaluate.closed_loop measures, and there is none",
+    ),
+    "metric of early stopping that there is none of": (
+        "epochs: 3",
+        "epochs: 3\n  early_stopping: {patience: 3, metric: val_ind_los}",
+        "17  train.early_stopping.metric: no metric is called val_ind_los (did you mean val_ind_loss?)",
+    ),
+    "early stopping without patience": (
+        "epochs: 3",
+        "epochs: 3\n  early_stopping: {metric: val_ind_loss}",
+        "17  train.early_stopping.patience: this key is required",
+    ),
+    "evaluation in a simulator between two checkpoints": (
+        "epochs: 3",
+        "epochs: 3\n  checkpoint: {every_epochs: 2}\nevaluate:\n  closed_loop: {every_epochs: 3, evaluation: a.yaml}",
+        "19  evaluate.closed_loop.every_epochs = 3, but a checkpoint to evaluate is saved every 2 epochs "
+        "(train.checkpoint.every_epochs); make it a multiple of that",
+    ),
+    "evaluation in a simulator without its file": (
+        "epochs: 3",
+        "epochs: 3\nevaluate:\n  closed_loop: {every_epochs: 1}",
+        "18  evaluate.closed_loop.evaluation: this key is required",
+    ),
     "profile that ends before it begins": (
         "epochs: 3",
         "epochs: 3\n  profile: {steps: [13, 10]}",

@@ -126,6 +126,7 @@ def test_a_hash_is_the_same_for_any_style_order_and_process(file: Path, tmp_path
         "train.micro_batch=2",
         "train.checkpoint.keep_last=9",
         "evaluate.open_loop.batch_size=1",
+        "evaluate.closed_loop={evaluation: arena.yaml, every_epochs: 2}",
         "data.train.path=elsewhere",
         "data.recorded={rotation: 0, prompt: name, gripper: openvla}",
     ],
@@ -137,7 +138,14 @@ def test_a_hash_ignores_what_does_not_decide_the_result(file: Path, override: st
 
 @pytest.mark.parametrize(
     "override",
-    ["seed=1", "optim.lr=6e-6", "train.precision=fp32", "data.cameras=[wrist, front]", "data.val_ind=null"],
+    [
+        "seed=1",
+        "optim.lr=6e-6",
+        "train.precision=fp32",
+        "data.cameras=[wrist, front]",
+        "data.val_ind=null",
+        "train.early_stopping={patience: 3}",
+    ],
 )
 def test_a_hash_changes_with_what_decides_the_result(file: Path, override: str) -> None:
     assert canonical_hash(load_spec(file, [override])) != canonical_hash(load_spec(file))
@@ -156,7 +164,16 @@ def test_a_setting_that_a_later_version_adds_leaves_the_hash_and_a_resume_alone(
     assert canonical_hash(load_spec(file, ["data.history_start=shorter"])) != canonical_hash(spec)
 
 
-@pytest.mark.parametrize("override", ["train.epochs=80", "train.device=cpu", "tracking.log_every=3", "train.workers=2"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.epochs=80",
+        "train.device=cpu",
+        "tracking.log_every=3",
+        "train.workers=2",
+        "train.early_stopping={patience: 3}",
+    ],
+)
 def test_a_run_may_go_on_with(file: Path, override: str) -> None:
     changes = differences(flatten(load_spec(file)), flatten(load_spec(file, [override])))
     forbidden, allowed = split_by_resume(changes)

@@ -1,6 +1,6 @@
 """From the spec, or from a checkpoint, to a policy: its backbone, losses, metrics and initial weights."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 from vlatrack.builders.optimizer import build_groups, group_rates
 from vlatrack.errors import CheckpointError, SpecError
 from vlatrack.metrics.losses import LossMetric
-from vlatrack.metrics.schema import MetricSchema
+from vlatrack.metrics.schema import SIMULATION, MetricSchema
 from vlatrack.models.backbones.activations import keep_activations, offload_activations
 from vlatrack.models.backbones.adapter import Adapter, add_adapter
 from vlatrack.models.backbones.base import Backbone, BackboneFactory, BackboneSource
@@ -111,8 +111,11 @@ def _custom_loss(spec: CustomLoss, place: str) -> LossTerm:
     return term
 
 
-def build_schema(spec: ExperimentSpec) -> MetricSchema:
+def build_schema(spec: ExperimentSpec, simulated: Collection[str] = ()) -> MetricSchema:
     """Every metric that a run of the spec can log.
+
+    Args:
+        simulated: what its evaluations in simulators measure.
 
     Raises:
         VlatrackError: a loss term cannot be used, or `train.checkpoint.best_metric` cannot decide what is best.
@@ -123,9 +126,13 @@ def build_schema(spec: ExperimentSpec) -> MetricSchema:
         action_dim=head.action_dim,
         losses={term.metric: term.weight for term in build_losses(spec, TokenLayout())},
         groups=group_rates(spec),
+        simulated=simulated,
     )
-    if problem := schema.why_not_best(spec.train.checkpoint.best_metric):
-        raise SpecError(f"train.checkpoint.best_metric: {problem}")
+    for place, metric in spec.deciding_metrics.items():
+        if metric.startswith(SIMULATION):  # load_closed_loops checks these
+            continue
+        if problem := schema.why_not_best(metric):
+            raise SpecError(f"{place}: {problem}")
     return schema
 
 

@@ -16,7 +16,7 @@ from vlatrack.builders.policy import adapter_of, build_schema
 from vlatrack.builders.unfilled import Fill
 from vlatrack.data.samples import Encoding, SampleSet
 from vlatrack.errors import SpecError
-from vlatrack.metrics.schema import TRAIN
+from vlatrack.metrics.schema import SIMULATION, TRAIN, MetricSchema
 from vlatrack.models.backbones.four_bits import import_bitsandbytes
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.models.storage import sum_gradients_in_fp32
@@ -28,6 +28,7 @@ from vlatrack.training.checkpoint.policy import IMAGE_TOKENIZER, SPEC, TEXT_TOKE
 from vlatrack.training.chips import chip_of
 from vlatrack.training.compilation import LENGTH_MULTIPLE, compile_blocks, missing_compiler
 from vlatrack.training.distributed import distribute, move_buffers, parallel_shape, process_mesh
+from vlatrack.training.early_stopping import EarlyStopping
 from vlatrack.training.ema import WeightAverage
 from vlatrack.training.float8 import check_float8, use_float8
 from vlatrack.training.host_memory import keep_freed_memory
@@ -140,6 +141,7 @@ def build_training(
     callbacks: Sequence[Callback] = (),
     *,
     fill: Fill | None = None,
+    early_stopping: EarlyStopping | None = None,
 ) -> Training:
     """A policy with its optimiser, schedule and loop settings. All ranks call this: it leaves each of them its part of
     the policy. ``callbacks`` are those of the main process; ``fill`` is for an unfilled policy. One process alone that
@@ -195,9 +197,18 @@ def build_training(
         interruption=interruption,
         schema=build_schema(spec),
         callbacks=callbacks,
+        early_stopping=early_stopping,
         average=None if train.ema is None else WeightAverage(policy, train.ema.decay),
         peak_flops=None if chip is None else chip.flops,
     )
+
+
+def build_early_stopping(spec: ExperimentSpec, schema: MetricSchema) -> EarlyStopping | None:
+    """What ends the training before its last epoch; None if nothing does."""
+    early = spec.train.early_stopping
+    if early is None:
+        return None
+    return EarlyStopping(early.metric or spec.train.checkpoint.best_metric, patience=early.patience, schema=schema)
 
 
 def build_training_parts(
@@ -270,13 +281,14 @@ def training_warnings(experiment: Experiment, training: Training, state: TrainSt
             f"steps of train.epochs = {spec.train.epochs}: the last learning rate is {last:.2g}, not "
             f"{spec.optim.min_lr:.2g}"
         )
-    best = spec.train.checkpoint.best_metric
     measured = [TRAIN, *(name for name in experiment.splits if name != TRAIN and spec.evaluate.open_loop is not None)]
-    if not best.startswith(tuple(f"{name}_" for name in measured)):
-        found.append(
-            f"train.checkpoint.best_metric = {best} is never measured (data.val_… or evaluate.open_loop is null); "
-            "the best checkpoint is the last one"
-        )
+    measured_prefixes = (SIMULATION, *(f"{name}_" for name in measured))
+    best, early = spec.train.checkpoint.best_metric, training.early_stopping
+    why = "is never measured (data.val_… or evaluate.open_loop is null)"
+    if not best.startswith(measured_prefixes):
+        found.append(f"train.checkpoint.best_metric = {best} {why}; the best checkpoint is the last one")
+    if early is not None and not early.metric.startswith(measured_prefixes):
+        found.append(f"train.early_stopping: {early.metric} {why}; the training goes on to its last epoch")
     return found
 
 

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from vlatrack.cli.delivery import delivery_line
+from vlatrack.runner.processes import quiet_libraries
 from vlatrack.tracking.printable import printable
 from vlatrack.tracking.user import provide_user
 from vlatrack.training.callback import Callback, EpochResults, RunEnd
@@ -34,8 +35,7 @@ def prepare_process() -> None:
     # Messages of these libraries would break the progress bar.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for name in ("accelerate", "bitsandbytes", "torchao", "torch.utils._pytree"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet_libraries()
     provide_user()
     warnings.filterwarnings("ignore", module="torch.optim.lr_scheduler")
 
@@ -128,6 +128,19 @@ class TerminalDisplay(Callback):
         for position, (split, result) in enumerate(results.items()):
             head = f"epoch {state.epoch}/{self._epochs}" if position == 0 else ""
             self._say(f"{head:<12} {split:<8} {_line(result.metrics)}")
+
+    def on_early_stop(self, state: "TrainState", reason: str) -> None:
+        self._say(f"the training ends early: {reason}")
+
+    def on_episodes(self, evaluation: str, done: int, total: int) -> None:
+        self._advance(f"episodes, {evaluation}", done, total)
+
+    def on_simulation(self, evaluation: str, checkpoint: Path, metrics: Mapping[str, float]) -> None:
+        shown = {name.rpartition("/")[2]: value for name, value in metrics.items() if name.count("/") == 2}
+        rate = "no valid episode"
+        if "success" in shown:
+            rate = f"success {shown['success']:.1%}  [{shown['success_low']:.1%}, {shown['success_high']:.1%}]"
+        self._say(f"{evaluation:<12} {checkpoint.name}  {rate} of {shown['episodes']:.0f} episodes")
 
     def on_non_finite(self, step: int, reason: str) -> None:
         self._say(f"{reason}; the step was not taken")

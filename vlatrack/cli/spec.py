@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+    from vlatrack.builders.closed_loop import ClosedLoop
     from vlatrack.spec.data import Source
     from vlatrack.spec.experiment import ExperimentSpec
     from vlatrack.spec.policy import BackboneSpec
@@ -153,8 +154,10 @@ def _one_line(value: object) -> str:
 
 
 def _overview(spec: "ExperimentSpec") -> dict[str, str]:
+    from vlatrack.builders.closed_loop import load_closed_loops
     from vlatrack.spec.identity import canonical_hash
 
+    closed_loops = [_describe_closed_loop(loop) for loop in load_closed_loops(spec)]
     head, train = spec.action_head, spec.train
     return {
         "experiment": spec.name,
@@ -167,8 +170,21 @@ def _overview(spec: "ExperimentSpec") -> dict[str, str]:
         "data.val_ood": _describe_source(spec.data.val_ood),
         "batch": f"{train.batch_size} samples" + (f", {train.micro_batch} at once" if train.micro_batch else ""),
         "epochs": f"{train.epochs}" + (f", at most {train.max_steps} steps" if train.max_steps else ""),
+        **({"in simulators": "; ".join(closed_loops)} if closed_loops else {}),
         "backends": ", ".join(backend.kind for backend in spec.tracking.backends) or "none (journal only)",
     }
+
+
+def _describe_closed_loop(loop: "ClosedLoop") -> str:
+    from vlatrack.errors import MissingPackageError, SpecError
+
+    every = loop.settings.every_epochs
+    note = ""
+    try:
+        loop.digest()
+    except (MissingPackageError, SpecError) as missing:
+        note = f" (note: {missing})"
+    return f"{loop.label}, {loop.episodes} episodes every {f'{every} epochs' if every > 1 else 'epoch'}{note}"
 
 
 def _describe_backbone(backbone: "BackboneSpec") -> str:

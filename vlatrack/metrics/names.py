@@ -13,6 +13,9 @@ STEP_SLOTS = 10
 EVALUATE = "evaluate/"
 """Prefix of the metrics of `vlatrack evaluate`, which stand beside those of the run itself."""
 
+SIMULATION = "sim/"
+"""Prefix of the metrics of episodes in a simulator."""
+
 SYSTEM = "system/"
 """Prefix of the metrics of the machine, which MLflow and W&B show on a page of their own."""
 

@@ -20,6 +20,7 @@ from vlatrack.metrics.names import (
     IMAGE_NAME,
     LR_NAME,
     MOST_GPUS,
+    SIMULATION,
     SPLITS,
     STEP_SLOTS,
     SYSTEM,
@@ -33,7 +34,7 @@ from vlatrack.metrics.names import (
     split_and_name,
     step_slot,
 )
-from vlatrack.metrics.simulation import SIMULATION, simulation_metrics, simulation_name
+from vlatrack.metrics.simulation import simulation_metrics, simulation_name, simulation_names
 from vlatrack.metrics.tasks import task_metrics
 
 __all__ = [
@@ -52,7 +53,9 @@ __all__ = [
     "chunk_horizon",
     "documented",
     "sectioned",
+    "simulation_metrics",
     "simulation_name",
+    "simulation_names",
     "split_and_name",
     "step_slot",
 ]
@@ -79,11 +82,12 @@ class MetricSchema:
         image_slots: int = STEP_SLOTS,
         losses: Weights = DOCUMENTED_LOSSES,
         groups: Iterable[str] = (),
+        simulated: Iterable[str] = (),
     ) -> "MetricSchema":
         """The schema of an experiment with chunks of `horizon` steps and actions of `action_dim` numbers.
 
         `losses` are all loss terms with their weights, including the documented ones; `groups` the names of parameter
-        groups with a learning rate of their own.
+        groups with a learning rate of their own; `simulated` those of metrics that a simulator measures meanwhile.
         """
         of_a_split = tuple(
             split_metrics(horizon=horizon, action_dim=action_dim, image_slots=image_slots, losses=losses)
@@ -91,7 +95,7 @@ class MetricSchema:
         metrics = [_prefixed(split, metric) for split in SPLITS for metric in of_a_split]
         metrics += [_prefixed(TRAIN, metric) for metric in training_metrics(losses, groups)]
         metrics += [_prefixed(f"{EVALUATE}{split}", metric) for split in (VAL_IND, VAL_OOD) for metric in of_a_split]
-        return cls([*metrics, *run_metrics()])
+        return cls([*metrics, *run_metrics(), *simulation_metrics(simulated)])
 
     @classmethod
     def covering(cls, names: Iterable[str]) -> "MetricSchema":
@@ -164,7 +168,7 @@ class MetricSchema:
             return f"neither lower nor higher is better of {name}"
         if name.startswith(EVALUATE):
             return f"{name} is what `vlatrack evaluate` measures; training measures {name.removeprefix(EVALUATE)}"
-        if self._metrics[name].value is None:
+        if self._metrics[name].value is None and not name.startswith(SIMULATION):
             return f"{name} is not a mean over an epoch"
         return None
 

@@ -5,9 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from vlatrack.metrics.metric import Direction, Metric
-
-SIMULATION = "sim/"
-"""Prefix of these metrics."""
+from vlatrack.metrics.names import SIMULATION
 
 _MEASURES = {
     "success": ("share of successful episodes, without those that were an error", "fraction", Direction.HIGHER),
@@ -26,6 +24,13 @@ def simulation_name(suite: str, measure: str, task: str | None = None) -> str:
     assert measure in _MEASURES, measure
     of_task = "" if task is None else f"{_UNUSUAL.sub('_', task)}/"
     return f"{SIMULATION}{suite}/{of_task}{measure}"
+
+
+def simulation_names(suite: str, tasks: Iterable[str]) -> Iterator[str]:
+    """Every metric that an evaluation in these tasks of a suite can have."""
+    yield from (simulation_name(suite, measure) for measure in _MEASURES)
+    for task in tasks:
+        yield from (simulation_name(suite, measure, task) for measure in _MEASURES if measure != "task_mean")
 
 
 @dataclass(frozen=True)

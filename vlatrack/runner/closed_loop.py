@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -24,6 +24,7 @@ from vlatrack.evaluation.closed_loop import ClosedLoop, EpisodeResult, PlannedEp
 from vlatrack.evaluation.comparison import success_by_task, success_rate, task_mean
 from vlatrack.evaluation.episodes import EpisodeTable
 from vlatrack.evaluation.rows import SHOWN_TABLE, EpisodeRow
+from vlatrack.inference.observation import Interface
 from vlatrack.metrics.schema import simulation_name
 from vlatrack.runner.acting import Policy
 from vlatrack.runner.directory import RunDirectory, find_checkpoint
@@ -54,6 +55,8 @@ class Options:
     timeout_s: float = 120.0  # for each answer of a simulator
     output: Path | None = None  # the folder; None: in the run, or in the exported policy
     force: bool = False  # evaluate although policy and simulator do not fit together
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # where the policy acts; auto: a GPU if there is one
+    beside_training: bool = False  # the run's own process records it; what else is in the folder is moved aside
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class SimulatedEvaluation:
     metrics: Mapping[str, float]  # by full name, such as sim/metaworld/success
     digest: str  # of the episode set
     forced: Sequence[str]  # where policy and evaluation do not fit together
+    record: EvaluationRecord | None = None  # for the run's journal; None: there is no run, or the folder is elsewhere
     delivery: DeliveryReport | None = field(default=None, compare=False)
     unknown: Sequence[str] = ()  # what was not compared, since the checkpoint does not tell how its data were made
 
@@ -105,7 +109,13 @@ def evaluate_in_simulator(
         check_backend(backend)  # now rather than after the episodes
     on_stage(f"loading {chosen.name}")
     acting = spec.acting
-    policy = Policy.load(chosen, dtype=acting.dtype, compile=acting.compile, static_cache=acting.static_cache)
+    policy = Policy.load(
+        chosen,
+        device=options.device,
+        dtype=acting.dtype,
+        compile=acting.compile,
+        static_cache=acting.static_cache,
+    )
     build_execution(spec).check(policy.interface.horizon)
     folder_path = options.output or _default_folder(spec, chosen, run)
     with _ending_on_sigterm():
@@ -113,11 +123,33 @@ def evaluate_in_simulator(
         there, wrong = _look_at(Simulator(build.name, build.options, options.timeout_s))
         check_tasks(spec, there.tasks)
         forced = [*_check_simulator(spec, wrong, force=options.force)]
-        forced += _check_fit(spec, policy, there, force=options.force)
-        folder = EvaluationFolder.open(folder_path, _description(spec, build, policy, chosen, forced))
+        forced += _check_fit(spec, policy.interface, policy.name, there, force=options.force)
+        description = _description(spec, build, policy, chosen, forced)
+        folder = EvaluationFolder.open(folder_path, description, set_aside=options.beside_training)
         with closing(folder), _some_threads():
             _run(spec, build, policy, there, folder, options, on_episode)
-            return replace(_finish(spec, build, chosen, run, folder, forced), unknown=_unknown(spec, policy))
+            found = replace(_finish(spec, build, run, folder, forced), unknown=_unknown(spec, policy))
+            if found.record is None or run is None or options.beside_training or found.record.is_in(run.journal):
+                return found
+            return replace(found, delivery=record_evaluation(run, found.record))
+
+
+def check_evaluation(spec: EvaluationSpec, interface: Interface, name: str, *, timeout_s: float) -> None:
+    """Start the simulator of an evaluation once, and check that it works and that a policy can act in it.
+
+    Args:
+        interface: of the policy.
+        name: what the policy is called in a message.
+
+    Raises:
+        VlatrackError: the simulator is missing, does not start or lacks a task, or the policy does not fit it.
+    """
+    build = build_simulator(spec)
+    build_execution(spec).check(interface.horizon)
+    there, wrong = _look_at(Simulator(build.name, build.options, timeout_s))
+    check_tasks(spec, there.tasks)
+    _check_simulator(spec, wrong, force=False)
+    _check_fit(spec, interface, name, there, force=False)
 
 
 def _default_folder(spec: EvaluationSpec, checkpoint: Path, run: RunDirectory | None) -> Path:
@@ -190,7 +222,7 @@ def _check_simulator(spec: EvaluationSpec, wrong: Sequence[str], *, force: bool)
     return wrong
 
 
-def _check_fit(spec: EvaluationSpec, policy: Policy, there: Opened, *, force: bool) -> list[str]:
+def _check_fit(spec: EvaluationSpec, interface: Interface, name: str, there: Opened, *, force: bool) -> list[str]:
     """Where policy and simulator do not fit together, for the result to record.
 
     Raises:
@@ -200,7 +232,7 @@ def _check_fit(spec: EvaluationSpec, policy: Policy, there: Opened, *, force: bo
         if not there.has_expert:
             raise SpecError(f"acting.expert: {spec.suite.name} has no scripted expert; leave it out")
         return []
-    return check_fit(spec, policy.interface, policy=policy.name, info=there.info, force=force)
+    return check_fit(spec, interface, policy=name, info=there.info, force=force)
 
 
 def _description(
@@ -288,12 +320,11 @@ def _row(result: EpisodeResult, video: str) -> EpisodeRow:
 def _finish(
     spec: EvaluationSpec,
     build: SimulatorBuild,
-    checkpoint: Path,
     run: RunDirectory | None,
     folder: EvaluationFolder,
     forced: Sequence[str],
 ) -> SimulatedEvaluation:
-    """Write the summary, and record the metrics in the run."""
+    """Write the summary."""
     order: list[PlannedEpisode] = list(plan_episodes(spec))
     table = EpisodeTable.of(spec.label, ((row.id, row.outcome) for row in folder.rows))
     by_task = success_by_task(table)
@@ -304,11 +335,10 @@ def _finish(
     }
     folder.finish([episode.id for episode in order], summary)
     metrics, digest = _metrics(spec.metric_group, table), set_digest(spec.set_settings(), build.versions)
-    delivery = None
+    record = None
     if run is not None and folder.path.resolve().is_relative_to(run.evaluation.resolve()):
         record = _record(spec, run, folder, metrics, digest)
-        delivery = None if record.is_in(run.journal) else record_evaluation(run, record)
-    return SimulatedEvaluation(folder.path, table, tuple(folder.rows), metrics, digest, forced, delivery)
+    return SimulatedEvaluation(folder.path, table, tuple(folder.rows), metrics, digest, forced, record)
 
 
 def _metrics(group: str, table: EpisodeTable) -> dict[str, float]:

@@ -3,6 +3,7 @@
 A row is on the disk before the next episode is told of; so a killed evaluation goes on where it was.
 """
 
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -31,11 +32,12 @@ class EvaluationFolder:
         """Of the episodes that have ended, in the order in which they did."""
 
     @classmethod
-    def open(cls, path: Path, description: Mapping[str, Any]) -> Self:
+    def open(cls, path: Path, description: Mapping[str, Any], *, set_aside: bool = False) -> Self:
         """Begin an evaluation, or go on with one.
 
         Args:
             description: what is evaluated, by the keys of `IDENTITY` and others.
+            set_aside: if the folder holds another evaluation, it gets another name, and a new one begins.
 
         Raises:
             RunError: it cannot be written, another process writes it, or it holds another evaluation.
@@ -50,6 +52,11 @@ class EvaluationFolder:
             raise RunError(f"{path}: cannot be written ({error.strerror}); choose another --output") from error
         try:
             before = _read_description(path)
+            if before is not None and set_aside and any(before[key] != description[key] for key in IDENTITY):
+                number = next(n for n in itertools.count(1) if not path.with_name(f"{path.name}.{n}").exists())
+                path.rename(path.with_name(f"{path.name}.{number}"))
+                lock.release()
+                return cls.open(path, description)
             if before is not None:
                 _check_same(path, before, description)
             folder = cls(path, lock, {**description, **(before or {})}, _whole_rows(path / TABLE))

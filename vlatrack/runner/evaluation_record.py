@@ -13,7 +13,7 @@ from vlatrack.runner.recorder import start_tracking
 from vlatrack.tracking.backends.base import Scalar, Status
 from vlatrack.tracking.delivery.report import DeliveryReport
 from vlatrack.tracking.evaluated import Evaluated, Result
-from vlatrack.tracking.journal.history import last_event, metric_history, run_status
+from vlatrack.tracking.journal.history import last_event, metric_history, run_status, standing_events
 from vlatrack.tracking.run import TrackedRun
 from vlatrack.tracking.trust import Trust
 from vlatrack.training.checkpoint.store import step_of
@@ -41,7 +41,9 @@ class EvaluationRecord:
     files: Sequence[EvaluationFiles]
 
     def is_in(self, journal: Path) -> bool:
-        return last_event(journal, self.event, {"checkpoint": self.checkpoint, **self.details}) is not None
+        """Whether a journal has it, for a checkpoint that the run has not gone back over since."""
+        wanted = {"checkpoint": self.checkpoint, **self.details}.items()
+        return any(wanted <= event.data["data"].items() for event in standing_events(journal, self.event))
 
     def write(self, tracked: TrackedRun, journal: Path) -> None:
         """Write it at the step of the checkpoint; the event comes last, and so with everything else before it."""

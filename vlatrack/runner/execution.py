@@ -9,9 +9,11 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from vlatrack.builders.closed_loop import ClosedLoop, simulated_metrics
 from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.policy import build_schema
 from vlatrack.builders.training import (
+    build_early_stopping,
     build_training,
     build_training_parts,
     compiles_layers,
@@ -21,7 +23,7 @@ from vlatrack.builders.training import (
 )
 from vlatrack.builders.unfilled import Fill
 from vlatrack.data.cache import CodeCache
-from vlatrack.metrics.schema import TRAIN
+from vlatrack.metrics.schema import TRAIN, MetricSchema
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.reports.action_errors import draw_action_errors
 from vlatrack.reports.figures import write_figures
@@ -30,6 +32,8 @@ from vlatrack.runner.endings import Ending, describe_ending, remove_reasons, wri
 from vlatrack.runner.evaluate import OpenLoopEvaluation
 from vlatrack.runner.profiling import StepProfiler
 from vlatrack.runner.recorder import RunRecorder, start_tracking
+from vlatrack.runner.simulations import Simulations
+from vlatrack.tracking.journal.history import metric_history
 from vlatrack.tracking.privacy import private_files, shareable_files
 from vlatrack.tracking.run import DatasetInput, TrackedRun
 from vlatrack.tracking.system import SystemSampler
@@ -37,6 +41,7 @@ from vlatrack.training.callback import Callback, RunEnd
 from vlatrack.training.checkpoint.contents import TrainingParts
 from vlatrack.training.checkpoint.saving import RunCheckpoints
 from vlatrack.training.checkpoint.store import CheckpointStore, name_of, step_of
+from vlatrack.training.early_stopping import EarlyStopping
 from vlatrack.training.interruption import Interruption
 from vlatrack.training.out_of_memory import WHAT_FITS, telling_out_of_memory
 from vlatrack.training.process_group import ProcessGroup
@@ -55,6 +60,11 @@ class Job:
     manifest: dict[str, Any]
     resume_from: Path | None = None  # a checkpoint
     changes: tuple[str, ...] = ()  # settings that differ from those of that checkpoint
+    closed_loops: Sequence[ClosedLoop] = ()
+
+    def schema(self) -> MetricSchema:
+        """Every metric that the run can log."""
+        return build_schema(self.experiment.spec, simulated_metrics(self.closed_loops))
 
 
 def execute(job: Job, directory: RunDirectory, callbacks: Sequence[Callback], group: ProcessGroup) -> None:
@@ -73,7 +83,8 @@ def execute(job: Job, directory: RunDirectory, callbacks: Sequence[Callback], gr
             return
         group.broadcast(None)
         try:
-            _train(job, directory, (), group, interruption)
+            early_stopping = build_early_stopping(spec, job.schema())  # which asks rank 0
+            _train(job, directory, (), group, interruption, early_stopping)
         except BaseException as error:
             interruption.ending = True
             write_reason(directory, group.rank, error)
@@ -91,6 +102,7 @@ def _run_main_process(
     group.broadcast(None)  # the run is ours: until now, its directory may have been that of a living one
     failure: BaseException | None = None
     ending = Ending("FAILED", "why it failed could not be found out")
+    simulations = None
     try:
         if job.resume_from is not None and directory.spec() != spec:
             directory.replace_spec(spec)
@@ -99,10 +111,12 @@ def _run_main_process(
         for notice in tracked.notices:
             for callback in callbacks:
                 callback.on_warning(notice)
+        early_stopping = _early_stopping(job, directory)
+        simulations = _simulations(job, directory, tracked, callbacks, early_stopping)
         recorder = RunRecorder(
             directory,
             tracked,
-            build_schema(spec),
+            job.schema(),
             keep_last=spec.train.checkpoint.keep_last,
             processes=group.world_size,
         )
@@ -111,7 +125,10 @@ def _run_main_process(
             SystemSampler(tracked, every_s=spec.tracking.system_every_s),
             StepProfiler(directory.path, tracked, profiled) as profiler,
         ):
-            _train(job, directory, [recorder, profiler, *callbacks], group, interruption)
+            own = [part for part in (recorder, profiler, simulations, early_stopping) if part is not None]
+            _train(job, directory, [*own, *callbacks], group, interruption, early_stopping, simulations)
+            if early_stopping is not None and not early_stopping.has_values:
+                _say_never_measured(early_stopping, tracked, callbacks)
         ending = Ending("FINISHED")
     except BaseException as error:
         interruption.ending = True
@@ -120,6 +137,8 @@ def _run_main_process(
     finally:  # the end is written first: a kill or an error while drawing figures must not leave the run RUNNING
         interruption.ending = True
         tracked.end(ending.status, reason=ending.reason)
+        if simulations is not None:
+            simulations.close()
         _finish(directory, tracked, callbacks, ending, failure, horizon=spec.action_head.time_horizon)
 
 
@@ -155,6 +174,8 @@ def _train(
     callbacks: Sequence[Callback],
     group: ProcessGroup,
     interruption: Interruption,
+    early_stopping: EarlyStopping | None,
+    simulations: Simulations | None = None,
 ) -> None:
     experiment, device = job.experiment, job.accelerator.device
     settings = experiment.spec.train.checkpoint
@@ -176,7 +197,15 @@ def _train(
     train_samples = samples.pop(TRAIN)
     with telling_out_of_memory("building the policy", remedy=WHAT_FITS):
         training = build_training(
-            experiment, policy, train_samples, job.accelerator, group, interruption, callbacks, fill=fill
+            experiment,
+            policy,
+            train_samples,
+            job.accelerator,
+            group,
+            interruption,
+            callbacks,
+            fill=fill,
+            early_stopping=early_stopping,
         )
     parts = build_training_parts(experiment, training, encoding, directory.tokenizer)
     state = _initial_state(job, parts, directory.checkpoints, group)  # together: an optimiser's step may be collective
@@ -190,6 +219,7 @@ def _train(
         keep_last=settings.keep_last,
         callbacks=callbacks,
         asynchronous=settings.asynchronous,
+        used=tuple if simulations is None else simulations.in_use,
     )
     if training.settings.non_finite == "rollback" and checkpoints.last_name is None:
         checkpoints.save(state)
@@ -201,6 +231,49 @@ def _train(
         experiment.spec.evaluate.open_loop, training, samples, world_model="world_model" in experiment.spec.data.samples
     )
     training.run(state, checkpoints, evaluate)
+    if simulations is not None:
+        interruption.deferred = False  # from now on a signal ends the run at once
+        interruption.raise_if_stopped()
+        simulations.finish()
+        checkpoints.prune(state.best_step)
+        checkpoints.wait()
+
+
+def _early_stopping(job: Job, directory: RunDirectory) -> EarlyStopping | None:
+    """What ends the training early, with what an earlier part of the run has measured."""
+    early_stopping = build_early_stopping(job.experiment.spec, job.schema())
+    if early_stopping is not None and job.resume_from is not None:
+        early_stopping.observe(metric_history(directory.journal).get(early_stopping.metric, []))
+    return early_stopping
+
+
+def _simulations(
+    job: Job,
+    directory: RunDirectory,
+    tracked: TrackedRun,
+    callbacks: Sequence[Callback],
+    early_stopping: EarlyStopping | None,
+) -> Simulations | None:
+    if not job.closed_loops:
+        directory.checkpoints.write_best(None)  # of an earlier part of the run
+        return None
+    return Simulations(
+        directory,
+        tracked,
+        job.closed_loops,
+        job.schema(),
+        callbacks,
+        best_metric=job.experiment.spec.train.checkpoint.best_metric,
+        early_stopping=early_stopping,
+        device="cpu" if job.accelerator.device.type == "cpu" else "cuda",
+    )
+
+
+def _say_never_measured(early_stopping: EarlyStopping, tracked: TrackedRun, callbacks: Sequence[Callback]) -> None:
+    reason = f"train.early_stopping: {early_stopping.metric} was never measured, so it could not end the training"
+    tracked.event("early_stopping", {"reason": reason}, alert=True)
+    for callback in callbacks:
+        callback.on_warning(reason)
 
 
 def _policy(job: Job) -> tuple[VlaPolicy, Fill | None]:
@@ -221,6 +294,9 @@ def _initial_state(job: Job, parts: TrainingParts, checkpoints: CheckpointStore,
     if job.resume_from is None:
         return TrainState()
     state = parts.restore(job.resume_from)
+    stored = job.experiment.stored
+    if stored is not None and stored.spec.train.early_stopping != job.experiment.spec.train.early_stopping:
+        state.stopped_early = False
     if state.best_step is not None and name_of(state.best_step) not in {path.name for path in checkpoints.all()}:
         state.best_value, state.best_step = None, None  # a later one was better, so it was deleted
     return state

@@ -1,11 +1,18 @@
-"""The ranks of one command: a single process, or several started by torchrun or accelerate."""
+"""The processes of one command: a single process, or several started by torchrun or accelerate."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from vlatrack.errors import USER_ERROR, NonFiniteError
 from vlatrack.training.process_group import ProcessGroup, RankLostError
+
+
+def quiet_libraries() -> None:
+    """Let libraries log errors alone, before torch is imported."""
+    for name in ("accelerate", "bitsandbytes", "torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @contextmanager

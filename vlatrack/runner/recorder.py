@@ -96,6 +96,9 @@ class RunRecorder(Callback):
         named = {"name": path.name, "policy_sha256": policy_sha256}
         self._tracked.event("checkpoint", {"step": state.step, "epoch": state.epoch, **named})
 
+    def on_early_stop(self, state: TrainState, reason: str) -> None:
+        self._tracked.event("early_stop", {"step": state.step, "epoch": state.epoch, "reason": reason})
+
     def on_non_finite(self, step: int, reason: str) -> None:
         # One alert, not one for each of the steps that train.non_finite: skip may leave out.
         self._tracked.event("non_finite", {"step": step, "reason": reason}, alert=not self._has_alerted)

@@ -2,16 +2,23 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
+from vlatrack.builders.closed_loop import ClosedLoop, deciding_sets, load_closed_loops, simulated_metrics
 from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.policy import StoredPolicy, adapter_of, build_schema
+from vlatrack.builders.simulator import build_simulator
 from vlatrack.builders.trackers import build_backends
 from vlatrack.builders.training import build_accelerator, check_device, check_processes
+from vlatrack.data.recorded import Recorded
 from vlatrack.errors import CheckpointError, SpecError
+from vlatrack.inference.observation import Interface
+from vlatrack.runner.closed_loop import check_evaluation
 from vlatrack.runner.directory import RunDirectory, find_checkpoint, verify_checkpoint
 from vlatrack.runner.execution import Job, execute
 from vlatrack.runner.manifest import describe_run, write_manifest
@@ -45,9 +52,15 @@ def run_experiment(
     """
     group = group or ProcessGroup()
     with group.main_process_first():
-        accelerator = _check_setup(spec, group)
+        closed_loops = load_closed_loops(spec)
+        accelerator = _check_setup(spec, group, closed_loops)
         experiment = Experiment.new(spec, initial_policy(spec))
-        job = Job(experiment, accelerator, describe_run(experiment, command, group.world_size))
+        sets = deciding_sets(spec, closed_loops)
+        experiment = replace(experiment, fingerprints={**experiment.fingerprints, **sets})
+        manifest = describe_run(experiment, command, group.world_size)
+        job = Job(experiment, accelerator, manifest, closed_loops=closed_loops)
+        if group.is_main_process:
+            _check_simulators(job, callbacks)
     directory = RunDirectory.create(Path(runs), spec) if group.is_main_process else None
     directory = group.broadcast(directory)
     assert directory is not None, "the main process created it"
@@ -136,11 +149,15 @@ def resume_run(
             for callback in callbacks:
                 callback.on_warning(nothing_left)
             return directory
-        accelerator = _check_setup(spec, group)
+        closed_loops = load_closed_loops(spec)
+        accelerator = _check_setup(spec, group, closed_loops)
         experiment = Experiment.of(stored, spec)
-        changes = _check_same_experiment(directory, stored, spec, experiment.fingerprints)
+        fingerprints = {**experiment.fingerprints, **deciding_sets(spec, closed_loops)}
+        changes = _check_same_experiment(directory, stored, spec, fingerprints)
         manifest = describe_run(experiment, command, group.world_size)
-        job = Job(experiment, accelerator, manifest, chosen, changes)
+        job = Job(experiment, accelerator, manifest, chosen, changes, closed_loops)
+        if group.is_main_process:
+            _check_simulators(job, callbacks)
     execute(job, directory, callbacks, group)
     return directory
 
@@ -177,8 +194,18 @@ def _nothing_left(directory: RunDirectory, counters: Mapping[str, Any], spec: Ex
     """A message that there is nothing left to train; None if there is."""
     train = spec.train
     is_done = counters["epoch"] >= train.epochs or (train.max_steps is not None and counters["step"] >= train.max_steps)
-    if not is_done or run_status(directory.path).status != "FINISHED":  # killed between its last step and its end
+    stopped_early = (
+        counters.get("stopped_early", False) and directory.spec().train.early_stopping == train.early_stopping
+    )
+    if (
+        not (is_done or stopped_early) or run_status(directory.path).status != "FINISHED"
+    ):  # killed between its last step and its end
         return None
+    if stopped_early:
+        return (
+            f"nothing left to train: {directory.path} ended early after {counters['step']} steps · "
+            f"go on: vlatrack run --resume {directory.path} train.early_stopping=null"
+        )
     longer = f"train.max_steps={2 * train.max_steps}" if train.max_steps else f"train.epochs={2 * train.epochs}"
     return (
         f"nothing left to train: {directory.path} is done after {counters['step']} steps · "
@@ -186,16 +213,45 @@ def _nothing_left(directory: RunDirectory, counters: Mapping[str, Any], spec: Ex
     )
 
 
-def _check_setup(spec: ExperimentSpec, group: ProcessGroup) -> Accelerator:
+def _check_setup(spec: ExperimentSpec, group: ProcessGroup, closed_loops: Sequence[ClosedLoop]) -> Accelerator:
     """Check everything that needs no data, and return the device and precision to train with."""
     check_no_secret(spec)
     check_processes(spec, group)
-    build_schema(spec)
+    build_schema(spec, simulated_metrics(closed_loops))
+    for closed_loop in closed_loops:
+        build_simulator(closed_loop.evaluation)
+        if closed_loop.settings.device == "cuda" and not torch.cuda.is_available():
+            raise SpecError("evaluate.closed_loop.device: cuda, but torch sees no GPU here; use auto or cpu")
     accelerator = build_accelerator(spec)
     check_device(spec, accelerator.device)
     for backend in build_backends(spec.tracking.backends):
         check_backend(backend)
     return accelerator
+
+
+def _check_simulators(job: Job, callbacks: Sequence[Callback]) -> None:
+    """Start each simulator once: better now than after the first epoch.
+
+    Raises:
+        VlatrackError: one of them does not start, or the policy does not fit it.
+    """
+    if not job.closed_loops:
+        return
+    spec, norm_stats = job.experiment.spec, job.experiment.norm_stats
+    interface = Interface(
+        cameras=spec.data.cameras,
+        state_dim=None if norm_stats.states is None else norm_stats.states.dimensions,
+        history=spec.data.history,
+        horizon=spec.action_head.time_horizon,
+        action_dim=spec.action_head.action_dim,
+        repeats_start=spec.data.history_start == "repeat",
+        statistics=norm_stats.digest(),
+        recorded=Recorded(job.experiment.image_sizes(), **spec.data.recorded.model_dump()),
+    )
+    for closed_loop in job.closed_loops:
+        for callback in callbacks:
+            callback.on_stage(f"starting {closed_loop.evaluation.suite.name} once, to see that it works")
+        check_evaluation(closed_loop.evaluation, interface, spec.name, timeout_s=closed_loop.settings.timeout_s)
 
 
 def initial_policy(spec: ExperimentSpec) -> StoredPolicy | None:

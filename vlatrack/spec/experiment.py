@@ -7,7 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from vlatrack.metrics.schema import MetricSchema
+from vlatrack.metrics.schema import SIMULATION, MetricSchema
 from vlatrack.spec.base import Model, Name
 from vlatrack.spec.data import DataSpec
 from vlatrack.spec.policy import (
@@ -142,8 +142,32 @@ class ExperimentSpec(Model):
         schema = MetricSchema.for_experiment(
             horizon=self.action_head.time_horizon, action_dim=self.action_head.action_dim
         )
-        metric = self.train.checkpoint.best_metric
-        # An unknown name may belong to a custom loss term, which only a run loads.
-        if (problem := schema.why_not_best(metric)) and (metric in schema or not self.loss.terms):
-            raise ValueError(f"train.checkpoint.best_metric: {problem}")
+        for place, metric in self.deciding_metrics.items():
+            if metric.startswith(SIMULATION):  # whether there is one of that name is known from the evaluation's file
+                if not self.evaluate.closed_loops:
+                    raise ValueError(f"{place}: {metric} is what evaluate.closed_loop measures, and there is none")
+                continue
+            # An unknown name may belong to a custom loss term, which only a run loads.
+            if (problem := schema.why_not_best(metric)) and (metric in schema or not self.loss.terms):
+                raise ValueError(f"{place}: {problem}")
+        return self
+
+    @property
+    def deciding_metrics(self) -> dict[str, str]:
+        """The metrics that say which checkpoint is best and when the training ends early, by their settings."""
+        decides = {"train.checkpoint.best_metric": self.train.checkpoint.best_metric}
+        if (early := self.train.early_stopping) is not None and early.metric is not None:
+            decides["train.early_stopping.metric"] = early.metric
+        return decides
+
+    @model_validator(mode="after")
+    def _simulated_checkpoints_are_saved(self) -> Self:
+        saved = self.train.checkpoint.every_epochs
+        for number, closed_loop in enumerate(self.evaluate.closed_loops):
+            if closed_loop.every_epochs % saved:
+                of = "" if len(self.evaluate.closed_loops) == 1 else f".{number}"
+                raise ValueError(
+                    f"evaluate.closed_loop{of}.every_epochs = {closed_loop.every_epochs}, but a checkpoint to evaluate "
+                    f"is saved every {saved} epochs (train.checkpoint.every_epochs); make it a multiple of that"
+                )
         return self

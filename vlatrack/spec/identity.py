@@ -45,7 +45,14 @@ Paths are among them because only the content counts: it enters the hash as a fi
 OF_A_NEW_RUN = ("name", "init_from")
 """Settings that do not decide the result, either, but that a run has from its start to its end."""
 
-EXTENDING = ("train.epochs", "train.max_steps", "train.non_finite", "train.max_rollbacks")
+EXTENDING = (
+    "train.epochs",
+    "train.max_steps",
+    "train.early_stopping",
+    "train.early_stopping.*",
+    "train.non_finite",
+    "train.max_rollbacks",
+)
 """Settings that decide the result and may still change on resume: how long to train, and what to do about a NaN."""
 
 ADDED_LATER: Mapping[str, Scalar] = {
@@ -66,6 +73,7 @@ ADDED_LATER: Mapping[str, Scalar] = {
     "train.memory.optimizer_states": None,
     "train.memory.gradients": None,
     "train.ema": None,
+    "train.early_stopping": None,
 }
 """Settings added after the hash was defined; with these values they are left out of it, so that it stays the same."""
 

@@ -81,7 +81,7 @@ def parse_backends(text: str) -> tuple[Backend, ...]:
         raise SpecError(f"--backends: {place}: {first['msg']}; {example}") from None
 
 
-def dump_spec(spec: ExperimentSpec) -> str:
+def dump_spec(spec: ExperimentSpec | EvaluationSpec) -> str:
     """`spec` as YAML with every default written out; loading it gives an equal spec."""
     data = spec.model_dump(mode="json")
     return yaml.dump(data, Dumper=_SpecDumper, sort_keys=False, allow_unicode=True, width=120)

@@ -174,6 +174,16 @@ class EmaSpec(Model):
     )
 
 
+class EarlyStoppingSpec(Model):
+    """The end of a training that does not get better any more."""
+
+    metric: str | None = Field(None, description="what has to get better; null: train.checkpoint.best_metric")
+    patience: PositiveInt = Field(
+        description="values in a row that are not better than the best before; there is one for each epoch, or for "
+        "each evaluation in a simulator"
+    )
+
+
 class ProfileSpec(Model):
     """Optimiser steps of which a torch profiler trace is written, by the first process."""
 
@@ -238,6 +248,7 @@ class TrainSpec(Model):
     )
     parallel: ParallelSpec = ParallelSpec()
     ema: EmaSpec | None = Field(None, description="average the weights over the steps; null: the last weights act")
+    early_stopping: EarlyStoppingSpec | None = Field(None, description="null: the training goes on to its last epoch")
     checkpoint: CheckpointSpec = CheckpointSpec()
     profile: ProfileSpec | None = Field(None, description="null: no profiler trace")
 
@@ -267,8 +278,34 @@ class DetailsSpec(Model):
     )
 
 
+class ClosedLoopSpec(Model):
+    """Episodes in a simulator, in a process of its own beside the training."""
+
+    every_epochs: PositiveInt = Field(1, description="the checkpoints of every this many epochs, and the last one")
+    evaluation: str = Field(min_length=1, description="the evaluation's YAML file, as for `vlatrack evaluate`")
+    overrides: tuple[str, ...] = Field((), description="changes to that file, such as episodes=5")
+    workers: Annotated[int, Field(ge=1, le=256)] = Field(1, description="simulators that run at the same time")
+    videos: NonNegativeInt = Field(8, description="videos of episodes that are kept, failures first")
+    timeout_s: Annotated[float, Field(ge=1)] = Field(
+        120.0, description="seconds without an answer after which a simulator is ended"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where the policy acts; auto: on the CPU if it is trained there, else on the first GPU"
+    )
+
+
 class EvaluateSpec(Model):
-    """Evaluation on recorded data."""
+    """Evaluation, while training and afterwards."""
 
     open_loop: OpenLoopSpec | None = Field(OpenLoopSpec(), description="while training; null: no evaluation")
     details: DetailsSpec = DetailsSpec()
+    closed_loop: ClosedLoopSpec | tuple[ClosedLoopSpec, ...] | None = Field(
+        None, description="evaluations in simulators, one or a list of them; null: none"
+    )
+
+    @property
+    def closed_loops(self) -> tuple[ClosedLoopSpec, ...]:
+        """All evaluations in simulators."""
+        if isinstance(self.closed_loop, ClosedLoopSpec):
+            return (self.closed_loop,)
+        return self.closed_loop or ()

@@ -91,6 +91,9 @@ class Callback:
     def on_epoch(self, state: "TrainState", results: EpochResults) -> None:
         """An epoch and its evaluations are done; ``state.epoch`` already counts it. Its checkpoint follows."""
 
+    def on_early_stop(self, state: "TrainState", reason: str) -> None:
+        """The training ends with this epoch, before its last one; ``reason`` is one line."""
+
     def on_checkpoint(self, state: "TrainState", path: Path, policy_sha256: str) -> None:
         """A checkpoint has been written to ``path``."""
 
@@ -99,6 +102,12 @@ class Callback:
 
     def on_rollback(self, state: "TrainState", from_step: int) -> None:
         """Training went back from ``from_step`` to the checkpoint whose state is ``state``."""
+
+    def on_episodes(self, evaluation: str, done: int, total: int) -> None:
+        """The training is done and waits for an evaluation in a simulator; ``done`` of its episodes have ended."""
+
+    def on_simulation(self, evaluation: str, checkpoint: Path, metrics: Mapping[str, float]) -> None:
+        """An evaluation of a checkpoint beside the training is complete, with metrics as ``sim/metaworld/success``."""
 
     def on_run_end(self, end: RunEnd) -> None:
         """The run is over, and its delivery to the trackers has finished or timed out."""

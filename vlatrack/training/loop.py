@@ -19,6 +19,7 @@ from vlatrack.metrics.states import MetricStates
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.tokens.batch import Batch
 from vlatrack.training.callback import Callback, EpochResults, SplitResult
+from vlatrack.training.early_stopping import EarlyStopping
 from vlatrack.training.ema import WeightAverage
 from vlatrack.training.flops import step_flops
 from vlatrack.training.gradient_share import gradient_shares
@@ -111,6 +112,7 @@ class Training:
     schema: MetricSchema
     callbacks: Sequence[Callback] = ()  # of the main process alone
     average: WeightAverage | None = None
+    early_stopping: EarlyStopping | None = None
     peak_flops: float | None = None  # operations per second of the device, if known
     _pending: PendingRecord | None = field(default=None, init=False)
 
@@ -130,7 +132,7 @@ class Training:
 
     def is_complete(self, state: TrainState) -> bool:
         """Whether the last step is done and its epoch finished; a resume may come between the two."""
-        return state.step >= self.total_steps and state.step_in_epoch == 0
+        return state.stopped_early or (state.step >= self.total_steps and state.step_in_epoch == 0)
 
     def run(self, state: TrainState, checkpoints: Checkpoints, evaluate: Evaluate) -> TrainState:
         """Train from ``state`` to the end of the last epoch, or to ``max_steps``; returns the final state.
@@ -235,6 +237,7 @@ class Training:
         is_due = state.epoch % settings.save_every_epochs == 0 or (every is not None and state.step % every == 0)
         for callback in self.callbacks:  # before saving: a resume does not repeat the epoch of its checkpoint
             callback.on_epoch(state, results)
+        state.stopped_early = self._stops_early(state)
         if self.is_complete(state) and before.step_in_epoch < self.steps_per_epoch:
             # max_steps ended the training inside the epoch, which an extended run completes.
             best = {name: getattr(state, name) for name in ("best_metric", "best_value", "best_step")}
@@ -242,6 +245,17 @@ class Training:
         elif is_due or is_best or self.is_complete(state):
             checkpoints.save(state)
         self._end_if_stopped(checkpoints)
+
+    def _stops_early(self, state: TrainState) -> bool:
+        """Whether the training ends with this epoch, since a metric stands still. All ranks call this."""
+        if self.early_stopping is None or self.is_complete(state):
+            return False
+        reason = self.early_stopping.reason_to_stop()
+        (wanted,) = self.group.sum([float(reason is not None)])
+        if reason is not None:
+            for callback in self.callbacks:
+                callback.on_early_stop(state, reason)
+        return wanted > 0
 
     def _end_if_stopped(self, checkpoints: Checkpoints) -> None:
         if self.interruption.is_stopping:

@@ -27,6 +27,7 @@ class TrainState:
     best_step: int | None = None
     skipped_steps: int = 0  # not taken, because a loss or gradient was not finite
     rollbacks: int = 0  # returns to a checkpoint for that reason
+    stopped_early: bool = False  # by train.early_stopping
     excluded_steps: tuple[int, ...] = ()  # the steps (from 1) whose batches a rollback leaves out
 
     def add_step(self, states: MetricStates) -> None:

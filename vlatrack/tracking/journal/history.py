@@ -117,6 +117,18 @@ def last_event(journal: Path, name: str, data: Mapping[str, Scalar]) -> Record |
     return found
 
 
+def standing_events(journal: Path, name: str) -> list[Record]:
+    """The events of this name about a step, without those of steps that the run went back over later."""
+    reader, found = JournalReader(journal), list[Record]()
+    while (record := reader.read_to_other()) is not None:
+        if record.kind == Kind.EVENT and record.data["name"] == name:
+            found.append(record)
+        elif record.kind == Kind.EVENT and record.data["name"] == REWOUND:
+            first = record.data["data"]["from_step"]
+            found = [event for event in found if event.data["data"]["step"] < first]
+    return found
+
+
 def last_start(journal: Path) -> Record | None:
     """The record that began the newest part of a run, None for an empty journal; found from the end of the file."""
     if journal.stat().st_size == 0:

@@ -1,6 +1,6 @@
 """Saving while the training goes on: copies at once, files in a thread beside it, the rest when these are complete."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass
@@ -39,8 +39,14 @@ class RunCheckpoints:
         keep_last: int,
         callbacks: Sequence[Callback],
         asynchronous: bool = True,
+        used: Callable[[], Collection[int]] = tuple,
     ) -> None:
+        """
+        Args:
+            used: the steps of checkpoints that somebody else needs, and that are therefore kept.
+        """
         self._store, self._parts, self._keep_last, self._callbacks = store, parts, keep_last, callbacks
+        self._used = used
         self._group = parts.group.duplicate()  # the training uses the other one meanwhile
         self._copies = (HostCopies(), HostCopies()) if asynchronous else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -85,8 +91,12 @@ class RunCheckpoints:
         if manifest is not None:
             for callback in self._callbacks:
                 callback.on_checkpoint(saving.state, path, manifest.policy_sha256)
-            obsolete = self._store.prune(keep_last=self._keep_last, best_step=saving.state.best_step)
-            self._deleted = self._thread.submit(self._store.delete, obsolete)
+            self.prune(saving.state.best_step)
+
+    def prune(self, best_step: int | None) -> None:
+        """Begin to delete the checkpoints that are not needed any more. Only the main process calls this."""
+        obsolete = self._store.prune(keep_last=self._keep_last, best_step=best_step, used=self._used())
+        self._deleted = self._thread.submit(self._store.delete, obsolete)
 
     @property
     def last_name(self) -> str | None:

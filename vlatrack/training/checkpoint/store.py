@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,6 +27,7 @@ from vlatrack.training.process_group import ProcessGroup
 _STEP = "step-"
 _REWOUND = "rewound"
 _CHECKED = ".checked"
+_BEST = "best.json"
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -56,7 +57,9 @@ class CheckpointStore:
         if which == "last":
             return present[max(present)]
         if which == "best":
-            step = read_counters(present[max(present)]).get("best_step")
+            step = self.best_step
+            if step is None:
+                step = read_counters(present[max(present)]).get("best_step")
             which = max(present) if step is None else name_of(step)
         if which not in present:
             raise CheckpointError(
@@ -87,6 +90,17 @@ class CheckpointStore:
             if os.access(self.folder, os.W_OK):  # a read-only folder is verified each time
                 self._stamp(checkpoint, found if FILES in changed else known | found)
         return manifest
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the checkpoint that `write_best` has named, as long as that exists; None if it has named none."""
+        try:
+            step = int(json.loads((self.folder / _BEST).read_text())["step"])
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(f"{self.folder / _BEST}: damaged; remove it, or name another checkpoint") from error
+        return step if (self.folder / name_of(step) / FILES).is_file() else None
 
     # --- writing -----------------------------------------------------------------------------------
 
@@ -145,9 +159,20 @@ class CheckpointStore:
         self._stamp(target, _fingerprint(target, [*manifest.sha256, FILES]))
         return manifest
 
-    def prune(self, *, keep_last: int, best_step: int | None) -> list[Path]:
-        """Give up all but the last ``keep_last`` checkpoints and the best one; ``delete`` removes what it returns."""
-        obsolete = [path for path in self.all()[:-keep_last] if best_step is None or path.name != name_of(best_step)]
+    def write_best(self, step: int | None) -> None:
+        """Name the best checkpoint where that is found out later than its state is written; None: it is not."""
+        file = self.folder / _BEST
+        if step is None:
+            file.unlink(missing_ok=True)
+            return
+        unfinished = file.with_suffix(".new")
+        unfinished.write_text(json.dumps({"step": step}) + "\n")
+        unfinished.replace(file)
+
+    def prune(self, *, keep_last: int, best_step: int | None, used: Collection[int] = ()) -> list[Path]:
+        """Give up all but the last ``keep_last`` checkpoints, the best one, and those of the steps that are ``used``;
+        ``delete`` removes what it returns."""
+        obsolete = [path for path in self.all()[:-keep_last] if step_of(path) not in {best_step, *used}]
         for path in obsolete:
             (path / FILES).unlink()  # first, so that a kill leaves no checkpoint that looks complete
         return obsolete
