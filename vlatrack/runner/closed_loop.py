@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ from vlatrack.tracking.backends.registry import check_backend
 from vlatrack.tracking.delivery.report import DeliveryReport
 from vlatrack.tracking.journal.records import Kind, read_records
 
+_OTHERS_S = 0.5
+"""Between two looks at the episodes that other processes run."""
 EVENT = "simulation"
 """The event in the journal of a run."""
 
@@ -108,10 +111,16 @@ def evaluate_in_simulator(
         there = _look_at(Simulator(build.name, build.options, options.timeout_s))
         check_tasks(spec, there.tasks)
         forced = _check_fit(spec, policy, there, force=options.force)
-        folder = EvaluationFolder.open(folder_path, _description(spec, build, policy, chosen, forced))
+        episodes = list(plan_episodes(spec))
+        description = _description(spec, build, policy, chosen, forced)
+        folder = EvaluationFolder.open(folder_path, description, [episode.id for episode in episodes])
         with closing(folder), _some_threads():
-            _run(spec, build, policy, there, folder, options, on_episode)
-            return _finish(spec, build, chosen, run, folder, forced)
+            numbers = {episode.id: episode.number for episode in episodes}
+            videos = EpisodeVideos(folder, numbers, most=options.videos, fps=there.info.fps)
+            loop = _loop(spec, build, policy, there, folder, options)
+            _run(loop, episodes, folder, videos, on_episode)
+            with folder.finishing():
+                return _finish(spec, build, chosen, run, folder, videos, forced)
 
 
 def _default_folder(spec: EvaluationSpec, checkpoint: Path, run: RunDirectory | None) -> Path:
@@ -204,36 +213,44 @@ def _description(
     }
 
 
-def _run(
+def _loop(
     spec: EvaluationSpec,
     build: SimulatorBuild,
     policy: Policy,
     there: Opened,
     folder: EvaluationFolder,
     options: Options,
-    on_episode: OnEpisode,
-) -> None:
-    """Run the episodes that are not in the folder's table yet."""
-    episodes = list(plan_episodes(spec))
-    numbers = {episode.id: episode.number for episode in episodes}
-    ended = {row.id for row in folder.rows}
-    fps, camera = there.info.fps, next((name for name in spec.cameras if name in there.info.cameras), None)
-    videos = EpisodeVideos(folder, numbers, most=options.videos, fps=fps)
-    on_episode(folder.rows, len(episodes))
-
-    def keep(result: EpisodeResult) -> None:
-        video = videos.add(result)
-        folder.append(_row(result, video))
-        on_episode(folder.rows, len(episodes))
-
-    loop = ClosedLoop(
+) -> ClosedLoop:
+    camera = next((name for name in spec.cameras if name in there.info.cameras), None)
+    return ClosedLoop(
         Simulator(build.name, build.options, options.timeout_s, folder.path / "workers.log"),
         _actor(spec, policy, there),
         max_steps=spec.max_steps,
         camera=camera if options.videos else None,
         workers=options.workers,
     )
-    loop.run([episode for episode in episodes if episode.id not in ended], keep)
+
+
+def _run(
+    loop: ClosedLoop,
+    episodes: Sequence[PlannedEpisode],
+    folder: EvaluationFolder,
+    videos: EpisodeVideos,
+    on_episode: OnEpisode,
+) -> None:
+    """Run the episodes that have not ended and that no other process runs, until all have ended."""
+    on_episode(folder.rows, len(episodes))
+
+    def keep(result: EpisodeResult) -> None:
+        folder.append(_row(result, videos.add(result)))
+        on_episode(folder.rows, len(episodes))
+
+    while True:
+        loop.run((episodes[number] for number in iter(folder.claim, None)), keep)
+        on_episode(folder.rows, len(episodes))
+        if folder.is_complete:
+            return
+        time.sleep(_OTHERS_S)
 
 
 def _actor(spec: EvaluationSpec, policy: Policy, there: Opened) -> Actor:
@@ -267,10 +284,10 @@ def _finish(
     checkpoint: Path,
     run: RunDirectory | None,
     folder: EvaluationFolder,
+    videos: EpisodeVideos,
     forced: Sequence[str],
 ) -> SimulatedEvaluation:
     """Write the summary, and record the metrics in the run."""
-    order: list[PlannedEpisode] = list(plan_episodes(spec))
     table = EpisodeTable.of(spec.label, ((row.id, row.outcome) for row in folder.rows))
     by_task = success_by_task(table)
     summary = {
@@ -278,7 +295,7 @@ def _finish(
         "task_mean": task_mean(by_task),
         "tasks": {task: rate.content() for task, rate in by_task.items()},
     }
-    folder.finish([episode.id for episode in order], summary)
+    folder.finish(videos.settle(), summary)
     metrics, digest = _metrics(spec.metric_group, table), set_digest(spec.set_settings(), build.versions)
     delivery = None
     event: dict[str, str | int] = {"name": spec.label, "digest": digest, "folder": folder.path.name}

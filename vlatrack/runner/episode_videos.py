@@ -1,6 +1,7 @@
 """Videos of some episodes of an evaluation, those of failures first."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from vlatrack.data.video import VideoWriter
 from vlatrack.evaluation.closed_loop import EpisodeResult
 from vlatrack.evaluation.episodes import EpisodeId
+from vlatrack.evaluation.rows import EpisodeRow
 from vlatrack.runner.evaluation_folder import EvaluationFolder
 from vlatrack.tracking.privacy import private_directory
 
@@ -26,10 +28,7 @@ class EpisodeVideos:
         """
         self._folder, self._most, self._fps = folder, most, fps
         self._numbers = numbers
-        self._kept: dict[tuple[bool, int, int], Path] = {}
-        for row in folder.rows:
-            if row.video and (folder.path / row.video).is_file():
-                self._kept[self._rank(row.outcome, row.id)] = folder.path / row.video
+        self._kept = self._kept_so_far()
         self._digits = len(str(max(numbers.values())))
 
     def add(self, result: EpisodeResult) -> str:
@@ -47,6 +46,27 @@ class EpisodeVideos:
         self._write(path, result)
         self._kept[rank] = path
         return path.relative_to(self._folder.path).as_posix()
+
+    def settle(self) -> list[EpisodeRow]:
+        """Keep of what several processes have kept as many as one would have; remove what was not finished.
+
+        Returns:
+            the rows of the folder, with the videos that are there.
+        """
+        kept = self._kept_so_far()
+        most = len(kept) if self._folder.is_finished or not self._most else self._most
+        stay = {kept[rank] for rank in sorted(kept)[:most]}
+        for file in self._folder.videos.glob("*.mp4"):
+            if file not in stay:
+                file.unlink()
+        return [
+            replace(row, video="") if row.video and self._folder.path / row.video not in stay else row
+            for row in self._folder.rows
+        ]
+
+    def _kept_so_far(self) -> dict[tuple[bool, int, int], Path]:
+        rows = [row for row in self._folder.rows if row.video and (self._folder.path / row.video).is_file()]
+        return {self._rank(row.outcome, row.id): self._folder.path / row.video for row in rows}
 
     def _rank(self, outcome: str, episode: EpisodeId) -> tuple[bool, int, int]:
         """Lower ones are kept: the tasks take turns."""
