@@ -29,6 +29,7 @@ LIBRARY = {
     "importers",
     "inference",
     "evaluation",
+    "serving",
     "reports",
 }
 ALLOWED: dict[str, set[str]] = {
@@ -50,7 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "testing": {"tracking", "envs", "data", "metrics", "errors"},
     "builders": LIBRARY | {"plugins"},
     "runner": LIBRARY | {"builders"},
-    "bench": LIBRARY | {"builders", "runner", "serving"},
+    "bench": LIBRARY | {"builders", "runner"},
     # A command may reach into the room that it shows: `data record` into envs, `ui` into tracking.
     "cli": {
         "builders",

@@ -7,6 +7,8 @@ from vlatrack.evaluation.actors import View
 from vlatrack.evaluation.closed_loop import PlannedEpisode
 from vlatrack.evaluation.episodes import EpisodeId
 from vlatrack.inference.session import Execution
+from vlatrack.serving.cameras import libero_images
+from vlatrack.serving.remote import RequestKeys
 from vlatrack.spec.evaluation import EvaluationSpec, LiberoSuite
 
 
@@ -30,3 +32,14 @@ def build_execution(spec: EvaluationSpec) -> Execution:
 def build_view(spec: EvaluationSpec) -> View:
     """How the policy sees the simulator."""
     return View(spec.cameras, rotated=spec.rotation == 180, blind=spec.acting.blind)
+
+
+def build_request(spec: EvaluationSpec) -> RequestKeys:
+    """How the server of somebody else is asked.
+
+    Raises:
+        SpecError: it is not clear which camera is which.
+    """
+    request = spec.acting.request
+    images = request.images or libero_images(list(spec.cameras.values()))
+    return RequestKeys(images, request.state, request.prompt, request.actions, request.size)

@@ -1,13 +1,12 @@
 """`vlatrack serve`: a policy behind a port, for robots and simulators."""
 
-import os
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlatrack.cli.evaluate import Checkpoint
+from vlatrack.cli.evaluate import Checkpoint, api_key_in
 from vlatrack.errors import ServingError
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ def serve(
     from vlatrack.serving.port import open_port
 
     require_packages()
-    api_key, cameras = _api_key(api_key_env), _pairs("--camera", camera or ())
+    api_key, cameras = api_key_in(api_key_env), _pairs("--camera", camera or ())
     params = {key: _value(text) for key, text in _pairs("--observation-param", observation_param or ()).items()}
     with open_port(host, port) as opened:  # fails now, not after the policy is loaded
         import asyncio
@@ -118,15 +117,6 @@ def _say_ready(service: "Service", opened: "socket.socket", *, has_key: bool) ->
     if not has_key and not host.startswith("127.") and host != "::1":
         typer.echo("open      to everybody who reaches this address; --api-key-env asks for a key")
     typer.echo(f"serving   ws://{shown}:{port}  (SIGTERM or Ctrl-C ends it)")
-
-
-def _api_key(name: str | None) -> str | None:
-    if name is None:
-        return None
-    key = os.environ.get(name, "").strip()
-    if not key:
-        raise ServingError(f"--api-key-env {name}: the variable is not set or empty; export the key in it")
-    return key
 
 
 def _pairs(option: str, words: Sequence[str]) -> dict[str, str]:

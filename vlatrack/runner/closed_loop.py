@@ -24,12 +24,14 @@ from vlatrack.evaluation.closed_loop import ClosedLoop, EpisodeResult, PlannedEp
 from vlatrack.evaluation.comparison import success_by_task, success_rate, task_mean
 from vlatrack.evaluation.episodes import EpisodeTable
 from vlatrack.evaluation.rows import EpisodeRow
+from vlatrack.inference.policy import ChunkPolicy
 from vlatrack.metrics.schema import simulation_name
-from vlatrack.runner.acting import Policy
 from vlatrack.runner.directory import RunDirectory, find_checkpoint
 from vlatrack.runner.episode_videos import EpisodeVideos
 from vlatrack.runner.evaluate import record_evaluation
+from vlatrack.runner.evaluated import Subject, is_address, served_subject, stored_subject
 from vlatrack.runner.evaluation_folder import EvaluationFolder
+from vlatrack.serving.connection import shown_address
 from vlatrack.spec.evaluation import EvaluationSpec, set_digest
 from vlatrack.spec.load import load_evaluation
 from vlatrack.tracking.backends.registry import check_backend
@@ -54,6 +56,7 @@ class Options:
     timeout_s: float = 120.0  # for each answer of a simulator
     output: Path | None = None  # the folder; None: in the run, or in the exported policy
     force: bool = False  # evaluate although policy and simulator do not fit together
+    api_key: str | None = field(default=None, repr=False)  # of the server of a policy
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def evaluate_in_simulator(
     into its journal and trackers, at the checkpoint's step, unless ``options.output`` is a folder elsewhere.
 
     Args:
-        path: a run, one of its checkpoints, or an exported policy.
+        path: a run, one of its checkpoints, an exported policy, or ``ws://HOST:PORT``: a server of openpi's protocol.
         checkpoint: of a run: ``best``, ``last`` or the name of a checkpoint folder; None: the best.
         overrides: ``key=value`` changes to the evaluation, such as ``episodes=5``.
 
@@ -99,34 +102,44 @@ def evaluate_in_simulator(
     if (tasks := known_tasks(spec)) is not None:
         check_tasks(spec, tasks)
     build = build_simulator(spec)
+    subject = _subject(spec, path, checkpoint, options, on_stage)
+    with _ending_on_sigterm(), closing(subject):
+        on_stage(f"starting {spec.suite.name}")
+        there = _look_at(Simulator(build.name, build.options, options.timeout_s))
+        check_tasks(spec, there.tasks)
+        policy = subject.policy_for(there.info)
+        forced = _check_fit(spec, subject, policy, there, force=options.force)
+        episodes = list(plan_episodes(spec))
+        description = _description(spec, build, subject, forced)
+        order = [episode.id for episode in episodes]
+        folder = EvaluationFolder.open(options.output or subject.folder, description, order)
+        with closing(folder), _some_threads():
+            numbers = {episode.id: episode.number for episode in episodes}
+            videos = EpisodeVideos(folder, numbers, most=options.videos, fps=there.info.fps)
+            actor = _actor(spec, policy, there, together=subject.together)
+            _run(_loop(spec, build, actor, there, folder, options), episodes, folder, videos, on_episode)
+            with folder.finishing():
+                return _finish(spec, build, subject, folder, videos, forced)
+
+
+def _subject(
+    spec: EvaluationSpec,
+    path: str | Path,
+    checkpoint: str | None,
+    options: Options,
+    on_stage: Callable[[str], None],
+) -> Subject:
+    """What is evaluated; its trackers, if there are any, can be used."""
+    if is_address(path):
+        if checkpoint is not None:
+            raise SpecError(f"--checkpoint {checkpoint}: the server has chosen one; leave it out")
+        on_stage(f"connecting to {shown_address(str(path))}")
+        return served_subject(spec, str(path), api_key=options.api_key, timeout_s=options.timeout_s)
     chosen, run = find_checkpoint(Path(path), checkpoint, default="best")
     for backend in [] if run is None or options.output else build_backends(run.spec().tracking.backends):
         check_backend(backend)  # now rather than after the episodes
     on_stage(f"loading {chosen.name}")
-    policy = Policy.load(chosen)
-    build_execution(spec).check(policy.interface.horizon)
-    folder_path = options.output or _default_folder(spec, chosen, run)
-    with _ending_on_sigterm():
-        on_stage(f"starting {spec.suite.name}")
-        there = _look_at(Simulator(build.name, build.options, options.timeout_s))
-        check_tasks(spec, there.tasks)
-        forced = _check_fit(spec, policy, there, force=options.force)
-        episodes = list(plan_episodes(spec))
-        description = _description(spec, build, policy, chosen, forced)
-        folder = EvaluationFolder.open(folder_path, description, [episode.id for episode in episodes])
-        with closing(folder), _some_threads():
-            numbers = {episode.id: episode.number for episode in episodes}
-            videos = EpisodeVideos(folder, numbers, most=options.videos, fps=there.info.fps)
-            loop = _loop(spec, build, policy, there, folder, options)
-            _run(loop, episodes, folder, videos, on_episode)
-            with folder.finishing():
-                return _finish(spec, build, chosen, run, folder, videos, forced)
-
-
-def _default_folder(spec: EvaluationSpec, checkpoint: Path, run: RunDirectory | None) -> Path:
-    if run is None:
-        return checkpoint / "evaluation" / spec.label
-    return run.evaluation / f"{spec.label}-{checkpoint.name}"
+    return stored_subject(spec, chosen, run)
 
 
 @contextmanager
@@ -178,7 +191,7 @@ def _look_at(simulator: Simulator) -> Opened:
     raise AssertionError("the second either answers or raises")
 
 
-def _check_fit(spec: EvaluationSpec, policy: Policy, there: Opened, *, force: bool) -> list[str]:
+def _check_fit(spec: EvaluationSpec, subject: Subject, policy: ChunkPolicy, there: Opened, *, force: bool) -> list[str]:
     """Where policy and simulator do not fit together, for the result to record.
 
     Raises:
@@ -189,26 +202,30 @@ def _check_fit(spec: EvaluationSpec, policy: Policy, there: Opened, *, force: bo
             raise SpecError(f"acting.expert: {spec.suite.name} has no scripted expert; leave it out")
         return []
     found = misfits(policy.interface, there.info, build_view(spec), history=spec.acting.history)
+    if subject.route not in (None, spec.acting.route):
+        found.append(f"route: the server answers with {subject.route}, the evaluation asks for {spec.acting.route}")
     if found and not force:
         raise SpecError(
-            f"{policy.name} does not fit {spec.name}: {'; '.join(found)}; change the evaluation, or evaluate anyway "
+            f"{subject.name} does not fit {spec.name}: {'; '.join(found)}; change the evaluation, or evaluate anyway "
             "with --force, which the result records"
         )
     return found
 
 
 def _description(
-    spec: EvaluationSpec, build: SimulatorBuild, policy: Policy, checkpoint: Path, forced: Sequence[str]
+    spec: EvaluationSpec, build: SimulatorBuild, subject: Subject, forced: Sequence[str]
 ) -> dict[str, Any]:
+    mapped = subject.server is not None and subject.sha256 is None  # else nobody reads how a request is made
     return {
         "name": spec.name,
         "digest": set_digest(spec.set_settings(), build.versions),
         "set": spec.set_settings(),
         "versions": build.versions,
-        "acting": spec.acting.model_dump(mode="json"),
-        "policy": "expert" if spec.acting.expert else policy.name,
-        "checkpoint": checkpoint.name,
-        "policy_sha256": None if spec.acting.expert else policy.sha256,
+        "acting": spec.acting.model_dump(mode="json", exclude=set() if mapped else {"request"}),
+        "policy": "expert" if spec.acting.expert else subject.name,
+        "checkpoint": None if subject.checkpoint is None else subject.checkpoint.name,
+        "policy_sha256": None if spec.acting.expert else subject.sha256,
+        "server": subject.server,
         "forced": list(forced),
     }
 
@@ -216,7 +233,7 @@ def _description(
 def _loop(
     spec: EvaluationSpec,
     build: SimulatorBuild,
-    policy: Policy,
+    actor: Actor,
     there: Opened,
     folder: EvaluationFolder,
     options: Options,
@@ -224,7 +241,7 @@ def _loop(
     camera = next((name for name in spec.cameras if name in there.info.cameras), None)
     return ClosedLoop(
         Simulator(build.name, build.options, options.timeout_s, folder.path / "workers.log"),
-        _actor(spec, policy, there),
+        actor,
         max_steps=spec.max_steps,
         camera=camera if options.videos else None,
         workers=options.workers,
@@ -253,7 +270,7 @@ def _run(
         time.sleep(_OTHERS_S)
 
 
-def _actor(spec: EvaluationSpec, policy: Policy, there: Opened) -> Actor:
+def _actor(spec: EvaluationSpec, policy: ChunkPolicy, there: Opened, *, together: bool) -> Actor:
     if spec.acting.expert:
         return Expert()
     return PolicyActor(
@@ -262,7 +279,7 @@ def _actor(spec: EvaluationSpec, policy: Policy, there: Opened) -> Actor:
         action_dim=there.info.action_dim,
         route=spec.acting.route,
         execution=build_execution(spec),
-        together=policy.device.type != "cpu",  # where it pays
+        together=together,
     )
 
 
@@ -281,8 +298,7 @@ def _row(result: EpisodeResult, video: str) -> EpisodeRow:
 def _finish(
     spec: EvaluationSpec,
     build: SimulatorBuild,
-    checkpoint: Path,
-    run: RunDirectory | None,
+    subject: Subject,
     folder: EvaluationFolder,
     videos: EpisodeVideos,
     forced: Sequence[str],
@@ -299,8 +315,14 @@ def _finish(
     metrics, digest = _metrics(spec.metric_group, table), set_digest(spec.set_settings(), build.versions)
     delivery = None
     event: dict[str, str | int] = {"name": spec.label, "digest": digest, "folder": folder.path.name}
+    run, checkpoint = subject.run, subject.checkpoint
     inside = run is not None and folder.path.resolve().is_relative_to(run.evaluation.resolve())
-    if run is not None and inside and not _is_recorded(run, {"checkpoint": checkpoint.name, **event}):
+    if (
+        run is not None
+        and checkpoint is not None
+        and inside
+        and not _is_recorded(run, {"checkpoint": checkpoint.name, **event})
+    ):
         files = [folder.description, folder.table, *([folder.videos] if folder.has_videos else [])]
         artifacts = {f"evaluation/{file.relative_to(run.evaluation).as_posix()}": file for file in files}
         delivery = record_evaluation(run, checkpoint, EVENT, event, metrics, artifacts=artifacts)

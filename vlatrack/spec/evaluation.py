@@ -67,6 +67,23 @@ class CustomSuite(Model):
 Suite = Annotated[MetaWorldSuite | LiberoSuite | CustomSuite, Field(discriminator="kind")]
 
 
+class RequestSpec(Model):
+    """Where a server that speaks openpi's protocol, and is not `vlatrack serve`, looks for the parts of an observation;
+    the defaults are those of openpi's LIBERO policies."""
+
+    images: Annotated[dict[str, str], Field(min_length=1)] | None = Field(
+        None,
+        description="key: camera in the policy's training data, as in `cameras`; null: observation/wrist_image for the "
+        "camera at the hand, observation/image for the other one",
+    )
+    state: str | None = Field("observation/state", description="key of the proprioceptive state; null: it is not sent")
+    prompt: str = Field("prompt", description="key of the instruction")
+    actions: str = Field("actions", description="key of the chunk in the answer")
+    size: Annotated[int, Field(ge=16, le=1024)] | None = Field(
+        None, description="height and width of the images, black bars where they are not square; null: as rendered"
+    )
+
+
 class ActingSpec(Model):
     """How the policy acts in the episodes; not a part of the episode set."""
 
@@ -82,6 +99,7 @@ class ActingSpec(Model):
     )
     blind: bool = Field(False, description="show the policy black images: the baseline of not seeing")
     expert: bool = Field(False, description="let the simulator's scripted expert act instead: the ceiling")
+    request: RequestSpec = Field(RequestSpec(), description="of a policy behind somebody else's server (--policy)")
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -127,6 +145,16 @@ class EvaluationSpec(Model):
         if twice := [camera for number, camera in enumerate(seen) if camera in seen[:number]]:
             raise ValueError(f"{twice[0]} is shown by two cameras of the simulator; name each once")
         return cameras
+
+    @model_validator(mode="after")
+    def _asks_about_cameras_that_are_shown(self) -> Self:
+        shown = list(self.cameras.values())
+        for key, camera in (self.acting.request.images or {}).items():
+            if camera not in shown:
+                raise ValueError(
+                    f"acting.request.images.{key}: cameras does not show {camera}; it shows {', '.join(shown)}"
+                )
+        return self
 
     @property
     def label(self) -> str:
