@@ -141,7 +141,7 @@ def test_a_server_that_stays_away_or_comes_back_with_another_policy_ends_it(open
             policy.act_on([[policy.see(broken)]])
         assert not isinstance(raised.value, NoAnswerError)
         policy = opened(server.address, timeout_s=1)
-    with pytest.raises(ServingError, match="no policy is served there .* start it again, and repeat") as raised:
+    with pytest.raises(ServingError, match=r"no policy is served there .* start it again, and repeat") as raised:
         policy.act_on([[policy.see(broken)]])
     assert not isinstance(raised.value, NoAnswerError)
 
@@ -160,7 +160,7 @@ def test_a_server_that_does_not_answer_in_time_is_told(opened: Any) -> None:
 
 def test_an_address_is_shown_without_its_secrets() -> None:
     assert shown_address("wss://me:secret@host:8000/path?token=abc#x") == "wss://host:8000/path"
-    with pytest.raises(ServingError, match="ws://127.0.0.1:1: no policy is served there") as raised:
+    with pytest.raises(ServingError, match=r"ws://127.0.0.1:1: no policy is served there") as raised:
         PolicyServer("ws://me:secret@127.0.0.1:1?token=abc")
     assert "secret" not in str(raised.value)
     assert "abc" not in str(raised.value)

@@ -10,6 +10,7 @@ from vlatrack.data.video import VideoWriter
 from vlatrack.evaluation.closed_loop import EpisodeResult
 from vlatrack.evaluation.episodes import EpisodeId
 from vlatrack.evaluation.rows import EpisodeRow
+from vlatrack.runner.episode_shares import unwritable
 from vlatrack.runner.evaluation_folder import EvaluationFolder
 from vlatrack.tracking.privacy import private_directory
 
@@ -32,7 +33,11 @@ class EpisodeVideos:
         self._digits = len(str(max(numbers.values())))
 
     def add(self, result: EpisodeResult) -> str:
-        """Keep the video of an episode, if it is one of those; its path in the folder, or empty."""
+        """Keep the video of an episode, if it is one of those; its path in the folder, or empty.
+
+        Raises:
+            RunError: it cannot be written.
+        """
         if not result.frames or not self._most:
             return ""
         rank = self._rank(result.outcome, result.episode.id)
@@ -77,7 +82,11 @@ class EpisodeVideos:
         height, width = (size - size % 2 for size in frames.shape[1:3])  # the encoder takes even sizes
         unfinished = path.with_suffix(".partial.mp4")
         fps = max(1, round(self._fps * len(frames) / max(1, result.steps)))
-        writer = VideoWriter(unfinished, fps=fps, height=height, width=width)
-        writer.add(frames[:, :height, :width])
-        writer.close()
-        unfinished.replace(path)
+        try:
+            writer = VideoWriter(unfinished, fps=fps, height=height, width=width)
+            writer.add(frames[:, :height, :width])
+            writer.close()
+            unfinished.replace(path)
+        except OSError as error:
+            unfinished.unlink(missing_ok=True)
+            raise unwritable(path, error) from error
