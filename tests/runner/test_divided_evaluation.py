@@ -77,7 +77,7 @@ def test_one_that_is_killed_is_replaced_by_the_others_and_by_one_that_comes_late
 ) -> None:
     arena = Arena(tmp_path / "shared", pause_s=0.2)
     first = [program.start(*arena.command(policy, "--workers", "2")) for _ in range(2)]
-    eventually(lambda: arena.has_rows(3))
+    eventually(lambda: arena.count() >= 3)
     first[0].send_signal(signal.SIGKILL)
     first[0].wait()
     kept = without_videos(arena)
@@ -114,7 +114,7 @@ def test_a_server_that_is_killed_and_comes_back_costs_no_episode(
     address = next(line.split()[1] for line in server.stdout if line.startswith("serving "))
     arena = Arena(tmp_path / "served", pause_s=0.1)
     evaluation = program.start(*arena.command(address, "--workers", "2"))
-    eventually(lambda: arena.has_rows(3))
+    eventually(lambda: arena.count() >= 3)
     server.kill()
     server.wait()
     port = address.rpartition(":")[2]

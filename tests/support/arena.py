@@ -36,9 +36,9 @@ class Arena:
             rows = list(csv.DictReader(file))
         return [{name: value for name, value in row.items() if not name.startswith("latency")} for row in rows]
 
-    def has_rows(self, count: int) -> bool:
-        """Whether the table has so many."""
-        return (self.results / "episodes.csv").exists() and len(self.rows()) >= count
+    def count(self) -> int:
+        """Rows of the table so far."""
+        return len(self.rows()) if (self.results / "episodes.csv").exists() else 0
 
     def description(self) -> dict[str, Any]:
         content: dict[str, Any] = json.loads((self.results / "evaluation.json").read_text())
