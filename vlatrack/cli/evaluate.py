@@ -96,7 +96,8 @@ def evaluate(
     from vlatrack.cli.progress import TerminalDisplay, prepare_process
 
     prepare_process()
-    subject, *rest = [*([] if policy is None else [_address(policy)]), path, *(words or [])]
+    given = [*([] if policy is None else [_address(policy)]), path, *(words or [])]
+    subject, rest = given[0], given[1:]
     if rest and rest[0].endswith((".yaml", ".yml")):
         from vlatrack.cli.simulation import evaluate_and_show
         from vlatrack.runner.closed_loop import Options
