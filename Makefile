@@ -16,7 +16,7 @@ PARALLEL := -n $(WORKERS) --dist loadfile
 INSTALLED_TORCH = $(BIN)/python -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' 2>/dev/null
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test slow storm check clean always
+.PHONY: help quickstart test slow simulators storm check clean always
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,9 @@ test: $(VENV)/dev.stamp  ## run the tests (no network)
 
 slow: $(VENV)/dev.stamp  ## run the tests that take whole runs and real servers (minutes)
 	$(BIN)/python -m pytest -m slow $(PARALLEL) $(ARGS)
+
+simulators: $(VENV)/run.stamp  ## install Meta-World and LIBERO into .venv (2 GB; rendering needs OpenGL: docs/acting.md)
+	@$(INSTALL) --no-build-isolation -e '.[metaworld,libero]'
 
 storm: $(VENV)/dev.stamp  ## break trackers and processes at random, show what is lost (an hour; ARGS='--storms 2')
 	$(BIN)/python tests/storms $(ARGS)

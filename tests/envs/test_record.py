@@ -166,7 +166,7 @@ def test_a_missing_simulator_is_told_with_the_pip_line(tmp_path: Path) -> None:
 def test_a_users_choice_of_opengl_that_does_not_work_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUJOCO_GL", "disable")
     with pytest.raises(MissingPackageError, match="tried MUJOCO_GL=disable; install one: apt-get install libegl1"):
-        choose_opengl()
+        choose_opengl(extra="metaworld")
     assert os.environ["MUJOCO_GL"] == "disable"
 
 

@@ -23,6 +23,8 @@ def test_a_policy_sees_cameras_by_the_names_of_its_training_turned_or_black() ->
     assert np.array_equal(seen.images["front"], image)
     turned = replace(VIEW, rotated=True).of(SEEN, POLICY).images["front"]
     assert np.array_equal(turned[0, 0], image[1, 1])
+    small = replace(VIEW, rotated=True, images=lambda image: image[:1, :1]).of(SEEN, POLICY).images["front"]
+    assert np.array_equal(small, image[1:, 1:]), "what is done to an image is done after it was turned"
     assert not replace(VIEW, blind=True).of(SEEN, POLICY).images["front"].any()
     assert image.any()
     assert VIEW.of(SEEN, replace(POLICY, state_dim=None)).state is None

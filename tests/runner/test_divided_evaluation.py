@@ -21,6 +21,7 @@ from vlatrack.runner.closed_loop import Options, evaluate_in_simulator
 pytestmark = pytest.mark.slow
 
 SHORT = ("train.max_steps=2", "data.history=2", "evaluate.open_loop=null", "tracking.system_every_s=null")
+RESIZED = "acting.images.resize={size: 24, method: pad}"
 OUTCOMES = (["success", "success", "failure"] * 2) * 2
 
 
@@ -103,7 +104,6 @@ def test_a_server_of_ours_gives_the_table_that_its_policy_gives_here(
     said, here = arena.description(), alone.description()
     assert said["policy_sha256"] == here["policy_sha256"]
     assert said["server"]["address"] == address
-    assert "request" not in said["acting"]
     evaluate_in_simulator(policy, arena.file, options=Options(output=arena.results))  # the same policy, as it says
 
 
@@ -134,7 +134,7 @@ def evaluated(server: ForeignServer, arena: Arena, *overrides: str, **options: o
 def test_a_server_of_others_is_evaluated(tmp_path: Path) -> None:
     arena = Arena(tmp_path / "foreign")
     with foreign_server(to_the_right, {"name": "pi"}) as server:
-        found = evaluated(server, arena, "acting.request.size=24", api_key="a secret")
+        found = evaluated(server, arena, RESIZED, api_key="a secret")
         assert [row.outcome for row in found.rows] == OUTCOMES
         assert {row.reward for row in found.rows} == {"1.5", "3.5"}
         assert all(float(row.latency_p50_ms) > 0 for row in found.rows)
@@ -143,7 +143,7 @@ def test_a_server_of_others_is_evaluated(tmp_path: Path) -> None:
         assert len(server.requests) == 1 + 8 * 2 + 4 * 4, "the example, and a chunk of two steps each time"
         said = arena.description()
         assert (said["policy"], said["policy_sha256"]) == (server.address, None)
-        assert said["acting"]["request"]["size"] == 24
+        assert said["server"]["address"] == server.address
         assert "secret" not in (arena.results / "evaluation.json").read_text()
         with pytest.raises(VlatrackError, match=r"acting.replan_every|replan_every: 3, but a chunk has 2 steps"):
             evaluated(server, arena, "acting.replan_every=3")
@@ -151,7 +151,7 @@ def test_a_server_of_others_is_evaluated(tmp_path: Path) -> None:
         foreign_server(to_the_right, {"name": "pi, trained longer"}) as server,
         pytest.raises(VlatrackError, match=r"holds another evaluation \(server.address: "),
     ):
-        evaluated(server, arena, "acting.request.size=24")
+        evaluated(server, arena, RESIZED)
 
 
 def test_an_episode_that_a_server_never_answers_is_an_error_after_three_attempts(tmp_path: Path) -> None:

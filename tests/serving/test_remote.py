@@ -12,11 +12,10 @@ from vlatrack import Execution, Observation, Session
 from vlatrack.errors import NoAnswerError, ServingError, SpecError
 from vlatrack.serving.cameras import libero_images
 from vlatrack.serving.connection import shown_address
-from vlatrack.serving.pictures import resize_with_pad
 from vlatrack.serving.remote import PolicyServer, RemotePolicy, RequestKeys
 
 KEYS = RequestKeys(
-    {"observation/image": "front", "observation/wrist_image": "wrist"}, "observation/state", "prompt", "actions", None
+    {"observation/image": "front", "observation/wrist_image": "wrist"}, "observation/state", "prompt", "actions"
 )
 EXAMPLE = Observation({"front": image(0), "wrist": image(0)}, "push", np.zeros(2))
 
@@ -70,21 +69,12 @@ def test_a_server_of_others_is_asked_under_its_keys(opened: Any) -> None:
     assert server.keys == ["Api-Key a secret"]
 
 
-def test_other_keys_sizes_and_no_state(opened: Any) -> None:
-    keys = RequestKeys({"cam": "front"}, None, "task", "chunk", 24)
+def test_other_keys_and_no_state(opened: Any) -> None:
+    keys = RequestKeys({"cam": "front"}, None, "task", "chunk")
     with foreign_server(lambda _: {"chunk": np.ones((1, 2))}) as server:
         policy = opened(server.address, keys)
         policy.act_on([[policy.see(Observation({"front": image(7)}, "push"))]])
-    assert {key: np.shape(value) for key, value in server.requests[1].items()} == {"cam": (24, 24, 3), "task": ()}
-
-
-def test_images_are_padded_to_a_square_in_their_middle() -> None:
-    wide = resize_with_pad(np.full((10, 40, 3), 90, np.uint8), 20)
-    assert wide.shape == (20, 20, 3)
-    assert (wide[7:12] == 90).all()
-    assert not wide[:7].any()
-    assert not wide[12:].any()
-    assert (resize_with_pad(image(5), 16) == 5).all()
+    assert {key: np.shape(value) for key, value in server.requests[1].items()} == {"cam": (8, 8, 3), "task": ()}
 
 
 def test_liberos_keys_go_to_the_camera_at_the_hand_and_to_the_other_one() -> None:

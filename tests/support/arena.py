@@ -52,6 +52,12 @@ class Arena:
         """The processes in which episodes have begun."""
         return {pid for file in self._notes.iterdir() for pid in file.read_text().split()}
 
+    def attempts(self, pid: int) -> int:
+        """How often the episode that a process has begun last has begun; 0: it has begun none."""
+        begun = [file for file in self._notes.iterdir() if str(pid) in file.read_text().split()]
+        last = max(begun, key=lambda file: file.stat().st_mtime, default=None)
+        return 0 if last is None else len(last.read_text().split())
+
     def left_over(self) -> list[str]:
         """Files that serve a division, which is over."""
         found = [file.relative_to(self.results).as_posix() for file in self.results.rglob("*")]

@@ -98,3 +98,10 @@ class Unready(ToyArena):
 
     def __init__(self, *, notes):
         raise RuntimeError("no table")
+
+
+class Slippery(ToyArena):
+    """Finds that its installation moves things."""
+
+    def check(self):
+        return ["physics 2 moves the point"]

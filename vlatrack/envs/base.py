@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vlatrack.plugins import make_plugin
 
-BUILT_IN = {"metaworld": "vlatrack.envs.metaworld:MetaWorld"}
+BUILT_IN = {"metaworld": "vlatrack.envs.metaworld:MetaWorld", "libero": "vlatrack.envs.libero:Libero"}
 GROUP = "vlatrack.environments"
 """The group of entry points under which a package offers environments."""
 
@@ -94,6 +94,22 @@ class SkipsImages(Protocol):
         """As `step`, but the observation has no images."""
 
 
+@runtime_checkable
+class StoredStates(Protocol):
+    """An environment with initial states that come with its tasks; a part of it."""
+
+    def reset_to(self, task: str, *, seed: int, initial_state: int) -> Observation:
+        """Start an episode in the stored state of a number; the same arguments start the same episode."""
+
+
+@runtime_checkable
+class ChecksItself(Protocol):
+    """An environment whose physics depends on the version of a package so much that it has to be looked at."""
+
+    def check(self) -> list[str]:
+        """What is wrong with this installation, a sentence for each; it may take seconds."""
+
+
 class ExpertEnvironment(Environment, ScriptedExpert, Protocol):
     """An environment that demonstrations can be recorded in."""
 
@@ -102,7 +118,7 @@ def make_environment(name: str, options: Mapping[str, object]) -> Environment:
     """An environment of `BUILT_IN`, or of a third party.
 
     Args:
-        name: `metaworld`, `package.module:Class`, or the name of an entry point of `GROUP`.
+        name: `metaworld`, `libero`, `package.module:Class`, or the name of an entry point of `GROUP`.
         options: keyword arguments of the class.
 
     Raises:

@@ -150,7 +150,7 @@ class MetaWorld:
     def _open(self, task: str) -> None:
         """Make the simulator of another task."""
         if self.info.cameras and not self._task:
-            choose_opengl()  # before mujoco is imported, which reads the choice then
+            choose_opengl(extra="metaworld")  # before mujoco is imported, which reads the choice then
         try:
             from metaworld import ALL_V3_ENVIRONMENTS
             from metaworld.policies import ENV_POLICY_MAP

@@ -17,18 +17,21 @@ with mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 16, 16) as ren
 """
 
 
-def choose_opengl() -> None:
+def choose_opengl(*, extra: str) -> None:
     """Set MUJOCO_GL to the first of egl and osmesa that works; a value set by the user is only checked.
 
     MuJoCo reads the variable when it is imported, so this is called before that. Each candidate is
     tried in a process of its own, since a failed attempt would break this one. On systems other than
     Linux, MuJoCo's default works off-screen, and nothing is done.
 
+    Args:
+        extra: of vlatrack, with the simulator.
+
     Raises:
         MissingPackageError: MuJoCo is not installed, or no OpenGL works; the message says what to install.
     """
     if find_spec("mujoco") is None:
-        raise MissingPackageError("a simulator needs the package mujoco: pip install 'vlatrack[metaworld]'")
+        raise MissingPackageError(f"a simulator needs the package mujoco: pip install 'vlatrack[{extra}]'")
     if sys.platform != "linux":
         return
     chosen = os.environ.get(VARIABLE)

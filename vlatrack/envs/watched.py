@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from vlatrack import errors
-from vlatrack.envs.worker import Answer, Close, Failed, Open, Opened, Refused, Request
+from vlatrack.envs.worker import Answer, Check, Checked, Close, Failed, Open, Opened, Refused, Request
 from vlatrack.errors import DataError, SimulatorError, VlatrackError
 
 CLOSING_S = 5.0
@@ -125,6 +125,21 @@ def opened(worker: WatchedWorker) -> Opened:
     raise_refused(answer)
     assert isinstance(answer, Failed)
     raise SimulatorError(f"{worker.simulator.name}: does not start ({answer.text}); does its class work by itself?")
+
+
+def checked(worker: WatchedWorker) -> tuple[str, ...]:
+    """What the simulator finds wrong with itself.
+
+    Raises:
+        VlatrackError: a mistake of the user, or the simulator cannot look.
+    """
+    worker.ask(Check())
+    answer = worker.answer()
+    if isinstance(answer, Checked):
+        return answer.found
+    raise_refused(answer)
+    assert isinstance(answer, Failed), answer
+    raise SimulatorError(f"{worker.simulator.name}: cannot check itself ({answer.text}); is it installed as a whole?")
 
 
 def raise_refused(answer: Answer) -> None:

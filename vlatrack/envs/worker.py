@@ -17,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlatrack.envs.base import (
+    ChecksItself,
     Environment,
     EnvironmentInfo,
     Observation,
     ScriptedExpert,
     SkipsImages,
     StepResult,
+    StoredStates,
     make_environment,
 )
 from vlatrack.errors import DataError, VlatrackError
@@ -44,6 +46,12 @@ class Begin:
     seed: int
     waits: int  # env steps with the action `no_op` before the policy acts
     no_op: tuple[float, ...] | None  # None: zeros
+    initial_state: int | None = None  # the number of a stored one
+
+
+@dataclass(frozen=True)
+class Check:
+    """Look at the simulator itself. The answer is `Checked`."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ class Close:
     """Free the simulator and end; there is no answer."""
 
 
-Request = Open | Begin | Act | Close
+Request = Open | Check | Begin | Act | Close
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,13 @@ class Opened:
     info: EnvironmentInfo
     tasks: tuple[str, ...]
     has_expert: bool
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the simulator finds wrong with itself."""
+
+    found: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -97,13 +112,13 @@ class Failed:
     text: str
 
 
-Answer = Opened | Stretch | Refused | Failed
+Answer = Opened | Checked | Stretch | Refused | Failed
 
 
 def execute(environment: Environment, request: Begin | Act) -> Stretch:
     """Carry a request out."""
     if isinstance(request, Begin):
-        observation = environment.reset(request.task, seed=request.seed)
+        observation = _begun(environment, request)
         size = environment.info.action_dim
         no_op = np.zeros(size) if request.no_op is None else np.asarray(request.no_op)
         if no_op.shape != (size,):
@@ -129,6 +144,14 @@ def execute(environment: Environment, request: Begin | Act) -> Stretch:
     return Stretch(tuple(observations), steps, reward)
 
 
+def _begun(environment: Environment, request: Begin) -> Observation:
+    if request.initial_state is None:
+        return environment.reset(request.task, seed=request.seed)
+    if not isinstance(environment, StoredStates):
+        raise DataError(f"{request.task}: this simulator has no stored initial states; its class has no reset_to")
+    return environment.reset_to(request.task, seed=request.seed, initial_state=request.initial_state)
+
+
 def _step(environment: Environment, action: NDArray[np.float32], *, seen: bool) -> StepResult:
     if not seen and isinstance(environment, SkipsImages):
         return environment.step_unseen(action)
@@ -145,8 +168,12 @@ def serve(connection: Connection) -> None:
                     environment = make_environment(request.name, request.options)
                     has_expert = isinstance(environment, ScriptedExpert)
                     connection.send(Opened(environment.info, tuple(environment.tasks), has_expert))
+                    continue
+                assert environment is not None, "the first request is Open"
+                if isinstance(request, Check):
+                    found = environment.check() if isinstance(environment, ChecksItself) else ()
+                    connection.send(Checked(tuple(found)))
                 else:
-                    assert environment is not None, "the first request is Open"
                     connection.send(execute(environment, request))
             except VlatrackError as error:
                 connection.send(Refused(type(error).__name__, str(error)))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from vlatrack.envs.base import EnvironmentInfo
 from vlatrack.envs.base import Observation as Seen
 from vlatrack.errors import NoAnswerError, ObservationError
+from vlatrack.evaluation.conventions import AS_RENDERED, Gripper, ImageSteps, gripper_command
 from vlatrack.inference.observation import Interface, Observation
 from vlatrack.inference.policy import ChunkPolicy, Route
 from vlatrack.inference.session import Execution, Session
@@ -79,6 +80,7 @@ class View:
     cameras: Mapping[str, str]  # camera of the simulator: camera of the policy
     rotated: bool  # by 180 degrees
     blind: bool  # black images
+    images: ImageSteps = AS_RENDERED
 
     def of(self, seen: Seen, interface: Interface) -> Observation:
         """The observation in the policy's terms. What it lacks altogether is filled with zeros: `misfits` has told."""
@@ -86,7 +88,7 @@ class View:
         for camera, name in self.cameras.items():
             if camera not in seen.images:
                 continue
-            image = seen.images[camera][::-1, ::-1] if self.rotated else seen.images[camera]
+            image = self.images(seen.images[camera][::-1, ::-1] if self.rotated else seen.images[camera])
             images[name] = np.zeros_like(image) if self.blind else image
         for name in interface.cameras:
             images.setdefault(name, np.zeros((64, 64, 3), np.uint8))
@@ -98,6 +100,7 @@ class PolicyActor:
     """A policy.
 
     Args:
+        gripper: see `gripper_command`.
         together: decide for all waiting episodes in one forward pass. One after another, a decision does not depend in
             its last bits on which episodes wait at the same time.
     """
@@ -111,10 +114,11 @@ class PolicyActor:
         route: Route,
         execution: Execution,
         together: bool,
+        gripper: Gripper = "raw",
     ) -> None:
         self.seen = policy.interface.history
         self._policy, self._view, self._action_dim = policy, view, action_dim
-        self._route, self._execution, self._together = route, execution, together
+        self._route, self._execution, self._together, self._gripper = route, execution, together, gripper
 
     def session(self) -> Session:
         """A session of the policy."""
@@ -150,7 +154,8 @@ class PolicyActor:
         return turn.session
 
     def _planned(self, session: Session, seconds: float) -> Decision:
-        return Decision(fitted(session.planned(), self._action_dim).astype(np.float32), seconds)
+        actions = gripper_command(fitted(session.planned(), self._action_dim), self._gripper)
+        return Decision(actions.astype(np.float32), seconds)
 
 
 def misfits(interface: Interface, info: EnvironmentInfo, view: View, *, history: int | None) -> list[str]:

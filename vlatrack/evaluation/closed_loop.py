@@ -113,14 +113,22 @@ class ClosedLoop:
     """The episodes of an evaluation, one after another in each of several workers."""
 
     def __init__(
-        self, simulator: Simulator, actor: Actor, *, max_steps: int, camera: str | None, workers: int = 1
+        self,
+        simulator: Simulator,
+        actor: Actor,
+        *,
+        max_steps: int,
+        camera: str | None,
+        rotated: bool = False,
+        workers: int = 1,
     ) -> None:
         """
         Args:
             max_steps: env steps without success after which an episode is a failure.
             camera: of the simulator, whose images are kept for a video.
+            rotated: by 180 degrees, which the video has as the policy.
         """
-        self._actor, self._max_steps, self._camera = actor, max_steps, camera
+        self._actor, self._max_steps, self._camera, self._rotated = actor, max_steps, camera, rotated
         self._places = [_Place(simulator) for _ in range(workers)]
         self._waiting: Iterator[PlannedEpisode] = iter(())
         self._on_result: Callable[[EpisodeResult], None] = lambda result: None
@@ -203,7 +211,8 @@ class ClosedLoop:
 
     def _keep_frame(self, progress: _Progress, observation: Observation) -> None:
         if self._camera is not None and self._camera in observation.images:
-            progress.frames.append(observation.images[self._camera])
+            image = observation.images[self._camera]
+            progress.frames.append(image[::-1, ::-1] if self._rotated else image)
 
     def _broken(self, place: _Place, reason: str) -> None:
         if not place.begin_again():

@@ -16,7 +16,7 @@ import torch
 from vlatrack.builders.evaluation import build_execution, build_view, plan_episodes
 from vlatrack.builders.simulator import SimulatorBuild, build_simulator, check_tasks, known_tasks
 from vlatrack.builders.trackers import build_backends
-from vlatrack.envs.watched import Simulator, WatchedWorker, opened
+from vlatrack.envs.watched import Simulator, WatchedWorker, checked, opened
 from vlatrack.envs.worker import Opened
 from vlatrack.errors import SimulatorError, SpecError
 from vlatrack.evaluation.actors import Actor, Expert, PolicyActor, misfits
@@ -105,10 +105,11 @@ def evaluate_in_simulator(
     subject = _subject(spec, path, checkpoint, options, on_stage)
     with _ending_on_sigterm(), closing(subject):
         on_stage(f"starting {spec.suite.name}")
-        there = _look_at(Simulator(build.name, build.options, options.timeout_s))
+        there, wrong = _look_at(Simulator(build.name, build.options, options.timeout_s))
         check_tasks(spec, there.tasks)
         policy = subject.policy_for(there.info)
-        forced = _check_fit(spec, subject, policy, there, force=options.force)
+        forced = [*_check_simulator(spec, wrong, force=options.force)]
+        forced += _check_fit(spec, subject, policy, there, force=options.force)
         episodes = list(plan_episodes(spec))
         description = _description(spec, build, subject, forced)
         order = [episode.id for episode in episodes]
@@ -171,8 +172,9 @@ def _some_threads() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _look_at(simulator: Simulator) -> Opened:
-    """What the simulator is, from a worker for that alone; a second one if the first is killed.
+def _look_at(simulator: Simulator) -> tuple[Opened, tuple[str, ...]]:
+    """What the simulator is, and what it finds wrong with itself, from a worker for that alone; a second one if the
+    first is killed.
 
     Raises:
         VlatrackError: it does not start.
@@ -180,15 +182,29 @@ def _look_at(simulator: Simulator) -> Opened:
     for first in (True, False):
         worker = WatchedWorker(simulator)
         try:
-            there = opened(worker)
+            there, wrong = opened(worker), checked(worker)
             worker.close()
-            return there
+            return there, wrong
         except SimulatorError:
             if not first:
                 raise
         finally:
             worker.kill()
     raise AssertionError("the second either answers or raises")
+
+
+def _check_simulator(spec: EvaluationSpec, wrong: Sequence[str], *, force: bool) -> Sequence[str]:
+    """What is wrong with the simulator, for the result to record.
+
+    Raises:
+        SimulatorError: there is something, and ``force`` is false.
+    """
+    if wrong and not force:
+        raise SimulatorError(
+            f"{spec.suite.name}: {'; '.join(wrong)}; install the version that the results of others are from "
+            "(make simulators), or evaluate anyway with --force, which the result records"
+        )
+    return wrong
 
 
 def _check_fit(spec: EvaluationSpec, subject: Subject, policy: ChunkPolicy, there: Opened, *, force: bool) -> list[str]:
@@ -215,13 +231,12 @@ def _check_fit(spec: EvaluationSpec, subject: Subject, policy: ChunkPolicy, ther
 def _description(
     spec: EvaluationSpec, build: SimulatorBuild, subject: Subject, forced: Sequence[str]
 ) -> dict[str, Any]:
-    mapped = subject.server is not None and subject.sha256 is None  # else nobody reads how a request is made
     return {
         "name": spec.name,
         "digest": set_digest(spec.set_settings(), build.versions),
         "set": spec.set_settings(),
         "versions": build.versions,
-        "acting": spec.acting.model_dump(mode="json", exclude=set() if mapped else {"request"}),
+        "acting": spec.acting.settings(),
         "policy": "expert" if spec.acting.expert else subject.name,
         "checkpoint": None if subject.checkpoint is None else subject.checkpoint.name,
         "policy_sha256": None if spec.acting.expert else subject.sha256,
@@ -244,6 +259,7 @@ def _loop(
         actor,
         max_steps=spec.max_steps,
         camera=camera if options.videos else None,
+        rotated=spec.rotation == 180,
         workers=options.workers,
     )
 
@@ -279,6 +295,7 @@ def _actor(spec: EvaluationSpec, policy: ChunkPolicy, there: Opened, *, together
         action_dim=there.info.action_dim,
         route=spec.acting.route,
         execution=build_execution(spec),
+        gripper=spec.acting.gripper,
         together=together,
     )
 

@@ -1,4 +1,4 @@
-"""Images that come as PNG or JPEG, and those that are sent in another size."""
+"""Images that come as PNG or JPEG."""
 
 import io
 from collections.abc import Mapping
@@ -38,17 +38,3 @@ def decode_picture(entry: Mapping[str, Any]) -> NDArray[np.uint8]:
     if pixels.dtype != np.uint8 or (shape is not None and list(pixels.shape) != shape):
         raise ProtocolError(f"image: is {pixels.dtype} {list(pixels.shape)}, but says {shape}"[:160])
     return pixels
-
-
-def resize_with_pad(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """The image [height, width, 3] as large as fits into [side, side, 3], with black bars beside or above it."""
-    height, width, _ = image.shape
-    if height == width == side:
-        return image
-    scale = side / max(height, width)
-    rows, columns = (max(1, int(length * scale)) for length in (height, width))
-    resized = np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR))
-    padded = np.zeros((side, side, 3), np.uint8)
-    top, left = (side - rows) // 2, (side - columns) // 2
-    padded[top : top + rows, left : left + columns] = resized
-    return padded

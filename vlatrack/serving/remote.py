@@ -12,7 +12,6 @@ from vlatrack.errors import NoAnswerError, ServingError
 from vlatrack.inference.observation import Interface, Observation
 from vlatrack.inference.policy import ActionChunk, Moment, Route
 from vlatrack.serving.connection import OpenpiConnection
-from vlatrack.serving.pictures import resize_with_pad
 
 _RETRY_S = 0.5
 
@@ -25,7 +24,6 @@ class RequestKeys:
     state: str | None  # None: it is not sent
     prompt: str
     actions: str
-    size: int | None  # height and width of the images; None: as they are
 
 
 class PolicyServer:
@@ -149,8 +147,6 @@ class RemotePolicy:
             state = {} if self.interface.state_dim is None else {"observation/state": np.asarray(now.state)}
             return {**stacked, **state, "prompt": now.instruction}
         images = {key: now.images[camera] for key, camera in keys.images.items()}
-        if keys.size is not None:
-            images = {key: resize_with_pad(image, keys.size) for key, image in images.items()}
         state = {} if keys.state is None else {keys.state: np.asarray(now.state, np.float64)}
         return {**images, **state, keys.prompt: now.instruction}
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -16,10 +16,9 @@ from pydantic import (
 )
 
 from vlatrack.spec.base import CustomTarget, Model, Name, Once, Options
+from vlatrack.spec.libero_tasks import INITIAL_STATES, TASKS
 
 Tasks = Annotated[tuple[str, ...], Field(min_length=1), Once]
-
-_TASKS_OF_LIBERO = {"libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90}
 
 
 class MetaWorldSuite(Model):
@@ -38,20 +37,39 @@ class LiberoSuite(Model):
 
     kind: Literal["libero"]
     benchmark: Literal["libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"]
-    tasks: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), Once] = Field(
-        description="numbers of tasks, the first is 0"
+    tasks: Tasks = Field(description="names or numbers of tasks, the first is 0; or all")
+    initial_states: Literal["stored", "sampled"] = Field(
+        "stored", description="those of LIBERO; or a layout drawn from each episode's seed, as for demonstrations"
+    )
+    images: Literal["raw", "upright"] = Field(
+        "raw", description="as LIBERO gives them, upside down; upright for policies trained on kind: libero_hdf5"
+    )
+    rendering: Literal["original", "fast"] = Field(
+        "original", description="LIBERO's own pixels; or without multisampling, shadows and reflections"
     )
 
     @property
     def name(self) -> str:
         return self.benchmark
 
-    @model_validator(mode="after")
-    def _tasks_exist(self) -> Self:
-        count = _TASKS_OF_LIBERO[self.benchmark]
-        if max(self.tasks) >= count:
-            raise ValueError(f"tasks: {self.benchmark} has {count} tasks, 0 to {count - 1}; got {max(self.tasks)}")
-        return self
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _named(cls, given: object, info: ValidationInfo) -> object:
+        names = TASKS.get(info.data.get("benchmark", ""))
+        if names is None:
+            return ("any",)  # the unknown benchmark is what is told of
+        if given == "all":
+            return names
+        return tuple(_libero_task(task, names) for task in given) if isinstance(given, (list, tuple)) else given
+
+
+def _libero_task(task: object, names: Sequence[str]) -> object:
+    """The name of a task that may be a number."""
+    if not isinstance(task, int) or isinstance(task, bool):
+        return task
+    if not 0 <= task < len(names):
+        raise ValueError(f"there are {len(names)} tasks, 0 to {len(names) - 1}; got {task}")
+    return names[task]
 
 
 class CustomSuite(Model):
@@ -79,8 +97,25 @@ class RequestSpec(Model):
     state: str | None = Field("observation/state", description="key of the proprioceptive state; null: it is not sent")
     prompt: str = Field("prompt", description="key of the instruction")
     actions: str = Field("actions", description="key of the chunk in the answer")
-    size: Annotated[int, Field(ge=16, le=1024)] | None = Field(
-        None, description="height and width of the images, black bars where they are not square; null: as rendered"
+
+
+class ResizeSpec(Model):
+    """To which size images are brought, and how."""
+
+    size: Annotated[int, Field(ge=16, le=1024)] = Field(description="height and width in pixels")
+    method: Literal["pad", "lanczos3"] = Field(
+        description="pad: bilinear, with black at the sides of what is not square (openpi); lanczos3: a Lanczos "
+        "filter of three lobes (OpenVLA-OFT)"
+    )
+
+
+class ImagesSpec(Model):
+    """What is done to the images before the policy sees them, in this order; by default nothing."""
+
+    jpeg: bool = Field(False, description="compress them as JPEG of quality 95, and back")
+    resize: ResizeSpec | None = Field(None, description="null: the policy gets them as rendered, and resizes them")
+    crop_area: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="share of the area, around the centre, that is enlarged to the whole image"
     )
 
 
@@ -97,6 +132,12 @@ class ActingSpec(Model):
     history: PositiveInt | None = Field(
         None, description="moments of images that the policy has to see; null: as it was trained"
     )
+    images: ImagesSpec = ImagesSpec()
+    gripper: Literal["raw", "sign", "openvla"] = Field(
+        "raw",
+        description="what becomes of an action's last number; raw: nothing; sign: 1 from 0 on, else -1; openvla: from "
+        "0.5 on -1 (open), else 1 (closed)",
+    )
     blind: bool = Field(False, description="show the policy black images: the baseline of not seeing")
     expert: bool = Field(False, description="let the simulator's scripted expert act instead: the ceiling")
     request: RequestSpec = Field(RequestSpec(), description="of a policy behind somebody else's server (--policy)")
@@ -109,6 +150,10 @@ class ActingSpec(Model):
             raise ValueError("ensemble asks for a chunk in each env step; leave out replan_every")
         return self
 
+    def settings(self) -> dict[str, object]:
+        """As JSON, without settings that a later version added, where they have their defaults."""
+        return _without(_ACTING_ADDED_LATER, self.model_dump(mode="json"))
+
 
 class EvaluationSpec(Model):
     """One evaluation in a simulator: an episode set, and how the policy acts in it."""
@@ -117,7 +162,8 @@ class EvaluationSpec(Model):
     suite: Suite
     episodes: Annotated[int, Field(ge=1, le=100_000)] = Field(50, description="of each task")
     first_seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
-        1_000_000, description="episode n of a task has the seed first_seed + n; with kind: libero all have this one"
+        1_000_000,
+        description="episode n of a task has the seed first_seed + n; in stored initial states all have this one",
     )
     max_steps: PositiveInt = Field(description="env steps of an episode; without success by then it is a failure")
     waits: NonNegativeInt = Field(0, description="env steps before the policy acts, for objects to settle")
@@ -129,7 +175,21 @@ class EvaluationSpec(Model):
         128, description="height and width of the rendered images; a custom simulator has its own"
     )
     rotation: Literal[0, 180] = Field(0, description="degrees by which images are turned for the policy")
+    prompt: Literal["language", "name"] = Field(
+        "language",
+        description="what the policy is asked: the task's instruction, or its name, with spaces (LIBERO: 'KITCHEN "
+        "SCENE3 turn on …')",
+    )
     acting: ActingSpec = ActingSpec()
+
+    @field_validator("episodes")
+    @classmethod
+    def _have_initial_states(cls, episodes: int, info: ValidationInfo) -> int:
+        suite = info.data.get("suite")
+        stored = isinstance(suite, LiberoSuite) and suite.initial_states == "stored"
+        if stored and episodes > INITIAL_STATES:
+            raise ValueError(f"{episodes} of each task, but LIBERO stores {INITIAL_STATES} initial states")
+        return episodes
 
     @field_validator("no_op")
     @classmethod
@@ -145,6 +205,14 @@ class EvaluationSpec(Model):
         if twice := [camera for number, camera in enumerate(seen) if camera in seen[:number]]:
             raise ValueError(f"{twice[0]} is shown by two cameras of the simulator; name each once")
         return cameras
+
+    @field_validator("prompt")
+    @classmethod
+    def _has_names(cls, prompt: str, info: ValidationInfo) -> str:
+        suite = info.data.get("suite")
+        if prompt == "name" and suite is not None and not isinstance(suite, LiberoSuite):
+            raise ValueError(f"{suite.name} has only the language of its tasks; leave it out")
+        return prompt
 
     @model_validator(mode="after")
     def _asks_about_cameras_that_are_shown(self) -> Self:
@@ -167,8 +235,23 @@ class EvaluationSpec(Model):
         return self.suite.name + _actor(self.acting)
 
     def set_settings(self) -> dict[str, object]:
-        """The settings of the episode set: all but the name, and how the policy acts."""
-        return self.model_dump(mode="json", exclude={"name", "acting"})
+        """The settings of the episode set: all but the name, and how the policy acts.
+
+        Settings that a later version added are left out where they have their defaults, so that the digest stays.
+        """
+        return _without(_SET_ADDED_LATER, self.model_dump(mode="json", exclude={"name", "acting"}))
+
+
+_SET_ADDED_LATER = {"prompt": "language"}
+_ACTING_ADDED_LATER = {
+    "images": ImagesSpec().model_dump(mode="json"),
+    "gripper": "raw",
+    "request": RequestSpec().model_dump(mode="json"),
+}
+
+
+def _without(defaults: Mapping[str, object], settings: Mapping[str, object]) -> dict[str, object]:
+    return {key: value for key, value in settings.items() if key not in defaults or value != defaults[key]}
 
 
 def _actor(acting: ActingSpec) -> str:

@@ -186,5 +186,9 @@ def _instruction(file: h5py.File, path: Path) -> str:
         text = "".join(text) if isinstance(text, list) else text
         if isinstance(text, str) and text.strip(' "'):
             return text.strip(' "')
-    spelled = _SCENE.sub("", path.stem.removesuffix("_demo"))
-    return spelled.replace("_", " ")
+    return words_of_task(path.stem.removesuffix("_demo"))
+
+
+def words_of_task(name: str, *, scene: bool = False) -> str:
+    """The name of a task as an instruction, with or without the scene that LIBERO-10 and LIBERO-90 have in front."""
+    return (name if scene else _SCENE.sub("", name)).replace("_", " ")
