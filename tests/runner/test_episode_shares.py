@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from shares_storm import divide
 
 from vlatrack.errors import RunError
 from vlatrack.evaluation.episodes import EpisodeId
@@ -165,3 +166,19 @@ def test_another_evaluation_does_not_join(folder: Path) -> None:
         opened(folder, set={"max_steps": 8})
     assert len(list((folder / "parts").glob("*.csv"))) == 1
     ours.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_whoever_is_killed_and_when_each_episode_has_one_row_and_is_run_again_only_after_a_kill(
+    seed: int, tmp_path: Path
+) -> None:
+    assert divide(tmp_path, 400, kills=20, seed=seed) == [0, 0, 0]
+    results, notes = tmp_path / "results", tmp_path / "notes"
+    rows = (results / "episodes.csv").read_text().splitlines()[1:]
+    assert [int(line.split(",")[1]) for line in rows] == list(range(400))
+    begun = [len(file.read_text().splitlines()) for file in notes.iterdir()]
+    assert len(begun) == 400
+    assert sum(begun) <= 400 + 20, "each kill costs one episode at most"
+    assert json.loads((results / "evaluation.json").read_text())["summary"] == {"episodes": 400}
+    assert sorted(file.name for file in results.iterdir()) == [".lock", "episodes.csv", "evaluation.json"]

@@ -55,7 +55,8 @@ def evaluate(
     workers: Annotated[int, typer.Option(min=1, max=256, help="Simulators that run at the same time.")] = 1,
     videos: Annotated[int, typer.Option(min=0, help="Videos of episodes that are kept, failures first.")] = 8,
     timeout: Annotated[
-        float, typer.Option(min=1, help="Seconds without an answer after which a simulator is ended.")
+        float,
+        typer.Option(min=1, help="Seconds without an answer after which a simulator or a server is given up."),
     ] = 120,
     output: Annotated[
         Path | None,
