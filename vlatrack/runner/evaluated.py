@@ -87,7 +87,7 @@ def served_subject(spec: EvaluationSpec, address: str, *, api_key: str | None, t
         return policy
 
     return Subject(
-        f"{announced['policy']} at {server.address}" if announced else server.address,
+        f"{announced.get('policy')} at {server.address}" if announced else server.address,
         RESULTS / f"{spec.label}-{place}",
         announced.get("policy_sha256"),
         policy_for,
