@@ -17,59 +17,65 @@ Checkpoint = Annotated[
         help="Of a run: best (the default), last, or a folder's name such as step-00000120.", show_default=False
     ),
 ]
+Evaluated = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="Run directory runs/<experiment>/<run-id>, one of its checkpoints, or an exported policy; with "
+        "--policy, EVALUATION.yaml is the first word.",
+    ),
+]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[EVALUATION.yaml] [KEY=VALUE]...",
+        help="An evaluation in a simulator, and changes to it; without one, changes to data.val_ind, data.val_ood, "
+        "evaluate, and train.device.",
+        show_default=False,
+    ),
+]
+Server = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ws://HOST:PORT",
+        help="A server of openpi's protocol, such as vlatrack serve, instead of RUN.",
+        show_default=False,
+    ),
+]
+ApiKeyVariable = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Variable with the server's key.", show_default=False)
+]
+Episodes = Annotated[int | None, typer.Option(min=1, help="Of each task; short for episodes=N.", show_default=False)]
+Workers = Annotated[int, typer.Option(min=1, max=256, help="Simulators that run at the same time.")]
+Videos = Annotated[int, typer.Option(min=0, help="Videos of episodes that are kept, failures first.")]
+Timeout = Annotated[
+    float,
+    typer.Option(min=1, help="Seconds without an answer after which a simulator or a server is given up."),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="Folder of the results, instead of one in the run and its trackers.",
+        show_default=False,
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Evaluate although policy and simulator do not fit together.")]
 
 
 def evaluate(
-    path: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN",
-            help="Run directory runs/<experiment>/<run-id>, one of its checkpoints, or an exported policy; with "
-            "--policy, EVALUATION.yaml is the first word.",
-        ),
-    ],
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[EVALUATION.yaml] [KEY=VALUE]...",
-            help="An evaluation in a simulator, and changes to it; without one, changes to data.val_ind, data.val_ood, "
-            "evaluate, and train.device.",
-            show_default=False,
-        ),
-    ] = None,
+    path: Evaluated,
+    words: Words = None,
     checkpoint: Checkpoint = None,
-    policy: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ws://HOST:PORT",
-            help="A server of openpi's protocol, such as vlatrack serve, instead of RUN.",
-            show_default=False,
-        ),
-    ] = None,
-    api_key_env: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Variable with the server's key.", show_default=False)
-    ] = None,
-    episodes: Annotated[
-        int | None, typer.Option(min=1, help="Of each task; short for episodes=N.", show_default=False)
-    ] = None,
-    workers: Annotated[int, typer.Option(min=1, max=256, help="Simulators that run at the same time.")] = 1,
-    videos: Annotated[int, typer.Option(min=0, help="Videos of episodes that are kept, failures first.")] = 8,
-    timeout: Annotated[
-        float,
-        typer.Option(min=1, help="Seconds without an answer after which a simulator or a server is given up."),
-    ] = 120,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="Folder of the results, instead of one in the run and its trackers.",
-            show_default=False,
-        ),
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Evaluate although policy and simulator do not fit together.")
-    ] = False,
+    policy: Server = None,
+    api_key_env: ApiKeyVariable = None,
+    episodes: Episodes = None,
+    workers: Workers = 1,
+    videos: Videos = 8,
+    timeout: Timeout = 120,
+    output: Output = None,
+    force: Force = False,
 ) -> None:
     """Evaluate a checkpoint: on val_ind and val_ood, open-loop, or in the simulator of an evaluation's YAML.
 
