@@ -37,6 +37,10 @@ class ServingError(VlatrackError):
     """A policy cannot be served, or its server cannot answer."""
 
 
+class NoAnswerError(ServingError):
+    """A policy's server has not answered an observation with a chunk; the next attempt may succeed."""
+
+
 class ProtocolError(VlatrackError):
     """A frame is not what the protocol of its connection says."""
 

@@ -323,15 +323,16 @@ def test_what_the_checkpoint_does_not_tell_is_said_and_not_refused(scene: Scene)
     assert scene.evaluate(asked, "episodes=1", output="again").forced == []
 
 
-def test_a_folder_of_another_evaluation_or_of_another_process_is_refused(
+def test_a_folder_of_another_evaluation_is_refused_while_it_is_going_on_and_afterwards(
     scene: Scene, program: Program, eventually: Callable[..., None]
 ) -> None:
     scene.evaluate("episodes=1")
     with pytest.raises(VlatrackError, match=r"holds another evaluation \(set.max_steps: 7 -> 8\)"):
         scene.evaluate("episodes=1", "max_steps=8")
-    pause = "suite.options.pause_s=0.3"
-    first = program.start("evaluate", scene.trained, scene.file, "-o", scene.folder / "busy", pause)
-    eventually(lambda: (scene.folder / "busy" / "episodes.csv").exists())
-    with pytest.raises(VlatrackError, match="evaluates there; wait for it"):
-        scene.evaluate(pause, output="busy")
+    first = program.start(
+        "evaluate", scene.trained, scene.file, "-o", scene.folder / "busy", "suite.options.pause_s=0.3"
+    )
+    eventually(lambda: (scene.folder / "busy" / "evaluation.json").exists())
+    with pytest.raises(VlatrackError, match=r"holds another evaluation \(set.suite"):
+        scene.evaluate(output="busy")
     assert first.poll() is None

@@ -14,6 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
+from evaluation_storm import EVALUATIONS, EvaluationScene
 from oracle import Outcome
 from scene import CannotRageHereError, Scene, rage
 from scenes import SCENES
@@ -39,9 +40,10 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2, help="storms at the same time, each with its own servers")
     parser.add_argument("--only", nargs="*", default=[""], help="kinds whose names have one of these words")
     parser.add_argument("--locked", type=float, default=30.0, help="seconds that SQLite is locked")
+    parser.add_argument("--kills", type=int, default=2, help="in each storm over an evaluation")
     wanted = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through the ends of what was started
-    scenes = [scene for scene in SCENES if any(word in scene.name for word in wanted.only)]
+    scenes = [scene for scene in (*SCENES, *EVALUATIONS) if any(word in scene.name for word in wanted.only)]
     seeds = range(wanted.first, wanted.first + wanted.storms)
     print(_line("storm", ["storms", *COLUMNS.values(), "s"]), flush=True)
     with (
@@ -49,9 +51,7 @@ def main() -> int:
         _rigs(Path(folder), wanted.workers) as rigs,
         ThreadPoolExecutor(wanted.workers) as workers,
     ):
-        raging = [
-            (scene, [workers.submit(_storm, scene, seed, rigs, wanted.locked) for seed in seeds]) for scene in scenes
-        ]
+        raging = [(scene, [workers.submit(_storm, scene, seed, rigs, wanted) for seed in seeds]) for scene in scenes]
         try:
             clean = [_row(scene, storms) for scene, storms in raging]
         finally:
@@ -69,11 +69,16 @@ def _rigs(folder: Path, number: int) -> Iterator["queue.Queue[Rig]"]:
         yield free
 
 
-def _storm(scene: Scene, seed: int, rigs: "queue.Queue[Rig]", locked_s: float) -> tuple[Outcome, float]:
+def _storm(
+    scene: Scene | EvaluationScene, seed: int, rigs: "queue.Queue[Rig]", wanted: argparse.Namespace
+) -> tuple[Outcome, float]:
     """One storm on a free rig, and the seconds that it took."""
     rig, begin = rigs.get(), time.monotonic()
     try:
-        outcome = rage(scene, rig, seed, sqlite_locked_s=locked_s)
+        if isinstance(scene, EvaluationScene):
+            outcome = scene.rage(rig.folder, seed, kills=wanted.kills)
+        else:
+            outcome = rage(scene, rig, seed, sqlite_locked_s=wanted.locked)
     except CannotRageHereError:
         raise
     except Exception:  # the others go on; the table shows that this one did not end
@@ -86,7 +91,7 @@ def _storm(scene: Scene, seed: int, rigs: "queue.Queue[Rig]", locked_s: float) -
     return outcome, time.monotonic() - begin
 
 
-def _row(scene: Scene, storms: "list[Future[tuple[Outcome, float]]]") -> bool:
+def _row(scene: Scene | EvaluationScene, storms: "list[Future[tuple[Outcome, float]]]") -> bool:
     """Print the row of one kind when all its storms are over; whether all were clean."""
     try:
         ended = [storm.result() for storm in storms]

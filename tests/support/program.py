@@ -24,6 +24,11 @@ class Program:
         self.folder = folder
         self._started: list[subprocess.Popen[str]] = []
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of what it starts."""
+        return os.environ | ENVIRONMENT
+
     def start(self, *arguments: str | Path, **environment: str) -> "subprocess.Popen[str]":
         """In a process group of its own, as a shell starts it: what Ctrl-C reaches in a terminal."""
         return self._start([sys.executable, "-m", "vlatrack", *map(str, arguments)], **environment)

@@ -10,6 +10,8 @@ from vlatrack.evaluation.conventions import ImageSteps
 from vlatrack.evaluation.episodes import EpisodeId
 from vlatrack.evaluation.fit import Conditions
 from vlatrack.inference.session import Execution
+from vlatrack.serving.cameras import libero_images
+from vlatrack.serving.remote import RequestKeys
 from vlatrack.spec.evaluation import CustomSuite, EvaluationSpec, LiberoSuite
 
 
@@ -51,3 +53,14 @@ def build_conditions(spec: EvaluationSpec) -> Conditions:
         horizon=acting.horizon,
         statistics=acting.statistics,
     )
+
+
+def build_request(spec: EvaluationSpec) -> RequestKeys:
+    """How the server of somebody else is asked.
+
+    Raises:
+        SpecError: it is not clear which camera is which.
+    """
+    request = spec.acting.request
+    images = request.images or libero_images(list(spec.cameras.values()))
+    return RequestKeys(images, request.state, request.prompt, request.actions)

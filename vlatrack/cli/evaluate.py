@@ -1,12 +1,15 @@
 """`vlatrack evaluate` and `vlatrack export`: evaluate a checkpoint, or copy its policy to a new folder."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from vlatrack.cli.delivery import delivery_line
-from vlatrack.errors import SpecError
+from vlatrack.errors import ServingError, SpecError
+
+_SCHEMES = ("ws://", "wss://")
 
 Checkpoint = Annotated[
     str | None,
@@ -14,43 +17,65 @@ Checkpoint = Annotated[
         help="Of a run: best (the default), last, or a folder's name such as step-00000120.", show_default=False
     ),
 ]
+Evaluated = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="Run directory runs/<experiment>/<run-id>, one of its checkpoints, or an exported policy; with "
+        "--policy, EVALUATION.yaml is the first word.",
+    ),
+]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[EVALUATION.yaml] [KEY=VALUE]...",
+        help="An evaluation in a simulator, and changes to it; without one, changes to data.val_ind, data.val_ood, "
+        "evaluate, and train.device.",
+        show_default=False,
+    ),
+]
+Server = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ws://HOST:PORT",
+        help="A server of openpi's protocol, such as vlatrack serve, instead of RUN.",
+        show_default=False,
+    ),
+]
+ApiKeyVariable = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Variable with the server's key.", show_default=False)
+]
+Episodes = Annotated[int | None, typer.Option(min=1, help="Of each task; short for episodes=N.", show_default=False)]
+Workers = Annotated[int, typer.Option(min=1, max=256, help="Simulators that run at the same time.")]
+Videos = Annotated[int, typer.Option(min=0, help="Videos of episodes that are kept, failures first.")]
+Timeout = Annotated[
+    float,
+    typer.Option(min=1, help="Seconds without an answer after which a simulator or a server is given up."),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="Folder of the results, instead of one in the run and its trackers.",
+        show_default=False,
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Evaluate although policy and simulator do not fit together.")]
 
 
 def evaluate(
-    path: Annotated[
-        Path,
-        typer.Argument(
-            metavar="RUN",
-            help="Run directory runs/<experiment>/<run-id>, one of its checkpoints, or an exported policy.",
-        ),
-    ],
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[EVALUATION.yaml] [KEY=VALUE]...",
-            help="An evaluation in a simulator, and changes to it; without one, changes to data.val_ind, data.val_ood, "
-            "evaluate, and train.device.",
-            show_default=False,
-        ),
-    ] = None,
+    path: Evaluated,
+    words: Words = None,
     checkpoint: Checkpoint = None,
-    workers: Annotated[int, typer.Option(min=1, max=256, help="Simulators that run at the same time.")] = 1,
-    videos: Annotated[int, typer.Option(min=0, help="Videos of episodes that are kept, failures first.")] = 8,
-    timeout: Annotated[
-        float, typer.Option(min=1, help="Seconds without an answer after which a simulator is ended.")
-    ] = 120,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="Folder of the results, instead of one in the run and its trackers.",
-            show_default=False,
-        ),
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Evaluate although policy and simulator do not fit together.")
-    ] = False,
+    policy: Server = None,
+    api_key_env: ApiKeyVariable = None,
+    episodes: Episodes = None,
+    workers: Workers = 1,
+    videos: Videos = 8,
+    timeout: Timeout = 120,
+    output: Output = None,
+    force: Force = False,
 ) -> None:
     """Evaluate a checkpoint: on val_ind and val_ood, open-loop, or in the simulator of an evaluation's YAML.
 
@@ -61,7 +86,10 @@ def evaluate(
     In a simulator, each episode that ends is a row of episodes.csv in the run's folder evaluation/; a killed evaluation
     goes on where it was when it is repeated. An episode whose simulator dies or hangs is begun again, and is an error,
     no failure, after three attempts. The success rates go to the trackers as sim/<suite>/success. The options from
-    --workers on are about simulators.
+    --policy on are about simulators.
+
+    Several of these commands on one folder divide the episodes, on one machine or on several that share it; so do the
+    processes of torchrun. What a killed one has begun, the others take over.
 
     Examples:
 
@@ -69,30 +97,63 @@ def evaluate(
 
     [bold]vlatrack evaluate policy data.val_ind.path=/data/held-out data.val_ood=null[/bold]
 
-    [bold]vlatrack evaluate policy experiments/evaluation/metaworld.yaml episodes=5 --workers 2[/bold]
+    [bold]vlatrack evaluate policy experiments/evaluation/metaworld.yaml --episodes 5 --workers 2[/bold]
+
+    [bold]vlatrack evaluate --policy ws://127.0.0.1:8000 experiments/evaluation/metaworld.yaml[/bold]
     """
     from vlatrack.cli.progress import TerminalDisplay, prepare_process
 
     prepare_process()
-    if words and words[0].endswith((".yaml", ".yml")):
+    given = [*([] if policy is None else [_address(policy)]), path, *(words or [])]
+    subject, rest = given[0], given[1:]
+    if rest and rest[0].endswith((".yaml", ".yml")):
         from vlatrack.cli.simulation import evaluate_and_show
         from vlatrack.runner.closed_loop import Options
 
-        options = Options(workers=workers, videos=videos, timeout_s=timeout, output=output, force=force)
-        evaluate_and_show(path, Path(words[0]), checkpoint=checkpoint, overrides=words[1:], options=options)
+        options = Options(
+            workers=workers,
+            videos=videos,
+            timeout_s=timeout,
+            output=output,
+            force=force,
+            api_key=api_key_in(api_key_env),
+        )
+        changes = [*rest[1:], *([] if episodes is None else [f"episodes={episodes}"])]
+        evaluate_and_show(subject, Path(rest[0]), checkpoint=checkpoint, overrides=changes, options=options)
         return
-    if output is not None or force:
-        from vlatrack.errors import SpecError
-
-        raise SpecError("--output and --force are for an evaluation in a simulator: name its YAML file after the run")
+    if subject.startswith(_SCHEMES) or output is not None or force or episodes is not None:
+        raise SpecError(
+            "--policy, --episodes, --output and --force are for an evaluation in a simulator: name its YAML file after "
+            "the run"
+        )
     from vlatrack.runner.processes import joined_process_group
 
     with joined_process_group() as group, TerminalDisplay(shown=group.is_main_process) as display:
         from vlatrack.runner.evaluate import evaluate_run
 
         callbacks = [display] if group.is_main_process else []
-        evaluation = evaluate_run(path, checkpoint=checkpoint, overrides=words or [], callbacks=callbacks, group=group)
+        evaluation = evaluate_run(subject, checkpoint=checkpoint, overrides=rest, callbacks=callbacks, group=group)
         display.show_evaluation(evaluation)
+
+
+def _address(policy: str) -> str:
+    if not policy.startswith(_SCHEMES):
+        raise SpecError(f"--policy {policy}: expected ws://HOST:PORT; a run or a folder goes without --policy")
+    return policy
+
+
+def api_key_in(variable: str | None) -> str | None:
+    """The key that an environment variable holds; None without one.
+
+    Raises:
+        ServingError: it is not set.
+    """
+    if variable is None:
+        return None
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise ServingError(f"--api-key-env {variable}: the variable is not set or empty; export the key in it")
+    return key
 
 
 def export(

@@ -1,6 +1,5 @@
 """`vlatrack serve`: a policy behind a port, for robots and simulators."""
 
-import os
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -16,7 +15,7 @@ from vlatrack.cli.acting_options import (
     StaticCacheOption,
     load_policy,
 )
-from vlatrack.cli.evaluate import Checkpoint
+from vlatrack.cli.evaluate import Checkpoint, api_key_in
 from vlatrack.errors import ServingError
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ def serve(
 
     require_packages()
     asked = _evaluation(evaluation, force=force)
-    api_key, cameras = _api_key(api_key_env), _pairs("--camera", camera or ())
+    api_key, cameras = api_key_in(api_key_env), _pairs("--camera", camera or ())
     params = {key: _value(text) for key, text in _pairs("--observation-param", observation_param or ()).items()}
     with open_port(host, port) as opened:  # fails now, not after the policy is loaded
         import asyncio
@@ -156,15 +155,6 @@ def _evaluation(file: Path | None, *, force: bool) -> "Callable[[Policy], list[s
         return check_fit(spec, policy.interface, policy=policy.name, force=force)
 
     return differences
-
-
-def _api_key(name: str | None) -> str | None:
-    if name is None:
-        return None
-    key = os.environ.get(name, "").strip()
-    if not key:
-        raise ServingError(f"--api-key-env {name}: the variable is not set or empty; export the key in it")
-    return key
 
 
 def _pairs(option: str, words: Sequence[str]) -> dict[str, str]:

@@ -18,12 +18,27 @@ if TYPE_CHECKING:
 
 
 def evaluate_and_show(
-    path: Path, evaluation: Path, *, checkpoint: str | None, overrides: Sequence[str], options: "Options"
+    path: str, evaluation: Path, *, checkpoint: str | None, overrides: Sequence[str], options: "Options"
 ) -> None:
-    """Evaluate, and show how it goes."""
+    """Evaluate, and show how it goes; of the processes of torchrun, rank 0 does."""
+    from vlatrack.runner.processes import process_on_its_own
+
+    with process_on_its_own() as rank:
+        console = Console(highlight=False, quiet=rank > 0)
+        _evaluate(console, path, evaluation, checkpoint=checkpoint, overrides=overrides, options=options)
+
+
+def _evaluate(
+    console: Console,
+    path: str,
+    evaluation: Path,
+    *,
+    checkpoint: str | None,
+    overrides: Sequence[str],
+    options: "Options",
+) -> None:
     from vlatrack.runner.closed_loop import evaluate_in_simulator
 
-    console = Console(highlight=False)
     columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(elapsed_when_finished=True))
     with Progress(
         TextColumn("[bold]{task.description}"),

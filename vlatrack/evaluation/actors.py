@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlatrack.envs.base import Observation as Seen
-from vlatrack.errors import ObservationError
+from vlatrack.errors import NoAnswerError, ObservationError
 from vlatrack.evaluation.conventions import AS_RENDERED, Gripper, ImageSteps, gripper_command
 from vlatrack.inference.observation import Interface, Observation
-from vlatrack.inference.policy import ActingPolicy, Route
+from vlatrack.inference.policy import ChunkPolicy, Route
 from vlatrack.inference.session import Execution, Session
 
 EXPERT_STRETCH = 20
@@ -32,7 +32,8 @@ class Decision:
 
 @dataclass(frozen=True)
 class Undecided:
-    """The simulator shows what cannot be, such as a state that is not finite."""
+    """No fault of the policy: the simulator shows what cannot be, such as a state that is not finite, or a server has
+    not answered."""
 
     reason: str
 
@@ -105,7 +106,7 @@ class PolicyActor:
 
     def __init__(
         self,
-        policy: ActingPolicy,
+        policy: ChunkPolicy,
         view: View,
         *,
         action_dim: int,
@@ -133,7 +134,10 @@ class PolicyActor:
         sessions = [session for session in seeing if isinstance(session, Session)]
         if not sessions:
             return [session for session in seeing if isinstance(session, Undecided)]
-        chunks = self._policy.act_on([session.moments for session in sessions], route=self._route)
+        try:
+            chunks = self._policy.act_on([session.moments for session in sessions], route=self._route)
+        except NoAnswerError as error:
+            return [Undecided(str(error)) for _ in turns]
         seconds = time.perf_counter() - start
         for session, chunk in zip(sessions, chunks, strict=True):
             session.take(chunk.actions)

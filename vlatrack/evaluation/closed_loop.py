@@ -4,8 +4,7 @@ An episode whose worker dies, hangs or raises says nothing about the policy: it 
 in a new worker, and is an error if that happens to it too often.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -131,16 +130,18 @@ class ClosedLoop:
         """
         self._actor, self._max_steps, self._camera, self._rotated = actor, max_steps, camera, rotated
         self._places = [_Place(simulator) for _ in range(workers)]
-        self._waiting: deque[PlannedEpisode] = deque()
+        self._waiting: Iterator[PlannedEpisode] = iter(())
         self._on_result: Callable[[EpisodeResult], None] = lambda result: None
 
     def run(self, episodes: Iterable[PlannedEpisode], on_result: Callable[[EpisodeResult], None]) -> None:
         """Run all episodes, and tell of each when it has ended; ends the workers whatever happens.
 
+        The next episode is only looked for when a worker is free.
+
         Raises:
             VlatrackError: a mistake of the user that the simulator finds, such as an unknown camera.
         """
-        self._waiting, self._on_result = deque(episodes), on_result
+        self._waiting, self._on_result = iter(episodes), on_result
         try:
             self._fill()
             while busy := [place.worker for place in self._places if place.worker and place.worker.is_asked]:
@@ -157,8 +158,8 @@ class ClosedLoop:
 
     def _fill(self) -> None:
         for place in self._places:
-            if place.episode is None and self._waiting:
-                place.begin(self._waiting.popleft())
+            if place.episode is None and (episode := next(self._waiting, None)) is not None:
+                place.begin(episode)
 
     def _hear(self, place: _Place) -> bool:
         """Take a worker's answer; whether its episode goes on and needs a decision."""

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -39,6 +39,20 @@ class Moment:
 
     observation: Observation
     codes: Codes
+
+
+class ChunkPolicy(Protocol):
+    """What a `Session` asks of a policy: of `ActingPolicy`, or of one behind a server."""
+
+    @property
+    def interface(self) -> Interface:
+        """What it wants to see, and the shape of what it answers."""
+
+    def see(self, observation: Observation) -> Moment:
+        """Check an observation, and do what has to be done once for it. Raises ObservationError."""
+
+    def act_on(self, rows: Sequence[Sequence[Moment]], *, route: Route = "head") -> list[ActionChunk]:
+        """The chunks of several rows of moments, the oldest first and the present one last."""
 
 
 class ActingPolicy:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from vlatrack.errors import SpecError
 from vlatrack.inference.observation import Observation
-from vlatrack.inference.policy import ActingPolicy, Moment, Route
+from vlatrack.inference.policy import ChunkPolicy, Moment, Route
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ WHOLE_CHUNK = Execution()
 class Session:
     """A policy in one episode, step by step."""
 
-    def __init__(self, policy: ActingPolicy, *, route: Route = "head", execution: Execution = WHOLE_CHUNK) -> None:
+    def __init__(self, policy: ChunkPolicy, *, route: Route = "head", execution: Execution = WHOLE_CHUNK) -> None:
         """Raises SpecError if the policy's chunks cannot be executed that way."""
         execution.check(policy.interface.horizon)
         self._policy, self._route, self._execution = policy, route, execution
@@ -75,7 +75,7 @@ class Session:
 
     @property
     def moments(self) -> list[Moment]:
-        """What a new chunk is to be based on, the oldest first: one row of `ActingPolicy.act_on`."""
+        """What a new chunk is to be based on, the oldest first: one row of `ChunkPolicy.act_on`."""
         return list(self._moments)
 
     @property

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -25,13 +26,15 @@ from vlatrack.evaluation.comparison import success_by_task, success_rate, task_m
 from vlatrack.evaluation.episodes import EpisodeTable
 from vlatrack.evaluation.rows import SHOWN_TABLE, EpisodeRow
 from vlatrack.inference.observation import Interface
+from vlatrack.inference.policy import ChunkPolicy
 from vlatrack.metrics.schema import simulation_name
-from vlatrack.runner.acting import Policy
 from vlatrack.runner.directory import RunDirectory, find_checkpoint
 from vlatrack.runner.episode_videos import EpisodeVideos
+from vlatrack.runner.evaluated import Subject, is_address, served_subject, stored_subject
 from vlatrack.runner.evaluation_folder import EvaluationFolder
 from vlatrack.runner.evaluation_record import EvaluationFiles, EvaluationRecord, record_evaluation
 from vlatrack.runner.fit import check_fit
+from vlatrack.serving.connection import shown_address
 from vlatrack.spec.evaluation import EvaluationSpec, set_digest
 from vlatrack.spec.load import load_evaluation
 from vlatrack.tracking.backends.base import DatasetInput
@@ -39,6 +42,8 @@ from vlatrack.tracking.backends.registry import check_backend
 from vlatrack.tracking.delivery.report import DeliveryReport
 from vlatrack.tracking.evaluated import EVALUATION_SET, Result
 
+_OTHERS_S = 0.5
+"""Between two looks at the episodes that other processes run."""
 EVENT = "simulation"
 """The event in the journal of a run."""
 
@@ -57,6 +62,7 @@ class Options:
     force: bool = False  # evaluate although policy and simulator do not fit together
     device: Literal["auto", "cpu", "cuda"] = "auto"  # where the policy acts; auto: a GPU if there is one
     beside_training: bool = False  # the run's own process records it; what else is in the folder is moved aside
+    api_key: str | None = field(default=None, repr=False)  # of the server of a policy
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ def evaluate_in_simulator(
     into its journal and trackers, at the checkpoint's step, unless ``options.output`` is a folder elsewhere.
 
     Args:
-        path: a run, one of its checkpoints, or an exported policy.
+        path: a run, one of its checkpoints, an exported policy, or ``ws://HOST:PORT``: a server of openpi's protocol.
         checkpoint: of a run: ``best``, ``last`` or the name of a checkpoint folder; None: the best.
         overrides: ``key=value`` changes to the evaluation, such as ``episodes=5``.
 
@@ -104,34 +110,58 @@ def evaluate_in_simulator(
     if (tasks := known_tasks(spec)) is not None:
         check_tasks(spec, tasks)
     build = build_simulator(spec)
+    subject = _subject(spec, path, checkpoint, options, on_stage)
+    with _ending_on_sigterm(), closing(subject):
+        on_stage(f"starting {spec.suite.name}")
+        there, wrong = _look_at(Simulator(build.name, build.options, options.timeout_s))
+        check_tasks(spec, there.tasks)
+        policy = subject.policy_for(there.info)
+        interface = policy.interface
+        forced = [*_check_simulator(spec, wrong, force=options.force)]
+        forced += _check_fit(spec, interface, subject.name, there, route=subject.route, force=options.force)
+        episodes = list(plan_episodes(spec))
+        folder = EvaluationFolder.open(
+            options.output or subject.folder,
+            _description(spec, build, subject, interface, forced),
+            [episode.id for episode in episodes],
+            set_aside=options.beside_training,
+        )
+        with closing(folder), _some_threads():
+            numbers = {episode.id: episode.number for episode in episodes}
+            videos = EpisodeVideos(folder, numbers, most=options.videos, fps=there.info.fps)
+            actor = _actor(spec, policy, there, together=subject.together)
+            _run(_loop(spec, build, actor, there, folder, options), episodes, folder, videos, on_episode)
+            with folder.finishing():
+                found = _finish(spec, build, subject, folder, videos, forced)
+                found = replace(found, unknown=_unknown(spec, interface))
+                return found if options.beside_training else _recorded(found, subject.run)
+
+
+def _recorded(found: SimulatedEvaluation, run: RunDirectory | None) -> SimulatedEvaluation:
+    """The evaluation, which the journal and the trackers of its run have."""
+    if found.record is None or run is None or found.record.is_in(run.journal):
+        return found
+    return replace(found, delivery=record_evaluation(run, found.record))
+
+
+def _subject(
+    spec: EvaluationSpec,
+    path: str | Path,
+    checkpoint: str | None,
+    options: Options,
+    on_stage: Callable[[str], None],
+) -> Subject:
+    """What is evaluated; its trackers, if there are any, can be used."""
+    if is_address(path):
+        if checkpoint is not None:
+            raise SpecError(f"--checkpoint {checkpoint}: the server has chosen one; leave it out")
+        on_stage(f"connecting to {shown_address(str(path))}")
+        return served_subject(spec, str(path), api_key=options.api_key, timeout_s=options.timeout_s)
     chosen, run = find_checkpoint(Path(path), checkpoint, default="best")
     for backend in [] if run is None or options.output else build_backends(run.spec().tracking.backends):
         check_backend(backend)  # now rather than after the episodes
     on_stage(f"loading {chosen.name}")
-    acting = spec.acting
-    policy = Policy.load(
-        chosen,
-        device=options.device,
-        dtype=acting.dtype,
-        compile=acting.compile,
-        static_cache=acting.static_cache,
-    )
-    build_execution(spec).check(policy.interface.horizon)
-    folder_path = options.output or _default_folder(spec, chosen, run)
-    with _ending_on_sigterm():
-        on_stage(f"starting {spec.suite.name}")
-        there, wrong = _look_at(Simulator(build.name, build.options, options.timeout_s))
-        check_tasks(spec, there.tasks)
-        forced = [*_check_simulator(spec, wrong, force=options.force)]
-        forced += _check_fit(spec, policy.interface, policy.name, there, force=options.force)
-        description = _description(spec, build, policy, chosen, forced)
-        folder = EvaluationFolder.open(folder_path, description, set_aside=options.beside_training)
-        with closing(folder), _some_threads():
-            _run(spec, build, policy, there, folder, options, on_episode)
-            found = replace(_finish(spec, build, run, folder, forced), unknown=_unknown(spec, policy))
-            if found.record is None or run is None or options.beside_training or found.record.is_in(run.journal):
-                return found
-            return replace(found, delivery=record_evaluation(run, found.record))
+    return stored_subject(spec, chosen, run, device=options.device)
 
 
 def check_evaluation(spec: EvaluationSpec, interface: Interface, name: str, *, timeout_s: float) -> None:
@@ -145,17 +175,10 @@ def check_evaluation(spec: EvaluationSpec, interface: Interface, name: str, *, t
         VlatrackError: the simulator is missing, does not start or lacks a task, or the policy does not fit it.
     """
     build = build_simulator(spec)
-    build_execution(spec).check(interface.horizon)
     there, wrong = _look_at(Simulator(build.name, build.options, timeout_s))
     check_tasks(spec, there.tasks)
     _check_simulator(spec, wrong, force=False)
     _check_fit(spec, interface, name, there, force=False)
-
-
-def _default_folder(spec: EvaluationSpec, checkpoint: Path, run: RunDirectory | None) -> Path:
-    if run is None:
-        return checkpoint / "evaluation" / spec.label
-    return run.evaluation / f"{spec.label}-{checkpoint.name}"
 
 
 @contextmanager
@@ -222,7 +245,9 @@ def _check_simulator(spec: EvaluationSpec, wrong: Sequence[str], *, force: bool)
     return wrong
 
 
-def _check_fit(spec: EvaluationSpec, interface: Interface, name: str, there: Opened, *, force: bool) -> list[str]:
+def _check_fit(
+    spec: EvaluationSpec, interface: Interface, name: str, there: Opened, *, route: str | None = None, force: bool
+) -> list[str]:
     """Where policy and simulator do not fit together, for the result to record.
 
     Raises:
@@ -232,11 +257,11 @@ def _check_fit(spec: EvaluationSpec, interface: Interface, name: str, there: Ope
         if not there.has_expert:
             raise SpecError(f"acting.expert: {spec.suite.name} has no scripted expert; leave it out")
         return []
-    return check_fit(spec, interface, policy=name, info=there.info, force=force)
+    return check_fit(spec, interface, policy=name, info=there.info, route=route, force=force)
 
 
 def _description(
-    spec: EvaluationSpec, build: SimulatorBuild, policy: Policy, checkpoint: Path, forced: Sequence[str]
+    spec: EvaluationSpec, build: SimulatorBuild, subject: Subject, interface: Interface, forced: Sequence[str]
 ) -> dict[str, Any]:
     return {
         "name": spec.name,
@@ -244,54 +269,63 @@ def _description(
         "set": spec.set_settings(),
         "versions": build.versions,
         "acting": spec.acting.settings(),
-        "policy": "expert" if spec.acting.expert else policy.name,
-        "checkpoint": checkpoint.name,
-        "policy_sha256": None if spec.acting.expert else policy.sha256,
-        "statistics": None if spec.acting.expert else policy.interface.statistics,
+        "policy": "expert" if spec.acting.expert else subject.name,
+        "checkpoint": None if subject.checkpoint is None else subject.checkpoint.name,
+        "policy_sha256": None if spec.acting.expert else subject.sha256,
+        "statistics": None if spec.acting.expert else interface.statistics,
+        "server": subject.server,
         "forced": list(forced),
-        "unknown": _unknown(spec, policy),
+        "unknown": _unknown(spec, interface),
     }
 
 
-def _unknown(spec: EvaluationSpec, policy: Policy) -> list[str]:
+def _unknown(spec: EvaluationSpec, interface: Interface) -> list[str]:
     """What cannot be compared."""
-    return [] if spec.acting.expert else policy.interface.recorded.unknown(policy.interface.cameras)
+    return [] if spec.acting.expert else interface.recorded.unknown(interface.cameras)
 
 
-def _run(
+def _loop(
     spec: EvaluationSpec,
     build: SimulatorBuild,
-    policy: Policy,
+    actor: Actor,
     there: Opened,
     folder: EvaluationFolder,
     options: Options,
-    on_episode: OnEpisode,
-) -> None:
-    """Run the episodes that are not in the folder's table yet."""
-    episodes = list(plan_episodes(spec))
-    numbers = {episode.id: episode.number for episode in episodes}
-    ended = {row.id for row in folder.rows}
-    fps, camera = there.info.fps, next((name for name in spec.cameras if name in there.info.cameras), None)
-    videos = EpisodeVideos(folder, numbers, most=options.videos, fps=fps)
-    on_episode(folder.rows, len(episodes))
-
-    def keep(result: EpisodeResult) -> None:
-        video = videos.add(result)
-        folder.append(_row(result, video))
-        on_episode(folder.rows, len(episodes))
-
-    loop = ClosedLoop(
+) -> ClosedLoop:
+    camera = next((name for name in spec.cameras if name in there.info.cameras), None)
+    return ClosedLoop(
         Simulator(build.name, build.options, options.timeout_s, folder.path / "workers.log"),
-        _actor(spec, policy, there),
+        actor,
         max_steps=spec.max_steps,
         camera=camera if options.videos else None,
         rotated=spec.rotation == 180,
         workers=options.workers,
     )
-    loop.run([episode for episode in episodes if episode.id not in ended], keep)
 
 
-def _actor(spec: EvaluationSpec, policy: Policy, there: Opened) -> Actor:
+def _run(
+    loop: ClosedLoop,
+    episodes: Sequence[PlannedEpisode],
+    folder: EvaluationFolder,
+    videos: EpisodeVideos,
+    on_episode: OnEpisode,
+) -> None:
+    """Run the episodes that have not ended and that no other process runs, until all have ended."""
+    on_episode(folder.rows, len(episodes))
+
+    def keep(result: EpisodeResult) -> None:
+        folder.append(_row(result, videos.add(result)))
+        on_episode(folder.rows, len(episodes))
+
+    while True:
+        loop.run((episodes[number] for number in iter(folder.claim, None)), keep)
+        on_episode(folder.rows, len(episodes))
+        if folder.is_complete:
+            return
+        time.sleep(_OTHERS_S)
+
+
+def _actor(spec: EvaluationSpec, policy: ChunkPolicy, there: Opened, *, together: bool) -> Actor:
     if spec.acting.expert:
         return Expert()
     return PolicyActor(
@@ -301,7 +335,7 @@ def _actor(spec: EvaluationSpec, policy: Policy, there: Opened) -> Actor:
         route=spec.acting.route,
         execution=build_execution(spec),
         gripper=spec.acting.gripper,
-        together=policy.device.type != "cpu",  # where it pays
+        together=together,
     )
 
 
@@ -320,12 +354,12 @@ def _row(result: EpisodeResult, video: str) -> EpisodeRow:
 def _finish(
     spec: EvaluationSpec,
     build: SimulatorBuild,
-    run: RunDirectory | None,
+    subject: Subject,
     folder: EvaluationFolder,
+    videos: EpisodeVideos,
     forced: Sequence[str],
 ) -> SimulatedEvaluation:
     """Write the summary."""
-    order: list[PlannedEpisode] = list(plan_episodes(spec))
     table = EpisodeTable.of(spec.label, ((row.id, row.outcome) for row in folder.rows))
     by_task = success_by_task(table)
     summary = {
@@ -333,9 +367,9 @@ def _finish(
         "task_mean": task_mean(by_task),
         "tasks": {task: rate.content() for task, rate in by_task.items()},
     }
-    folder.finish([episode.id for episode in order], summary)
+    folder.finish(videos.settle(), summary)
     metrics, digest = _metrics(spec.metric_group, table), set_digest(spec.set_settings(), build.versions)
-    record = None
+    record, run = None, subject.run
     if run is not None and folder.path.resolve().is_relative_to(run.evaluation.resolve()):
         record = _record(spec, run, folder, metrics, digest)
     return SimulatedEvaluation(folder.path, table, tuple(folder.rows), metrics, digest, forced, record)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 from vlatrack.data.video import VideoWriter
 from vlatrack.evaluation.closed_loop import EpisodeResult
 from vlatrack.evaluation.episodes import EpisodeId
+from vlatrack.evaluation.rows import EpisodeRow
+from vlatrack.runner.episode_shares import unwritable
 from vlatrack.runner.evaluation_folder import EvaluationFolder
 from vlatrack.tracking.privacy import private_directory
 
@@ -30,14 +33,15 @@ class EpisodeVideos:
         """
         self._folder, self._most, self._fps = folder, most, fps
         self._numbers = numbers
-        self._kept: dict[tuple[bool, int, int], Path] = {}
-        for row in folder.rows:
-            if row.video and (folder.path / row.video).is_file():
-                self._kept[self._rank(row.outcome, row.id)] = folder.path / row.video
+        self._kept = self._kept_so_far()
         self._digits = len(str(max(numbers.values())))
 
     def add(self, result: EpisodeResult) -> str:
-        """Keep the video of an episode, if it is one of those; its path in the folder, or empty."""
+        """Keep the video of an episode, if it is one of those; its path in the folder, or empty.
+
+        Raises:
+            RunError: it cannot be written.
+        """
         if not result.frames or not self._most:
             return ""
         rank = self._rank(result.outcome, result.episode.id)
@@ -52,6 +56,27 @@ class EpisodeVideos:
         self._kept[rank] = path
         return path.relative_to(self._folder.path).as_posix()
 
+    def settle(self) -> list[EpisodeRow]:
+        """Keep of what several processes have kept as many as one would have; remove what was not finished.
+
+        Returns:
+            the rows of the folder, with the videos that are there.
+        """
+        kept = self._kept_so_far()
+        most = len(kept) if self._folder.is_finished or not self._most else self._most
+        stay = {kept[rank] for rank in sorted(kept)[:most]}
+        for file in self._folder.videos.glob("*.mp4"):
+            if file not in stay:
+                file.unlink()
+        return [
+            replace(row, video="") if row.video and self._folder.path / row.video not in stay else row
+            for row in self._folder.rows
+        ]
+
+    def _kept_so_far(self) -> dict[tuple[bool, int, int], Path]:
+        rows = [row for row in self._folder.rows if row.video and (self._folder.path / row.video).is_file()]
+        return {self._rank(row.outcome, row.id): self._folder.path / row.video for row in rows}
+
     def _rank(self, outcome: str, episode: EpisodeId) -> tuple[bool, int, int]:
         """Lower ones are kept: the tasks take turns."""
         return outcome == "success", int(episode.initial_state), self._numbers[episode]
@@ -63,7 +88,11 @@ class EpisodeVideos:
         height, width = (size - size % 2 for size in frames.shape[1:3])  # the encoder takes even sizes
         unfinished = path.with_suffix(".partial.mp4")
         fps = max(1, round(self._fps * len(frames) / max(1, result.steps)))
-        writer = VideoWriter(unfinished, fps=fps, height=height, width=width)
-        writer.add(frames[:, :height, :width])
-        writer.close()
-        unfinished.replace(path)
+        try:
+            writer = VideoWriter(unfinished, fps=fps, height=height, width=width)
+            writer.add(frames[:, :height, :width])
+            writer.close()
+            unfinished.replace(path)
+        except OSError as error:
+            unfinished.unlink(missing_ok=True)
+            raise unwritable(path, error) from error

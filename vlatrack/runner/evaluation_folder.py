@@ -1,71 +1,77 @@
 """The folder of an evaluation in a simulator: what was evaluated, a row for each episode that has ended, and videos.
 
-A row is on the disk before the next episode is told of; so a killed evaluation goes on where it was.
+Several processes may evaluate into it. A row is on the disk before the next episode is told of; so a killed evaluation
+goes on where it was.
 """
 
 import itertools
 import json
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 from vlatrack.errors import RunError
 from vlatrack.evaluation.episodes import EpisodeId
-from vlatrack.evaluation.rows import HEADER, SHOWN_TABLE, TABLE, EpisodeRow, lines, parse_rows, shown_table
+from vlatrack.evaluation.rows import HEADER, SHOWN_TABLE, TABLE, EpisodeRow, lines, shown_table
+from vlatrack.runner.episode_shares import EpisodeShares, alone, unwritable, whole_rows
 from vlatrack.tracking.lock import FileLock, LockHeldError
-from vlatrack.tracking.privacy import open_private, private_directory, write_private
+from vlatrack.tracking.privacy import private_directory, write_private
 
 DESCRIPTION, VIDEOS = "evaluation.json", "videos"
 IDENTITY = ("set", "versions", "acting", "policy_sha256", "forced")
 """What has to be the same for an evaluation to go on in its folder."""
+_LOCK = ".lock"
 
 
 class EvaluationFolder:
-    """The results of one evaluation; locked against a second process."""
+    """The results of one evaluation, which other processes may be adding to."""
 
-    def __init__(self, path: Path, lock: FileLock, description: Mapping[str, Any], rows: list[EpisodeRow]) -> None:
+    def __init__(
+        self, path: Path, description: Mapping[str, Any], order: Sequence[EpisodeId], shares: EpisodeShares
+    ) -> None:
         """Use `open`."""
-        self.path, self._lock, self._description = path, lock, dict(description)
-        self.rows = rows
-        """Of the episodes that have ended, in the order in which they did."""
+        self.path, self._description, self._order, self._shares = path, dict(description), order, shares
+        self._rows: dict[EpisodeId, EpisodeRow] = {}
+        self.refresh()
 
     @classmethod
-    def open(cls, path: Path, description: Mapping[str, Any], *, set_aside: bool = False) -> Self:
-        """Begin an evaluation, or go on with one.
+    def open(
+        cls, path: Path, description: Mapping[str, Any], order: Sequence[EpisodeId], *, set_aside: bool = False
+    ) -> Self:
+        """Begin an evaluation, go on with one, or help with one that is going on.
 
         Args:
             description: what is evaluated, by the keys of `IDENTITY` and others.
+            order: the episodes of the set.
             set_aside: if the folder holds another evaluation, it gets another name, and a new one begins.
 
         Raises:
-            RunError: it cannot be written, another process writes it, or it holds another evaluation.
+            RunError: it cannot be written, or it holds another evaluation.
             DataError: its table is damaged.
         """
         try:
             private_directory(path)
-            lock = FileLock.acquire(path / ".lock")
-        except LockHeldError as error:
-            raise RunError(f"{path}: {error.holder} evaluates there; wait for it, or choose another --output") from None
+            with alone(path / _LOCK):
+                before = _read_description(path)
+                is_other = before is not None and any(before[key] != description[key] for key in IDENTITY)
+                if set_aside and is_other:
+                    number = next(n for n in itertools.count(1) if not path.with_name(f"{path.name}.{n}").exists())
+                    path.rename(path.with_name(f"{path.name}.{number}"))
+                    private_directory(path)
+                    before = None
+                if before is None:
+                    write_private(path / DESCRIPTION, _text(description))
+                else:
+                    _check_same(path, before, description)
+                shares = EpisodeShares.join(path)
         except OSError as error:
             raise RunError(f"{path}: cannot be written ({error.strerror}); choose another --output") from error
         try:
-            before = _read_description(path)
-            if before is not None and set_aside and any(before[key] != description[key] for key in IDENTITY):
-                number = next(n for n in itertools.count(1) if not path.with_name(f"{path.name}.{n}").exists())
-                path.rename(path.with_name(f"{path.name}.{number}"))
-                lock.release()
-                return cls.open(path, description)
-            if before is not None:
-                _check_same(path, before, description)
-            folder = cls(path, lock, {**description, **(before or {})}, _whole_rows(path / TABLE))
-            if before is None:
-                folder._write_description()
+            return cls(path, {**description, **(before or {})}, order, shares)
         except BaseException:
-            lock.release()
+            shares.leave()
             raise
-        return folder
 
     @property
     def table(self) -> Path:
@@ -89,37 +95,106 @@ class EvaluationFolder:
         """The files and folders that others see of a complete evaluation."""
         return [DESCRIPTION, TABLE, SHOWN_TABLE, VIDEOS]
 
-    def append(self, row: EpisodeRow) -> None:
-        """Add the row of an episode that has ended."""
-        fd = open_private(self.table, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        with os.fdopen(fd, "wb") as file:
-            new = os.fstat(fd).st_size == 0
-            file.write(lines([HEADER, row] if new else [row]).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        self.rows.append(row)
-        self._lock.beat()
+    @property
+    def rows(self) -> list[EpisodeRow]:
+        """Of the episodes that have ended as far as this process knows, in the order of the set."""
+        return [self._rows[episode] for episode in self._order if episode in self._rows]
 
-    def finish(self, order: Sequence[EpisodeId], summary: Mapping[str, Any]) -> None:
-        """Write the table in the order of the set, with the videos that are there, and the summary."""
-        of_episode = {row.id: row for row in self.rows}
-        self.rows = [self._with_video(of_episode[episode]) for episode in order]
-        write_private(self.table, lines([HEADER, *self.rows]))
-        write_private(self.path / SHOWN_TABLE, json.dumps(shown_table(self.rows), indent=1) + "\n")
+    @property
+    def is_complete(self) -> bool:
+        """Whether all episodes have ended."""
+        return all(episode in self._rows for episode in self._order)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the summary is there, as of the last look by `open` or `finishing`."""
+        return "summary" in self._description
+
+    def refresh(self) -> None:
+        """Look at the rows of all processes. The table is read last: once it is complete, their files are removed."""
+        rows = self._shares.rows()
+        table = whole_rows(self.table.read_bytes(), self.table) if self.table.exists() else []
+        for row in (*rows, *table):
+            self._rows.setdefault(row.id, row)
+
+    def claim(self) -> int | None:
+        """The number in the set of an episode that is now for this process to run; None: none is left for it."""
+        while True:
+            self.refresh()
+            left = [number for number, episode in enumerate(self._order) if episode not in self._rows]
+            number = self._shares.claim(left)
+            self.refresh()
+            if number is None or self._order[number] not in self._rows:
+                return number
+
+    def append(self, row: EpisodeRow) -> None:
+        """Add the row of an episode that has ended.
+
+        Raises:
+            RunError: the folder cannot be written.
+        """
+        self._shares.append(row)
+        self._rows[row.id] = row
+        self.refresh()
+        with self._unless_held() as free:  # who has it writes the table, and the next row, or the end, brings this one
+            if free:
+                self._write_table()
+
+    @contextmanager
+    def finishing(self) -> Iterator[None]:
+        """When all episodes have ended: one process after another. What served their division is removed at the end."""
+        with alone(self.path / _LOCK):
+            self.refresh()
+            self._description |= _read_description(self.path) or {}
+            yield
+            self._shares.tidy()
+
+    def finish(self, rows: Sequence[EpisodeRow], summary: Mapping[str, Any]) -> None:
+        """Write the table, and the summary, while `finishing`.
+
+        Args:
+            rows: all of them, which may have lost their videos.
+        """
+        self._rows = {row.id: row for row in rows}
+        self._write_table()
         self._description["summary"] = dict(summary)
-        self._write_description()
+        try:
+            write_private(self.path / SHOWN_TABLE, json.dumps(shown_table(self.rows), indent=1) + "\n")
+            write_private(self.description, _text(self._description))
+        except OSError as error:
+            raise unwritable(self.description, error) from error
 
     def close(self) -> None:
-        """Let another process go on."""
-        self._lock.release()
+        """Let other processes have the episodes that this one has claimed and not ended."""
+        self._shares.leave()
+        with self._unless_held() as free:
+            if free:
+                self._shares.remove_folders()
 
-    def _with_video(self, row: EpisodeRow) -> EpisodeRow:
-        if row.video and not (self.path / row.video).is_file():
-            return replace(row, video="")
-        return row
+    @contextmanager
+    def _unless_held(self) -> Iterator[bool]:
+        """Whether no other process has locked the folder; then this one has."""
+        try:
+            lock = FileLock.acquire(self.path / _LOCK)
+        except LockHeldError:
+            yield False
+            return
+        except OSError as error:
+            raise unwritable(self.path / _LOCK, error) from error
+        try:
+            yield True
+        finally:
+            lock.release()
 
-    def _write_description(self) -> None:
-        write_private(self.description, json.dumps(self._description, indent=1) + "\n")
+    def _write_table(self) -> None:
+        try:
+            write_private(self.table, lines([HEADER, *self.rows]))
+        except OSError as error:
+            raise unwritable(self.table, error) from error
+
+
+def _text(description: Mapping[str, Any]) -> str:
+    return json.dumps(description, indent=1) + "\n"
 
 
 def _read_description(path: Path) -> dict[str, Any] | None:
@@ -136,8 +211,9 @@ def _read_description(path: Path) -> dict[str, Any] | None:
 
 
 def _check_same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    for key in IDENTITY:
-        old, new = before[key], now[key]
+    # The digest of a policy says more than the server that it is behind.
+    for key in (*IDENTITY, *(["server"] if now["policy_sha256"] is None else [])):
+        old, new = before.get(key), now.get(key)
         if old == new:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
@@ -150,14 +226,3 @@ def _check_same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -
             f"{path}: holds another evaluation ({key}: {json.dumps(old)} -> {json.dumps(new)}); give this one another "
             "name (name=…) or --output, or remove the folder"
         )
-
-
-def _whole_rows(table: Path) -> list[EpisodeRow]:
-    """The rows of a table, from which a last line that was cut off is removed."""
-    if not table.exists():
-        return []
-    content = table.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        os.truncate(table, len(whole))
-    return parse_rows(whole.decode(), str(table)) if whole else []

@@ -9,19 +9,28 @@ from vlatrack.spec.evaluation import EvaluationSpec
 
 
 def check_fit(
-    spec: EvaluationSpec, interface: Interface, *, policy: str, info: EnvironmentInfo | None = None, force: bool
+    spec: EvaluationSpec,
+    interface: Interface,
+    *,
+    policy: str,
+    info: EnvironmentInfo | None = None,
+    route: str | None = None,
+    force: bool,
 ) -> list[str]:
     """Where policy and evaluation do not fit together, for the result to record.
 
     Args:
         policy: its name, for the message.
         info: what the simulator is; None: it is elsewhere.
+        route: of a server that has chosen one.
 
     Raises:
         SpecError: there is such a place, and ``force`` is false; or the policy's chunks cannot be executed that way.
     """
     build_execution(spec).check(interface.horizon)
     found = misfits(interface, build_conditions(spec), info)
+    if route not in (None, spec.acting.route):
+        found.append(f"route: the server answers with {route}, the evaluation asks for {spec.acting.route}")
     if found and not force:
         raise SpecError(
             f"{policy} does not fit {spec.name}: {'; '.join(found)}; change the evaluation, or go on anyway with "

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlatrack.errors import ObservationError, ServingError
+from vlatrack.errors import ObservationError, ServingError, SpecError
 from vlatrack.inference.observation import Interface, Observation
 from vlatrack.serving.pictures import MOST_PIXELS
 
@@ -116,6 +116,24 @@ class ObservationReader:
             for moment in range(counts.pop())
         ]
         return Seen(moments, complete=True)
+
+
+def libero_images(cameras: Sequence[str]) -> dict[str, str]:
+    """Which camera's image goes to each of the keys of openpi's LIBERO client: the only one at the hand, and the only
+    other one.
+
+    Raises:
+        SpecError: there are two of a kind.
+    """
+    found: dict[str, str] = {}
+    for camera in cameras:
+        key = _USUAL[_view(camera)][0]
+        if key in found:
+            raise SpecError(
+                f"acting.request.images: both {found[key]} and {camera} could be {key}; name them: {{KEY: CAMERA}}"
+            )
+        found[key] = camera
+    return found
 
 
 def _check_size(camera: str, image: NDArray[np.uint8]) -> None:

@@ -1,15 +1,13 @@
 """A client of `vlatrack serve`, and of any server that speaks openpi's protocol."""
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlatrack.errors import ServingError
-from vlatrack.serving.packages import require_packages
+from vlatrack.serving.connection import OpenpiConnection
 
 
 class PolicyClient:
@@ -25,19 +23,9 @@ class PolicyClient:
             ServingError: there is no such server, or it wants another key.
             MissingPackageError: the extra ``serve`` is not installed.
         """
-        require_packages()
-        from websockets.exceptions import WebSocketException
-        from websockets.sync.client import connect
-
-        headers = None if api_key is None else {"Authorization": f"Api-Key {api_key}"}
-        options: dict[str, Any] = {"compression": None, "max_size": None, "ping_interval": None}
-        self._address, self._open = address, ExitStack()
-        try:
-            self._connection = self._open.enter_context(connect(address, additional_headers=headers, **options))
-        except (OSError, WebSocketException) as error:
-            raise ServingError(f"{address}: no policy is served there ({error})") from error
+        self._connection = OpenpiConnection(address, api_key=api_key)
+        self.metadata: dict[str, Any] = self._connection.metadata
         self._starts = True
-        self.metadata: dict[str, Any] = self._receive()
 
     def act(self, images: Mapping[str, NDArray[np.uint8]], instruction: str, state: Any = None) -> NDArray[np.float64]:
         """The action chunk [H, A] for RGB images [height, width, 3] by camera and a proprioceptive state [N].
@@ -48,13 +36,11 @@ class PolicyClient:
         Raises:
             ServingError: the server refused the observation and closed the connection, or it has ended.
         """
-        from vlatrack.serving.codec import pack_openpi
-
         request = {f"observation/{camera}": image for camera, image in images.items()}
         state = {} if state is None else {"observation/state": np.asarray(state)}
-        frame = pack_openpi({**request, **state, "prompt": instruction, "reset": self._starts})
+        answer = self._connection.ask({**request, **state, "prompt": instruction, "reset": self._starts})
         self._starts = False
-        actions: NDArray[np.float64] = self._receive(frame)["actions"]
+        actions: NDArray[np.float64] = answer["actions"]
         return actions
 
     def reset(self) -> None:
@@ -63,23 +49,7 @@ class PolicyClient:
 
     def close(self) -> None:
         """Leave the server."""
-        self._open.close()
-
-    def _receive(self, request: bytes | None = None) -> Any:
-        """The next frame, after a request was sent if there is one."""
-        from websockets.exceptions import ConnectionClosed
-
-        from vlatrack.serving.codec import unpack, with_arrays
-
-        try:
-            if request is not None:
-                self._connection.send(request)
-            frame = self._connection.recv()
-        except ConnectionClosed as error:
-            raise ServingError(f"{self._address}: the server has closed the connection ({error})") from error
-        if isinstance(frame, str):
-            raise ServingError(f"the server refused: {frame}")
-        return with_arrays(unpack(frame))
+        self._connection.close()
 
     def __enter__(self) -> Self:
         return self

@@ -85,6 +85,20 @@ class CustomSuite(Model):
 Suite = Annotated[MetaWorldSuite | LiberoSuite | CustomSuite, Field(discriminator="kind")]
 
 
+class RequestSpec(Model):
+    """Where a server that speaks openpi's protocol, and is not `vlatrack serve`, looks for the parts of an observation;
+    the defaults are those of openpi's LIBERO policies."""
+
+    images: Annotated[dict[str, str], Field(min_length=1)] | None = Field(
+        None,
+        description="key: camera in the policy's training data, as in `cameras`; null: observation/wrist_image for the "
+        "camera at the hand, observation/image for the other one",
+    )
+    state: str | None = Field("observation/state", description="key of the proprioceptive state; null: it is not sent")
+    prompt: str = Field("prompt", description="key of the instruction")
+    actions: str = Field("actions", description="key of the chunk in the answer")
+
+
 class ResizeSpec(Model):
     """To which size images are brought, and how."""
 
@@ -137,6 +151,7 @@ class ActingSpec(Model):
     static_cache: bool = Field(False, description="keep keys and values of tokens in memory that stays in its place")
     blind: bool = Field(False, description="show the policy black images: the baseline of not seeing")
     expert: bool = Field(False, description="let the simulator's scripted expert act instead: the ceiling")
+    request: RequestSpec = Field(RequestSpec(), description="of a policy behind somebody else's server (--policy)")
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -210,6 +225,16 @@ class EvaluationSpec(Model):
             raise ValueError(f"{suite.name} has only the language of its tasks; leave it out")
         return prompt
 
+    @model_validator(mode="after")
+    def _asks_about_cameras_that_are_shown(self) -> Self:
+        shown = list(self.cameras.values())
+        for key, camera in (self.acting.request.images or {}).items():
+            if camera not in shown:
+                raise ValueError(
+                    f"acting.request.images.{key}: cameras does not show {camera}; it shows {', '.join(shown)}"
+                )
+        return self
+
     @property
     def label(self) -> str:
         """The name of its results: ``metaworld``, ``metaworld-blind`` or ``metaworld-expert``."""
@@ -237,6 +262,7 @@ _ACTING_ADDED_LATER = {
     "dtype": None,
     "compile": False,
     "static_cache": False,
+    "request": RequestSpec().model_dump(mode="json"),
 }
 
 
