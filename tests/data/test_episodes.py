@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from toy_source import ToySource
 
-from vlatrack.data.episodes import Episode, episodes_digest, select_episodes
+from vlatrack.data.episodes import Episode, action_names, episodes_digest, select_episodes
+from vlatrack.data.recorded import image_sizes
 from vlatrack.errors import DataError
 
 
@@ -34,6 +36,17 @@ class ListOfEpisodes:
 
 def indices(episodes: list[Episode]) -> list[int]:
     return [episode.index for episode in episodes]
+
+
+def test_actions_have_the_names_that_a_dataset_knows() -> None:
+    class Named(ListOfEpisodes):
+        action_names = ("dx", "dy")
+
+    class Wrong(ListOfEpisodes):
+        action_names = ("dx",)
+
+    assert action_names(Named(["a"])) == ("dx", "dy")
+    assert action_names(ListOfEpisodes(["a"])) == action_names(Wrong(["a"])) == ("action 0", "action 1")
 
 
 def test_the_last_tenth_is_taken_of_each_task_by_itself() -> None:
@@ -107,3 +120,8 @@ def test_the_digest_of_episodes_notices_any_change_and_their_order() -> None:
     assert all(len(digest) == 64 for digest in digests)
     transposed = np.zeros((2, 3), np.float32).T  # the same numbers, laid out otherwise in memory
     assert episodes_digest([Episode(0, "a", transposed, states)]) == digests[1]
+
+
+def test_the_size_of_images_is_looked_up_where_a_dataset_does_not_tell_it() -> None:
+    source = ToySource()
+    assert image_sizes(source, source.episodes()[0], ("front",)) == {"front": (32, 32)}

@@ -149,6 +149,19 @@ def test_a_wrong_info_is_one_line(copy: Path, change: Callable[[dict], object], 
     assert "\n" not in str(caught.value)
 
 
+def test_the_size_of_images_is_that_of_the_metadata(copy: Path) -> None:
+    dataset = LeRobotDataset(copy)
+    size = dataset.frames(dataset.episodes()[0], CAMERA).shape[1:3]
+    assert dataset.image_size(CAMERA) == size
+    for shape, found in (([3, 4, 5], (4, 5)), ([4, 5, 3], (4, 5)), ([4, 5], None), ([4, 5, 6], None)):
+        edit_json(copy / "meta/info.json", lambda info, shape=shape: info["features"][CAMERA].update(shape=shape))
+        if found is not None:
+            assert LeRobotDataset(copy).image_size(CAMERA) == found
+        else:
+            with pytest.raises(DataError, match=r"info.json has \[4, 5.* as shape of observation"):
+                LeRobotDataset(copy).image_size(CAMERA)
+
+
 def test_a_damaged_info_is_named(copy: Path) -> None:
     (copy / "meta/info.json").write_text('{"fps": ')
     with pytest.raises(DataError, match=r"info.json: damaged JSON"):
@@ -254,3 +267,18 @@ def test_an_episode_with_two_instructions_is_reported(copy: Path) -> None:
     pq.write_table(table.set_column(table.column_names.index("tasks"), "tasks", tasks), copy / EPISODES)
     with pytest.raises(DataError, match="episode 1 has 2 instructions"):
         LeRobotDataset(copy).episodes()
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["a", "b", "c", "d"], ("a", "b", "c", "d")),
+        ({"motors": ["a", "b", "c", "d"]}, ("a", "b", "c", "d")),
+        (None, ()),
+        ({"a": 0, "b": 1}, ()),
+        ("abcd", ()),
+    ],
+)
+def test_the_names_of_actions_are_read_in_the_forms_in_which_datasets_have_them(copy, names, expected) -> None:
+    edit_json(copy / "meta/info.json", lambda info: info["features"]["action"].update(names=names))
+    assert LeRobotDataset(copy).action_names == expected

@@ -45,6 +45,7 @@ def test_images_are_turned_upright() -> None:
     for camera in dataset.cameras:
         frames = dataset.frames(dataset.episodes()[0], camera)
         assert frames.shape == (10, 64, 64, 3)
+        assert dataset.image_size(camera) == (64, 64)
         with h5py.File(REAL / FILE) as file:
             assert np.array_equal(frames[3][::-1], file[f"data/demo_0/obs/{camera}"][3])
     view = dataset.frames(dataset.episodes()[0], "agentview_rgb")

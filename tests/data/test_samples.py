@@ -7,6 +7,7 @@ import os
 import resource
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from vlatrack.data.cache import CodeCache
 from vlatrack.data.episodes import Episode, checked_frames
-from vlatrack.data.loading import epoch_order, even_subset
+from vlatrack.data.loading import batches_by_group, epoch_order, even_subset
 from vlatrack.data.samples import Encoding, SampleSet, check_fit, check_lengths, encode_episodes
 from vlatrack.errors import DataError, TokenError
 from vlatrack.tokens.bins import Bins, ValueRange
@@ -64,7 +65,9 @@ class ColourEncoder:
         return "e" * 64
 
 
-def _encoding(*, history: int = 1, images: ColourEncoder | None = None, max_length: int = 400) -> Encoding:
+def _encoding(
+    *, history: int = 1, images: ColourEncoder | None = None, max_length: int = 400, repeats_start: bool = True
+) -> Encoding:
     return Encoding(
         layout=LAYOUT,
         bins=Bins(8),
@@ -76,6 +79,7 @@ def _encoding(*, history: int = 1, images: ColourEncoder | None = None, max_leng
         history=history,
         horizon=HORIZON,
         max_length=max_length,
+        repeats_start=repeats_start,
     )
 
 
@@ -104,6 +108,28 @@ def test_history_is_oldest_first_and_repeats_the_first_step_before_the_start(tmp
     assert _images_in(samples[4]) == [2, 102, 3, 103, 4, 104]
 
 
+def test_a_history_that_is_shorter_at_the_start_leaves_earlier_steps_out(tmp_path) -> None:
+    samples = _samples(tmp_path, _encoding(history=3, repeats_start=False), "vla", "world_model")
+    assert [_images_in(samples[number]) for number in range(3)] == [
+        [0, 100],
+        [0, 100, 1, 101],
+        [0, 100, 1, 101, 2, 102],
+    ]
+    assert _images_in(samples[4]) == [2, 102, 3, 103, 4, 104]
+    first_of_world_model = samples[STEPS - HORIZON + 1]
+    assert _images_in(first_of_world_model) == [0, 100, 1, 101], "one step of history, and what comes next"
+
+
+def test_the_longest_sample_decides_whether_all_fit(tmp_path) -> None:
+    encoding = _encoding(history=3, repeats_start=False)
+    samples = _samples(tmp_path, encoding, "vla")
+    longest = max(len(samples[number].input_ids) for number in range(len(samples)))
+    assert len(samples.longest("vla").input_ids) == longest > len(samples[0].input_ids)
+    check_lengths(Source().episodes(), replace(encoding, max_length=longest), ["vla"])
+    with pytest.raises(TokenError, match=f"a sample has {longest} tokens"):
+        check_lengths(Source().episodes(), replace(encoding, max_length=longest - 1), ["vla"])
+
+
 def test_the_world_model_sees_images_and_an_action_and_is_asked_for_the_next_images(tmp_path) -> None:
     samples = _samples(tmp_path, _encoding(), "world_model")
     assert len(samples) == STEPS - 1
@@ -114,11 +140,12 @@ def test_the_world_model_sees_images_and_an_action_and_is_asked_for_the_next_ima
     assert sequence.actions is None
 
 
-def test_the_length_of_a_sample_is_known_without_making_it(tmp_path) -> None:
-    samples = _samples(tmp_path, _encoding(history=2), "vla", "world_model")
+@pytest.mark.parametrize("repeats_start", [True, False])
+def test_the_length_of_a_sample_is_known_without_making_it(tmp_path, repeats_start: bool) -> None:
+    samples = _samples(tmp_path, _encoding(history=3, repeats_start=repeats_start), "vla", "world_model")
     lengths = [samples.length_of(number) for number in range(len(samples))]
     assert lengths == [len(samples[number].input_ids) for number in range(len(samples))]
-    assert len(set(lengths)) == 2
+    assert len(set(lengths)) == (2 if repeats_start else 6)
 
 
 def test_samples_can_start_at_every_nth_step(tmp_path) -> None:
@@ -292,6 +319,22 @@ def test_an_even_subset_is_spread_over_all_samples(samples, batch_size, limit) -
     assert numbers == sorted(numbers)
     if len(numbers) > 1:
         assert (numbers[0], numbers[-1]) == (0, samples - 1)
+
+
+def test_batches_by_group_keep_every_sample_in_its_order() -> None:
+    found = batches_by_group([0, 1, 3, 4, 7, 9], lambda number: "even" if number % 2 == 0 else "odd", batch_size=3)
+    assert found == {"even": [[0, 4]], "odd": [[1, 3, 7], [9]]}
+    assert list(batches_by_group([1, 0], str, batch_size=1)) == ["1", "0"]
+
+
+def test_the_samples_of_another_kind_are_those_of_the_same_episodes(tmp_path) -> None:
+    samples = _samples(tmp_path, _encoding(), "vla")
+    images = samples.of_kind("world_model")
+    assert [images.place(number) for number in range(len(images))] == [(0, step) for step in range(STEPS - 1)]
+    assert (images[2].input_ids == images.at("world_model", 0, 2).input_ids).all()
+    assert (images.codes(0, 2)[:, 0, 0] == [1002, 1102]).all()  # front and wrist
+    assert (samples[1].prompt == samples[1].input_ids[: len(samples[1].prompt)]).all()
+    assert samples.episodes[0].task == "push"
 
 
 def test_an_action_that_is_not_a_number_is_named_before_it_becomes_a_bin() -> None:

@@ -1,16 +1,16 @@
-"""How a policy sees a simulator, and where the two do not fit together."""
+"""How a policy sees a simulator."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from vlatrack.envs.base import EnvironmentInfo
 from vlatrack.envs.base import Observation as Seen
-from vlatrack.evaluation.actors import View, fitted, misfits
+from vlatrack.evaluation.actors import Decision, PolicyActor, Turn, View, fitted
 from vlatrack.inference.observation import Interface
+from vlatrack.inference.policy import ActingPolicy, ActionChunk, Moment
+from vlatrack.inference.session import Execution
 
-INFO = EnvironmentInfo("point", 10, {"top": (2, 2)}, ("dx", "dy"), ("x", "y"))
 POLICY = Interface(cameras=("front",), state_dim=2, history=1, horizon=3, action_dim=2)
 SEEN = Seen({"top": np.arange(12, dtype=np.uint8).reshape(2, 2, 3)}, np.float32([1, 2]), "push")
 VIEW = View({"top": "front"}, rotated=False, blind=False)
@@ -30,16 +30,28 @@ def test_a_policy_sees_cameras_by_the_names_of_its_training_turned_or_black() ->
     assert VIEW.of(SEEN, replace(POLICY, state_dim=None)).state is None
 
 
-def test_what_fits_has_no_misfits_and_each_misfit_has_both_values() -> None:
-    assert misfits(POLICY, INFO, VIEW, history=1) == misfits(POLICY, INFO, VIEW, history=None) == []
-    other = Interface(cameras=("front", "wrist"), state_dim=8, history=2, horizon=3, action_dim=7)
-    assert misfits(other, INFO, replace(VIEW, cameras={"side": "front"}), history=1) == [
-        "cameras: the policy sees wrist, the evaluation shows front",
-        "cameras: the evaluation names side, the simulator has top",
-        "history: the policy sees 2 moments, the evaluation asks for 1",
-        "state: the policy has 8 numbers, the simulator 2",
-        "action: the policy has 7 numbers, the simulator 2",
-    ]
+class Closing(ActingPolicy):
+    """Always moves by 0.5, and closes a little more than not at all."""
+
+    def __init__(self) -> None:
+        self.interface = POLICY
+
+    def see(self, observation):
+        return Moment(observation, {})
+
+    def act_on(self, rows, *, route="head"):
+        return [ActionChunk(np.full((3, 2), [0.5, 0.2]), 0.001) for _ in rows]
+
+
+def test_the_gripper_is_converted_between_policy_and_simulator() -> None:
+    for convention, last in (("raw", 0.2), ("sign", 1.0), ("openvla", 1.0)):
+        actor = PolicyActor(
+            Closing(), VIEW, action_dim=2, route="head", execution=Execution(), together=True, gripper=convention
+        )
+        (decision,) = actor.decide([Turn(actor.session(), [SEEN])])
+        assert isinstance(decision, Decision)
+        assert decision.actions == pytest.approx(np.full((3, 2), [0.5, last]))
+        assert decision.actions.dtype == np.float32
 
 
 def test_what_is_forced_to_fit_is_cut_or_filled_with_zeros() -> None:

@@ -1,6 +1,7 @@
 """A loaded policy acts as it was trained and evaluated, and says what an observation lacks."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,11 @@ from toy_source import ToySource
 import vlatrack
 from vlatrack import Execution, Observation, Policy, Session
 from vlatrack.errors import ObservationError, SpecError, VlatrackError
+from vlatrack.inference.policy import ActingPolicy
+from vlatrack.runner import acting
 from vlatrack.runner.directory import RunDirectory
 from vlatrack.tokens.batch import collate
+from vlatrack.training.compilation import compile_blocks
 
 SHORT = ("train.max_steps=2", "data.history=2", "evaluate.open_loop=null", "tracking.system_every_s=null")
 EPISODE = ToySource().episodes()[0]
@@ -30,15 +34,23 @@ def policy(run: RunDirectory) -> Policy:
     return Policy.load(run.path, device="cpu")
 
 
+@pytest.fixture(scope="module")
+def shorter(policy: Policy) -> ActingPolicy:
+    """The same weights, with a history that is shorter at the start."""
+    encoding = replace(policy._encoding, repeats_start=False)
+    return ActingPolicy(policy._model, encoding, name="shorter", sha256=policy.sha256)
+
+
 def observed(step: int) -> Observation:
     return Observation({"front": FRAMES[step]}, EPISODE.task, EPISODE.states[step])
 
 
+@pytest.mark.parametrize("acting", ["policy", "shorter"])
 @torch.no_grad()
 def test_its_actions_are_those_of_the_forward_pass_that_training_and_evaluation_use(
-    run: RunDirectory, policy: Policy
+    acting: str, run: RunDirectory, request: pytest.FixtureRequest
 ) -> None:
-    spec = run.spec()
+    policy, spec = request.getfixturevalue(acting), run.spec()
     experiment = vlatrack.Experiment.new(spec)
     encoding = policy._encoding
     from vlatrack.data.cache import CodeCache
@@ -69,6 +81,71 @@ def test_a_batch_acts_as_each_observation_alone(policy: Policy) -> None:
         together = policy.act_batch(observations, route=route)
         for chunk, observation in zip(together, observations, strict=True):
             assert chunk.actions == pytest.approx(policy.act(observation, route=route).actions, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_says_how_the_history_of_its_data_starts(run: RunDirectory, tmp_path: Path) -> None:
+    spec = vlatrack.load_spec(TOY, (*SHORT, "data.history_start=shorter", "train.group_by_length=true"))
+    assert not Policy.load(vlatrack.train(spec, runs=tmp_path).path, device="cpu").interface.repeats_start
+    assert Policy.load(run.path, device="cpu").interface.repeats_start
+
+
+def test_a_history_that_is_shorter_at_the_start_acts_in_a_batch_as_alone(shorter: ActingPolicy) -> None:
+    policy = shorter
+    now, before = policy.see(observed(1)), policy.see(observed(0))
+    rows = [[now], [before, now], [now], [now, now]]
+    lengths = [len(policy._prompt(row)) for row in rows]
+    assert lengths[0] == lengths[2] < lengths[1] == lengths[3]
+    for route in ("head", "tokens"):
+        together = policy.act_on(rows, route=route)
+        for row, chunk in zip(rows, together, strict=True):
+            assert chunk.actions == pytest.approx(policy.act_on([row], route=route)[0].actions, abs=1e-5)
+        assert route == "tokens" or not np.array_equal(together[0].actions, together[3].actions)
+
+
+@pytest.mark.parametrize("static_cache", [False, True])
+@pytest.mark.parametrize("dtype", [None, "fp32", "bf16"])
+def test_a_policy_acts_with_each_dtype_and_cache_as_without(
+    run: RunDirectory, policy: Policy, dtype: str | None, static_cache: bool
+) -> None:
+    other = Policy.load(run.path, device="cpu", dtype=dtype, static_cache=static_cache)
+    stored = {parameter.dtype for parameter in other._model.parameters()}
+    assert stored == {torch.bfloat16 if dtype == "bf16" else torch.float32}
+    for step in (5, 0, 7):
+        for count in (1, 2):
+            expected = policy.act_batch([observed(step)] * count, route="tokens")
+            found = other.act_batch([observed(step)] * count, route="tokens")
+            assert dtype == "bf16" or all(
+                np.array_equal(one.actions, same.actions) for one, same in zip(found, expected, strict=True)
+            )
+        assert other.act(observed(step)).actions == pytest.approx(
+            policy.act(observed(step)).actions, abs=0.03 if dtype == "bf16" else 1e-6
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("static_cache", [False, True])
+def test_a_compiled_policy_acts_as_one_that_is_not(
+    run: RunDirectory, policy: Policy, monkeypatch: pytest.MonkeyPatch, static_cache: bool
+) -> None:
+    graphs = []
+    backend = lambda graph, inputs: graphs.append(graph) or graph.forward  # noqa: E731
+    monkeypatch.setattr(acting, "compile_blocks", partial(compile_blocks, backend=backend))
+    monkeypatch.setattr(acting, "missing_compiler", lambda _: None)
+    compiled = Policy.load(run.path, device="cpu", compile=True, static_cache=static_cache)
+    for instruction in (EPISODE.task, "push"):  # prompts of several lengths
+        seen = replace(observed(5), instruction=instruction)
+        assert compiled.act(seen).actions == pytest.approx(policy.act(seen).actions, abs=1e-5)
+        assert compiled.act(seen, route="tokens").actions == pytest.approx(
+            policy.act(seen, route="tokens").actions, abs=1e-6
+        )
+    assert graphs
+
+
+def test_compiling_without_a_compiler_is_one_line(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acting, "missing_compiler", lambda _: "a C++ compiler (g++)")
+    with pytest.raises(SpecError, match=r"compile: needs a C\+\+ compiler \(g\+\+\), which is not on the path"):
+        Policy.load(run.path, device="cpu", compile=True)
 
 
 def test_images_of_several_sizes_are_seen_together_as_each_alone(policy: Policy) -> None:

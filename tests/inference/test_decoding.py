@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from tiny_policy import BINS, GEOMETRY, LAYOUT
+from transformers import StaticCache
 
-from vlatrack.inference.decoding import decode_blocks, head_actions, prefill
+from vlatrack.inference.decoding import StaticRoom, decode_blocks, head_actions, prefill
 from vlatrack.models.attention import attention_mask
 from vlatrack.models.backbones.base import Backbone
 from vlatrack.models.backbones.causal_lm.backbone import CausalLMFactory
@@ -73,6 +74,43 @@ def test_blocks_side_by_side_have_the_tokens_of_blocks_one_after_another(steps: 
     assert len(decoded.unique()) > min(8, numbers)
 
 
+@torch.no_grad()
+def test_so_have_they_where_keys_and_values_stay_in_their_place() -> None:
+    policy = make_policy(5, 4)
+    static = StaticRoom(policy.backbone)
+    for words in ((3, 11, 1), (2, 9, 4), (3, 12, 1), (7,), (1, 1)):  # fits, fits, is too long, other numbers of rows
+        prompts = prompts_for(policy, *words)
+        kept = prefill(policy, prompts, keep=True, static=static)
+        assert isinstance(kept.kept, StaticCache)
+        assert torch.equal(decode_blocks(policy, kept), side_by_side(policy, prompts))
+
+
+@pytest.mark.parametrize("steps", [1, 20])
+@pytest.mark.parametrize("is_static", [False, True])
+def test_so_have_they_after_prompts_that_are_padded_to_a_multiple(steps: int, is_static: bool) -> None:
+    policy = make_policy(steps, 7)
+    static = StaticRoom(policy.backbone) if is_static else None
+    prompts = prompts_for(policy, 3, 11, 1)
+    with torch.no_grad():
+        padded = prefill(policy, prompts, keep=True, length_multiple=64, static=static)
+        assert padded.input_ids.shape == (3, 64)
+        assert torch.equal(decode_blocks(policy, padded), side_by_side(policy, prompts))
+        acting = [head_actions(policy, prefill(policy, prompts, keep=False, length_multiple=m)) for m in (1, 64)]
+    torch.testing.assert_close(*acting, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_static_room_is_used_again_where_it_will_do() -> None:
+    policy = make_policy(5, 4)
+    static = StaticRoom(policy.backbone)
+    first, again, longer, more = (
+        prefill(policy, prompts_for(policy, *words), keep=True, static=static).kept
+        for words in ((9,), (3,), (12,), (3, 3))
+    )
+    assert first is again
+    assert len({id(first), id(longer), id(more)}) == 3
+
+
 @pytest.mark.parametrize("keeps_keys", [True, False])
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_so_have_they_with_other_decoders_and_without_kept_keys(family, keeps_keys, monkeypatch) -> None:
@@ -82,8 +120,11 @@ def test_so_have_they_with_other_decoders_and_without_kept_keys(family, keeps_ke
     policy = make_policy(5, 4, backbone=factory.open().build())
     monkeypatch.setattr(type(policy.backbone), "keeps_keys", keeps_keys)
     prompts = prompts_for(policy, 7, 2)
-    for row, prompt in zip(side_by_side(policy, prompts), prompts, strict=True):
+    with torch.no_grad():
+        static = decode_blocks(policy, prefill(policy, prompts, keep=True, static=StaticRoom(policy.backbone)))
+    for row, same, prompt in zip(side_by_side(policy, prompts), static, prompts, strict=True):
         assert torch.equal(row, one_after_another(policy, prompt))
+        assert torch.equal(same, row)
 
 
 def test_a_chunk_takes_a_forward_pass_for_each_number_of_an_action(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ def test_every_step_of_a_chunk_has_a_panel_with_x_and_plain_step(
     mean = ["mean over the steps"] if horizon > 1 else []
     assert drawn["action_l1"] == mean + steps
     assert drawn["head_l1"] == steps
-    assert drawn["accuracy"] == mean + steps + [f"acc_image_{slot}" for slot in range(10)]
+    assert drawn["accuracy"] == [*mean, *steps, *(f"acc_image_{slot}" for slot in range(10)), "acc_image_codes"]
     assert drawn["losses"] == ["closs", "loss_ct", "z_loss", "loss"]
     assert drawn["action_dimensions"] == drawn["head_dimensions"] == ["dimension 0", "dimension 1"]
     assert drawn["optimisation"][:2] == ["grad_norm", "lr"]

@@ -198,12 +198,17 @@ def test_two_processes_evaluate_a_checkpoint_as_one_does(one_and_two, program: P
         (report,) = (run / "evaluation").glob("step-*.json")
         measured.append(json.loads(report.read_text()))
         report.unlink()
-    for name in ("checkpoint", "policy_sha256", "fingerprints", "changes"):
+    for name in ("checkpoint", "policy_sha256", "fingerprints", "changes", "image_decoder"):
         assert measured[1].pop(name) == measured[0].pop(name)
     alone, together = (report.pop("calibration") for report in measured)
     assert together.keys() == alone.keys() == {"val_ind", "val_ood"}
     for split, rows in alone.items():
         assert together[split] == [pytest.approx(row, rel=1e-5) for row in rows]
+    alone, together = (report.pop("tasks") for report in measured)
+    for split, tasks in alone.items():
+        assert together[split].keys() == tasks.keys()
+        for task, metrics in tasks.items():
+            assert together[split][task] == pytest.approx(metrics, rel=1e-5), task
     assert measured[1] == pytest.approx(measured[0], rel=1e-5)
 
 

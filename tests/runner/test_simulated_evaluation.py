@@ -13,7 +13,7 @@ from program import TOY, Program
 from typer.testing import CliRunner
 
 import vlatrack
-from vlatrack.cli.main import app
+from vlatrack.cli.main import app, main
 from vlatrack.data.video import read_video
 from vlatrack.errors import MissingPackageError, VlatrackError
 from vlatrack.evaluation.comparison import compare
@@ -23,7 +23,12 @@ from vlatrack.tracking.journal.history import metric_history
 
 pytestmark = pytest.mark.slow
 
-SHORT = ("train.max_steps=2", "evaluate.open_loop=null", "tracking.system_every_s=null")
+SHORT = (
+    "train.max_steps=2",
+    "evaluate.open_loop=null",
+    "tracking.system_every_s=null",
+    "data.recorded={rotation: 0, gripper: raw}",
+)
 EVALUATION = """
 name: arena
 suite: {kind: custom, name: arena, target: "toy_arena:ToyArena", tasks: [push, pull], options: {notes: NOTES}}
@@ -193,6 +198,14 @@ def test_the_expert_acts_in_the_place_of_the_policy(scene: Scene) -> None:
         ("cameras={top: wrist}", "cameras: the policy sees front, the evaluation shows wrist"),
         ("cameras={side: front}", "cameras: the evaluation names side, the simulator has top"),
         ("acting.history=3", "history: the policy sees 1 moments, the evaluation asks for 3"),
+        ("acting.horizon=5", "horizon: a chunk of the policy has 3 steps, the evaluation asks for 5"),
+        ("acting.statistics=0000abcd", "statistics: the policy has "),
+        (
+            "acting.images.resize={size: 64, method: pad}",
+            "resolution: the policy was trained on images of front of 32 x 32 pixels, the evaluation shows 64 x 64",
+        ),
+        ("rotation=180", "rotation: the policy was trained on images turned by 0, the evaluation's by 180"),
+        ("acting.gripper=openvla", "gripper: the policy was trained on raw, the evaluation takes it as openvla"),
         ("acting.replan_every=9", "replan_every: 9, but a chunk has 3 steps"),
         ("suite.tasks=[pusch]", "suite.tasks.0: arena has no task 'pusch'; did you mean 'push'?"),
         ("suite.target=toy_arena:ToyArean", "toy_arena:ToyArean: cannot be loaded"),
@@ -206,6 +219,40 @@ def test_what_does_not_fit_is_refused_with_both_values(scene: Scene, override: s
     assert told in str(raised.value)
     assert "\n" not in str(raised.value)
     assert not (scene.folder / "result").exists(), "nothing half-written"
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("suite.kind=metawrld", "got 'metawrld' (did you mean 'metaworld'?)"),
+        ("suite.tasks=[pulll]", "arena has no task 'pulll'; did you mean 'pull'?"),
+        ("suite.tasks=[]", "suite.tasks: must have at least 1 value(s), got 0"),
+        ("acting.horizon=8", "horizon: a chunk of the policy has 3 steps, the evaluation asks for 8"),
+        (
+            "suite={kind: custom, target: 'toy_arena:WrongShapes', options: {what: grey}, tasks: [push]}",
+            "the simulator's image of top is uint8 [32, 32], but its info says uint8 [32, 32, 3]",
+        ),
+        (
+            "suite={kind: custom, target: 'toy_arena:WrongShapes', options: {what: float}, tasks: [push]}",
+            "the simulator's image of top is float32 [32, 32, 3]",
+        ),
+        (
+            "suite={kind: custom, target: 'toy_arena:WrongShapes', options: {what: state}, tasks: [push]}",
+            "the simulator's state has the shape [3], but its info says [2]",
+        ),
+    ],
+)
+def test_a_mistake_ends_the_command_with_one_line_and_exit_code_2(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], override: str, told: str
+) -> None:
+    words = ["evaluate", str(scene.trained), str(scene.file), override, "-o", str(scene.folder / "result")]
+    monkeypatch.setattr("sys.argv", ["vlatrack", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+    assert not (scene.folder / "result" / "episodes.csv").exists()
 
 
 @pytest.mark.skipif(find_spec("metaworld") is None, reason="needs pip install 'vlatrack[metaworld]'")
@@ -251,6 +298,16 @@ def test_what_was_forced_is_recorded(scene: Scene) -> None:
     told = "cameras: the policy sees front, the evaluation shows wrist"
     assert scene.evaluate("cameras={top: wrist}", "episodes=1", force=True).forced == [told]
     assert json.loads((scene.folder / "result" / "evaluation.json").read_text())["forced"] == [told]
+
+
+def test_what_the_checkpoint_does_not_tell_is_said_and_not_refused(scene: Scene) -> None:
+    words = ["evaluate", str(scene.trained), str(scene.file), "-o", str(scene.folder / "result"), "episodes=1"]
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert done.output.count("of which it is not known: prompt (data.recorded)") == 1
+    description = json.loads((scene.folder / "result" / "evaluation.json").read_text())
+    assert description["unknown"] == ["prompt"]
+    asked = f"acting.statistics={description['statistics'][:16]}"
+    assert scene.evaluate(asked, "episodes=1", output="again").forced == []
 
 
 def test_a_folder_of_another_evaluation_is_refused_while_it_is_going_on_and_afterwards(

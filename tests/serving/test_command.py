@@ -64,6 +64,33 @@ def test_a_served_policy_acts_as_it_does_here_until_a_signal_ends_it(program: Pr
 
 
 @pytest.mark.slow
+def test_a_policy_that_does_not_fit_what_it_is_served_for_is_refused_unless_forced(program: Program, run: Path) -> None:
+    (program.folder / "arena.yaml").write_text(
+        "name: arena\nsuite: {kind: custom, target: 'toy_arena:ToyArena', tasks: [push]}\nmax_steps: 7\n"
+        "cameras: {top: front}\nacting: {history: 1, horizon: 3}\n"
+    )
+    words = ("serve", run, "--port", "0", "--device", "cpu", "--evaluation", "arena.yaml")
+    told = "history: the policy sees 2 moments, the evaluation asks for 1"
+    refused = program.run(*words)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert told in refused.stderr
+    process = program.start(*words, "--force")
+    said, address = wait_for_address(process)
+    assert f"forced    {told}" in said
+    with PolicyClient(address) as client:
+        assert client.metadata["forced"] == [told]
+        assert client.metadata["image_sizes"] == {"front": [32, 32]}
+        assert len(client.metadata["statistics"]) == 64
+    process.terminate()
+    process.communicate(timeout=30)
+
+
+def test_force_is_for_an_evaluation() -> None:
+    with pytest.raises(ServingError, match="--force: is for --evaluation"):
+        command.serve("policy", force=True)
+
+
+@pytest.mark.slow
 def test_openpis_own_client_is_served(program: Program, run: Path) -> None:
     openpi = pytest.importorskip("openpi_client.websocket_client_policy", reason="openpi-client is not installed")
     process = program.start("serve", run, "--port", "0", "--device", "cpu")

@@ -127,6 +127,7 @@ def test_a_hash_is_the_same_for_any_style_order_and_process(file: Path, tmp_path
         "train.checkpoint.keep_last=9",
         "evaluate.open_loop.batch_size=1",
         "data.train.path=elsewhere",
+        "data.recorded={rotation: 0, prompt: name, gripper: openvla}",
     ],
 )
 def test_a_hash_ignores_what_does_not_decide_the_result(file: Path, override: str) -> None:
@@ -152,6 +153,7 @@ def test_a_setting_that_a_later_version_adds_leaves_the_hash_and_a_resume_alone(
     before = {path: value for path, value in flatten(spec).items() if path != "train.non_finite"}
     assert differences(before, flatten(spec)) == []
     assert canonical_hash(load_spec(file, ["train.non_finite=skip"])) != canonical_hash(spec)
+    assert canonical_hash(load_spec(file, ["data.history_start=shorter"])) != canonical_hash(spec)
 
 
 @pytest.mark.parametrize("override", ["train.epochs=80", "train.device=cpu", "tracking.log_every=3", "train.workers=2"])

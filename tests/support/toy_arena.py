@@ -93,6 +93,30 @@ class ToyArena:
         return Observation({"top": image}, self._state(), self._task)
 
 
+class WrongShapes(ToyArena):
+    """Shows something else than it says.
+
+    Args:
+        what: grey, float or state.
+    """
+
+    def __init__(self, *, what, notes=""):
+        super().__init__(notes=notes)
+        self._what = what
+
+    def _look(self):
+        seen = super()._look()
+        image, state = seen.images["top"], seen.state
+        match self._what:
+            case "grey":
+                image = image[..., 0]
+            case "float":
+                image = image / np.float32(255)
+            case "state":
+                state = np.append(state, np.float32(0))
+        return Observation({"top": image}, state, seen.instruction)
+
+
 class Unready(ToyArena):
     """Cannot be made."""
 

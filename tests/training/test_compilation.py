@@ -132,17 +132,18 @@ def test_an_idle_batch_is_as_long_as_the_others() -> None:
     assert idle.input_ids.shape == (1, LENGTH_MULTIPLE)
 
 
-def test_a_layer_that_is_not_one_graph_names_the_setting() -> None:
+@pytest.mark.parametrize("setting", ["train.compile", "compile"])
+def test_a_layer_that_is_not_one_graph_names_the_setting(setting: str) -> None:
     policy = make_policy(layers=2)
 
     def reads_a_value(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         return output * 2 if output.sum().item() > 0 else output
 
     policy.backbone.blocks[0].mlp.register_forward_hook(reads_a_value)
-    compile_blocks(policy, backend=Graphs())
+    compile_blocks(policy, backend=Graphs(), setting=setting)
     with pytest.raises(BackboneError, match="layer of ChameleonBackbone cannot be compiled as one graph") as raised:
         policy(batch_of(3, None))
-    assert str(raised.value).endswith("; set train.compile: false")
+    assert str(raised.value).endswith(f"; set {setting}: false")
     assert "\n" not in str(raised.value)
 
 

@@ -7,7 +7,8 @@ as its longest sample. All ways are measured in turns, so that what else the mac
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +19,14 @@ from vlatrack.bench.memory import longest_samples, sizes_of
 from vlatrack.builders.policy import build_policy
 from vlatrack.builders.training import build_accelerator
 from vlatrack.errors import SpecError
-from vlatrack.inference.decoding import Prefill, decode_blocks, head_actions, most_probable, prefill
+from vlatrack.inference.decoding import Prefill, StaticRoom, decode_blocks, head_actions, most_probable, prefill
 from vlatrack.models.attention import attention_mask
 from vlatrack.models.policy import VlaPolicy
+from vlatrack.runner.acting import Dtype, prepare
 from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.tokens.prompts import Ids
 from vlatrack.tokens.text import ByteTokenizer
+from vlatrack.training.compilation import LENGTH_MULTIPLE
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,31 @@ class ActingCost:
     head_ratio: float  # median of head / prefill
     speed_up: float  # median of one after another / side by side, both without the prompt's pass
     same_tokens: bool
+    asked: "AskedCost | None"  # with the dtype, compilation or cache that was asked for
 
 
-def measure_acting(spec: ExperimentSpec, *, rounds: int) -> ActingCost:
+@dataclass(frozen=True)
+class AskedCost:
+    """The same with options of `Policy.load`, in turns with the policy without them."""
+
+    dtype: str | None
+    compiled: bool
+    static_cache: bool
+    head_s: float
+    blocks_s: float
+    head_gain: float  # median of without / with
+    blocks_gain: float
+    same_tokens: bool
+    head_difference: float  # the largest of an action's numbers, which are in the range of [-1, 1]
+
+
+def measure_acting(
+    spec: ExperimentSpec, *, rounds: int, dtype: Dtype | None = None, compiles: bool = False, static_cache: bool = False
+) -> ActingCost:
     """Measure each way so often, after one round that does not count.
+
+    Args:
+        dtype, compiles, static_cache: options of `Policy.load`, with which acting is measured once more.
 
     Raises:
         VlatrackError: the sizes of the backbone are not known, the experiment has no VLA samples, or the device is not
@@ -61,6 +85,11 @@ def measure_acting(spec: ExperimentSpec, *, rounds: int) -> ActingCost:
     (sample, *_), _ = longest_samples(vla, source.text or ByteTokenizer(policy.layout), policy.layout)
     prompt = sample.input_ids[: int(np.argmax(sample.input_ids == policy.layout.action_start))]
     ways = _ways(policy, prompt)
+    is_asked = dtype is not None or compiles or static_cache
+    if is_asked:
+        asked = deepcopy(policy)
+        prepare(asked, dtype=dtype, compiles=compiles)
+        ways |= _asked_ways(asked, prompt, LENGTH_MULTIPLE if compiles else 1, static_cache=static_cache)
     times: dict[str, list[float]] = {name: [] for name in ways}
     results: dict[str, Tensor] = {}
     with torch.inference_mode(), accelerator.autocast():
@@ -88,6 +117,31 @@ def measure_acting(spec: ExperimentSpec, *, rounds: int) -> ActingCost:
         head_ratio=statistics.median(h / p for h, p in zip(times["head"], times["prefill"], strict=True)),
         speed_up=statistics.median(decoded),
         same_tokens=torch.equal(results["blocks"], results["one_by_one"]),
+        asked=_asked_cost(times, results, dtype, compiles, static_cache) if is_asked else None,
+    )
+
+
+def _asked_cost(
+    times: Mapping[str, list[float]],
+    results: Mapping[str, Tensor],
+    dtype: Dtype | None,
+    compiles: bool,
+    static_cache: bool,
+) -> AskedCost:
+    def gain(way: str) -> float:
+        pairs = zip(times[way], times[f"asked_{way}"], strict=True)
+        return statistics.median(without / asked for without, asked in pairs)
+
+    return AskedCost(
+        dtype=dtype,
+        compiled=compiles,
+        static_cache=static_cache,
+        head_s=statistics.median(times["asked_head"]),
+        blocks_s=statistics.median(times["asked_blocks"]),
+        head_gain=gain("head"),
+        blocks_gain=gain("blocks"),
+        same_tokens=torch.equal(results["blocks"], results["asked_blocks"]),
+        head_difference=float((results["head"] - results["asked_head"]).abs().max()),
     )
 
 
@@ -101,6 +155,25 @@ def _ways(policy: VlaPolicy, prompt: Ids) -> dict[str, Callable[[], Tensor]]:
         "blocks": lambda: decode_blocks(policy, prefill(policy, [prompt], keep=True)),
         "one_by_one": lambda: _decode_one_by_one(policy, prefill(policy, [prompt], keep=True)),
     }
+
+
+def _asked_ways(
+    policy: VlaPolicy, prompt: Ids, length_multiple: int, *, static_cache: bool
+) -> dict[str, Callable[[], Tensor]]:
+    """As `ActingPolicy` does it, which leaves precision to the weights."""
+    static = StaticRoom(policy.backbone) if static_cache else None
+    kind = policy.centres.device.type
+
+    def head() -> Tensor:
+        with torch.autocast(kind, enabled=False):
+            return head_actions(policy, prefill(policy, [prompt], keep=False, length_multiple=length_multiple))
+
+    def blocks() -> Tensor:
+        with torch.autocast(kind, enabled=False):
+            kept = prefill(policy, [prompt], keep=True, length_multiple=length_multiple, static=static)
+            return decode_blocks(policy, kept)
+
+    return {"asked_head": head, "asked_blocks": blocks}
 
 
 def _decode_one_by_one(policy: VlaPolicy, prompts: Prefill) -> Tensor:

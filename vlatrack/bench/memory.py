@@ -294,19 +294,19 @@ def longest_samples(spec: ExperimentSpec, text: TextTokenizer, layout: TokenLayo
     instruction = _longest_instruction(spec)
     prompt = text.encode(VLA_PROMPT.format(instruction=instruction))
     as_wished = _sample_set(spec, text, layout, prompt, sys.maxsize)
-    excess = len(as_wished.first("vla").input_ids) - limit if "vla" in kinds else 0
+    excess = len(as_wished.longest("vla").input_ids) - limit if "vla" in kinds else 0
     if excess > 0:  # a shorter instruction may fit
         shortest = len(text.encode(VLA_PROMPT.format(instruction="")))
         prompt = prompt[: max(shortest, len(prompt) - excess)]
     samples = _sample_set(spec, text, layout, prompt, limit)
-    ordered = sorted(kinds, key=lambda kind: len(samples.first(kind).input_ids), reverse=True)
-    longest = samples.first(ordered[0])
+    ordered = sorted(kinds, key=lambda kind: len(samples.longest(kind).input_ids), reverse=True)
+    longest = samples.longest(ordered[0])
     images = int((longest.input_ids == layout.image_start).sum())
     counted = f"{images} image{'s' if images > 1 else ''} of {spec.tokenizer.image.image_size} pixels"
     described = f"a {ordered[0]} sample of {counted}"
     if ordered[0] == "vla":
         described += f", {'as long as backbone.max_seq_len allows' if excess > 0 else _assumed(spec, instruction)}"
-    return [samples.first(kind) for kind in ordered], described
+    return [samples.longest(kind) for kind in ordered], described
 
 
 def _longest_instruction(spec: ExperimentSpec) -> str:
@@ -348,7 +348,7 @@ def _sample_set(
     states = np.full((steps, _state_numbers(spec)), layout.state_start + 2) if spec.data.use_state else None
     actions = np.zeros((steps, numbers), np.float32)
     action_ids = np.full(actions.shape, layout.action_start + 2)
-    episode = EncodedEpisode(prompt, states, action_ids, actions, (blank,) * len(spec.data.cameras))
+    episode = EncodedEpisode(prompt, states, action_ids, actions, (blank,) * len(spec.data.cameras), task="")
     encoding = Encoding(
         layout=layout,
         bins=Bins(spec.tokenizer.bins),

@@ -8,10 +8,11 @@ from vlatrack.evaluation.actors import View
 from vlatrack.evaluation.closed_loop import PlannedEpisode
 from vlatrack.evaluation.conventions import ImageSteps
 from vlatrack.evaluation.episodes import EpisodeId
+from vlatrack.evaluation.fit import Conditions
 from vlatrack.inference.session import Execution
 from vlatrack.serving.cameras import libero_images
 from vlatrack.serving.remote import RequestKeys
-from vlatrack.spec.evaluation import EvaluationSpec, LiberoSuite
+from vlatrack.spec.evaluation import CustomSuite, EvaluationSpec, LiberoSuite
 
 
 def plan_episodes(spec: EvaluationSpec) -> Iterator[PlannedEpisode]:
@@ -49,3 +50,17 @@ def build_request(spec: EvaluationSpec) -> RequestKeys:
     request = spec.acting.request
     images = request.images or libero_images(list(spec.cameras.values()))
     return RequestKeys(images, request.state, request.prompt, request.actions)
+
+
+def build_conditions(spec: EvaluationSpec) -> Conditions:
+    """What a policy would meet, to be compared with what it was trained on."""
+    acting = spec.acting
+    return Conditions(
+        build_view(spec),
+        resolution=None if isinstance(spec.suite, CustomSuite) else spec.resolution,
+        prompt=spec.prompt,
+        gripper=acting.gripper,
+        history=acting.history,
+        horizon=acting.horizon,
+        statistics=acting.statistics,
+    )

@@ -14,6 +14,7 @@ from vlatrack.builders.policy import StoredPolicy, adapter_of, backbone_factory,
 from vlatrack.builders.unfilled import Fill, build_unfilled_policy
 from vlatrack.data.cache import CodeCache
 from vlatrack.data.episodes import checked_frames
+from vlatrack.data.recorded import ImageSizes, image_sizes
 from vlatrack.data.samples import Encoding, SampleKind, SampleSet, check_lengths, encode_episodes
 from vlatrack.data.statistics import NormStats
 from vlatrack.errors import DataError
@@ -95,6 +96,17 @@ class Experiment:
             return record.lineage
         return (*record.lineage, {"checkpoint": str(record.checkpoint), "policy_sha256": record.policy_sha256})
 
+    def image_sizes(self) -> ImageSizes:
+        """Those of the training data, which the policy has got from its checkpoint, or which are looked up.
+
+        Raises:
+            DataError: images have to be read for that, and cannot be.
+        """
+        if self.stored is not None and self.continues and self.stored.record.image_sizes:
+            return self.stored.record.image_sizes
+        train = self.splits[TRAIN]
+        return image_sizes(train.source, train.episodes[0], self.spec.data.cameras)
+
     def policy(self, device: torch.device, *, with_weights: bool = True) -> VlaPolicy:
         """The policy on ``device``, with the stored weights, the pretrained ones, or random ones from the seed.
 
@@ -145,20 +157,21 @@ class Experiment:
             action_range=self.norm_stats.actions,
             state_range=self.norm_stats.states,
             text=self.source.text or ByteTokenizer(layout),
-            images=self._image_tokenizer(layout, folder).to(device),
+            images=self._image_tokenizer(layout, folder, device),
             cameras=spec.data.cameras,
             history=spec.data.history,
             horizon=spec.action_head.time_horizon,
             max_length=spec.backbone.max_seq_len,
+            repeats_start=spec.data.history_start == "repeat",
         )
 
-    def _image_tokenizer(self, layout: TokenLayout, folder: Path) -> ImageTokenizer:
+    def _image_tokenizer(self, layout: TokenLayout, folder: Path, device: torch.device) -> ImageTokenizer:
         """The one in ``folder``; if there is none, the stored policy's, a pretrained one, or one fitted to the data.
 
-        It is saved to ``folder``, from where checkpoints link it.
+        It is saved to ``folder``, from where checkpoints link it, with a decoder if images are to be predicted.
         """
         if ImageTokenizer.is_saved(folder):
-            return ImageTokenizer.load(folder)
+            return ImageTokenizer.load(folder).to(device)
         settings, checkpoint = self.spec.tokenizer.image, self.spec.tokenizer.checkpoint
         if self.stored is not None:
             tokenizer = ImageTokenizer.load(self.stored.record.image_tokenizer)
@@ -179,6 +192,9 @@ class Experiment:
                 seed=self.spec.seed,
                 layout=layout,
             )
+        tokenizer.to(device)
+        if tokenizer.decoder is None and "world_model" in self.spec.data.samples and TRAIN in self.splits:
+            tokenizer.fit_decoder(self._frames_to_fit())
         tokenizer.save(folder)
         return tokenizer
 

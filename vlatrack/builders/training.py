@@ -204,6 +204,7 @@ def build_training_parts(
     experiment: Experiment, training: Training, encoding: Encoding, image_tokenizer: Path
 ) -> TrainingParts:
     """What the checkpoints of a training save; ``image_tokenizer`` is the folder of the run's image tokenizer."""
+    sizes = experiment.image_sizes()
 
     def write_policy_files(folder: Path) -> None:
         (folder / SPEC).write_text(dump_spec(experiment.spec))
@@ -220,6 +221,7 @@ def build_training_parts(
             text_tokenizer=folder / TEXT_TOKENIZER,
             image_tokenizer=folder / IMAGE_TOKENIZER,
             policy_sha256="",  # not known before the files are written
+            image_sizes=sizes,
         )
         record.write(folder, experiment_hash=experiment.hash, backbone_kind=experiment.spec.backbone.kind)
 

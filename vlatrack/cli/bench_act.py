@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from vlatrack.cli.acting_options import Dtype
+
 
 def act(
     file: Annotated[Path, typer.Argument(help="The experiment's YAML file.", show_default=False)],
@@ -13,10 +15,16 @@ def act(
         typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it.", show_default=False),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often each way is measured, in turns.")] = 10,
+    dtype: Annotated[Dtype | None, typer.Option(help="Measure also what computes in it.", show_default=False)] = None,
+    compile_layers: Annotated[bool, typer.Option("--compile", help="Measure also compiled layers.")] = False,
+    static_cache: Annotated[
+        bool, typer.Option("--static-cache", help="Measure also with keys and values that stay in their place.")
+    ] = False,
     output: Annotated[Path, typer.Option("--json", help="File for the figures as JSON.")] = Path("bench-act.json"),
 ) -> None:
     """Measure acting: the continuous head against the bare pass over the prompt, and the action tokens of a chunk
-    decoded side by side against one after another.
+    decoded side by side against one after another. Options that `vlatrack serve` has, too, are measured beside it in
+    turns.
 
     Needs neither data nor weights: the weights are random, and the prompt is as long as the experiment's longest.
 
@@ -40,7 +48,13 @@ def act(
     from vlatrack.spec.load import load_spec
 
     spec = load_spec(file, overrides or [])
-    cost = measure_acting(spec, rounds=rounds)
+    cost = measure_acting(
+        spec,
+        rounds=rounds,
+        dtype=None if dtype is None else dtype.value,
+        compiles=compile_layers,
+        static_cache=static_cache,
+    )
     same = "the same tokens" if cost.same_tokens else "OTHER TOKENS, as ties in bf16 may bring"
     for label, text in (
         ("policy", f"{cost.parameters:,} parameters, prompt of {cost.prompt} tokens, on {cost.device}"),
@@ -54,6 +68,10 @@ def act(
         ("decoding", f"{cost.speed_up:.1f} x as fast side by side, {same}"),
     ):
         typer.echo(f"{label:<14}{text}")
+    if (asked := cost.asked) is not None:
+        same = "the same tokens" if asked.same_tokens else "other tokens"
+        typer.echo(f"{'as asked':<14}head {_milliseconds(asked.head_s)}, {asked.head_gain:.2f} times as fast")
+        typer.echo(f"{'':<14}tokens {_milliseconds(asked.blocks_s)}, {asked.blocks_gain:.2f} times as fast, {same}")
     content = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,

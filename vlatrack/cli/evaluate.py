@@ -80,7 +80,8 @@ def evaluate(
     """Evaluate a checkpoint: on val_ind and val_ood, open-loop, or in the simulator of an evaluation's YAML.
 
     Open-loop, the numbers go into the run's journal and to its trackers, as evaluate/val_ind_closs at the checkpoint's
-    step; those of an exported policy into its evaluation.json.
+    step; those of an exported policy into its evaluation.json. Tables and figures stand beside them: errors by task,
+    chunk step and action dimension, predicted beside recorded actions, and predicted images of world models.
 
     In a simulator, each episode that ends is a row of episodes.csv in the run's folder evaluation/; a killed evaluation
     goes on where it was when it is repeated. An episode whose simulator dies or hangs is begun again, and is an error,

@@ -190,7 +190,7 @@ class TerminalDisplay(Callback):
             values = (evaluation.metrics.get(f"{split}_{name}") for split in splits)
             table.add_row(name, *("-" if value is None else f"{value:.4g}" for value in values))
         self._console.print(table)
-        self._say(f"written to {_shown(evaluation.file)}")
+        self._say(f"written to {_shown(evaluation.file)}, with tables and figures beside it")
         for share in () if evaluation.delivery is None else evaluation.delivery.backends:
             if share.undelivered:
                 self._say(delivery_line(share))

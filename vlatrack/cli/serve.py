@@ -1,17 +1,27 @@
 """`vlatrack serve`: a policy behind a port, for robots and simulators."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vlatrack.cli.acting_options import (
+    CompileOption,
+    Device,
+    DeviceOption,
+    DtypeOption,
+    StaticCacheOption,
+    load_policy,
+)
 from vlatrack.cli.evaluate import Checkpoint, api_key_in
 from vlatrack.errors import ServingError
 
 if TYPE_CHECKING:
     import socket
 
+    from vlatrack.runner.acting import Policy
     from vlatrack.serving.service import Service
 
 
@@ -22,12 +32,14 @@ class Route(StrEnum):
     TOKENS = "tokens"
 
 
-class Device(StrEnum):
-    """Where the policy computes."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
+Evaluation = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="EVALUATION.yaml",
+        help="What clients will do; a policy that was trained on other images, prompts or actions is refused.",
+        show_default=False,
+    ),
+]
 
 
 def serve(
@@ -59,7 +71,12 @@ def serve(
     ] = None,
     max_message: Annotated[int, typer.Option(metavar="MIB", min=1, max=1024, help="Largest message, in MiB.")] = 64,
     max_batch: Annotated[int, typer.Option(min=1, help="Most observations in one pass.")] = 32,
-    device: Annotated[Device, typer.Option(help="auto: a GPU if there is one.")] = Device.AUTO,
+    device: DeviceOption = Device.AUTO,
+    dtype: DtypeOption = None,
+    compile_layers: CompileOption = False,
+    static_cache: StaticCacheOption = False,
+    evaluation: Evaluation = None,
+    force: Annotated[bool, typer.Option("--force", help="Serve it anyway; /metadata records it.")] = False,
 ) -> None:
     """Serve a policy over WebSocket, to clients of openpi and of vla-eval on the same port. SIGTERM or Ctrl-C ends it.
 
@@ -77,6 +94,7 @@ def serve(
     from vlatrack.serving.port import open_port
 
     require_packages()
+    asked = _evaluation(evaluation, force=force)
     api_key, cameras = api_key_in(api_key_env), _pairs("--camera", camera or ())
     params = {key: _value(text) for key, text in _pairs("--observation-param", observation_param or ()).items()}
     with open_port(host, port) as opened:  # fails now, not after the policy is loaded
@@ -85,9 +103,9 @@ def serve(
         from vlatrack.cli.progress import prepare_process
 
         prepare_process()
-        from vlatrack.runner.acting import Policy
         from vlatrack.serving.server import ServerSettings, serve_until_signal
 
+        loaded = load_policy(policy, checkpoint, device, dtype, compiles=compile_layers, static_cache=static_cache)
         settings = ServerSettings(
             route=route.value,
             replan_every=replan_every,
@@ -96,8 +114,8 @@ def serve(
             api_key=api_key,
             largest_message=max_message * 2**20,
             largest_batch=max_batch,
+            forced=asked(loaded),
         )
-        loaded = Policy.load(policy, checkpoint=checkpoint, device=device.value)
 
         def say_ready(service: "Service") -> None:
             _say_ready(service, opened, has_key=api_key is not None)
@@ -113,10 +131,30 @@ def _say_ready(service: "Service", opened: "socket.socket", *, has_key: bool) ->
     for name, keys in metadata["camera_keys"].items():
         typer.echo(f"camera    {name}: {' or '.join(keys)}")
     typer.echo(f"sees      {metadata['history']} moments, state {metadata['state_dim'] or 'none'}")
+    for text in metadata["forced"]:
+        typer.echo(f"forced    {text}")
     typer.echo(f"answers   chunks of {metadata['horizon']} x {metadata['action_dim']}, route {metadata['route']}")
     if not has_key and not host.startswith("127.") and host != "::1":
         typer.echo("open      to everybody who reaches this address; --api-key-env asks for a key")
     typer.echo(f"serving   ws://{shown}:{port}  (SIGTERM or Ctrl-C ends it)")
+
+
+def _evaluation(file: Path | None, *, force: bool) -> "Callable[[Policy], list[str]]":
+    """What compares a policy with an evaluation, which is read now: it tells where they differ."""
+    if file is None:
+        if force:
+            raise ServingError("--force: is for --evaluation EVALUATION.yaml, with which the policy is compared")
+        return lambda _: []
+    from vlatrack.spec.load import load_evaluation
+
+    spec = load_evaluation(file)
+
+    def differences(policy: "Policy") -> list[str]:
+        from vlatrack.runner.fit import check_fit
+
+        return check_fit(spec, policy.interface, policy=policy.name, force=force)
+
+    return differences
 
 
 def _pairs(option: str, words: Sequence[str]) -> dict[str, str]:

@@ -90,6 +90,9 @@ def _show_result(console: Console, found: "SimulatedEvaluation") -> None:
     console.print(table)
     lines = [f"episode set {found.digest[:12]}; intervals: Wilson, 95 %"]
     lines += [f"evaluated by force: {text}" for text in found.forced]
+    if found.unknown:
+        told = ", ".join(found.unknown)
+        lines.append(f"not compared with the training data, of which it is not known: {told} (data.recorded)")
     videos = sum(bool(row.video) for row in found.rows)
     lines.append(f"written to {_shown(found.folder)}" + (f", {videos} videos" if videos else ""))
     if found.delivery is not None:

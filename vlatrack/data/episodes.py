@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +73,29 @@ class EpisodeSource(Protocol):
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) over the content of the files: the same on every machine and in every folder."""
+
+
+@runtime_checkable
+class KnowsImageSizes(Protocol):
+    """A dataset that can tell the size of its images without reading them; a part of it."""
+
+    def image_size(self, camera: str) -> tuple[int, int]:
+        """Height and width in pixels of a camera of the dataset."""
+
+
+@runtime_checkable
+class NamesActions(Protocol):
+    """What a dataset offers besides `EpisodeSource` if it knows what the numbers of its actions are, for figures."""
+
+    @property
+    def action_names(self) -> Sequence[str]:
+        """One for each number of an action, with its unit where that is known; empty: not known."""
+
+
+def action_names(source: EpisodeSource) -> tuple[str, ...]:
+    """A name for each number of an action: the dataset's, or `action 0`, `action 1` and so on."""
+    names = tuple(source.action_names) if isinstance(source, NamesActions) else ()
+    return names if len(names) == source.action_dim else tuple(f"action {i}" for i in range(source.action_dim))
 
 
 def select_episodes(

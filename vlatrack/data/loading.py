@@ -1,7 +1,7 @@
 """Batches in an order that depends only on the seed and the epoch, so a run can resume at any position."""
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -24,6 +24,19 @@ def even_subset(samples: int, *, batch_size: int, limit: int | None) -> list[lis
     count = samples if limit is None else min(samples, limit)
     chosen = np.linspace(0, samples - 1, count).round().astype(int)
     return [chunk.tolist() for chunk in np.array_split(chosen, range(batch_size, count, batch_size))]
+
+
+def batches_by_group(
+    numbers: Iterable[int], group_of: Callable[[int], str], *, batch_size: int
+) -> dict[str, list[list[int]]]:
+    """Sample indices in batches that each hold samples of one group, by group, in the order in which these occur."""
+    members: dict[str, list[int]] = {}
+    for number in numbers:
+        members.setdefault(group_of(number), []).append(number)
+    return {
+        group: [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
+        for group, own in members.items()
+    }
 
 
 def load_batches(

@@ -43,6 +43,7 @@ class Encoding:
     history: int
     horizon: int
     max_length: int
+    repeats_start: bool = True  # before the first step of an episode its images stand for earlier ones; else for none
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class EncodedEpisode:
     action_ids: Ids  # [T, A]
     actions: NDArray[np.float32]  # [T, A] in [-1, 1]
     codes: tuple[Codes, ...]  # [T, R, C] for each camera
+    task: str  # instruction text
 
     @property
     def length(self) -> int:
@@ -70,9 +72,9 @@ class SampleSet:
         Args:
             every: a sample starts at every n-th step of an episode.
         """
-        self._episodes, self._encoding = episodes, encoding
+        self.episodes, self._encoding = episodes, encoding
         self._world_text = encoding.text.encode(WORLD_MODEL_PROMPT)
-        self._lengths: dict[tuple[SampleKind, int], int] = {}
+        self._lengths: dict[tuple[SampleKind, int, int], int] = {}
         self._index: list[tuple[SampleKind, int, int]] = []
         for number, episode in enumerate(episodes):
             for kind in kinds:
@@ -85,21 +87,39 @@ class SampleSet:
 
     def __getitem__(self, number: int) -> TokenSequence:
         """Sample ``number`` as ids and labels; TokenError if it is longer than the backbone accepts."""
-        kind, episode, step = self._index[number]
-        if kind == "vla":
-            return self._vla(self._episodes[episode], step)
-        return self._world_model(self._episodes[episode], step)
+        return self.at(*self._index[number])
+
+    def of_kind(self, kind: SampleKind) -> "SampleSet":
+        """All samples of a kind that the same episodes have."""
+        return SampleSet(self.episodes, self._encoding, (kind,))
+
+    def place(self, number: int) -> tuple[int, int]:
+        """Where sample ``number`` is: the position of its episode in ``episodes``, and its step."""
+        _, episode, step = self._index[number]
+        return episode, step
+
+    def at(self, kind: SampleKind, episode: int, step: int) -> TokenSequence:
+        """The sample of a kind at a step of the episode at that position, as far as the episode has it."""
+        build = self._vla if kind == "vla" else self._world_model
+        return build(self.episodes[episode], step)
+
+    def codes(self, episode: int, step: int) -> Codes:
+        """The image codes of every camera at a step of the episode at that position, [cameras, R, C]."""
+        return np.stack(self._images(self.episodes[episode], step))
 
     def length_of(self, number: int) -> int:
-        """The number of tokens of sample ``number``: the same for all samples of a kind that an episode has."""
-        kind, episode, _ = self._index[number]
-        if (kind, episode) not in self._lengths:
-            self._lengths[kind, episode] = len(self[number].input_ids)
-        return self._lengths[kind, episode]
+        """The number of tokens of sample ``number``: the same for all samples of a kind that an episode has, and that
+        see as many moments."""
+        kind, episode, step = self._index[number]
+        key = kind, episode, len(self._moments(step))
+        if key not in self._lengths:
+            self._lengths[key] = len(self[number].input_ids)
+        return self._lengths[key]
 
-    def first(self, wanted: SampleKind) -> TokenSequence:
-        """The first sample of a kind; there must be one."""
-        return self[next(number for number, (kind, _, _) in enumerate(self._index) if kind == wanted)]
+    def longest(self, wanted: SampleKind) -> TokenSequence:
+        """A sample of a kind that sees as many moments as any; there must be one. Those of an episode are as long."""
+        of_kind = [number for number, (kind, _, _) in enumerate(self._index) if kind == wanted]
+        return self[max(of_kind, key=lambda number: len(self._moments(self._index[number][2])))]
 
     def _vla(self, episode: EncodedEpisode, step: int) -> TokenSequence:
         encoding, chunk = self._encoding, slice(step, step + self._encoding.horizon)
@@ -124,8 +144,11 @@ class SampleSet:
         )
 
     def _moments(self, step: int) -> list[int]:
-        """The steps of the history, oldest first; steps before the start are replaced by the first one."""
-        return [max(0, moment) for moment in range(step - self._encoding.history + 1, step + 1)]
+        """The steps of the history, oldest first; steps before the start are replaced by the first one, or left out."""
+        moments = range(step - self._encoding.history + 1, step + 1)
+        if self._encoding.repeats_start:
+            return [max(0, moment) for moment in moments]
+        return [moment for moment in moments if moment >= 0]
 
     def _images(self, episode: EncodedEpisode, moment: int) -> list[Codes]:
         return [codes[moment] for codes in episode.codes]
@@ -185,12 +208,13 @@ def check_lengths(episodes: Sequence[Episode], encoding: Encoding, kinds: Sequen
     The length does not depend on the content of the images, so this uses blank ones and encodes nothing.
     """
     side = encoding.images.codes_per_side
-    of_task = {episode.task: episode for episode in episodes if episode.length >= max(encoding.horizon, 2)}
+    by_length = sorted(episodes, key=lambda episode: episode.length)  # the longest has the longest history
+    of_task = {episode.task: episode for episode in by_length if episode.length >= max(encoding.horizon, 2)}
     for episode in of_task.values():
         blank = np.broadcast_to(np.int64(encoding.layout.first_image_code), (episode.length, side, side))
         samples = SampleSet([_encode(episode, encoding, (blank,) * len(encoding.cameras))], encoding, kinds)
         for kind in kinds:
-            samples.first(kind)
+            samples.longest(kind)
 
 
 def _encode(episode: Episode, encoding: Encoding, codes: tuple[Codes, ...]) -> EncodedEpisode:
@@ -205,4 +229,5 @@ def _encode(episode: Episode, encoding: Encoding, codes: tuple[Codes, ...]) -> E
         action_ids=bins.encode(actions, start=layout.action_start),
         actions=actions.astype(np.float32),
         codes=codes,
+        task=episode.task,
     )

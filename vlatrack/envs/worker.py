@@ -119,6 +119,7 @@ def execute(environment: Environment, request: Begin | Act) -> Stretch:
     """Carry a request out."""
     if isinstance(request, Begin):
         observation = _begun(environment, request)
+        _check_shapes(observation, environment.info)
         size = environment.info.action_dim
         no_op = np.zeros(size) if request.no_op is None else np.asarray(request.no_op)
         if no_op.shape != (size,):
@@ -150,6 +151,24 @@ def _begun(environment: Environment, request: Begin) -> Observation:
     if not isinstance(environment, StoredStates):
         raise DataError(f"{request.task}: this simulator has no stored initial states; its class has no reset_to")
     return environment.reset_to(request.task, seed=request.seed, initial_state=request.initial_state)
+
+
+def _check_shapes(observation: Observation, info: EnvironmentInfo) -> None:
+    """Raise DataError for an observation that is not what the environment says about itself."""
+    expected = {camera: ("uint8", (*size, 3)) for camera, size in info.cameras.items()}
+    for camera, image in observation.images.items():
+        found = str(np.asarray(image).dtype), np.shape(image)
+        if camera in expected and found != expected[camera]:
+            dtype, shape = expected[camera]
+            raise DataError(
+                f"observation: the simulator's image of {camera} is {found[0]} {list(found[1])}, but its info says "
+                f"{dtype} {list(shape)}; correct the simulator"
+            )
+    if np.shape(observation.state) != (info.state_dim,):
+        raise DataError(
+            f"observation: the simulator's state has the shape {list(np.shape(observation.state))}, but its info says "
+            f"{[info.state_dim]}; correct the simulator"
+        )
 
 
 def _step(environment: Environment, action: NDArray[np.float32], *, seen: bool) -> StepResult:

@@ -11,7 +11,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vlatrack.envs.base import EnvironmentInfo
 from vlatrack.envs.base import Observation as Seen
 from vlatrack.errors import NoAnswerError, ObservationError
 from vlatrack.evaluation.conventions import AS_RENDERED, Gripper, ImageSteps, gripper_command
@@ -156,24 +155,6 @@ class PolicyActor:
     def _planned(self, session: Session, seconds: float) -> Decision:
         actions = gripper_command(fitted(session.planned(), self._action_dim), self._gripper)
         return Decision(actions.astype(np.float32), seconds)
-
-
-def misfits(interface: Interface, info: EnvironmentInfo, view: View, *, history: int | None) -> list[str]:
-    """Where policy and simulator do not fit together, each with both values."""
-    found = []
-    shown = list(view.cameras.values())
-    if missing := [camera for camera in interface.cameras if camera not in shown]:
-        found.append(f"cameras: the policy sees {', '.join(missing)}, the evaluation shows {', '.join(shown)}")
-    if unknown := [camera for camera in view.cameras if camera not in info.cameras]:
-        there = ", ".join(info.cameras) or "none"
-        found.append(f"cameras: the evaluation names {', '.join(unknown)}, the simulator has {there}")
-    if history is not None and history != interface.history:
-        found.append(f"history: the policy sees {interface.history} moments, the evaluation asks for {history}")
-    if interface.state_dim is not None and interface.state_dim != info.state_dim:
-        found.append(f"state: the policy has {interface.state_dim} numbers, the simulator {info.state_dim}")
-    if interface.action_dim != info.action_dim:
-        found.append(f"action: the policy has {interface.action_dim} numbers, the simulator {info.action_dim}")
-    return found
 
 
 def fitted(values: NDArray[np.floating], size: int) -> NDArray[np.floating]:

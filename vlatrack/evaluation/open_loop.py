@@ -6,6 +6,7 @@ import torch
 from accelerate import Accelerator
 
 from vlatrack.metrics.states import MetricStates
+from vlatrack.metrics.world_model import CODE_HITS, CODE_NLL
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.tokens.batch import Batch
 
@@ -36,3 +37,8 @@ def evaluate_open_loop(
     finally:
         policy.train(was_training)
     return states
+
+
+def image_states(states: MetricStates) -> MetricStates:
+    """Those of predicted images: the losses of world-model samples do not belong to those of action chunks."""
+    return MetricStates({name: states[name] for name in ("acc_image", CODE_HITS, CODE_NLL) if name in states})

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vlatrack.models.attention import attention_mask
+from vlatrack.models.backbones.base import Backbone
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.tokens.layout import TokenLayout
 from vlatrack.tokens.prompts import Ids
@@ -31,16 +32,44 @@ class Prefill:
     kept: Any | None  # keys and values, where the backbone keeps them
 
 
-def prefill(policy: VlaPolicy, prompts: Sequence[Ids], *, keep: bool) -> Prefill:
+class StaticRoom:
+    """Memory for keys and values that stays in its place from chunk to chunk; in use by one of them at a time."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone = backbone
+        self._rows = self._positions = 0
+        self._room: Any | None = None
+
+    def empty(self, rows: int, positions: int) -> Any | None:
+        """Room for so many positions of each row: that of the last time if it will do; None if there is no such."""
+        if self._room is not None and rows == self._rows and positions <= self._positions:
+            self._room.reset()
+            return self._room
+        self._rows, self._positions = rows, positions
+        self._room = self._backbone.room_for(positions)
+        return self._room
+
+
+def prefill(
+    policy: VlaPolicy,
+    prompts: Sequence[Ids],
+    *,
+    keep: bool,
+    length_multiple: int = 1,
+    static: StaticRoom | None = None,
+) -> Prefill:
     """One forward pass over prompts, which end before the first action block.
 
     Args:
         prompts: ids of each row.
         keep: whether tokens are to be decoded after them.
+        length_multiple: rows are padded to a multiple of so many positions, so that lengths repeat.
+        static: where keys and values are kept; None: in memory that grows.
     """
     device, layout = policy.centres.device, policy.layout
     lengths = torch.tensor([len(prompt) for prompt in prompts])
-    rows = np.full((len(prompts), int(lengths.max())), layout.pad, np.int64)
+    width = -(-int(lengths.max()) // length_multiple) * length_multiple
+    rows = np.full((len(prompts), width), layout.pad, np.int64)
     for row, prompt in zip(rows, prompts, strict=True):
         row[: len(prompt)] = prompt
     input_ids, lengths = torch.from_numpy(rows).to(device), lengths.to(device)
@@ -48,7 +77,10 @@ def prefill(policy: VlaPolicy, prompts: Sequence[Ids], *, keep: bool) -> Prefill
     if not (keep and backbone.keeps_keys):
         return Prefill(input_ids, lengths, backbone(input_ids, mask), None)
     positions = torch.arange(rows.shape[1], device=device).expand_as(input_ids)
-    hidden, kept = backbone.forward_further(input_ids, mask, positions, None)
+    room = None
+    if static is not None:  # each pass adds a position to each block
+        room = static.empty(len(rows), width + policy.action_head.time_horizon * policy.action_head.action_dim)
+    hidden, kept = backbone.forward_further(input_ids, mask, positions, room)
     return Prefill(input_ids, lengths, hidden, kept)
 
 

@@ -1,12 +1,13 @@
 """What a policy sees at one moment, and what it was trained to see."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vlatrack.data.recorded import Recorded
 from vlatrack.errors import ObservationError
 
 
@@ -31,6 +32,9 @@ class Interface:
     history: int  # moments whose images it sees, the present one included
     horizon: int  # actions of a chunk
     action_dim: int
+    repeats_start: bool = True  # before an episode's first step its images stand for earlier ones; else there are fewer
+    statistics: str | None = None  # SHA-256 of what actions and states are normalised by; None: not known
+    recorded: Recorded = field(default_factory=Recorded)  # how its training data were made
 
     def check(self, observation: Observation) -> None:
         """Raise ObservationError, one line with the remedy, for what the policy was not trained on."""

@@ -10,8 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vlatrack.data.recorded import Recorded
 from vlatrack.data.samples import Encoding
-from vlatrack.inference.decoding import decode_blocks, head_actions, prefill
+from vlatrack.data.statistics import NormStats
+from vlatrack.inference.decoding import StaticRoom, decode_blocks, head_actions, prefill
 from vlatrack.inference.observation import Interface, Observation
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.tokens.bins import decode_ids
@@ -56,21 +58,39 @@ class ChunkPolicy(Protocol):
 class ActingPolicy:
     """A policy with everything that it needs to act."""
 
-    def __init__(self, model: VlaPolicy, encoding: Encoding, *, name: str, sha256: str) -> None:
+    def __init__(
+        self,
+        model: VlaPolicy,
+        encoding: Encoding,
+        *,
+        name: str,
+        sha256: str,
+        recorded: Recorded | None = None,
+        length_multiple: int = 1,
+        static_cache: bool = False,
+    ) -> None:
         """
         Args:
             name: where it comes from, for people.
             sha256: digest of the weights, tokenizers and ranges.
+            recorded: how its training data were made; None: nothing is known.
+            length_multiple: prompts are padded to a multiple of so many tokens, for compiled layers.
+            static_cache: keep keys and values of the tokens in memory that stays in its place; then chunks may not be
+                asked for by several threads at once.
         """
         self.name, self.sha256 = name, sha256
         self._model, self._encoding = model.eval(), encoding
+        self._length_multiple, self._static = length_multiple, StaticRoom(model.backbone) if static_cache else None
         head = model.action_head
         self.interface = Interface(
             cameras=encoding.cameras,
             state_dim=None if encoding.state_range is None else encoding.state_range.dimensions,
             history=encoding.history,
+            repeats_start=encoding.repeats_start,
             horizon=head.time_horizon,
             action_dim=head.action_dim,
+            statistics=NormStats(encoding.action_range, encoding.state_range).digest(),
+            recorded=recorded or Recorded(),
         )
 
     @property
@@ -117,7 +137,8 @@ class ActingPolicy:
     def act_on(self, rows: Sequence[Sequence[Moment]], *, route: Route = "head") -> list[ActionChunk]:
         """The chunks of several rows of moments, the oldest first and the present one last, in one forward pass.
 
-        As in the training data, the first of a row stands for the moments before it.
+        As in the training data, the first of a row stands for the moments before it, or they are left out
+        (`data.history_start`).
         """
         start = time.perf_counter()
         normalised = self._normalised_actions(list(map(self._prompt, rows)), route)
@@ -127,7 +148,9 @@ class ActingPolicy:
 
     def _prompt(self, moments: Sequence[Moment]) -> Ids:
         encoding, now = self._encoding, moments[-1].observation
-        seen = [moments[0]] * (encoding.history - len(moments)) + list(moments[-encoding.history :])
+        seen = list(moments[-encoding.history :])
+        if encoding.repeats_start:
+            seen = [moments[0]] * (encoding.history - len(seen)) + seen
         state = None
         if encoding.state_range is not None:
             values = encoding.state_range.normalise(np.asarray(now.state))
@@ -143,7 +166,8 @@ class ActingPolicy:
     def _normalised_actions(self, prompts: Sequence[Ids], route: Route) -> NDArray[Any]:
         """The chunks [B, H, A] in the range of [-1, 1]."""
         model = self._model
-        prompted = prefill(model, prompts, keep=route == "tokens")
+        multiple, static = self._length_multiple, self._static
+        prompted = prefill(model, prompts, keep=route == "tokens", length_multiple=multiple, static=static)
         actions: Tensor
         if route == "head":
             actions = head_actions(model, prompted)

@@ -1,7 +1,8 @@
 """The declaration of every metric: what it means, and how it is computed from the states of the same name.
 
 The states of the losses are in `losses`; those of the token metrics come from `vlatrack.models.token_metrics`:
-l1_loss_action, acc_action and quantisation_floor [H, A], acc_image [slots].
+l1_loss_action, acc_action and quantisation_floor [H, A], acc_image [slots]. Those of free decoding and of images come
+from `vlatrack.evaluation`.
 
 Legend: H steps of a chunk, A numbers of an action.
 """
@@ -12,7 +13,10 @@ from vlatrack.metrics.losses import LOSS_CT, Weights, gradient_share_metrics, lo
 from vlatrack.metrics.metric import ACTION_UNIT, Direction, Metric, Value
 from vlatrack.metrics.names import MOST_GPUS, SYSTEM, step_slot
 from vlatrack.metrics.states import MetricStates
+from vlatrack.metrics.world_model import world_model_metrics
 
+FREE = "l1_loss_free"
+"""State [H, A] and metric of free decoding."""
 CONFIDENCE_BUCKETS = 10
 """Of equal width; the confidence of a bin is the largest of the bins' probabilities."""
 _ECE = "expected calibration error of action tokens: mean of |confidence - accuracy|, by tenths of confidence"
@@ -24,7 +28,9 @@ def split_metrics(*, horizon: int, action_dim: int, image_slots: int, losses: We
     yield from _actions(horizon, action_dim)
     yield Metric("ece_action", _ECE, "fraction", Direction.LOWER, "action", value=_calibration_error)
     yield from _head(horizon, action_dim)
+    yield from _free(horizon, action_dim)
     yield from _images(image_slots)
+    yield from world_model_metrics()
 
 
 def _actions(horizon: int, action_dim: int) -> Iterator[Metric]:
@@ -57,14 +63,28 @@ def _head(horizon: int, action_dim: int) -> Iterator[Metric]:
         yield Metric(name, meaning, ACTION_UNIT, lower, group, value=_chunk_mean(LOSS_CT.name, dim=dim))
 
 
+def _free(horizon: int, action_dim: int) -> Iterator[Metric]:
+    lower, group = Direction.LOWER, "free"
+    error = "L1 error of the actions decoded freely, each token after the policy's own, as it acts"
+    mean = _chunk_mean(FREE)
+    yield Metric(FREE, f"{error}, mean over the chunk", ACTION_UNIT, lower, group, value=mean)
+    for step in range(horizon):
+        name, meaning = f"{FREE}_{step_slot(step, horizon)}", f"{error}, at step {step} of the chunk"
+        yield Metric(name, meaning, ACTION_UNIT, lower, group, step, _chunk_mean(FREE, step=step))
+    for dim in range(action_dim):
+        name, meaning = f"{FREE}_dim_{dim}", f"{error}, action dimension {dim}"
+        yield Metric(name, meaning, ACTION_UNIT, lower, group, value=_chunk_mean(FREE, dim=dim))
+
+
 def action_error_grids(states: MetricStates) -> dict[str, list[list[float]]]:
     """The mean L1 error of each chunk step and action dimension, [H][A], by how the actions are predicted.
 
-    `token`: decoded from the most probable tokens; `head`: the continuous head. Empty without action rows.
+    `token`: decoded from the most probable tokens, each after the recorded ones; `free`: from tokens of which each
+    follows the policy's own; `head`: the continuous head. A route that was not measured is left out.
     Synchronises with the device once.
     """
     on_host = states.cpu()
-    routes = {"token": "l1_loss_action", "head": LOSS_CT.name}
+    routes = {"token": "l1_loss_action", "head": LOSS_CT.name, "free": FREE}
     found = {route: on_host[name] for route, name in routes.items() if name in on_host and on_host[name].count}
     return {route: state.mean().tolist() for route, state in found.items()}
 

@@ -19,8 +19,8 @@ SYSTEM = "system/"
 MOST_GPUS = 16
 """GPUs of a machine that have metrics of their own."""
 
-STEP_NAME = re.compile(r"_(?:l1_loss|acc)_(?:action|head)_(\d+)$")
-DIM_NAME = re.compile(r"_l1_loss_(?:head_)?dim_(\d+)$")
+STEP_NAME = re.compile(r"_(?:l1_loss|acc)_(?:action|head|free)_(\d+)$")
+DIM_NAME = re.compile(r"_l1_loss_(?:head_|free_)?dim_(\d+)$")
 LR_NAME = re.compile(rf"^{TRAIN}_lr_(\w+)$")
 IMAGE_NAME = re.compile(r"_acc_image_(\d+)$")
 

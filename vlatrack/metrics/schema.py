@@ -34,6 +34,7 @@ from vlatrack.metrics.names import (
     step_slot,
 )
 from vlatrack.metrics.simulation import SIMULATION, simulation_metrics, simulation_name
+from vlatrack.metrics.tasks import task_metrics
 
 __all__ = [
     "EVALUATE",
@@ -97,7 +98,8 @@ class MetricSchema:
         """The schema of the smallest experiment that has all chunk steps, dimensions, loss terms and parameter groups
         among `names`.
 
-        A name `weighted_<term>` stands for a custom loss term. Metrics of simulators are declared as they are named.
+        A name `weighted_<term>` stands for a custom loss term. Metrics of simulators and of single tasks are declared
+        as they are named.
         """
         known = tuple(names)
         experiment = cls.for_experiment(
@@ -107,7 +109,7 @@ class MetricSchema:
             losses={**DOCUMENTED_LOSSES, **_custom_losses(known)},
             groups=dict.fromkeys(found[1] for found in map(LR_NAME.fullmatch, known) if found),
         )
-        return cls([*experiment, *simulation_metrics(dict.fromkeys(known))])
+        return cls([*experiment, *simulation_metrics(dict.fromkeys(known)), *task_metrics(dict.fromkeys(known))])
 
     def __getitem__(self, name: str) -> Metric:
         """The metric of that documented name; KeyError, with the nearest name, if there is none."""

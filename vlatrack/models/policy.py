@@ -20,7 +20,7 @@ from vlatrack.models.calibration import calibration_states
 from vlatrack.models.heads.action_head import ActionHead
 from vlatrack.models.losses.base import LossInputs, LossTerm, checked_count, checked_total
 from vlatrack.models.losses.token_losses import token_losses
-from vlatrack.models.token_metrics import token_metric_states
+from vlatrack.models.token_metrics import image_code_states, token_metric_states
 from vlatrack.tokens.batch import IMAGE_SLOTS, Batch
 from vlatrack.tokens.bins import Bins, decode_ids
 from vlatrack.tokens.layout import TokenLayout
@@ -103,13 +103,15 @@ class VlaPolicy(nn.Module):
             predicted=tokens.predicted,
             hidden=hidden,
             actions=self._head_actions(hidden, batch) if has_actions else None,
-            label_actions=self._label_actions(batch) if has_actions else None,
+            label_actions=self.label_actions(batch) if has_actions else None,
         )
         totals, states = self._loss_totals(inputs)
         before_metrics()
         states = states + token_metric_states(inputs, self.layout, self.centres)
         if has_actions and not self.training:
             states = states + self._calibration(supervised.detach(), batch)
+        if len(batch.image_index) and not self.training:
+            states = states + image_code_states(inputs, self.layout)
         return PolicyOutput(totals, states, inputs.actions)
 
     def loss_counts(self, batch: Batch) -> dict[str, float]:
@@ -170,7 +172,7 @@ class VlaPolicy(nn.Module):
         bins = self.backbone.output_layer[first : first + len(self.centres) + 1].detach()
         return calibration_states(supervised[batch.action_index], bins, batch.targets[batch.action_index] - first)
 
-    def _label_actions(self, batch: Batch) -> Tensor:
+    def label_actions(self, batch: Batch) -> Tensor:
         """The actions [R, H, A] in [-1, 1] that the label tokens decode to."""
         decoded: Tensor = decode_ids(batch.targets[batch.action_index], self.centres, start=self.layout.action_start)
         return decoded

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vlatrack.metrics.states import MetricStates
+from vlatrack.metrics.world_model import CODE_HITS, CODE_NLL
 from vlatrack.models.losses.base import LossInputs
 from vlatrack.tokens.batch import IMAGE_SLOTS
 from vlatrack.tokens.bins import decode_ids
@@ -39,3 +40,21 @@ def token_metric_states(inputs: LossInputs, layout: TokenLayout, centres: Tensor
         if batch.actions is not None:
             states["quantisation_floor"] = (inputs.label_actions - batch.actions).abs().sum(0), rows
     return MetricStates.of(states)
+
+
+def image_code_states(inputs: LossInputs, layout: TokenLayout) -> MetricStates:
+    """The states of `acc_image_codes` and `closs_image_codes`; both NaN where logits are not finite.
+
+    Unlike `acc_image`, they leave out the sizes and row ends of images, which are the same in all of them.
+    """
+    index = inputs.batch.image_index
+    targets, nll = inputs.batch.targets[index], inputs.nll[index].detach()
+    is_code = (targets >= layout.first_image_code) & (targets < layout.first_image_code + layout.image_codes)
+    hits = torch.where(nll.isfinite(), (inputs.predicted[index] == targets).to(nll.dtype), torch.nan)
+    count = is_code.sum()
+    return MetricStates.of(
+        {
+            CODE_HITS: (torch.where(is_code, hits, 0.0).double().sum(), count),
+            CODE_NLL: (torch.where(is_code, nll, 0.0).double().sum(), count),
+        }
+    )

@@ -1,11 +1,12 @@
 """The L1 error of each chunk step and action dimension: a table with all epochs, and a heat map of the last one.
 
 Legend: H steps of a chunk, A numbers of an action. A route is how actions are predicted: `token` (decoded from the
-most probable tokens) or `head` (by the continuous head).
+most probable tokens, each after the recorded ones), `free` (from tokens that each follow the policy's own) or `head`
+(by the continuous head).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ Grid = Sequence[Sequence[float]]
 
 COLUMNS = ("split", "epoch", "route", "step", "X", "dimension", "l1")
 _HEADER = ",".join(COLUMNS) + "\n"
-ROUTES = {"token": "decoded from tokens", "head": "continuous head"}
+ROUTES = {"token": "tokens after recorded ones", "free": "tokens decoded freely", "head": "continuous head"}
 _CELL_INCHES = 0.46
 
 
@@ -49,13 +50,23 @@ def append_action_errors(file: Path, split: str, epoch: int, grids: Mapping[str,
     Raises:
         DataError: the file cannot be written.
     """
-    rows = [
-        (split, epoch, route, step, step_slot(step, len(grid)), dimension, error)
-        for route, grid in grids.items()
-        for step, errors in enumerate(grid)
-        for dimension, error in enumerate(errors)
-    ]
+    rows = [(split, epoch, *cell) for cell in _cells(grids)]
     append_text(file, "".join(",".join(map(str, row)) + "\n" for row in rows), heading=_HEADER)
+
+
+def action_error_table(grids: Mapping[str, Mapping[str, Grid]]) -> str:
+    """The CSV table of one checkpoint, without epochs, of the grids by split and route."""
+    rows = [(split, *cell) for split, of_split in grids.items() for cell in _cells(of_split)]
+    header = [column for column in COLUMNS if column != "epoch"]
+    return "".join(",".join(map(str, row)) + "\n" for row in [header, *rows])
+
+
+def _cells(grids: Mapping[str, Grid]) -> Iterator[tuple[str, int, int, int, float]]:
+    """Route, step, X, dimension and error of each cell."""
+    for route, grid in grids.items():
+        for step, errors in enumerate(grid):
+            for dimension, error in enumerate(errors):
+                yield route, step, step_slot(step, len(grid)), dimension, error
 
 
 def drop_action_errors_from(file: Path, epoch: int) -> None:
@@ -117,14 +128,19 @@ def draw_action_errors(file: Path, output: Path, *, run_name: str) -> bool:
     Raises:
         DataError: the file cannot be read, or is not such a table.
     """
-    grids = read_last_errors(file)
+    grids = {key: (grid, f", epoch {epoch}") for key, (epoch, grid) in read_last_errors(file).items()}
+    return draw_error_grids(grids, output, run_name=run_name)
+
+
+def draw_error_grids(grids: Mapping[tuple[str, str], tuple[Grid, str]], output: Path, *, run_name: str) -> bool:
+    """As `draw_action_errors`, of grids by split and route, each with the end of its panel's title."""
     if not grids:
         return False
     splits = [split for split in SPLITS if any(split == known for known, _ in grids)]
     routes = [route for route in ROUTES if any(route == known for _, known in grids)]
-    values = [value for _, grid in grids.values() for row in grid for value in row if math.isfinite(value)]
+    values = [value for grid, _ in grids.values() for row in grid for value in row if math.isfinite(value)]
     scale = Normalize(0.0, max(values, default=1.0) or 1.0)
-    horizon, dimensions = (max(shape) for shape in zip(*[(len(g), len(g[0])) for _, g in grids.values()], strict=True))
+    horizon, dimensions = (max(shape) for shape in zip(*[(len(g), len(g[0])) for g, _ in grids.values()], strict=True))
     size = (
         max(3.4, horizon * _CELL_INCHES + 1.0) * len(routes) + 1.2,
         max(2.6, dimensions * _CELL_INCHES * 0.62 + 1.2) * len(splits) + 0.6,
@@ -135,7 +151,8 @@ def draw_action_errors(file: Path, output: Path, *, run_name: str) -> bool:
     for axes_row, split in zip(panels, splits, strict=True):
         for axes, route in zip(axes_row, routes, strict=True):
             if (split, route) in grids:
-                _draw_panel(axes, *grids[split, route], scale, f"{STYLES[split].label}\n{ROUTES[route]}")
+                grid, ending = grids[split, route]
+                _draw_panel(axes, grid, scale, f"{STYLES[split].label}\n{ROUTES[route]}{ending}")
             else:
                 axes.set_axis_off()
     image = next(axes.images[0] for axes in panels.flat if axes.images)
@@ -145,7 +162,7 @@ def draw_action_errors(file: Path, output: Path, *, run_name: str) -> bool:
     return True
 
 
-def _draw_panel(axes: Axes, epoch: int, grid: Grid, scale: Normalize, title: str) -> None:
+def _draw_panel(axes: Axes, grid: Grid, scale: Normalize, title: str) -> None:
     horizon, dimensions = len(grid), len(grid[0])
     by_dimension = [[grid[step][dim] for step in range(horizon)] for dim in range(dimensions)]
     axes.imshow(by_dimension, cmap=colormaps["YlGnBu"].with_extremes(bad="#d9d9d9"), norm=scale, aspect="auto")
@@ -154,7 +171,7 @@ def _draw_panel(axes: Axes, epoch: int, grid: Grid, scale: Normalize, title: str
             dark = math.isfinite(error) and scale(error) > 0.55
             text = f"{error:.2f}" if math.isfinite(error) else str(error)
             axes.text(step, dim, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
-    axes.set_title(f"{title}, epoch {epoch}", fontsize=9, loc="left")
+    axes.set_title(title, fontsize=9, loc="left")
     axes.set_xticks(range(horizon), [f"{step}\n({step_slot(step, horizon)})" for step in range(horizon)])
     axes.set_yticks(range(dimensions), [str(dim) for dim in range(dimensions)])
     axes.set_xlabel("step of the chunk (X)", fontsize=9)

@@ -50,7 +50,7 @@ class _PanelBook:
         tokens = self.panels(self._with_mean("l1_loss_action"), floor=floor)
         yield "action_l1", "L1 error of the actions decoded from tokens", tokens, True
         yield "head_l1", "L1 error of the continuous head", self.panels(self._numbered("l1_loss_head")), True
-        hits = self.panels([*self._with_mean("acc_action"), *self._numbered("acc_image")])
+        hits = self.panels([*self._with_mean("acc_action"), *self._numbered("acc_image"), "acc_image_codes"])
         yield "accuracy", "token accuracy", hits, True
         tokens = self.panels(self._numbered("l1_loss_dim"), floor=floor)
         yield "action_dimensions", "L1 error of the decoded actions by action dimension", tokens, True

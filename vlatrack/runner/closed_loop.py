@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,7 +19,7 @@ from vlatrack.builders.trackers import build_backends
 from vlatrack.envs.watched import Simulator, WatchedWorker, checked, opened
 from vlatrack.envs.worker import Opened
 from vlatrack.errors import SimulatorError, SpecError
-from vlatrack.evaluation.actors import Actor, Expert, PolicyActor, misfits
+from vlatrack.evaluation.actors import Actor, Expert, PolicyActor
 from vlatrack.evaluation.closed_loop import ClosedLoop, EpisodeResult, PlannedEpisode
 from vlatrack.evaluation.comparison import success_by_task, success_rate, task_mean
 from vlatrack.evaluation.episodes import EpisodeTable
@@ -31,6 +31,7 @@ from vlatrack.runner.episode_videos import EpisodeVideos
 from vlatrack.runner.evaluate import record_evaluation
 from vlatrack.runner.evaluated import Subject, is_address, served_subject, stored_subject
 from vlatrack.runner.evaluation_folder import EvaluationFolder
+from vlatrack.runner.fit import check_fit
 from vlatrack.serving.connection import shown_address
 from vlatrack.spec.evaluation import EvaluationSpec, set_digest
 from vlatrack.spec.load import load_evaluation
@@ -68,8 +69,9 @@ class SimulatedEvaluation:
     rows: Sequence[EpisodeRow]
     metrics: Mapping[str, float]  # by full name, such as sim/metaworld/success
     digest: str  # of the episode set
-    forced: Sequence[str]  # where policy and simulator do not fit together
+    forced: Sequence[str]  # where policy and evaluation do not fit together
     delivery: DeliveryReport | None = field(default=None, compare=False)
+    unknown: Sequence[str] = ()  # what was not compared, since the checkpoint does not tell how its data were made
 
 
 def evaluate_in_simulator(
@@ -111,7 +113,7 @@ def evaluate_in_simulator(
         forced = [*_check_simulator(spec, wrong, force=options.force)]
         forced += _check_fit(spec, subject, policy, there, force=options.force)
         episodes = list(plan_episodes(spec))
-        description = _description(spec, build, subject, forced)
+        description = _description(spec, build, subject, policy, forced)
         order = [episode.id for episode in episodes]
         folder = EvaluationFolder.open(options.output or subject.folder, description, order)
         with closing(folder), _some_threads():
@@ -120,7 +122,8 @@ def evaluate_in_simulator(
             actor = _actor(spec, policy, there, together=subject.together)
             _run(_loop(spec, build, actor, there, folder, options), episodes, folder, videos, on_episode)
             with folder.finishing():
-                return _finish(spec, build, subject, folder, videos, forced)
+                found = _finish(spec, build, subject, folder, videos, forced)
+            return replace(found, unknown=_unknown(spec, policy))
 
 
 def _subject(
@@ -217,19 +220,17 @@ def _check_fit(spec: EvaluationSpec, subject: Subject, policy: ChunkPolicy, ther
         if not there.has_expert:
             raise SpecError(f"acting.expert: {spec.suite.name} has no scripted expert; leave it out")
         return []
-    found = misfits(policy.interface, there.info, build_view(spec), history=spec.acting.history)
+    found = check_fit(spec, policy.interface, policy=subject.name, info=there.info, force=force)
     if subject.route not in (None, spec.acting.route):
-        found.append(f"route: the server answers with {subject.route}, the evaluation asks for {spec.acting.route}")
-    if found and not force:
-        raise SpecError(
-            f"{subject.name} does not fit {spec.name}: {'; '.join(found)}; change the evaluation, or evaluate anyway "
-            "with --force, which the result records"
-        )
+        said = f"route: the server answers with {subject.route}, the evaluation asks for {spec.acting.route}"
+        if not force:
+            raise SpecError(f"{subject.name} does not fit {spec.name}: {said}; change one, or evaluate with --force")
+        found = [*found, said]
     return found
 
 
 def _description(
-    spec: EvaluationSpec, build: SimulatorBuild, subject: Subject, forced: Sequence[str]
+    spec: EvaluationSpec, build: SimulatorBuild, subject: Subject, policy: ChunkPolicy, forced: Sequence[str]
 ) -> dict[str, Any]:
     return {
         "name": spec.name,
@@ -241,8 +242,15 @@ def _description(
         "checkpoint": None if subject.checkpoint is None else subject.checkpoint.name,
         "policy_sha256": None if spec.acting.expert else subject.sha256,
         "server": subject.server,
+        "statistics": None if spec.acting.expert else policy.interface.statistics,
         "forced": list(forced),
+        "unknown": _unknown(spec, policy),
     }
+
+
+def _unknown(spec: EvaluationSpec, policy: ChunkPolicy) -> list[str]:
+    """What cannot be compared."""
+    return [] if spec.acting.expert else policy.interface.recorded.unknown(policy.interface.cameras)
 
 
 def _loop(

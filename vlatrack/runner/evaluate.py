@@ -15,15 +15,17 @@ from vlatrack.builders.policy import StoredPolicy
 from vlatrack.builders.trackers import build_backends
 from vlatrack.builders.training import build_accelerator
 from vlatrack.data.cache import CodeCache, user_cache
-from vlatrack.data.loading import even_subset, load_batches
+from vlatrack.data.loading import even_subset
 from vlatrack.data.samples import SampleSet
 from vlatrack.errors import CheckpointError, SpecError
-from vlatrack.evaluation.open_loop import evaluate_open_loop
 from vlatrack.metrics.declarations import calibration_table
 from vlatrack.metrics.schema import EVALUATE, VAL_IND, VAL_OOD
+from vlatrack.metrics.tasks import task_metric_values
 from vlatrack.models.policy import VlaPolicy
-from vlatrack.reports.calibration import draw_calibration
 from vlatrack.runner.directory import RunDirectory, find_checkpoint, verify_checkpoint, write_in_run
+from vlatrack.runner.open_loop_details import DetailedEvaluation, SplitDetails, metrics_of, task_metrics_of
+from vlatrack.runner.open_loop_files import write_files
+from vlatrack.runner.open_loop_samples import SamplePass
 from vlatrack.runner.recorder import check_no_secret, start_tracking
 from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.identity import differences, flatten
@@ -45,6 +47,7 @@ from vlatrack.training.state import TrainState
 EVENT = "evaluation"
 """The event in the journal."""
 
+_REMEDY = "lower evaluate.open_loop.batch_size"
 _OF_AN_EVALUATION = ("data.val_ind", "data.val_ood", "evaluate", "train.device")
 """Settings that may differ from those of the training."""
 
@@ -60,6 +63,9 @@ class Evaluation:
     data: Mapping[str, str]  # digests of the validation data, by name
     calibration: Mapping[str, list[dict[str, float]]]  # of the action tokens by split, as `calibration_table` has it
     changes: tuple[str, ...]  # settings that differ from those of the checkpoint
+    tasks: Mapping[str, Mapping[str, Mapping[str, float]]]  # by split and task: its metrics, and its number of samples
+    image_decoder: str | None  # how predicted images became pixels; None: the policy predicts none
+    files: tuple[Path, ...] = ()  # tables and figures beside the JSON file
     delivery: DeliveryReport | None = None  # what became of the run's records at its trackers; None if nothing was sent
 
 
@@ -70,6 +76,7 @@ class OpenLoopEvaluation:
     settings: OpenLoopSpec | None
     training: Training
     samples: Mapping[str, SampleSet]
+    world_model: bool = False  # whether the training has world-model samples
 
     def __call__(self, state: TrainState) -> EpochResults:
         settings, training = self.settings, self.training
@@ -83,6 +90,7 @@ class OpenLoopEvaluation:
                     settings,
                     training.accelerator,
                     training.group,
+                    world_model=self.world_model,
                     length_multiple=training.settings.length_multiple,
                     before_batch=self._check_signals,
                 )
@@ -108,8 +116,8 @@ def evaluate_run(
 
     ``path`` is a run, one of its checkpoints, or an exported policy. The metrics of a run's checkpoint go into its
     journal, as ``evaluate/val_ind_closs`` at the checkpoint's step, together with the policy's digest, and from there
-    to the trackers; those of an exported policy into its ``evaluation.json``. Several ranks share the samples; the main
-    process writes.
+    to the trackers; those of an exported policy into its ``evaluation.json``. Tables and figures are logged with them.
+    Several ranks share the samples; the main process writes.
 
     Args:
         checkpoint: of a run: ``best``, ``last`` or the name of a checkpoint folder; None: the best.
@@ -143,23 +151,33 @@ def evaluate_run(
 
         cache = CodeCache(user_cache() if run is None else run.code_cache)
         samples = experiment.samples(encoding, cache, on_encode)
-    settings = spec.evaluate.open_loop or OpenLoopSpec()
-    results: dict[str, SplitResult] = {}
+    evaluate = DetailedEvaluation(
+        policy.eval(), encoding, accelerator, group, spec.evaluate, world_model="world_model" in spec.data.samples
+    )
+    results: dict[str, SplitDetails] = {}
     for split, split_samples in samples.items():
         for callback in callbacks:
             callback.on_stage(f"evaluating {chosen.name} on {split}: {len(split_samples)} samples")
-        results[split] = evaluate_split(policy, split_samples, settings, accelerator, group)
-    metrics = {f"{split}_{name}": v for split, result in results.items() for name, v in result.metrics.items()}
-    data = {name: digest for name, digest in experiment.fingerprints.items() if name.startswith("data.")}
-    calibration = {split: calibration_table(result.states) for split, result in results.items()}
-    evaluation = Evaluation(chosen, stored.record.policy_sha256, metrics, file, data, calibration, changes)
-    if group.is_main_process:
-        _write(evaluation)
-        title = f"{spec.name} {chosen.name}\ncalibration of the action tokens"
-        draw_calibration(calibration, _figure_of(evaluation), title=title)
-        if run is not None:
-            return replace(evaluation, delivery=_record(run, evaluation))
-    return evaluation
+        with group.noticing_lost_ranks(), telling_out_of_memory("open-loop evaluation", remedy=_REMEDY):
+            results[split] = evaluate.of_split(experiment.splits[split], split_samples)
+    evaluation = Evaluation(
+        checkpoint=chosen,
+        policy_sha256=stored.record.policy_sha256,
+        metrics=metrics_of(results, policy),
+        file=file,
+        data={name: digest for name, digest in experiment.fingerprints.items() if name.startswith("data.")},
+        calibration={split: calibration_table(result.states) for split, result in results.items()},
+        changes=changes,
+        tasks=task_metrics_of(results, policy),
+        image_decoder=evaluate.image_decoder,
+    )
+    if not group.is_main_process:
+        return evaluation
+    _write(evaluation)
+    title = f"{spec.name} {chosen.name}"
+    files = write_files(results, evaluation.tasks, file, name=title, image_decoder=evaluation.image_decoder)
+    evaluation = replace(evaluation, files=tuple(files))
+    return evaluation if run is None else replace(evaluation, delivery=_record(run, evaluation))
 
 
 def _checked_changes(stored: StoredPolicy, spec: ExperimentSpec) -> tuple[str, ...]:
@@ -207,25 +225,23 @@ def evaluate_split(
     accelerator: Accelerator,
     group: ProcessGroup,
     *,
+    world_model: bool = False,
     length_multiple: int = 1,
     before_batch: Callable[[], None] = lambda: None,
 ) -> SplitResult:
     """Open-loop metrics of one split over all ranks. All ranks call this.
 
     Args:
+        world_model: whether to evaluate world-model samples of the split as well.
         length_multiple: see ``load_batches``.
     """
+    run = SamplePass(policy, accelerator, group, length_multiple, before_batch)
     order = even_subset(len(samples), batch_size=settings.batch_size, limit=settings.max_samples)
-    batches = load_batches(  # idle ones where this rank has no samples
-        samples,
-        list(map(group.shard, order)),
-        policy.layout,
-        pin=accelerator.device.type == "cuda",
-        length_multiple=length_multiple,
-    )
-    remedy = "lower evaluate.open_loop.batch_size"
-    with group.noticing_lost_ranks(), telling_out_of_memory("open-loop evaluation", remedy=remedy):
-        own_states = evaluate_open_loop(policy, batches, accelerator, before_batch=before_batch)
+    with group.noticing_lost_ranks(), telling_out_of_memory("open-loop evaluation", remedy=_REMEDY):
+        own_states = run.own_states(samples, order)
+        if world_model and settings.world_samples:
+            limit, size = settings.world_samples, settings.batch_size
+            own_states += run.own_image_states(samples, limit=limit, batch_size=size)
     states = group.sum_states(own_states)
     return SplitResult(policy.metric_values(states), states)
 
@@ -237,23 +253,26 @@ def _write(evaluation: Evaluation) -> None:
         "fingerprints": evaluation.data,
         "changes": list(evaluation.changes),
         "calibration": evaluation.calibration,
+        "tasks": evaluation.tasks,
+        **({} if evaluation.image_decoder is None else {"image_decoder": evaluation.image_decoder}),
         **evaluation.metrics,
     }
     write_in_run(evaluation.file, redact(json.dumps(content, indent=1)) + "\n")
-
-
-def _figure_of(evaluation: Evaluation) -> Path:
-    return evaluation.file.with_name(f"{evaluation.file.stem}-calibration.png")
 
 
 def _record(run: RunDirectory, evaluation: Evaluation) -> DeliveryReport | None:
     event: dict[str, str | int] = {"policy_sha256": evaluation.policy_sha256}
     if evaluation.changes:
         event["changes"] = "; ".join(evaluation.changes)
+    if evaluation.image_decoder is not None:
+        event["image_decoder"] = evaluation.image_decoder
     metrics = {f"{EVALUATE}{metric}": value for metric, value in evaluation.metrics.items()}
-    artifacts = {f"evaluation/{evaluation.file.name}": evaluation.file}
-    if (figure := _figure_of(evaluation)).exists():
-        artifacts[f"figures/{figure.name}"] = figure
+    for split, tasks in evaluation.tasks.items():
+        metrics |= task_metric_values(split, tasks)
+    artifacts = {
+        f"{'figures' if file.suffix == '.png' else 'evaluation'}/{file.name}": file
+        for file in (evaluation.file, *evaluation.files)
+    }
     return record_evaluation(run, evaluation.checkpoint, EVENT, event, metrics, artifacts=artifacts)
 
 

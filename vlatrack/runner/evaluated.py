@@ -51,7 +51,8 @@ def stored_subject(spec: EvaluationSpec, checkpoint: Path, run: RunDirectory | N
     Raises:
         VlatrackError: it is damaged, or cannot act as the evaluation says.
     """
-    policy = Policy.load(checkpoint)
+    acting = spec.acting
+    policy = Policy.load(checkpoint, dtype=acting.dtype, compile=acting.compile, static_cache=acting.static_cache)
     build_execution(spec).check(policy.interface.horizon)
     if run is None:
         folder = checkpoint / "evaluation" / spec.label

@@ -197,7 +197,10 @@ def _train(
     if compiles_layers(experiment.spec, device):
         notify("on_stage", "compiling the decoder layers in the first step")
     notify("on_train_start", state, training.total_steps, training.settings.epochs)
-    training.run(state, checkpoints, OpenLoopEvaluation(experiment.spec.evaluate.open_loop, training, samples))
+    evaluate = OpenLoopEvaluation(
+        experiment.spec.evaluate.open_loop, training, samples, world_model="world_model" in experiment.spec.data.samples
+    )
+    training.run(state, checkpoints, evaluate)
 
 
 def _policy(job: Job) -> tuple[VlaPolicy, Fill | None]:

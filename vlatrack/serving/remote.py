@@ -175,4 +175,5 @@ def _announced(metadata: Mapping[str, Any]) -> tuple[Interface, dict[str, str]]:
         raise ServingError(
             f"the server's metadata lacks what vlatrack's has ({error}); update one of the two"
         ) from error
-    return Interface(cameras, state_dim, history, horizon, action_dim), keys
+    interface = Interface(cameras, state_dim, history, horizon, action_dim, statistics=metadata.get("statistics"))
+    return interface, keys

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,6 +47,7 @@ class ServerSettings:
     api_key: str | None = None
     largest_message: int = 64 * 2**20  # bytes
     largest_batch: int = 32  # observations in one pass
+    forced: Sequence[str] = ()  # where the policy does not fit the evaluation that it is served for
 
     def check(self, interface: Interface) -> None:
         """Raise SpecError or ServingError for what the policy cannot do."""
@@ -152,7 +153,7 @@ async def _chosen(
 
 
 def _service(policy: ActingPolicy, worker: InferenceWorker, latencies: Latencies, settings: ServerSettings) -> Service:
-    interface = policy.interface
+    interface, recorded = policy.interface, policy.interface.recorded
     reader = ObservationReader(interface, settings.cameras)
     metadata = {
         "server": f"vlatrack {__version__}",
@@ -163,9 +164,16 @@ def _service(policy: ActingPolicy, worker: InferenceWorker, latencies: Latencies
         "camera_keys": {camera: list(keys) for camera, keys in reader.keys.items()},
         "state_dim": interface.state_dim,
         "history": interface.history,
+        "history_start": "repeat" if interface.repeats_start else "shorter",
         "horizon": interface.horizon,
         "action_dim": interface.action_dim,
         "route": settings.route,
+        "statistics": interface.statistics,
+        "image_sizes": {camera: list(size) for camera, size in recorded.image_sizes.items()},
+        "rotation": recorded.rotation,
+        "prompt": recorded.prompt,
+        "gripper": recorded.gripper,
+        "forced": list(settings.forced),
     }
     asked = {"send_wrist_image": reader.has_wrist, "send_state": interface.state_dim is not None}
     hello = {

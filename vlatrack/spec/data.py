@@ -51,6 +51,20 @@ class CustomSource(EpisodeSelection):
 Source = Annotated[LeRobotSource | LiberoSource | CustomSource, Field(discriminator="kind")]
 
 
+class RecordedSpec(Model):
+    """How the demonstrations were made, for evaluations in a simulator, which have to do the same; null: not known."""
+
+    rotation: Literal[0, 180] | None = Field(
+        None, description="degrees by which the images are turned, compared with those of the simulator"
+    )
+    prompt: Literal["language", "name"] | None = Field(
+        None, description="what the episodes have as task: its instruction, or its name with spaces"
+    )
+    gripper: Literal["raw", "openvla"] | None = Field(
+        None, description="raw: as the simulator takes it; openvla: 0 for closed and 1 for open"
+    )
+
+
 class DataSpec(Model):
     """The demonstrations: what the policy sees of them, and the three splits."""
 
@@ -59,12 +73,16 @@ class DataSpec(Model):
     )
     use_state: bool = Field(True, description="put the proprioceptive state into the prompt")
     history: PositiveInt = Field(1, description="time steps of images in the prompt, the current one included")
+    history_start: Literal["repeat", "shorter"] = Field(
+        "repeat", description="before an episode's first step: its images stand for earlier ones, or there are fewer"
+    )
     samples: Annotated[tuple[Literal["vla", "world_model"], ...], Field(min_length=1), Once] = Field(
         ("vla",), description="sample kinds in the training mixture, in equal parts"
     )
     sample_every: PositiveInt = Field(
         1, description="a training sample starts at every n-th step of an episode; at 80 Hz neighbours are nearly alike"
     )
+    recorded: RecordedSpec = RecordedSpec()
     train: Source = Field(description="episodes that the policy learns from")
     val_ind: Source | None = Field(None, description="held-out episodes of training tasks")
     val_ood: Source | None = Field(None, description="held-out tasks")

@@ -132,12 +132,23 @@ class ActingSpec(Model):
     history: PositiveInt | None = Field(
         None, description="moments of images that the policy has to see; null: as it was trained"
     )
+    horizon: PositiveInt | None = Field(
+        None, description="steps of a chunk that the policy has to have; null: as it was trained"
+    )
+    statistics: Annotated[str, Field(pattern="^[0-9a-f]{8,64}$")] | None = Field(
+        None,
+        description="SHA-256, or its first 8 or more digits, of the normalisation statistics that the policy has to "
+        "have; null: as it was trained",
+    )
     images: ImagesSpec = ImagesSpec()
     gripper: Literal["raw", "sign", "openvla"] = Field(
         "raw",
         description="what becomes of an action's last number; raw: nothing; sign: 1 from 0 on, else -1; openvla: from "
         "0.5 on -1 (open), else 1 (closed)",
     )
+    dtype: Literal["bf16", "fp32"] | None = Field(None, description="that it computes in; null: as its weights are")
+    compile: bool = Field(False, description="compile its decoder layers, which takes a minute or more at the start")
+    static_cache: bool = Field(False, description="keep keys and values of tokens in memory that stays in its place")
     blind: bool = Field(False, description="show the policy black images: the baseline of not seeing")
     expert: bool = Field(False, description="let the simulator's scripted expert act instead: the ceiling")
     request: RequestSpec = Field(RequestSpec(), description="of a policy behind somebody else's server (--policy)")
@@ -244,8 +255,13 @@ class EvaluationSpec(Model):
 
 _SET_ADDED_LATER = {"prompt": "language"}
 _ACTING_ADDED_LATER = {
+    "horizon": None,
+    "statistics": None,
     "images": ImagesSpec().model_dump(mode="json"),
     "gripper": "raw",
+    "dtype": None,
+    "compile": False,
+    "static_cache": False,
     "request": RequestSpec().model_dump(mode="json"),
 }
 

@@ -248,9 +248,27 @@ class OpenLoopSpec(Model):
     every_epochs: PositiveInt = Field(1, description="every this many epochs")
     batch_size: PositiveInt = Field(32, description="samples in one forward pass")
     max_samples: PositiveInt | None = Field(None, description="evaluate on an evenly spread subset of this size")
+    world_samples: NonNegativeInt = Field(
+        256, description="world-model samples of each split, evenly spread, if the training has such; 0: none"
+    )
+
+
+class DetailsSpec(Model):
+    """What `vlatrack evaluate` measures and draws beside the losses, of each split."""
+
+    free_samples: NonNegativeInt = Field(
+        256, description="samples whose action tokens are also decoded freely, as when the policy acts; 0: none"
+    )
+    trajectories: NonNegativeInt = Field(
+        3, description="episodes whose predicted actions are drawn beside the recorded ones; 0: none"
+    )
+    frames: NonNegativeInt = Field(
+        64, description="world-model samples whose images are decoded, for PSNR, SSIM and a figure; 0: none"
+    )
 
 
 class EvaluateSpec(Model):
-    """Evaluation while training."""
+    """Evaluation on recorded data."""
 
-    open_loop: OpenLoopSpec | None = Field(OpenLoopSpec(), description="null: no evaluation on recorded data")
+    open_loop: OpenLoopSpec | None = Field(OpenLoopSpec(), description="while training; null: no evaluation")
+    details: DetailsSpec = DetailsSpec()

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
-from vlatrack.data.episodes import EpisodeSource, episodes_digest
+from vlatrack.data.episodes import EpisodeSource, KnowsImageSizes, episodes_digest
 
 
 class DatasetContract(ABC):
@@ -63,6 +63,9 @@ class DatasetContract(ABC):
                 assert (len(frames), frames.shape[-1]) == (episode.length, 3), place
                 sizes[camera].add(frames.shape[1:])
         assert all(len(of_camera) == 1 for of_camera in sizes.values()), f"a camera's frames differ in size: {sizes}"
+        if isinstance(source, KnowsImageSizes):
+            told = {camera: {(*source.image_size(camera), 3)} for camera in source.cameras}
+            assert told == sizes, "it tells other sizes than its frames have"
 
     def test_frames_are_the_same_each_time(self) -> None:
         source, again = self.open(), self.open()

@@ -22,6 +22,7 @@ from transformers.models.chameleon.modeling_chameleon import ChameleonImageVocab
 
 from vlatrack.errors import CheckpointError
 from vlatrack.tokens.layout import PIXELS_PER_CODE, TokenLayout
+from vlatrack.tokens.patches import CodePatches
 
 CHAMELEON_PREFIX = "model.vqmodel."
 """Prefix of the image tokenizer's weights in a Chameleon checkpoint."""
@@ -34,20 +35,33 @@ _FEATURE_SAMPLES = 60_000  # features for k-means; more do not change the centre
 class ImageTokenizer:
     """A frozen image encoder and codebook, with the token id of each code."""
 
-    def __init__(self, vq: ChameleonVQVAE, *, image_size: int, code_ids: NDArray[np.int64]) -> None:
+    def __init__(
+        self,
+        vq: ChameleonVQVAE,
+        *,
+        image_size: int,
+        code_ids: NDArray[np.int64],
+        decoder: CodePatches | None = None,
+    ) -> None:
         """
         Args:
             vq: the encoder and quantiser.
             image_size: pixels of each side; images of another size are resized.
             code_ids: token id of each code, [number of codes].
+            decoder: from codes back to pixels.
         """
         self._vq = vq.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self._code_ids = torch.from_numpy(code_ids)
-        self.image_size = image_size
+        self.image_size, self.decoder = image_size, decoder
 
     @property
     def codes_per_side(self) -> int:
         return self.image_size // PIXELS_PER_CODE
+
+    @property
+    def code_ids(self) -> NDArray[np.int64]:
+        """The token id of each code."""
+        return self._code_ids.numpy()
 
     def to(self, device: torch.device | str) -> Self:
         """The same tokenizer, encoding on ``device``."""
@@ -66,6 +80,33 @@ class ImageTokenizer:
         if not codes:
             return np.empty((0, side, side), np.int64)
         return self._code_ids[torch.cat(codes)].view(-1, side, side).numpy()
+
+    def resized(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """RGB images [N, height, width, 3] in the size that is encoded, [N, image_size, image_size, 3]."""
+        chunks = np.array_split(frames, max(1, -(-len(frames) // _ENCODE_CHUNK)))
+        pixels = [((_pixels(chunk, self.image_size) + 1) * 127.5).round().clamp(0, 255).byte() for chunk in chunks]
+        return torch.cat(pixels).permute(0, 2, 3, 1).numpy()
+
+    def fit_decoder(self, frames: NDArray[np.uint8]) -> None:
+        """Decode a code to the mean of the pixels that it stands for in ``frames`` [N, height, width, 3]."""
+        codes = self._codes_of(self.encode(frames))
+        self.decoder = CodePatches.fit(codes, self.resized(frames), codebook_size=len(self._code_ids))
+
+    def decode(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Token ids [N, R, C] to RGB images [N, image_size, image_size, 3]; there must be a decoder.
+
+        An id that is no code of this tokenizer is grey.
+        """
+        assert self.decoder is not None
+        return self.decoder.decode(self._codes_of(ids))
+
+    def _codes_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The code of each id; -1 for what is none."""
+        known = self.code_ids
+        order = np.argsort(known)
+        place = np.searchsorted(known, ids, sorter=order).clip(max=len(known) - 1)
+        codes: NDArray[np.int64] = order[place]
+        return np.where(known[codes] == ids, codes, -1)
 
     # --- where tokenizers come from -----------------------------------------------------------
 
@@ -125,7 +166,7 @@ class ImageTokenizer:
         return cls(vq, image_size=image_size, code_ids=ids - TokenLayout.first_image_code + layout.first_image_code)
 
     def fingerprint(self) -> str:
-        """sha256 of everything that determines the ids of an image."""
+        """sha256 of everything that determines the ids of an image, which the decoder does not."""
         digest = hashlib.sha256(f"{self.image_size}".encode() + self._code_ids.numpy().tobytes())
         for name, value in sorted(self._vq.state_dict().items()):
             digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
@@ -150,6 +191,8 @@ class ImageTokenizer:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             save_file({name: value.contiguous() for name, value in self._vq.state_dict().items()}, folder / _WEIGHTS)
+            if self.decoder is not None:
+                self.decoder.save(folder)
             (folder / _SETTINGS).write_text(json.dumps(settings) + "\n")
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{folder}: the image tokenizer cannot be written ({error})") from error
@@ -173,7 +216,7 @@ class ImageTokenizer:
             raise CheckpointError(
                 f"{folder / _SETTINGS}: not the settings of an image tokenizer ({type(error).__name__}: {error})"
             ) from error
-        return cls(vq, image_size=image_size, code_ids=ids)
+        return cls(vq, image_size=image_size, code_ids=ids, decoder=CodePatches.load(folder))
 
 
 def _pixels(frames: NDArray[np.uint8], image_size: int, device: torch.device | str = "cpu") -> Tensor:

@@ -29,6 +29,11 @@ class TokenSequence:
     labels: Ids  # [S], -100 on the prompt, the id itself on the answer
     actions: NDArray[np.float32] | None = None  # [H, A] the answer's actions in [-1, 1], before binning
 
+    @property
+    def prompt(self) -> Ids:
+        """What the answer follows."""
+        return self.input_ids[self.labels == IGNORED_LABEL]
+
 
 def image_block(codes: Ids, layout: TokenLayout) -> Ids:
     """An image's code ids [rows, columns] between start token, grid size, end-of-row tokens and end token."""

@@ -30,7 +30,9 @@ def missing_compiler(device: torch.device) -> str | None:
     return None if any(map(shutil.which, programs)) else f"a {language} compiler ({program})"
 
 
-def compile_blocks(policy: VlaPolicy, *, backend: str | Callable[..., Any] = "inductor") -> None:
+def compile_blocks(
+    policy: VlaPolicy, *, backend: str | Callable[..., Any] = "inductor", setting: str = "train.compile"
+) -> None:
     """Let the backbone's layers be compiled when they are first called; parameters and hooks stay as they are.
 
     Call it after the layers have got their hooks, activation checkpointing and shards. Layers that share their code
@@ -38,15 +40,23 @@ def compile_blocks(policy: VlaPolicy, *, backend: str | Callable[..., Any] = "in
 
     Args:
         backend: of torch.compile.
+        setting: what asks for it, for messages.
 
     The first forward pass raises BackboneError if a layer is not one graph, or the backend cannot compile it.
     """
     backbone = policy.backbone
     for block in backbone.blocks:
         block.compile(fullgraph=True, backend=backend, recompile_limit=_MOST_GRAPHS)
-    run = backbone.forward
+    backbone.forward = _telling(backbone.forward, type(backbone).__name__, setting)  # type: ignore[method-assign]
+    if backbone.keeps_keys:
+        further = _telling(backbone.forward_further, type(backbone).__name__, setting)
+        backbone.forward_further = further  # type: ignore[method-assign]
 
-    def forward(*inputs: Any, **options: Any) -> torch.Tensor:
+
+def _telling(run: Callable[..., Any], name: str, setting: str) -> Callable[..., Any]:
+    """The same function, with one line for layers that cannot be compiled."""
+
+    def told(*inputs: Any, **options: Any) -> Any:
         try:
             return run(*inputs, **options)
         except (RuntimeError, FailOnRecompileLimitHit) as error:
@@ -55,8 +65,7 @@ def compile_blocks(policy: VlaPolicy, *, backend: str | Callable[..., Any] = "in
                 raise
             reason = " ".join(str(error).split("\n")[:2])
             raise BackboneError(
-                f"train.compile: a decoder layer of {type(backbone).__name__} cannot be compiled as one graph "
-                f"({reason}); set train.compile: false"
+                f"{setting}: a decoder layer of {name} cannot be compiled as one graph ({reason}); set {setting}: false"
             ) from error
 
-    backbone.forward = forward  # type: ignore[method-assign]
+    return told

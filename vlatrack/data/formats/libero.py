@@ -54,6 +54,7 @@ class LiberoDataset:
     action_dim = ACTION_DIM
     state_dim = sum(_STATE_PARTS.values())
     fps = FPS
+    action_names = ("dx", "dy", "dz", "rotation x", "rotation y", "rotation z", "gripper")
 
     def __init__(self, path: Path | str, *, skip_no_ops: bool = True) -> None:
         self.root = Path(path)
@@ -81,6 +82,16 @@ class LiberoDataset:
         if len(stored) <= recording.steps[-1]:
             raise DataError(f"{recording.file}: {recording.group}: {len(stored)} images, too few; restore the file")
         return np.ascontiguousarray(stored[recording.steps, ::-1])
+
+    def image_size(self, camera: str) -> tuple[int, int]:
+        """Height and width in pixels, of the first demonstration."""
+        recording = self._content[0][1]
+        with _open(recording.file) as file:
+            stored = file.get(f"{recording.group}/obs/{camera}")
+            if not isinstance(stored, h5py.Dataset) or stored.ndim != 4:
+                raise DataError(f"{recording.file}: {recording.group}: {camera} holds no images; restore the file")
+            _, height, width, _ = stored.shape
+        return int(height), int(width)
 
     def fingerprint(self) -> str:
         """SHA-256 over the *.hdf5 files and the choice of steps: both decide what an episode shows."""

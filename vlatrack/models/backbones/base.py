@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
 from vlatrack.errors import BackboneError
 from vlatrack.models.backbones.pretrained import PretrainedFolder, PretrainedWeights
@@ -50,9 +50,17 @@ class Backbone(nn.Module, ABC):
             input_ids: int64 [B, S].
             mask: bool [B, S, T + S], true where a query may attend to one of the T earlier or these S positions.
             positions: int64 [B, S], the place of each in its row, from 0.
-            kept: what the last call returned beside the hidden states; None at first.
+            kept: what the last call returned beside the hidden states; at first None, or what `room_for` returned.
         """
         raise NotImplementedError(f"{type(self).__name__} keeps no keys and values")
+
+    def room_for(self, positions: int) -> Any | None:
+        """Memory for the keys and values of so many positions of each row, which stays in its place while they are
+        added; None: it grows with each call.
+
+        `reset()` of it makes it empty, for rows that are as many.
+        """
+        return None
 
     @property
     @abstractmethod
@@ -130,9 +138,11 @@ def decoder_mask(mask: Tensor | BlockMask, weight_dtype: torch.dtype) -> Tensor 
 
 
 def decoder_further(
-    decoder: Any, input_ids: Tensor, mask: Tensor, positions: Tensor, kept: DynamicCache | None
-) -> tuple[Tensor, DynamicCache]:
+    decoder: Any, input_ids: Tensor, mask: Tensor, positions: Tensor, kept: DynamicCache | StaticCache | None
+) -> tuple[Tensor, DynamicCache | StaticCache]:
     """``Backbone.forward_further`` of one of transformers' decoders."""
+    if isinstance(kept, StaticCache):  # attention is to all of it, also to what is empty yet
+        mask = nn.functional.pad(mask, (0, kept.get_max_length() - mask.shape[2]))
     done = decoder(
         input_ids=input_ids,
         attention_mask=decoder_mask(mask, decoder.embed_tokens.weight.dtype),

@@ -3,11 +3,12 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vlatrack import __version__
+from vlatrack.data.recorded import ImageSizes
 from vlatrack.data.statistics import NormStats
 from vlatrack.errors import CheckpointError, DataError, TokenError
 from vlatrack.tokens.bins import ValueRange
@@ -31,6 +32,7 @@ class PolicyRecord:
     text_tokenizer: Path | None  # folder; None in format 1
     image_tokenizer: Path  # folder
     policy_sha256: str
+    image_sizes: ImageSizes = field(default_factory=dict)  # of the training data; empty in checkpoints of before
 
     def write(self, folder: Path, *, experiment_hash: str, backbone_kind: str) -> None:
         """Write policy.json into ``folder``."""
@@ -42,6 +44,7 @@ class PolicyRecord:
             "backbone": {"kind": backbone_kind, "geometry": dict(self.geometry)},
             "bins": self.bins,
             "norm_stats": self.norm_stats.to_json(),
+            "image_sizes": {camera: list(size) for camera, size in self.image_sizes.items()},
             "fingerprints": dict(self.fingerprints),
             "lineage": [dict(parent) for parent in self.lineage],
         }
@@ -75,6 +78,7 @@ def _read(checkpoint: Path, policy_sha256: str) -> PolicyRecord:
         text_tokenizer=checkpoint / TEXT_TOKENIZER,
         image_tokenizer=checkpoint / IMAGE_TOKENIZER,
         policy_sha256=policy_sha256,
+        image_sizes={camera: (height, width) for camera, (height, width) in stored.get("image_sizes", {}).items()},
     )
 
 

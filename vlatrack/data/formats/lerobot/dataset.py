@@ -65,6 +65,7 @@ class LeRobotDataset:
         self.cameras = tuple(key for key, feature in self._info.features.items() if feature.is_camera)
         self.fps = float(self._info.fps)
         self.name = str(path)
+        self.action_names = self._info.features[action].number_names
 
     def episodes(self) -> Sequence[Episode]:
         """All episodes, by their index; read once."""
@@ -82,6 +83,14 @@ class LeRobotDataset:
             raise DataError(f"{self.name}: episode {entry.index} has no video of {camera!r}; leave the camera out")
         path = expand(self._info.video_path, chunk_index=clip.chunk_index, file_index=clip.file_index, video_key=camera)
         return read_video(self.root / path, start_s=clip.start_s, count=entry.length, fps=self.fps)
+
+    def image_size(self, camera: str) -> tuple[int, int]:
+        """Height and width in pixels, from meta/info.json, where the channels are the last number, or the first."""
+        shape = self._info.features[camera].shape
+        if len(shape) != 3 or 3 not in (shape[0], shape[-1]):
+            raise DataError(f"{self.name}: meta/info.json has {list(shape)} as shape of {camera}; restore the dataset")
+        height, width = shape[:2] if shape[-1] == 3 else shape[1:]
+        return height, width
 
     def fingerprint(self) -> str:
         """SHA-256 over meta/, data/ and videos/; other files in the folder do not matter."""

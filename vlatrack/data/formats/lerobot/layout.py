@@ -37,6 +37,15 @@ class Feature(BaseModel):
     dtype: str
     shape: tuple[int, ...]
     info: dict[str, JsonValue] | None = None
+    names: JsonValue = None
+
+    @property
+    def number_names(self) -> tuple[str, ...]:
+        """The names of a vector's numbers, which some datasets put into a group; empty if there are none."""
+        names = self.names
+        if isinstance(names, dict) and len(names) == 1:
+            (names,) = names.values()
+        return tuple(map(str, names)) if isinstance(names, list) else ()
 
     @property
     def is_camera(self) -> bool:

@@ -20,6 +20,7 @@ from transformers import (
     Qwen2Model,
     Qwen3Config,
     Qwen3Model,
+    StaticCache,
 )
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -109,6 +110,9 @@ class CausalLMBackbone(Backbone):
         self, input_ids: Tensor, mask: Tensor, positions: Tensor, kept: Any | None
     ) -> tuple[Tensor, Any]:
         return decoder_further(self.decoder, input_ids, mask, positions, kept)
+
+    def room_for(self, positions: int) -> StaticCache:
+        return StaticCache(self.decoder.config, max_cache_len=positions)
 
     @property
     def output_layer(self) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
-from transformers import ChameleonConfig, ChameleonForConditionalGeneration
+from transformers import ChameleonConfig, ChameleonForConditionalGeneration, StaticCache
 
 from vlatrack.errors import CheckpointError
 from vlatrack.models.backbones.base import (
@@ -106,6 +106,9 @@ class ChameleonBackbone(Backbone):
         self, input_ids: Tensor, mask: Tensor, positions: Tensor, kept: Any | None
     ) -> tuple[Tensor, Any]:
         return decoder_further(self.chameleon.model, input_ids, mask, positions, kept)
+
+    def room_for(self, positions: int) -> StaticCache:
+        return StaticCache(self.chameleon.model.config, max_cache_len=positions)
 
     @property
     def output_layer(self) -> Tensor:

@@ -1,0 +1,49 @@
+"""One pass of a policy over this rank's share of a split's samples: action chunks, or next images."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from accelerate import Accelerator
+
+from vlatrack.data.loading import even_subset, load_batches
+from vlatrack.data.samples import SampleSet
+from vlatrack.evaluation.frames import copied_states
+from vlatrack.evaluation.open_loop import evaluate_open_loop, image_states
+from vlatrack.metrics.states import MetricStates
+from vlatrack.models.policy import VlaPolicy
+from vlatrack.training.process_group import ProcessGroup
+
+
+@dataclass(frozen=True)
+class SamplePass:
+    """A policy, and how samples are put before it."""
+
+    policy: VlaPolicy
+    accelerator: Accelerator
+    group: ProcessGroup
+    length_multiple: int = 1  # see `load_batches`
+    before_batch: Callable[[], None] = lambda: None
+
+    def own_states(self, samples: SampleSet, order: Sequence[Sequence[int]]) -> MetricStates:
+        """The states over this rank's share of the batches; one without a sample joins in with an idle batch."""
+        batches = load_batches(
+            samples,
+            list(map(self.group.shard, order)),
+            self.policy.layout,
+            pin=self.accelerator.device.type == "cuda",
+            length_multiple=self.length_multiple,
+        )
+        return evaluate_open_loop(self.policy, batches, self.accelerator, before_batch=self.before_batch)
+
+    def own_image_states(self, samples: SampleSet, *, limit: int, batch_size: int) -> MetricStates:
+        """The states of image metrics over this rank's share of at most ``limit`` world-model samples.
+
+        Args:
+            samples: of any kind, of the episodes in question.
+        """
+        images = samples.of_kind("world_model")
+        order = even_subset(len(images), batch_size=batch_size, limit=limit)
+        states = image_states(self.own_states(images, order))
+        copied = copied_states(images, list(chain.from_iterable(order)))
+        return states + copied if self.group.is_main_process else states
