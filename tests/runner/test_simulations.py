@@ -313,7 +313,7 @@ def test_results_of_another_policy_are_moved_aside_where_the_training_has_gone_b
     identity = dict.fromkeys(IDENTITY, "the same")
     folder = tmp_path / "arena-step-00000010"
     for policy in ("first", "second", "second", "third"):
-        EvaluationFolder.open(folder, {**identity, "policy_sha256": policy}, set_aside=True).close()
+        EvaluationFolder.open(folder, {**identity, "policy_sha256": policy}, [], set_aside=True).close()
     found = {path.name: json.loads((path / "evaluation.json").read_text()) for path in tmp_path.iterdir()}
     assert {name: content["policy_sha256"] for name, content in found.items()} == {
         "arena-step-00000010.1": "first",
