@@ -19,6 +19,7 @@ from vlatrack.runner import episode_shares
 from vlatrack.runner.episode_shares import EpisodeShares
 from vlatrack.runner.evaluation_folder import EvaluationFolder
 
+LEFT = [".lock", "episodes.csv", "episodes.json", "evaluation.json"]
 ORDER = [EpisodeId("push", str(number), str(number)) for number in range(6)]
 DESCRIPTION = {"set": {"max_steps": 7}, "versions": {}, "acting": {}, "policy_sha256": "a", "forced": []}
 
@@ -144,7 +145,7 @@ def test_the_end_leaves_one_table_in_the_order_of_the_set_and_nothing_of_the_div
         one.close()
     assert [line.split(",")[1] for line in (folder / "episodes.csv").read_text().splitlines()[1:]] == list("012345")
     assert json.loads((folder / "evaluation.json").read_text())["summary"] == {"episodes": 6}
-    assert sorted(file.name for file in folder.iterdir()) == [".lock", "episodes.csv", "episodes.json", "evaluation.json"]
+    assert sorted(file.name for file in folder.iterdir()) == LEFT
 
 
 def test_a_claim_that_was_removed_with_the_rest_is_not_run_again(folder: Path) -> None:
@@ -181,4 +182,4 @@ def test_whoever_is_killed_and_when_each_episode_has_one_row_and_is_run_again_on
     assert len(begun) == 400
     assert sum(begun) <= 400 + 20, "each kill costs one episode at most"
     assert json.loads((results / "evaluation.json").read_text())["summary"] == {"episodes": 400}
-    assert sorted(file.name for file in results.iterdir()) == [".lock", "episodes.csv", "episodes.json", "evaluation.json"]
+    assert sorted(file.name for file in results.iterdir()) == LEFT
