@@ -33,3 +33,12 @@ def test_an_override_of_the_new_name_wins_over_a_file_with_the_old_one(tmp_path:
 def test_an_old_name_that_cannot_be_read_is_one_line_with_the_new_one(tmp_path: Path, text: str) -> None:
     with pytest.raises(SpecError, match=r"^\S+:13  train\.gradient_checkpointing: this key is gone: write "):
         keep_of(text, tmp_path)
+
+
+def test_a_stored_run_without_an_encoder_of_image_codes_has_convolutions(tmp_path: Path) -> None:
+    stored = tmp_path / "spec.yaml"
+    stored.write_text(TOY.read_text())
+    assert load_spec(stored, stored=True).tokenizer.image.encoder == "convolutions"
+    assert load_spec(stored).tokenizer.image.encoder == "squares"
+    flat = {"tokenizer.image.image_size": 64, "tokenizer.image.codebook_size": 8}
+    assert migrate_flat(flat) == {"tokenizer.image.encoder": "convolutions", **flat}

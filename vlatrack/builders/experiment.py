@@ -188,6 +188,7 @@ class Experiment:
                 self._frames_to_fit(),
                 image_size=settings.image_size,
                 codebook_size=settings.codebook_size,
+                encoder=settings.encoder,
                 base_channels=settings.base_channels,
                 seed=self.spec.seed,
                 layout=layout,

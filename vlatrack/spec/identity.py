@@ -60,6 +60,7 @@ ADDED_LATER: Mapping[str, Scalar] = {
     "train.max_rollbacks": 3,
     "loss.terms": "[]",
     "data.history_start": "repeat",
+    "tokenizer.image.encoder": "convolutions",
     "backbone.adapter": None,
     "train.freeze": "[]",
     "optim.kind": "adamw",

@@ -5,6 +5,9 @@ In version 0.1.0 `train.batch_size` was the number of samples in one forward pas
 instead; the spec.yaml of a run directory is migrated.
 
 `train.gradient_checkpointing` is `train.memory.keep` by now: true was `none`, false `all`. It is read everywhere.
+
+Image codes that are fitted to the data stood for features of random convolutions before there was
+`tokenizer.image.encoder`, whose default is another: a run without it has `convolutions`.
 """
 
 from collections.abc import Mapping
@@ -47,7 +50,7 @@ def _keep(checkpointing: bool) -> Literal["none", "all"]:
 
 def migrate(root: Value) -> Value:
     """A run's spec.yaml, written by this or an earlier version, in the form of this version."""
-    root = renamed(root)
+    root = _with_encoder(renamed(root))
     batch, accumulate = _old_batch(root)
     if accumulate == 0:
         return root
@@ -57,12 +60,23 @@ def migrate(root: Value) -> Value:
     return {**tree, "train": {**train, "batch_size": batch * accumulate, "micro_batch": micro_batch}}
 
 
+def _with_encoder(root: Value) -> Value:
+    """A run's spec, which has all settings that there were, with the encoder of image codes."""
+    tokenizer = root.get("tokenizer") if isinstance(root, dict) else None
+    image = tokenizer.get("image") if isinstance(tokenizer, dict) else None
+    if not isinstance(root, dict) or not isinstance(tokenizer, dict) or not isinstance(image, dict):
+        return root
+    return {**root, "tokenizer": {**tokenizer, "image": {"encoder": "convolutions", **image}}}
+
+
 def migrate_flat(settings: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """The same for the flat settings in a journal (see ``vlatrack.spec.identity.flatten``)."""
     old = settings.get("train.gradient_checkpointing")
     if isinstance(old, bool):
         others = {key: value for key, value in settings.items() if key != "train.gradient_checkpointing"}
         settings = others | {"train.memory.keep": _keep(old)}
+    if "tokenizer.image.image_size" in settings:
+        settings = {"tokenizer.image.encoder": "convolutions", **settings}
     train = {key.removeprefix("train."): value for key, value in settings.items() if key.startswith("train.")}
     migrated = cast(dict[str, dict[str, Scalar]], migrate({"train": cast(Value, train)}))["train"]
     others = {key: value for key, value in settings.items() if not key.startswith("train.")}

@@ -147,13 +147,18 @@ class ExplicitRanges(Model):
 
 
 class ImageTokenizerSpec(Model):
-    """The image tokenizer (a ChameleonVQVAE): from the checkpoint, or small and fitted to the data."""
+    """The image tokenizer: the checkpoint's, or from scratch a codebook that is fitted to the data."""
 
     image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)] = Field(
         256, description="pixels of each side; one token covers 16 x 16 pixels"
     )
     codebook_size: Annotated[int, Field(ge=2, le=8192)] = Field(512, description="codes fitted by k-means (scratch)")
-    base_channels: Annotated[int, Field(ge=32, multiple_of=32)] = Field(32, description="encoder width (scratch)")
+    encoder: Literal["squares", "convolutions"] = Field(
+        "squares",
+        description="what the codes stand for (scratch): squares of pixels, or features of random convolutions, which "
+        "tell less of where things are and are there for runs from before",
+    )
+    base_channels: Annotated[int, Field(ge=32, multiple_of=32)] = Field(32, description="width of the convolutions")
     fit_frames: PositiveInt = Field(1000, description="training frames the codebook is fitted to (scratch)")
 
 

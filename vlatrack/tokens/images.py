@@ -1,4 +1,4 @@
-"""Images as code ids: a ChameleonVQVAE from a checkpoint, or a small one fitted to the data.
+"""Images as code ids: by the ChameleonVQVAE of a checkpoint, or by a codebook that is fitted to the data.
 
 Shapes: N images, R x C codes each (one code covers 16 x 16 pixels).
 """
@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -23,9 +23,12 @@ from transformers.models.chameleon.modeling_chameleon import ChameleonImageVocab
 from vlatrack.errors import CheckpointError
 from vlatrack.tokens.layout import PIXELS_PER_CODE, TokenLayout
 from vlatrack.tokens.patches import CodePatches
+from vlatrack.tokens.squares import SquareQuantizer, kmeans_centres, squares_of
 
 CHAMELEON_PREFIX = "model.vqmodel."
 """Prefix of the image tokenizer's weights in a Chameleon checkpoint."""
+
+FittedEncoder = Literal["squares", "convolutions"]
 
 _WEIGHTS, _SETTINGS = "image_tokenizer.safetensors", "image_tokenizer.json"
 _ENCODE_CHUNK = 32  # images in one forward pass of the encoder; more would not fit in a CPU's cache
@@ -37,7 +40,7 @@ class ImageTokenizer:
 
     def __init__(
         self,
-        vq: ChameleonVQVAE,
+        vq: ChameleonVQVAE | SquareQuantizer,
         *,
         image_size: int,
         code_ids: NDArray[np.int64],
@@ -50,7 +53,8 @@ class ImageTokenizer:
             code_ids: token id of each code, [number of codes].
             decoder: from codes back to pixels.
         """
-        self._vq = vq.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        vq.eval().requires_grad_(False)
+        self._vq = vq if isinstance(vq, SquareQuantizer) else vq.to(memory_format=torch.channels_last)
         self._code_ids = torch.from_numpy(code_ids)
         self.image_size, self.decoder = image_size, decoder
 
@@ -72,14 +76,17 @@ class ImageTokenizer:
     def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.int64]:
         """RGB images uint8 [N, height, width, 3] to token ids int64 [N, R, C]."""
         side = self.codes_per_side
-        codes = [
-            self._vq.encode(_pixels(chunk, self.image_size, self._vq.device), return_dict=True).image_tokens.cpu()
-            for chunk in np.array_split(frames, max(1, -(-len(frames) // _ENCODE_CHUNK)))
-            if len(chunk)
-        ]
+        codes = [self._encoded(_pixels(chunk, self.image_size, self._vq.device)).cpu() for chunk in _chunks(frames)]
         if not codes:
             return np.empty((0, side, side), np.int64)
         return self._code_ids[torch.cat(codes)].view(-1, side, side).numpy()
+
+    def _encoded(self, pixels: Tensor) -> Tensor:
+        if isinstance(self._vq, SquareQuantizer):
+            nearest: Tensor = self._vq(pixels)
+            return nearest
+        codes: Tensor = self._vq.encode(pixels, return_dict=True).image_tokens
+        return codes
 
     def resized(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """RGB images [N, height, width, 3] in the size that is encoded, [N, image_size, image_size, 3]."""
@@ -117,22 +124,33 @@ class ImageTokenizer:
         *,
         image_size: int,
         codebook_size: int,
-        base_channels: int,
         seed: int,
         layout: TokenLayout,
+        encoder: FittedEncoder = "squares",
+        base_channels: int = 32,
     ) -> Self:
-        """A small tokenizer whose codebook is fitted by k-means to a random encoder's features.
-
-        The encoder stays random: its features preserve the local colours and edges that distinguish images, and k-means
-        places the codes where the data is.
+        """A small tokenizer whose codebook is fitted to the data by k-means.
 
         Args:
             frames: RGB images uint8 [N, height, width, 3] of the training episodes.
+            encoder: what k-means is about: ``squares`` of pixels, or the features of random ``convolutions``, whose
+                codes tell far less of where things are.
+            base_channels: of the convolutions.
         """
+        ids = layout.first_image_code + np.arange(codebook_size)
+        if encoder == "squares":
+            pixels = [_pixels(chunk, image_size) for chunk in _chunks(frames)]
+            squares = torch.cat([squares_of(chunk) for chunk in pixels]).numpy()
+            return cls(
+                SquareQuantizer.fit(squares, codes=codebook_size, seed=seed), image_size=image_size, code_ids=ids
+            )
         vq = _random_vq(image_size=image_size, codebook_size=codebook_size, base_channels=base_channels, seed=seed)
         features = _features(vq, frames, image_size)
-        vq.quantize.embedding.weight.data.copy_(_kmeans_centres(features, codebook_size, seed))
-        return cls(vq, image_size=image_size, code_ids=layout.first_image_code + np.arange(codebook_size))
+        generator = np.random.default_rng(seed)
+        if len(features) > _FEATURE_SAMPLES:
+            features = features[generator.choice(len(features), _FEATURE_SAMPLES, replace=False)]
+        vq.quantize.embedding.weight.data.copy_(torch.from_numpy(kmeans_centres(features, codebook_size, seed)))
+        return cls(vq, image_size=image_size, code_ids=ids)
 
     @classmethod
     def from_chameleon(
@@ -186,7 +204,7 @@ class ImageTokenizer:
         settings = {
             "image_size": self.image_size,
             "code_ids": self._code_ids.tolist(),
-            "vq_config": _known_vq_fields(self._vq.config.to_dict()),
+            **_geometry(self._vq),
         }
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -211,7 +229,7 @@ class ImageTokenizer:
             raise CheckpointError(f"{folder}: the image tokenizer cannot be read ({error})") from error
         try:
             ids, image_size = np.asarray(settings["code_ids"], np.int64), int(settings["image_size"])
-            vq = _stored_vq(settings["vq_config"], weights, folder)
+            vq = _stored_encoder(settings, weights, folder)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{folder / _SETTINGS}: not the settings of an image tokenizer ({type(error).__name__}: {error})"
@@ -249,26 +267,14 @@ def _random_vq(*, image_size: int, codebook_size: int, base_channels: int, seed:
 
 
 @torch.inference_mode()
-def _features(vq: ChameleonVQVAE, frames: NDArray[np.uint8], image_size: int) -> Tensor:
+def _features(vq: ChameleonVQVAE, frames: NDArray[np.uint8], image_size: int) -> NDArray[np.float32]:
     """The features that the quantiser gets, [number of codes in all images, E]."""
-    chunks = np.array_split(frames, -(-len(frames) // _ENCODE_CHUNK))
-    maps = [vq.quant_conv(vq.encoder(_pixels(chunk, image_size))) for chunk in chunks]
-    return torch.cat([feature_map.permute(0, 2, 3, 1).flatten(0, 2) for feature_map in maps])
+    maps = [vq.quant_conv(vq.encoder(_pixels(chunk, image_size))) for chunk in _chunks(frames)]
+    return torch.cat([feature_map.permute(0, 2, 3, 1).flatten(0, 2) for feature_map in maps]).numpy()
 
 
-def _kmeans_centres(features: Tensor, count: int, seed: int) -> Tensor:
-    """``count`` centres of ``features`` [M, E]; repeated where the data has fewer distinct points."""
-    from sklearn.cluster import MiniBatchKMeans
-
-    points = features.numpy()
-    generator = np.random.default_rng(seed)
-    if len(points) > _FEATURE_SAMPLES:
-        points = points[generator.choice(len(points), _FEATURE_SAMPLES, replace=False)]
-    distinct = np.unique(points, axis=0)
-    if len(distinct) <= count:
-        return torch.from_numpy(np.resize(distinct, (count, points.shape[1])))
-    means = MiniBatchKMeans(count, random_state=seed, n_init=1, max_iter=20, batch_size=4096).fit(points)
-    return torch.from_numpy(means.cluster_centers_.astype(np.float32))
+def _chunks(frames: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    return [chunk for chunk in np.array_split(frames, max(1, -(-len(frames) // _ENCODE_CHUNK))) if len(chunk)]
 
 
 def _known_vq_fields(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -278,6 +284,28 @@ def _known_vq_fields(config: Mapping[str, Any]) -> dict[str, Any]:
         "channel_multiplier num_res_blocks attn_resolutions dropout attn_type"
     ).split()
     return {name: config[name] for name in names if name in config}
+
+
+def _geometry(vq: ChameleonVQVAE | SquareQuantizer) -> dict[str, object]:
+    """What `_stored_encoder` builds the encoder from."""
+    if isinstance(vq, SquareQuantizer):
+        codes, dimensions = vq.centres.shape
+        return {"squares": {"codes": codes, "dimensions": dimensions}}
+    return {"vq_config": _known_vq_fields(vq.config.to_dict())}
+
+
+def _stored_encoder(
+    settings: Mapping[str, Any], weights: Mapping[str, Tensor], place: Path
+) -> ChameleonVQVAE | SquareQuantizer:
+    if "squares" not in settings:
+        return _stored_vq(settings["vq_config"], weights, place)
+    geometry = settings["squares"]
+    squares = SquareQuantizer(codes=int(geometry["codes"]), dimensions=int(geometry["dimensions"]))
+    try:
+        squares.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        raise CheckpointError(f"{place}: the image tokenizer has another geometry; restore its files") from error
+    return squares
 
 
 def _stored_vq(config: Mapping[str, Any], weights: Mapping[str, Tensor], place: Path) -> ChameleonVQVAE:
