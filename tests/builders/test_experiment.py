@@ -119,7 +119,7 @@ def test_an_old_file_gets_one_clear_line_for_the_batch_size(tmp_path: Path) -> N
         f"{old}:13  train.accumulate: this key is gone: set train.batch_size to the samples of one optimiser step over "
         "all processes, and train.micro_batch to those of one forward pass (here 16 and 8)"
     )
-    assert load_spec(old, stored=True) == load_spec(TOY)  # the spec.yaml of an old run
+    assert load_spec(old, stored=True) == load_spec(TOY, stored=True)  # the spec.yaml of an old run
 
 
 def test_compilation_without_a_compiler_is_said_before_anything_is_made(tmp_path: Path, monkeypatch) -> None:

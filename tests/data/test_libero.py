@@ -182,3 +182,11 @@ def test_data_that_lies_in_another_file_is_refused(copy: Path, tmp_path: Path) -
         file["data/demo_1"].create_dataset("actions", (6, 7), "f8", external=str(tmp_path / "raw.bin"))
     with pytest.raises(DataError, match="stored in another file"):
         LiberoDataset(copy).episodes()
+
+
+def test_rotated_images_are_the_mirror_image_of_upright_ones_and_make_another_dataset() -> None:
+    upright, rotated = LiberoDataset(REAL), LiberoDataset(REAL, images="rotated")
+    frames, turned = (source.frames(source.episodes()[0], "agentview_rgb") for source in (upright, rotated))
+    assert (turned == frames[:, :, ::-1]).all()
+    assert (turned != frames).any()
+    assert upright.fingerprint() != rotated.fingerprint()

@@ -123,6 +123,24 @@ def test_the_libero_recipes_have_the_numbers_of_the_reference(benchmark: str, ta
     assert (spec.resolution, spec.rotation, spec.acting.replan_every) == (256, 180, None)
 
 
+def test_the_recipes_of_other_harnesses_differ_in_how_the_policy_sees_and_acts() -> None:
+    openpi = load_evaluation(METAWORLD.with_name("libero_openpi.yaml"), [])
+    oft = load_evaluation(METAWORLD.with_name("libero_openvla_oft.yaml"), [])
+    assert (openpi.first_seed, openpi.acting.replan_every, openpi.acting.gripper) == (7, 5, "raw")
+    assert openpi.acting.images.model_dump() == {
+        "jpeg": False,
+        "resize": {"size": 224, "method": "pad"},
+        "crop_area": 1.0,
+    }
+    assert (oft.first_seed, oft.acting.replan_every, oft.acting.gripper) == (0, 8, "openvla")
+    assert oft.acting.images.model_dump() == {
+        "jpeg": True,
+        "resize": {"size": 224, "method": "lanczos3"},
+        "crop_area": 0.9,
+    }
+    assert (openpi.max_steps, oft.max_steps, openpi.waits, oft.waits) == (220, 220, 10, 10)
+
+
 def test_the_digest_is_that_of_the_episodes_and_of_what_simulates_them() -> None:
     def digest(*overrides: str, mujoco: str = "3.3.0") -> str:
         spec: EvaluationSpec = load_evaluation(METAWORLD, overrides)

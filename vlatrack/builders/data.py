@@ -62,7 +62,7 @@ def open_source(spec: Source) -> EpisodeSource:
         case LiberoSource():
             from vlatrack.data.formats.libero import LiberoDataset
 
-            return LiberoDataset(Path(spec.path), skip_no_ops=spec.skip_no_ops)
+            return LiberoDataset(Path(spec.path), skip_no_ops=spec.skip_no_ops, images=spec.images)
         case CustomSource():
             return cast(EpisodeSource, make_plugin(spec.target, group=DATASETS, options=spec.options))
         case _:

@@ -24,9 +24,9 @@ def record(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new dataset.", show_default=False)],
     episodes: Annotated[int, typer.Option(min=1, help="Episodes of each task that is given without a number.")] = 20,
-    env: Annotated[str, typer.Option(help="The simulator: metaworld, or a class of yours as package.module:Class.")] = (
-        "metaworld"
-    ),
+    env: Annotated[
+        str, typer.Option(help="The simulator: metaworld, libero, or a class of yours as package.module:Class.")
+    ] = ("metaworld"),
     env_option: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Keyword argument of that class; repeatable.", show_default=False),
@@ -43,12 +43,14 @@ def record(
     action_noise: Annotated[
         float, typer.Option(min=0, max=1, help="Standard deviation of the noise on executed actions.")
     ] = 0.2,
+    max_steps: Annotated[int, typer.Option(min=1, help="Of an attempt; one that takes more is not kept.")] = 500,
     storage: Annotated[Literal["video", "png"], typer.Option(help="mp4 files, or png inside the tables.")] = "video",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset.")] = False,
 ) -> None:
     """Record demonstrations of a simulator's scripted expert as a LeRobot v3.0 dataset.
 
-    metaworld needs [bold]pip install 'vlatrack\\[metaworld]'[/bold] and an off-screen OpenGL (EGL or OSMesa).
+    metaworld and libero need the extra of their name, [bold]pip install 'vlatrack\\[metaworld]'[/bold], and an
+    off-screen OpenGL (EGL or OSMesa).
 
     Example: [bold]vlatrack data record window-open-v3 door-close-v3:5 --episodes 20 -o demos[/bold]
 
@@ -74,6 +76,7 @@ def record(
                 output=output,
                 seed=seed,
                 action_noise=action_noise,
+                longest=max_steps,
                 storage=storage,
                 overwrite=overwrite,
                 progress=progress,

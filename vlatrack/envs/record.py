@@ -66,6 +66,7 @@ def record(
     output: Path | str,
     seed: int = 0,
     action_noise: float = 0.2,
+    longest: int = LONGEST_EPISODE,
     storage: Literal["video", "png"] = "video",
     overwrite: bool = False,
     progress: ProgressCallback | None = None,
@@ -78,6 +79,7 @@ def record(
         output: the folder of the new dataset.
         seed: determines layouts and noise; the episodes of a task do not depend on the other tasks.
         action_noise: standard deviation of the noise on the executed action, in its units (-1..1).
+        longest: steps of an attempt; one that takes more is not kept.
         storage: mp4, or PNG embedded in the parquet files.
         overwrite: replace the dataset that is there.
         progress: called after every attempt.
@@ -107,7 +109,14 @@ def record(
 
         return [
             demonstrate(
-                environment, task, keep, episodes=episodes, seed=seed, action_noise=action_noise, progress=progress
+                environment,
+                task,
+                keep,
+                episodes=episodes,
+                seed=seed,
+                action_noise=action_noise,
+                longest=longest,
+                progress=progress,
             )
             for task, episodes in tasks.items()
         ]

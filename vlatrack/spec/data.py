@@ -38,6 +38,10 @@ class LiberoSource(EpisodeSelection):
     skip_no_ops: bool = Field(
         True, description="leave out steps in which the robot does not move, as the reference does"
     )
+    images: Literal["upright", "rotated"] = Field(
+        "upright",
+        description="as a person sees the scene; or LIBERO's turned by 180 degrees, its mirror image, as the reference",
+    )
 
 
 class CustomSource(EpisodeSelection):

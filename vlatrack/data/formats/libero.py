@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import h5py
 import numpy as np
@@ -37,12 +38,14 @@ class _Recording:
 class LiberoDataset:
     """A folder of LIBERO *.hdf5 files, as an EpisodeSource; episodes by file name, then by number.
 
-    The images, which LIBERO stores upside down, are turned upright. The state is the position and
+    LIBERO stores its images upside down. The state is the position and
     axis-angle orientation of the hand and the two finger positions, 8 numbers. The instruction comes
     from the file, else from the file's name.
 
     Args:
         path: the folder.
+        images: ``upright``, as a person sees the scene; or ``rotated``, LIBERO's images turned by 180 degrees, which
+            are the mirror image of that and what most policies are trained on.
         skip_no_ops: leave out steps that do nothing: the hand stands still and the gripper's command
             is that of the last step kept.
 
@@ -56,10 +59,12 @@ class LiberoDataset:
     fps = FPS
     action_names = ("dx", "dy", "dz", "rotation x", "rotation y", "rotation z", "gripper")
 
-    def __init__(self, path: Path | str, *, skip_no_ops: bool = True) -> None:
+    def __init__(
+        self, path: Path | str, *, skip_no_ops: bool = True, images: Literal["upright", "rotated"] = "upright"
+    ) -> None:
         self.root = Path(path)
         self.name = str(path)
-        self._skip_no_ops = skip_no_ops
+        self._skip_no_ops, self._rotated = skip_no_ops, images == "rotated"
         if not self.root.is_dir():
             raise DataError(f"{path}: no such folder; give the folder of LIBERO's *.hdf5 files")
         self._files = sorted(self.root.glob("*.hdf5"))
@@ -81,7 +86,8 @@ class LiberoDataset:
             raise DataError(f"{recording.file}: {recording.group}: {camera} holds no images; restore the file")
         if len(stored) <= recording.steps[-1]:
             raise DataError(f"{recording.file}: {recording.group}: {len(stored)} images, too few; restore the file")
-        return np.ascontiguousarray(stored[recording.steps, ::-1])
+        upright = stored[recording.steps, ::-1]
+        return np.ascontiguousarray(upright[:, :, ::-1] if self._rotated else upright)
 
     def image_size(self, camera: str) -> tuple[int, int]:
         """Height and width in pixels, of the first demonstration."""
@@ -94,13 +100,14 @@ class LiberoDataset:
         return int(height), int(width)
 
     def fingerprint(self) -> str:
-        """SHA-256 over the *.hdf5 files and the choice of steps: both decide what an episode shows."""
+        """SHA-256 over the *.hdf5 files, the choice of steps and the turn of images, which decide what is shown."""
         return self._fingerprint
 
     @cached_property
     def _fingerprint(self) -> str:
         content = content_fingerprint(self.root, self._files)
-        return content if self._skip_no_ops else hashlib.sha256(f"{content} with no-ops".encode()).hexdigest()
+        choices = [name for name, made in (("with no-ops", not self._skip_no_ops), ("rotated", self._rotated)) if made]
+        return hashlib.sha256(" ".join([content, *choices]).encode()).hexdigest() if choices else content
 
     @cached_property
     def _content(self) -> list[tuple[Episode, _Recording]]:
