@@ -63,9 +63,11 @@ $(VENV)/torch.stamp: $(VENV)/venv.stamp always
 
 always:
 
+# openpi-client says that it needs NumPy 1, and works with 2.
 $(VENV)/dev.stamp: $(VENV)/run.stamp
 	@echo "installing the test and check tools into $(VENV) (once)..."
 	@$(INSTALL) --no-build-isolation -e '.[wandb,tensorboard,scale,serve,dev]'
+	@$(INSTALL) --no-deps openpi-client
 	@touch $@
 
 # The pinned setuptools comes first: with it, pip builds no package in a hidden environment of unpinned tools.

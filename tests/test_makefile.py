@@ -104,7 +104,7 @@ def test_changed_dependencies_keep_the_installed_build_of_torch(checkout: Checko
     for name in ("pyproject.toml", "constraints.txt"):
         checkout.change(name)
         assert checkout.make("test").returncode == 0
-        assert checkout.calls() == [RUN.format("torch==2.13.0+cpu"), DEV]
+        assert checkout.calls() == [RUN.format("torch==2.13.0+cpu"), DEV, "--no-deps openpi-client"]
 
 
 def test_torch_of_an_environment_without_a_record_stays(checkout: Checkout) -> None:

@@ -1,8 +1,12 @@
 """`vlatrack serve` as a process, and what it says before it starts."""
 
 import asyncio
+import json
+import os
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +18,12 @@ import vlatrack
 from vlatrack import Observation, Policy, Session
 from vlatrack.cli import serve as command
 from vlatrack.errors import MissingPackageError, ServingError
+from vlatrack.evaluation.comparison import success_rate
+from vlatrack.importers.episodes import read_episodes
 from vlatrack.serving import packages
 from vlatrack.serving.client import PolicyClient
 
+SUPPORT = Path(__file__).parents[1] / "support"
 SHORT = ("train.max_steps=2", "data.history=2", "evaluate.open_loop=null", "tracking.system_every_s=null")
 EPISODE = ToySource().episodes()[0]
 FRAMES = ToySource().frames(EPISODE, "front")
@@ -134,6 +141,34 @@ def test_vla_evals_own_client_is_served(program: Program, run: Path) -> None:
     ]
     for path in ("/vla-eval", ""):
         assert np.stack(asyncio.run(episode(path))) == pytest.approx(np.stack(expected), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_vla_evals_own_harness_runs_a_benchmark_against_a_policy_and_its_results_are_compared(
+    program: Program, run: Path
+) -> None:
+    pytest.importorskip("vla_eval", reason="vla-eval is not installed")
+    process = program.start("serve", run, "--port", "0", "--device", "cpu", "--camera", "front=images/agentview")
+    _, address = wait_for_address(process)
+    config = {
+        "server": {"url": f"{address}/vla-eval"},
+        "output_dir": str(program.folder / "results"),
+        "benchmarks": [{"benchmark": "vla_eval_arena:Arena", "episodes_per_task": 3, "max_steps": 7, "paced": False}],
+    }
+    (program.folder / "config.json").write_text(json.dumps(config))  # which is YAML, too
+    done = subprocess.run(
+        [Path(sys.executable).with_name("vla-eval"), "run", "--no-docker", "--yes", "--config", "config.json"],
+        cwd=program.folder,
+        env=os.environ | {"PYTHONPATH": str(SUPPORT)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Auto-configured from model server: send_state=True" in done.stdout + done.stderr
+    found = success_rate(read_episodes(program.folder / "results" / "Arena_aggregate.json"))
+    assert (found.episodes, found.successes, found.errors) == (6, 4, 0)
 
 
 @pytest.mark.slow
