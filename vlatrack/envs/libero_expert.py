@@ -4,6 +4,7 @@ It knows where everything is and looks at it anew in each step; so it recovers f
 again when it has dropped something.
 """
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -29,6 +30,22 @@ HELD = 0.09
 Stage = Literal["approach", "descend", "close", "lift", "carry", "lower", "open", "leave"]
 
 
+@dataclass(frozen=True)
+class _Places:
+    """Where things are, in metres."""
+
+    hand: NDArray[np.float64]
+    thing: NDArray[np.float64]  # that is to be moved
+    grasp: NDArray[np.float64]  # where the hand has to be to grasp it
+    target: NDArray[np.float64]  # on which it is put
+    release: float  # how high over the target it is let go
+
+    @property
+    def to_grasp(self) -> float:
+        """The distance along the table from the hand to where it grasps."""
+        return _flat(self.hand - self.grasp)
+
+
 class Expert:
     """Acts in one episode.
 
@@ -51,83 +68,67 @@ class Expert:
         Raises:
             DataError: the task is not of this kind.
         """
-        thing, grasp, target, release = self._job(seen)
-        hand = seen["robot0_eef_pos"]
+        places = self._places(seen)
         self._steps += 1
-        self._change_stage(hand, thing, grasp, target, release)
-        towards = self._way(hand, thing, grasp, target)
+        self._change_stage(places)
         grip = 1.0 if self._stage in ("close", "lift", "carry", "lower") else -1.0
-        move = np.clip(towards / REACH, -1, 1)
+        move = np.clip(self._way(places) / REACH, -1, 1)
         return np.concatenate([move, np.zeros(3), [grip]]).astype(np.float32)
 
-    def _job(self, seen: Numbers) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], float]:
-        """Where the thing is, where to grasp it, where to put it, and how high over that to let it go."""
+    def _places(self, seen: Numbers) -> _Places:
         goals = self._env.parsed_problem["goal_state"]
         relation, thing, *rest = goals[0]
-        kind = self._env.objects_dict[thing].category_name if thing in self._env.objects_dict else None
+        objects = self._env.objects_dict
+        kind = objects[thing].category_name if thing in objects else None
         if len(goals) != 1 or relation not in ("on", "in") or kind not in GRASPS:
             raise DataError(f"LIBERO: no scripted expert for the task {self._task}")
-        place = np.array(seen[f"{thing}_pos"])
-        grasp = place + GRASPS[kind]
-        if rest[0] in self._env.objects_dict:
-            release = RELEASES.get(self._env.objects_dict[rest[0]].category_name, RELEASE)
-            return place, grasp, np.array(seen[f"{rest[0]}_pos"]), release
-        return place, grasp, np.array(self._env.sim.data.get_site_xpos(rest[0])), RELEASE
+        hand, place = seen["robot0_eef_pos"], seen[f"{thing}_pos"]
+        if rest[0] in objects:
+            release = RELEASES.get(objects[rest[0]].category_name, RELEASE)
+            return _Places(hand, place, place + GRASPS[kind], seen[f"{rest[0]}_pos"], release)
+        site = np.array(self._env.sim.data.get_site_xpos(rest[0]))
+        return _Places(hand, place, place + GRASPS[kind], site, RELEASE)
 
-    def _change_stage(
-        self,
-        hand: NDArray[np.float64],
-        thing: NDArray[np.float64],
-        grasp: NDArray[np.float64],
-        target: NDArray[np.float64],
-        release: float,
-    ) -> None:
-        dropped = np.linalg.norm(hand - thing) > HELD
+    def _change_stage(self, at: _Places) -> None:
         impatient = self._steps > PATIENCE
         match self._stage:
-            case "approach" if _flat(hand - grasp) < 0.012 and hand[2] < grasp[2] + ABOVE + 0.02:
+            case "approach" if at.to_grasp < 0.012 and at.hand[2] < at.grasp[2] + ABOVE + 0.02:
                 self._go_on("descend")
-            case "descend" if abs(hand[2] - grasp[2]) < 0.008 or impatient:
+            case "descend" if abs(at.hand[2] - at.grasp[2]) < 0.008 or impatient:
                 self._go_on("close")
-            case "descend" if _flat(hand - grasp) > 0.03:
+            case "descend" if at.to_grasp > 0.03:
                 self._go_on("approach")
             case "close" if self._steps > CLOSING:
                 self._go_on("lift")
-            case "lift" | "carry" | "lower" if dropped:
-                self._go_on("approach")
-            case "lift" if thing[2] > target[2] + release + 0.03 or impatient:
+            case "lift" | "carry" | "lower" if np.linalg.norm(at.hand - at.thing) > HELD:
+                self._go_on("approach")  # it has been dropped
+            case "lift" if at.thing[2] > at.target[2] + at.release + 0.03 or impatient:
                 self._go_on("carry")
-            case "carry" if _flat(thing - target) < 0.012:
+            case "carry" if _flat(at.thing - at.target) < 0.012:
                 self._go_on("lower")
-            case "lower" if thing[2] < target[2] + release or impatient:
+            case "lower" if at.thing[2] < at.target[2] + at.release or impatient:
                 self._go_on("open")
             case "open" if self._steps > OPENING:
                 self._go_on("leave")
-            case "leave" if self._steps > PATIENCE:
+            case "leave" if impatient:
                 self._go_on("approach")  # it is not where it should be, or the episode would be over
 
-    def _way(
-        self,
-        hand: NDArray[np.float64],
-        thing: NDArray[np.float64],
-        grasp: NDArray[np.float64],
-        target: NDArray[np.float64],
-    ) -> NDArray[np.float64]:
+    def _way(self, at: _Places) -> NDArray[np.float64]:
         """The displacement of the hand that is left in this stage."""
         match self._stage:
             case "approach":
-                way = grasp + np.array([0, 0, ABOVE]) - hand
+                way = at.grasp + np.array([0, 0, ABOVE]) - at.hand
                 slow = 0.2 if _flat(way) > 0.05 and way[2] > 0.03 else 1  # first up, then across
                 return way * [slow, slow, 1]
             case "descend":
-                return grasp - hand
-            case "carry":
-                height = target[2] + ABOVE + 0.05 - thing[2]
-                return np.array([*(target - thing)[:2], height])
-            case "lower":
-                return np.array([*(target - thing)[:2], -0.025])
+                return at.grasp - at.hand
             case "lift" | "leave":
                 return np.array([0, 0, REACH])
+            case "carry":
+                height = at.target[2] + ABOVE + 0.05 - at.thing[2]
+                return np.array([*(at.target - at.thing)[:2], height])
+            case "lower":
+                return np.array([*(at.target - at.thing)[:2], -0.025])
             case "close" | "open":
                 return np.zeros(3)
 
