@@ -148,6 +148,8 @@ class EvaluationFolder:
             self._description |= _read_description(self.path) or {}
             yield
             self._shares.tidy()
+            for unfinished in self.path.glob(".*.new"):  # of processes that were killed while they had the lock
+                unfinished.unlink(missing_ok=True)
 
     def finish(self, rows: Sequence[EpisodeRow], summary: Mapping[str, Any]) -> None:
         """Write the table, and the summary, while `finishing`.
