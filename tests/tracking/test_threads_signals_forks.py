@@ -328,7 +328,7 @@ def test_a_start_that_is_interrupted_with_its_delivery_lets_that_go_on_alone(
         start(run_dir, backends=[CSV])
     assert not is_being_written(run_dir / "journal.jsonl")
     told = run_dir / "csv" / "run.json"
-    eventually(lambda: told.exists() and json.loads(told.read_text())["status"] == "KILLED")
+    eventually(lambda: told.exists() and json.loads(told.read_text()).get("status") == "KILLED")
     eventually(lambda: not any(thread.name == "delivery-left" for thread in threading.enumerate()))
 
 

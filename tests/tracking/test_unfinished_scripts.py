@@ -37,5 +37,5 @@ def test_a_script_leaves_no_run_that_seems_to_go_on_or_to_have_finished(
     done = subprocess.run([sys.executable, "-c", script, run_dir], capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stderr
     at_tracker = run_dir / "csv" / "run.json"
-    eventually(lambda: at_tracker.exists() and json.loads(at_tracker.read_text())["status"] == status)
+    eventually(lambda: at_tracker.exists() and json.loads(at_tracker.read_text()).get("status") == status)
     assert run_status(run_dir) == RunStatus(status, reason, 1)
