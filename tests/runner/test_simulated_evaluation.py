@@ -268,6 +268,13 @@ def test_a_mistake_ends_the_command_with_one_line_and_exit_code_2(
     assert not (scene.folder / "result" / "episodes.csv").exists()
 
 
+def test_a_mistake_that_the_simulator_finds_leaves_no_results_behind(scene: Scene) -> None:
+    with pytest.raises(VlatrackError, match="no_op: 3 numbers, but an action of push has 2"):
+        scene.evaluate("no_op=[0, 0, 0]")
+    assert {file.name for file in (scene.folder / "result").iterdir()} <= {".lock", "workers.log"}
+    assert len(scene.evaluate("episodes=1").rows) == 2, "the folder is free for another evaluation"
+
+
 @pytest.mark.skipif(find_spec("metaworld") is None, reason="needs pip install 'vlatrack[metaworld]'")
 def test_the_shipped_evaluation_runs_in_metaworld(trained: Path, tmp_path: Path) -> None:
     shipped = Path(__file__).parents[2] / "experiments" / "evaluation" / "metaworld.yaml"

@@ -124,6 +124,11 @@ class EpisodeShares:
         if not self._rows_of(file) or next(self._claims.glob("*"), None) is None:
             _remove(file)
 
+    @property
+    def is_deserted(self) -> bool:
+        """After `leave`: whether no other process takes part."""
+        return all(lock_holder(file) is None for file in self._parts.glob("*.csv"))
+
     def remove_folders(self) -> None:
         """After `leave`, if no other process is there; nobody may `join` meanwhile."""
         for folder in (self._parts, self._claims):

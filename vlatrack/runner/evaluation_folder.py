@@ -167,11 +167,19 @@ class EvaluationFolder:
             raise unwritable(self.description, error) from error
 
     def close(self) -> None:
-        """Let other processes have the episodes that this one has claimed and not ended."""
+        """Let other processes have the episodes that this one has claimed and not ended.
+
+        Where no episode has ended, as after a mistake that the simulator finds, no results are left behind.
+        """
         self._shares.leave()
         with self._unless_held() as free:
-            if free:
-                self._shares.remove_folders()
+            if not free:
+                return
+            self.refresh()
+            if not self._rows and not self.is_complete and self._shares.is_deserted:
+                self._shares.tidy()
+                self.description.unlink(missing_ok=True)
+            self._shares.remove_folders()
 
     @contextmanager
     def _unless_held(self) -> Iterator[bool]:
