@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vlatrack.errors import SpecError
 from vlatrack.models.attention import attention_mask
 from vlatrack.models.backbones import activations
 from vlatrack.models.backbones.activations import Keep, keep_activations, offload_activations
@@ -19,7 +20,7 @@ from vlatrack.models.backbones.chameleon.backbone import ChameleonFactory
 
 SCRATCH = {"preset": "tiny", "checkpoint": None, "max_seq_len": 64}
 FACTORIES: dict[str, Callable[[float], BackboneFactory]] = {
-    "chameleon": lambda dropout: ChameleonFactory(**SCRATCH, tokenizer=None, residual_dropout=dropout),
+    "chameleon": lambda dropout: ChameleonFactory(**SCRATCH, sizes={}, tokenizer=None, residual_dropout=dropout),
     **{
         family: lambda dropout, family=family: CausalLMFactory(
             **SCRATCH, family=family, sizes={"tie_word_embeddings": family == "qwen3"}, residual_dropout=dropout
@@ -157,3 +158,18 @@ def test_residual_dropout_acts_in_training_only(make) -> None:
     assert torch.equal(hidden_states(plain), hidden_states(dropping))
     dropping.train()
     assert not torch.equal(hidden_states(dropping), hidden_states(dropping))
+
+
+def test_sizes_of_a_chameleon_override_those_of_its_preset() -> None:
+    sizes = {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 6}
+    backbone = new(ChameleonFactory(**SCRATCH, sizes=sizes, tokenizer=None, residual_dropout=0.0))
+    assert {name: backbone.geometry()[name] for name in sizes} == sizes
+    assert backbone.geometry()["num_key_value_heads"] == 6
+    assert backbone.geometry()["intermediate_size"] == 192, "as tiny has it"
+    assert hidden_states(backbone).shape == (2, 12, 96)
+
+
+def test_a_width_of_a_chameleon_that_its_heads_do_not_divide_is_refused() -> None:
+    factory = ChameleonFactory(**SCRATCH, sizes={"hidden_size": 50}, tokenizer=None, residual_dropout=0.0)
+    with pytest.raises(SpecError, match=r"hidden_size 50 is not a multiple of 2 \* num_attention_heads \(4\)"):
+        factory.open()

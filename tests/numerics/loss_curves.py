@@ -36,7 +36,7 @@ Curve = dict[str, list[float]]
 
 def make_policy(preset: Preset) -> VlaPolicy:
     torch.manual_seed(0)
-    backbone = ChameleonFactory(preset, None, None, 0.0, 256).open().build()
+    backbone = ChameleonFactory(preset, {}, None, None, 0.0, 256).open().build()
     head = ActionHead(
         backbone_width=backbone.width, time_horizon=HORIZON, action_dim=DIMS, reduced_width=16, heads=2, dropout=0
     )

@@ -158,6 +158,11 @@ BAD_FILES = {
         "{kind: causal_lm, init: pretrained, checkpoint: here, sizes: {hidden_size: 64}}",
         "2  backbone: init: pretrained needs a checkpoint (folder or hub id), no preset and no sizes",
     ),
+    "sizes of a pretrained Chameleon": (
+        "{init: scratch, preset: tiny}",
+        "{init: pretrained, checkpoint: here, sizes: {hidden_size: 64}}",
+        "2  backbone: init: pretrained needs a checkpoint (folder or hub id), no preset and no sizes",
+    ),
     "scratch without a preset": (
         "{init: scratch, preset: tiny}",
         "{kind: causal_lm}",

@@ -53,6 +53,7 @@ def backbone_factory(spec: ExperimentSpec, *, with_weights: bool = True) -> Back
         case ChameleonSpec():
             return ChameleonFactory(
                 preset=backbone.preset,
+                sizes={} if backbone.sizes is None else backbone.sizes.model_dump(exclude_none=True),
                 checkpoint=backbone.checkpoint,
                 tokenizer=spec.tokenizer.checkpoint,
                 residual_dropout=backbone.residual_dropout,

@@ -190,7 +190,9 @@ def _describe_closed_loop(loop: "ClosedLoop") -> str:
 def _describe_backbone(backbone: "BackboneSpec") -> str:
     if backbone.kind == "custom":
         return f"custom, {backbone.target}"
-    return f"{backbone.kind}, {backbone.init}: {backbone.preset or backbone.checkpoint}"
+    sizes = backbone.sizes.model_dump(exclude_none=True) if backbone.sizes is not None else {}
+    changed = "".join(f", {name} {size}" for name, size in sizes.items())
+    return f"{backbone.kind}, {backbone.init}: {backbone.preset or backbone.checkpoint}{changed}"
 
 
 def _describe_source(source: "Source | None") -> str:

@@ -65,6 +65,7 @@ ADDED_LATER: Mapping[str, Scalar] = {
     "data.history_start": "repeat",
     "tokenizer.image.encoder": "convolutions",
     "backbone.adapter": None,
+    "backbone.sizes": None,
     "train.freeze": "[]",
     "optim.kind": "adamw",
     "optim.groups": "[]",

@@ -34,12 +34,29 @@ Adapter = Annotated[
 ]
 
 
+class ChameleonSizes(Model):
+    """Sizes of a Chameleon from scratch, under transformers' names; null: the preset's."""
+
+    hidden_size: PositiveInt | None = Field(None, description="width of the hidden states")
+    intermediate_size: PositiveInt | None = Field(None, description="width inside the MLP of a layer")
+    num_hidden_layers: PositiveInt | None = Field(None, description="decoder layers")
+    num_attention_heads: PositiveInt | None = Field(None, description="attention heads of each layer")
+
+
+class CausalLMSizes(ChameleonSizes):
+    """Sizes of a Llama or Qwen from scratch, under transformers' names; null: the preset's."""
+
+    num_key_value_heads: PositiveInt | None = Field(None, description="key and value heads, shared among the others")
+    tie_word_embeddings: bool | None = Field(None, description="one matrix as embedding and output layer")
+
+
 class ChameleonSpec(Model):
     """The autoregressive backbone, one of transformers' Chameleon models."""
 
     kind: Literal["chameleon"] = "chameleon"
     init: Literal["scratch", "pretrained"] = Field("scratch", description="random weights, or those of `checkpoint`")
     preset: Literal["tiny", "small", "7b"] | None = Field(None, description="geometry of a model from scratch")
+    sizes: ChameleonSizes | None = Field(None, description="sizes of a model from scratch that differ from the preset")
     checkpoint: str | None = Field(
         None, description="folder or hub id: a Hugging Face Chameleon, or a RynnVLA-002 / WorldVLA checkpoint"
     )
@@ -51,20 +68,10 @@ class ChameleonSpec(Model):
     def _weights_have_one_source(self) -> Self:
         if self.init == "scratch" and (self.preset is None or self.checkpoint is not None):
             raise ValueError("init: scratch needs a preset (tiny, small or 7b) and no checkpoint")
-        if self.init == "pretrained" and (self.checkpoint is None or self.preset is not None):
-            raise ValueError("init: pretrained needs a checkpoint (folder or hub id) and no preset")
+        sized = self.preset is not None or self.sizes is not None
+        if self.init == "pretrained" and (self.checkpoint is None or sized):
+            raise ValueError("init: pretrained needs a checkpoint (folder or hub id), no preset and no sizes")
         return self
-
-
-class CausalLMSizes(Model):
-    """Sizes of a decoder from scratch, under transformers' names; null: the preset's."""
-
-    hidden_size: PositiveInt | None = Field(None, description="width of the hidden states")
-    intermediate_size: PositiveInt | None = Field(None, description="width inside the MLP of a layer")
-    num_hidden_layers: PositiveInt | None = Field(None, description="decoder layers")
-    num_attention_heads: PositiveInt | None = Field(None, description="attention heads of each layer")
-    num_key_value_heads: PositiveInt | None = Field(None, description="key and value heads, shared among the others")
-    tie_word_embeddings: bool | None = Field(None, description="one matrix as embedding and output layer")
 
 
 class CausalLMSpec(Model):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import DynamicCache, StaticCache
 
-from vlatrack.errors import BackboneError
+from vlatrack.errors import BackboneError, SpecError
 from vlatrack.models.backbones.pretrained import PretrainedFolder, PretrainedWeights
 from vlatrack.tokens.layout import TokenLayout
 from vlatrack.tokens.text import TextTokenizer
@@ -151,6 +151,12 @@ def decoder_further(
         use_cache=True,
     )
     return done.last_hidden_state, done.past_key_values
+
+
+def check_head_width(width: int, heads: int) -> None:
+    """Raise SpecError for sizes from a spec of which attention heads with rotary positions cannot be made."""
+    if width % (2 * heads):
+        raise SpecError(f"backbone.sizes: hidden_size {width} is not a multiple of 2 * num_attention_heads ({heads})")
 
 
 def add_residual_dropout(blocks: Iterable[Any], probability: float) -> None:

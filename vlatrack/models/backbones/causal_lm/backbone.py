@@ -32,6 +32,7 @@ from vlatrack.models.backbones.base import (
     BackboneSource,
     Geometry,
     add_residual_dropout,
+    check_head_width,
     decoder_further,
     decoder_mask,
 )
@@ -169,8 +170,7 @@ class CausalLMFactory(BackboneFactory):
 
 def _scratch_geometry(family: Family, sizes: Mapping[str, int | bool]) -> dict[str, Any]:
     width, heads, kv_heads = (sizes[name] for name in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
-    if width % (2 * heads):
-        raise SpecError(f"backbone.sizes: hidden_size {width} is not a multiple of 2 * num_attention_heads ({heads})")
+    check_head_width(width, heads)
     if heads % kv_heads:
         raise SpecError(
             f"backbone.sizes: num_attention_heads {heads} is not a multiple of num_key_value_heads ({kv_heads})"

@@ -20,6 +20,7 @@ from vlatrack.models.backbones.base import (
     BackboneSource,
     Geometry,
     add_residual_dropout,
+    check_head_width,
     decoder_further,
     decoder_mask,
 )
@@ -117,9 +118,10 @@ class ChameleonBackbone(Backbone):
 
 @dataclass(frozen=True)
 class ChameleonFactory(BackboneFactory):
-    """A Chameleon from a preset, a checkpoint folder or a hub repository."""
+    """A Chameleon from a preset with optional changes, a checkpoint folder or a hub repository."""
 
     preset: Preset | None
+    sizes: Mapping[str, int]  # by transformers' names; they override the preset
     checkpoint: str | None
     tokenizer: str | None  # checkpoint with the text and image tokenizers; None: the one above
     residual_dropout: float
@@ -149,8 +151,10 @@ class ChameleonFactory(BackboneFactory):
         text = None if images is None else PretrainedTextTokenizer.read(images.path)
         if text is not None:
             vocabulary = max(vocabulary, text.vocabulary_size)
-        sizes = {**_PRESETS[self.preset], "vocab_size": vocabulary, "max_position_embeddings": self.max_seq_len}
-        return BackboneSource(build=partial(self.from_geometry, sizes), text=text, images=images)
+        sizes = {**_PRESETS[self.preset], **self.sizes}
+        check_head_width(sizes["hidden_size"], sizes["num_attention_heads"])
+        geometry = {**sizes, "vocab_size": vocabulary, "max_position_embeddings": self.max_seq_len}
+        return BackboneSource(build=partial(self.from_geometry, geometry), text=text, images=images)
 
 
 def _pretrained_geometry(folder: PretrainedFolder, max_seq_len: int) -> dict[str, Any]:
