@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vlatrack import errors
     from vlatrack.builders.experiment import Experiment
     from vlatrack.errors import VlatrackError
+    from vlatrack.importers.episodes import compare_episodes as compare
     from vlatrack.inference.observation import Observation
     from vlatrack.inference.session import Execution, Session
     from vlatrack.metrics.schema import MetricSchema
@@ -43,6 +44,7 @@ __all__ = [
     "TrackedRun",
     "VlatrackError",
     "__version__",
+    "compare",
     "errors",
     "evaluate",
     "evaluate_in_simulator",
@@ -66,6 +68,7 @@ _PLACES = {
     "Session": "vlatrack.inference.session:Session",
     "TrackedRun": "vlatrack.tracking.run:TrackedRun",
     "VlatrackError": "vlatrack.errors:VlatrackError",
+    "compare": "vlatrack.importers.episodes:compare_episodes",
     "evaluate": "vlatrack.runner.evaluate:evaluate_run",
     "evaluate_in_simulator": "vlatrack.runner.closed_loop:evaluate_in_simulator",
     "export": "vlatrack.runner.export:export_policy",

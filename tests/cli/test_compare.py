@@ -50,6 +50,14 @@ def test_errors_are_counted_and_left_out_of_rates_and_pairs(tmp_path: Path) -> N
     assert found["verdict"] == "undecided"
 
 
+def test_python_compares_as_the_command_does(tmp_path: Path) -> None:
+    a, b = table(tmp_path / "a.csv", "sssssssssf"), table(tmp_path / "b.csv", "sssssfffff")
+    found, told = vlatrack.compare(a, str(b), margin=-0.02), as_json(a, b, "--gate", "success >= B - 2pp")
+    assert list(found.newcombe) == told["newcombe"]
+    assert (found.mcnemar_p, found.verdict) == (told["mcnemar_p"], "above")
+    assert told["verdict"] == "pass"
+
+
 def test_the_mean_of_tasks_gives_each_the_same_weight(tmp_path: Path) -> None:
     rows = ["open,0,0,success", *(f"push,{state},0,failure" for state in range(3))]
     for name in ("a.csv", "b.csv"):

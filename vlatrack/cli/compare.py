@@ -1,7 +1,6 @@
 """`vlatrack compare`: policies on the same episodes, or runs by a metric; a gate for continuous integration."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,7 +54,7 @@ def compare(
     """
     from vlatrack.errors import SpecError
     from vlatrack.evaluation.comparison import SUCCESS, Gate, compare_all
-    from vlatrack.importers.episodes import read_episodes
+    from vlatrack.importers.episodes import read_policies
 
     if len(paths) < 2:
         raise SpecError("vlatrack compare: needs two policies or more: vlatrack compare A.csv B.csv")
@@ -67,10 +66,7 @@ def compare(
             raise SpecError(f"--sequential: is for success, of which there are episodes, not for {wanted.metric}")
         _compare_metric(paths, wanted, as_json=as_json)
         return
-    tables = [read_episodes(path) for path in paths]
-    if len({table.name for table in tables}) < len(tables):
-        tables = [replace(table, name=str(path)) for table, path in zip(tables, paths, strict=True)]
-    found = compare_all(tables, margin=0.0 if wanted is None else wanted.margin, sequential=sequential)
+    found = compare_all(read_policies(paths), margin=0.0 if wanted is None else wanted.margin, sequential=sequential)
     if as_json:
         contents = [_content(comparison, adjusted, wanted) for comparison, adjusted in found]
         typer.echo(json.dumps(contents[0] if len(contents) == 1 else contents, indent=1))

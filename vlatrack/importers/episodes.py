@@ -4,12 +4,14 @@ import csv
 import io
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vlatrack.errors import DataError
+from vlatrack.evaluation.comparison import Comparison, compare
 from vlatrack.evaluation.episodes import OUTCOMES, EpisodeId, EpisodeTable, Outcome
 from vlatrack.evaluation.rows import TABLE
 
@@ -47,6 +49,29 @@ def read_episodes(file: Path) -> EpisodeTable:
     if text.lstrip().startswith("{"):
         return EpisodeTable.of(file.name, _rows_of_json(file, text))
     return EpisodeTable.of(file.name, _rows_of_csv(file, text))
+
+
+def read_policies(files: Sequence[Path]) -> list[EpisodeTable]:
+    """The episodes of several policies, by `read_episodes`; tables of one name are called by their paths."""
+    tables = [read_episodes(file) for file in files]
+    if len({table.name for table in tables}) == len(tables):
+        return tables
+    return [replace(table, name=str(file)) for table, file in zip(tables, files, strict=True)]
+
+
+def compare_episodes(a: Path | str, b: Path | str, *, margin: float = 0.0, sequential: bool = False) -> Comparison:
+    """Compare two policies on the same episodes, as `vlatrack compare` does.
+
+    Args:
+        a: the folder of an evaluation in a simulator, or a table that `read_episodes` reads.
+        b: as ``a``.
+        margin: that A's success rate minus B's is compared with, a fraction: -0.02 for "at most 2 pp worse".
+        sequential: decide by an e-process, which may be looked at after every episode, instead of by the interval.
+
+    Raises:
+        DataError: one cannot be read, or they are not of the same episodes.
+    """
+    return compare(*read_policies([Path(a), Path(b)]), margin=margin, sequential=sequential)
 
 
 def _read_folder(folder: Path) -> EpisodeTable:
