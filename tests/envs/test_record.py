@@ -12,7 +12,7 @@ import pytest
 
 from vlatrack.envs.base import EnvironmentInfo, Observation, StepResult
 from vlatrack.envs.metaworld import INSTRUCTIONS, MetaWorld
-from vlatrack.envs.opengl import choose_opengl
+from vlatrack.envs.opengl import OSMESA_WHEEL, choose_opengl, wheel_libraries
 from vlatrack.envs.record import (
     SEEDS_PER_RECORDING,
     STEPS_AFTER_SUCCESS,
@@ -168,6 +168,35 @@ def test_a_users_choice_of_opengl_that_does_not_work_is_told(monkeypatch: pytest
     with pytest.raises(MissingPackageError, match="tried MUJOCO_GL=disable; install one: apt-get install libegl1"):
         choose_opengl(extra="metaworld")
     assert os.environ["MUJOCO_GL"] == "disable"
+
+
+@needs_metaworld
+@pytest.mark.skipif(not wheel_libraries(), reason=f"needs pip install --no-deps {OSMESA_WHEEL}")
+def test_where_the_system_has_no_osmesa_that_of_a_wheel_draws() -> None:
+    """In a process of its own, in which MuJoCo and PyOpenGL have not been imported."""
+    program = """
+from vlatrack.envs.opengl import OSMESA_WHEEL, choose_opengl, wheel_libraries
+choose_opengl(extra="metaworld")
+import mujoco
+model = mujoco.MjModel.from_xml_string(
+    "<mujoco><worldbody><light pos='0 0 3'/><geom type='sphere' size='.3' rgba='1 0 0 1'/></worldbody></mujoco>"
+)
+data = mujoco.MjData(model)
+mujoco.mj_forward(model, data)
+with mujoco.Renderer(model, 64, 64) as renderer:
+    renderer.update_scene(data)
+    red, green, _ = renderer.render().mean(axis=(0, 1))
+assert red > 50 > 10 > green, (red, green)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"MUJOCO_GL": "osmesa"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @needs_metaworld
