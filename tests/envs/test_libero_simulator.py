@@ -8,6 +8,7 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from vlatrack.envs.base import Environment
 from vlatrack.envs.libero import Libero, axis_angle
@@ -161,6 +162,21 @@ def test_a_task_without_an_expert_is_one_line(goal: Libero) -> None:
     goal.reset("turn_on_the_stove", seed=0)
     with pytest.raises(DataError, match="LIBERO: no scripted expert for the task turn_on_the_stove"):
         goal.expert_action()
+
+
+@needs_libero
+@pytest.mark.slow
+def test_the_expert_turns_a_hand_back_that_noise_has_tilted_and_succeeds(goal: Libero) -> None:
+    noise = np.random.default_rng(0)
+    start = goal.reset(CHEESE, seed=1).state[3:6]
+    for _ in range(150):
+        executed = goal.expert_action() + 0.1 * noise.standard_normal(7)
+        result = goal.step_unseen(np.clip(executed, -1, 1).astype(np.float32))
+        if result.success:
+            break
+    assert result.success
+    back = Rotation.from_rotvec(start) * Rotation.from_rotvec(result.observation.state[3:6]).inv()
+    assert 0 < back.magnitude() < 0.08, "radians; 0.16 without turning it back"
 
 
 @needs_libero

@@ -1,7 +1,7 @@
 """A scripted expert for LIBERO's tasks of picking a bowl or a box up and putting it on, or into, something.
 
-It knows where everything is and looks at it anew in each step; so it recovers from noise on its actions, and begins
-again when it has dropped something.
+It knows where everything is and looks at it anew in each step; so it recovers from noise on its actions, turns the hand
+back to where it pointed at the start, and begins again when it has dropped something.
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from vlatrack.envs.libero_simulator import Numbers
 from vlatrack.errors import DataError
@@ -16,6 +17,8 @@ from vlatrack.errors import DataError
 # Lengths are metres.
 REACH = 0.05
 """How far an action of 1 moves the hand."""
+TURN = 0.5
+"""How far an action of 1 turns the hand, in radians."""
 GRASPS = {"akita_black_bowl": (0.0, -0.047, 0.038), "cream_cheese": (0.0, 0.0, 0.004)}
 """Of a kind of object: where the hand grasps it, from its centre; a bowl at its rim. The fingers close along y."""
 RELEASES = {"akita_black_bowl": 0.085}
@@ -58,6 +61,7 @@ class Expert:
         self._task, self._env = task, env
         self._stage: Stage = "approach"
         self._steps = 0  # in this stage
+        self._upright: Rotation | None = None  # the hand's orientation at the start
 
     def action(self, seen: Numbers) -> NDArray[np.float32]:
         """The next action, [7], in [-1, 1].
@@ -73,7 +77,16 @@ class Expert:
         self._change_stage(places)
         grip = 1.0 if self._stage in ("close", "lift", "carry", "lower") else -1.0
         move = np.clip(self._way(places) / REACH, -1, 1)
-        return np.concatenate([move, np.zeros(3), [grip]]).astype(np.float32)
+        turn = np.clip(self._tilt(seen) / TURN, -1, 1)
+        return np.concatenate([move, turn, [grip]]).astype(np.float32)
+
+    def _tilt(self, seen: Numbers) -> NDArray[np.float64]:
+        """The rotation from the hand's orientation to that at the start, axis times angle in the frame of the base."""
+        now = Rotation.from_quat(seen["robot0_eef_quat"])
+        if self._upright is None:
+            self._upright = now
+        back: NDArray[np.float64] = (self._upright * now.inv()).as_rotvec()
+        return back
 
     def _places(self, seen: Numbers) -> _Places:
         goals = self._env.parsed_problem["goal_state"]
