@@ -16,8 +16,10 @@ from vlatrack.envs.opengl import OSMESA_WHEEL, choose_opengl, wheel_libraries
 from vlatrack.envs.record import (
     SEEDS_PER_RECORDING,
     STEPS_AFTER_SUCCESS,
+    AttemptsHere,
     Demonstration,
     TaskProgress,
+    Trial,
     demonstrate,
     record,
 )
@@ -71,9 +73,8 @@ def record_points(
     environment: PointOnALine, *, episodes: int = 3, seed: int = 0, action_noise: float = 0.2
 ) -> tuple[list[Demonstration], TaskProgress]:
     kept: list[Demonstration] = []
-    told = demonstrate(
-        environment, "reach", kept.append, episodes=episodes, seed=seed, action_noise=action_noise, longest=60
-    )
+    trial = Trial("reach", seed, action_noise, longest=60)
+    told = demonstrate(AttemptsHere(environment), trial, kept.append, episodes=episodes)
     return kept, told
 
 
@@ -149,7 +150,7 @@ def test_every_task_has_an_instruction_of_its_own() -> None:
 )
 def test_an_unknown_task_is_told_before_anything_is_started(tasks: dict[str, int], told: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=told):
-        record(MetaWorld(), tasks, output=tmp_path / "demos")
+        record(AttemptsHere(MetaWorld()), tasks, output=tmp_path / "demos")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -157,7 +158,7 @@ def test_an_unknown_task_is_told_before_anything_is_started(tasks: dict[str, int
 def test_a_missing_simulator_is_told_with_the_pip_line(tmp_path: Path) -> None:
     for environment in (MetaWorld(), MetaWorld(cameras=())):
         with pytest.raises(MissingPackageError, match=r"pip install 'vlatrack\[metaworld\]'"):
-            record(environment, {"window-open-v3": 1}, output=tmp_path / "demos")
+            record(AttemptsHere(environment), {"window-open-v3": 1}, output=tmp_path / "demos")
         environment.close()
     assert list(tmp_path.iterdir()) == []
 
@@ -211,7 +212,8 @@ def test_metaworld_without_images_is_the_same_bit_for_bit_for_a_seed() -> None:
     def run(seed: int) -> list[Demonstration]:
         kept: list[Demonstration] = []
         with closing(MetaWorld(cameras=())) as environment:
-            demonstrate(environment, "coffee-button-v3", kept.append, episodes=2, seed=seed, action_noise=0.2)
+            trial = Trial("coffee-button-v3", seed, action_noise=0.2, longest=500)
+            demonstrate(AttemptsHere(environment), trial, kept.append, episodes=2)
         return kept
 
     first, again, other = run(3), run(3), run(4)

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from vlatrack.data.episodes import Episode, EpisodeSource
     from vlatrack.envs.record import ProgressCallback
 
+_START_S, _LONGEST_STEP_S = 120.0, 2.0
+"""Seconds without an answer after which a simulator is given up, for its start and for each step of an attempt."""
+
 app = typer.Typer(help="Record demonstrations, and look at a dataset.", no_args_is_help=True, rich_markup_mode="rich")
 
 
@@ -46,6 +49,9 @@ def record(
     max_steps: Annotated[int, typer.Option(min=1, help="Of an attempt; one that takes more is not kept.")] = 500,
     storage: Annotated[Literal["video", "png"], typer.Option(help="mp4 files, or png inside the tables.")] = "video",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset.")] = False,
+    workers: Annotated[
+        int, typer.Option(min=1, max=256, help="Simulators that run at the same time; the dataset is the same.")
+    ] = 1,
 ) -> None:
     """Record demonstrations of a simulator's scripted expert as a LeRobot v3.0 dataset.
 
@@ -58,33 +64,31 @@ def record(
 
     Your own simulator: [bold]vlatrack data record red --env my_package:Arena --env-option stride=0.1 -o red[/bold]
     """
-    from vlatrack.envs.base import ScriptedExpert, make_environment
     from vlatrack.envs.record import record as record_demonstrations
-    from vlatrack.errors import DataError
+    from vlatrack.envs.record_workers import AttemptsInWorkers
+    from vlatrack.envs.watched import Simulator
 
     wanted = _episodes_of_tasks(tasks, episodes)
     options = _environment_options(env_option or [])
     options |= {"cameras": tuple(camera)} if camera else {}
     options |= {"resolution": resolution} if resolution is not None else {}
-    with closing(make_environment(env, options)) as environment:
-        if not isinstance(environment, ScriptedExpert):
-            raise DataError(f"{env}: has no scripted expert to record; give the class a method expert_action")
-        with _progress_bars(wanted) as progress:
-            recorded = record_demonstrations(
-                environment,
-                wanted,
-                output=output,
-                seed=seed,
-                action_noise=action_noise,
-                longest=max_steps,
-                storage=storage,
-                overwrite=overwrite,
-                progress=progress,
-            )
-    kept, attempts = sum(task.episodes for task in recorded), sum(task.attempts for task in recorded)
+    simulator = Simulator(env, options, timeout_s=_START_S + max_steps * _LONGEST_STEP_S)
+    with closing(AttemptsInWorkers(simulator, workers=workers)) as attempts, _progress_bars(wanted) as progress:
+        recorded = record_demonstrations(
+            attempts,
+            wanted,
+            output=output,
+            seed=seed,
+            action_noise=action_noise,
+            longest=max_steps,
+            storage=storage,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    kept, tried = sum(task.episodes for task in recorded), sum(task.attempts for task in recorded)
     typer.echo(
         f"wrote {output}: {kept} episodes, {sum(task.frames for task in recorded):,} steps, {_megabytes(output)}; "
-        f"{kept} of {attempts} attempts succeeded ({kept / attempts:.0%})"
+        f"{kept} of {tried} attempts succeeded ({kept / tried:.0%})"
     )
 
 

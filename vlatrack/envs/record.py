@@ -5,17 +5,19 @@ how to recover. Only successful episodes are kept. Everything is determined by t
 """
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from itertools import count
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlatrack.data.formats.lerobot.writer import LeRobotWriter
-from vlatrack.envs.base import ExpertEnvironment
+from vlatrack.envs.base import EnvironmentInfo, ExpertEnvironment
 from vlatrack.errors import DataError
 
 STEPS_AFTER_SUCCESS = 4
@@ -59,8 +61,51 @@ class TaskProgress:
 ProgressCallback = Callable[[TaskProgress], None]
 
 
+@dataclass(frozen=True)
+class Trial:
+    """What an attempt at a task is determined by, but for its number."""
+
+    task: str
+    seed: int  # of the recording
+    action_noise: float  # standard deviation of the noise on executed actions
+    longest: int  # steps of an attempt; one that takes more has failed
+
+
+class Attempts(Protocol):
+    """Where the scripted expert is let try: a simulator in this process, or several in processes of their own."""
+
+    @property
+    def info(self) -> EnvironmentInfo:
+        """Of the simulator."""
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of its tasks."""
+
+    def of(self, trial: Trial) -> Generator[Demonstration | None]:
+        """The attempts without end, in the order of their numbers; None for one that did not succeed."""
+
+
+class AttemptsHere:
+    """One attempt after another, in a simulator in this process, which the caller closes."""
+
+    def __init__(self, environment: ExpertEnvironment) -> None:
+        self._environment = environment
+
+    @property
+    def info(self) -> EnvironmentInfo:
+        return self._environment.info
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return self._environment.tasks
+
+    def of(self, trial: Trial) -> Generator[Demonstration | None]:
+        return (attempt(self._environment, trial, number) for number in count())
+
+
 def record(
-    environment: ExpertEnvironment,
+    attempts: Attempts,
     tasks: Mapping[str, int],
     *,
     output: Path | str,
@@ -74,7 +119,7 @@ def record(
     """Record demonstrations of an environment's scripted expert into a LeRobot v3.0 dataset.
 
     Args:
-        environment: the simulator; the caller closes it.
+        attempts: at the tasks, with a simulator that has a scripted expert.
         tasks: name (`window-open-v3`) → number of successful episodes.
         output: the folder of the new dataset.
         seed: determines layouts and noise; the episodes of a task do not depend on the other tasks.
@@ -90,8 +135,8 @@ def record(
     Raises:
         DataError: an unknown task, a task that succeeds too rarely, or a folder that is in use or cannot be written.
     """
-    _check_tasks(environment, tasks)
-    info = environment.info
+    _check_tasks(attempts, tasks)
+    info = attempts.info
     with LeRobotWriter(
         output,
         fps=info.fps,
@@ -108,90 +153,65 @@ def record(
             writer.add_episode(task=found.instruction, actions=found.actions, states=states, frames=found.frames)
 
         return [
-            demonstrate(
-                environment,
-                task,
-                keep,
-                episodes=episodes,
-                seed=seed,
-                action_noise=action_noise,
-                longest=longest,
-                progress=progress,
-            )
+            demonstrate(attempts, Trial(task, seed, action_noise, longest), keep, episodes=episodes, progress=progress)
             for task, episodes in tasks.items()
         ]
 
 
-def _check_tasks(environment: ExpertEnvironment, tasks: Mapping[str, int]) -> None:
+def _check_tasks(attempts: Attempts, tasks: Mapping[str, int]) -> None:
     """Raise DataError for a task that the environment does not have, or a number of episodes out of bounds."""
     most = (SEEDS_PER_RECORDING - EXTRA_ATTEMPTS) // ATTEMPTS_PER_EPISODE
     for task, episodes in tasks.items():
-        if task not in environment.tasks:
-            close = get_close_matches(task, environment.tasks, n=1, cutoff=0.4)
-            remedy = f"did you mean {close[0]!r}?" if close else f"tasks: {', '.join(environment.tasks)}"
-            raise DataError(f"{environment.info.robot}: no task {task!r}; {remedy}")
+        if task not in attempts.tasks:
+            close = get_close_matches(task, attempts.tasks, n=1, cutoff=0.4)
+            remedy = f"did you mean {close[0]!r}?" if close else f"tasks: {', '.join(attempts.tasks)}"
+            raise DataError(f"{attempts.info.robot}: no task {task!r}; {remedy}")
         if not 1 <= episodes <= most:
             raise DataError(f"{task}: {episodes} episodes; record at least one, and at most {most}")
 
 
 def demonstrate(
-    environment: ExpertEnvironment,
-    task: str,
+    attempts: Attempts,
+    trial: Trial,
     keep: Callable[[Demonstration], None],
     *,
     episodes: int,
-    seed: int,
-    action_noise: float,
-    longest: int = LONGEST_EPISODE,
     progress: ProgressCallback | None = None,
 ) -> TaskProgress:
-    """Run the expert until `episodes` of its attempts succeeded, and pass each of these to `keep`.
+    """Let the expert try until `episodes` of its attempts succeeded, and pass each of these to `keep`.
 
     Raises:
         DataError: three attempts for each episode, and five more, were not enough.
     """
-    so_far = TaskProgress(task, wanted=episodes)
-    while so_far.episodes < episodes:
-        if so_far.attempts == ATTEMPTS_PER_EPISODE * episodes + EXTRA_ATTEMPTS:
-            raise DataError(
-                f"{task}: {so_far.episodes} of {episodes} episodes after {so_far.attempts} attempts; "
-                f"lower the action noise ({action_noise:g}) or omit the task"
-            )
-        found = _attempt(
-            environment,
-            task,
-            seed=seed * SEEDS_PER_RECORDING + so_far.attempts,
-            noise=np.random.default_rng([seed, zlib.crc32(task.encode()), so_far.attempts]),
-            action_noise=action_noise,
-            longest=longest,
-        )
-        if found is not None:
-            keep(found)
-        so_far = so_far.after(found)
-        if progress is not None:
-            progress(so_far)
+    so_far, most = TaskProgress(trial.task, wanted=episodes), ATTEMPTS_PER_EPISODE * episodes + EXTRA_ATTEMPTS
+    with closing(attempts.of(trial)) as found:
+        while so_far.episodes < episodes:
+            if so_far.attempts == most:
+                raise DataError(
+                    f"{trial.task}: {so_far.episodes} of {episodes} episodes after {so_far.attempts} attempts; "
+                    f"lower the action noise ({trial.action_noise:g}) or omit the task"
+                )
+            one = next(found)
+            if one is not None:
+                keep(one)
+            so_far = so_far.after(one)
+            if progress is not None:
+                progress(so_far)
     return so_far
 
 
-def _attempt(
-    environment: ExpertEnvironment,
-    task: str,
-    *,
-    seed: int,
-    noise: np.random.Generator,
-    action_noise: float,
-    longest: int,
-) -> Demonstration | None:
+def attempt(environment: ExpertEnvironment, trial: Trial, number: int) -> Demonstration | None:
     """One episode until a few steps after success; None if it did not succeed."""
-    observation = environment.reset(task, seed=seed)
+    observation = environment.reset(trial.task, seed=trial.seed * SEEDS_PER_RECORDING + number)
+    noise = np.random.default_rng([trial.seed, zlib.crc32(trial.task.encode()), number])
     observations, actions = [], []
-    remaining = longest
+    remaining = trial.longest
     achieved = False
     while remaining > 0:
         action = environment.expert_action()
         actions.append(action)
         observations.append(observation)
-        executed = action + action_noise * noise.standard_normal(len(action))
+        executed = action + trial.action_noise * noise.standard_normal(len(action))
         result = environment.step(np.clip(executed, -1, 1).astype(np.float32))
         observation = result.observation
         remaining = 0 if result.done else remaining - 1

@@ -17,6 +17,10 @@ from vlatrack import errors
 from vlatrack.envs.worker import Answer, Check, Checked, Close, Failed, Open, Opened, Refused, Request
 from vlatrack.errors import DataError, SimulatorError, VlatrackError
 
+ATTEMPTS = 3
+"""Of an episode whose worker breaks, all together."""
+EPISODES_PER_WORKER = 20
+"""After so many a worker is replaced, as simulators and their rendering leak."""
 CLOSING_S = 5.0
 """Seconds in which a simulator may close itself."""
 

@@ -27,6 +27,7 @@ from vlatrack.envs.base import (
     StoredStates,
     make_environment,
 )
+from vlatrack.envs.record import Demonstration, Trial, attempt
 from vlatrack.errors import DataError, VlatrackError
 
 
@@ -63,11 +64,19 @@ class Act:
 
 
 @dataclass(frozen=True)
+class Try:
+    """Let the scripted expert make an attempt at a task. The answer is `Tried`."""
+
+    trial: Trial
+    number: int
+
+
+@dataclass(frozen=True)
 class Close:
     """Free the simulator and end; there is no answer."""
 
 
-Request = Open | Check | Begin | Act | Close
+Request = Open | Check | Begin | Act | Try | Close
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,13 @@ class Stretch:
 
 
 @dataclass(frozen=True)
+class Tried:
+    """What came of an attempt."""
+
+    found: Demonstration | None
+
+
+@dataclass(frozen=True)
 class Refused:
     """A mistake of the user, which every worker would run into."""
 
@@ -112,7 +128,7 @@ class Failed:
     text: str
 
 
-Answer = Opened | Checked | Stretch | Refused | Failed
+Answer = Opened | Checked | Stretch | Tried | Refused | Failed
 
 
 def execute(environment: Environment, request: Begin | Act) -> Stretch:
@@ -192,6 +208,9 @@ def serve(connection: Connection) -> None:
                 if isinstance(request, Check):
                     found = environment.check() if isinstance(environment, ChecksItself) else ()
                     connection.send(Checked(tuple(found)))
+                elif isinstance(request, Try):
+                    assert isinstance(environment, ScriptedExpert), "whoever asks has read `Opened.has_expert`"
+                    connection.send(Tried(attempt(environment, request.trial, request.number)))
                 else:
                     connection.send(execute(environment, request))
             except VlatrackError as error:

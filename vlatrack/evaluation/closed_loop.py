@@ -12,15 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlatrack.envs.base import Observation
-from vlatrack.envs.watched import Simulator, WatchedWorker, raise_refused, wait_for_answers
+from vlatrack.envs.watched import (
+    ATTEMPTS,
+    EPISODES_PER_WORKER,
+    Simulator,
+    WatchedWorker,
+    raise_refused,
+    wait_for_answers,
+)
 from vlatrack.envs.worker import Act, Answer, Begin, Failed, Opened, Stretch
 from vlatrack.evaluation.actors import Actor, Decision, Turn, Undecided
 from vlatrack.evaluation.episodes import EpisodeId, Outcome
-
-ATTEMPTS = 3
-"""Of an episode whose worker breaks, all together."""
-EPISODES_PER_WORKER = 20
-"""After so many a worker is replaced, as simulators and their rendering leak."""
 
 
 @dataclass(frozen=True)
