@@ -26,7 +26,9 @@ RELEASES = {"akita_black_bowl": 0.085}
 RELEASE = 0.03
 ABOVE = 0.10
 """How high the hand comes over what it grasps, and carries it over where it is put."""
-CLOSING, OPENING, PATIENCE = 10, 5, 30  # env steps
+OPENING, PATIENCE = 5, 30  # env steps
+STILL = 0.0005
+"""How far fingers move in a step that have closed."""
 HELD = 0.09
 """The hand is not so far from what it holds."""
 
@@ -42,6 +44,7 @@ class _Places:
     grasp: NDArray[np.float64]  # where the hand has to be to grasp it
     target: NDArray[np.float64]  # on which it is put
     release: float  # how high over the target it is let go
+    fingers: NDArray[np.float64]  # their positions
 
     @property
     def to_grasp(self) -> float:
@@ -62,6 +65,7 @@ class Expert:
         self._stage: Stage = "approach"
         self._steps = 0  # in this stage
         self._upright: Rotation | None = None  # the hand's orientation at the start
+        self._fingers = np.full(2, np.inf)  # before this step
 
     def action(self, seen: Numbers) -> NDArray[np.float32]:
         """The next action, [7], in [-1, 1].
@@ -75,6 +79,7 @@ class Expert:
         places = self._places(seen)
         self._steps += 1
         self._change_stage(places)
+        self._fingers = places.fingers
         grip = 1.0 if self._stage in ("close", "lift", "carry", "lower") else -1.0
         move = np.clip(self._way(places) / REACH, -1, 1)
         turn = np.clip(self._tilt(seen) / TURN, -1, 1)
@@ -95,12 +100,12 @@ class Expert:
         kind = objects[thing].category_name if thing in objects else None
         if len(goals) != 1 or relation not in ("on", "in") or kind not in GRASPS:
             raise DataError(f"LIBERO: no scripted expert for the task {self._task}")
-        hand, place = seen["robot0_eef_pos"], seen[f"{thing}_pos"]
+        hand, place, fingers = seen["robot0_eef_pos"], seen[f"{thing}_pos"], seen["robot0_gripper_qpos"]
         if rest[0] in objects:
             release = RELEASES.get(objects[rest[0]].category_name, RELEASE)
-            return _Places(hand, place, place + GRASPS[kind], seen[f"{rest[0]}_pos"], release)
+            return _Places(hand, place, place + GRASPS[kind], seen[f"{rest[0]}_pos"], release, fingers)
         site = np.array(self._env.sim.data.get_site_xpos(rest[0]))
-        return _Places(hand, place, place + GRASPS[kind], site, RELEASE)
+        return _Places(hand, place, place + GRASPS[kind], site, RELEASE, fingers)
 
     def _change_stage(self, at: _Places) -> None:
         impatient = self._steps > PATIENCE
@@ -111,7 +116,8 @@ class Expert:
                 self._go_on("close")
             case "descend" if at.to_grasp > 0.03:
                 self._go_on("approach")
-            case "close" if self._steps > CLOSING:
+            # Not after a number of steps: whoever learns from this sees the fingers, and no number.
+            case "close" if self._steps > 2 and np.abs(at.fingers - self._fingers).max() < STILL:
                 self._go_on("lift")
             case "lift" | "carry" | "lower" if np.linalg.norm(at.hand - at.thing) > HELD:
                 self._go_on("approach")  # it has been dropped
