@@ -94,7 +94,8 @@ def test_the_token_losses_are_the_same_however_many_logits_are_computed_at_a_tim
             (losses.nll.sum() + losses.logsumexp.square().sum()).backward()
         results.append((losses.nll, losses.logsumexp, losses.predicted, hidden.grad))
     for few, all_at_once in zip(*results, strict=True):
-        torch.testing.assert_close(few, all_at_once)
+        # Gradients are sums of 32,768 numbers, which processors add in different orders.
+        torch.testing.assert_close(few, all_at_once, rtol=1e-4, atol=1e-3)
 
 
 def test_a_use_is_the_sum_of_its_parts() -> None:
