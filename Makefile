@@ -28,7 +28,7 @@ test: $(VENV)/dev.stamp  ## run the tests (no network)
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 slow: $(VENV)/dev.stamp  ## run the tests that take whole runs and real servers (minutes)
-	$(BIN)/python -m pytest -m slow $(PARALLEL) $(ARGS)
+	$(BIN)/python -m pytest -m slow --durations 40 $(PARALLEL) $(ARGS)
 
 simulators: $(VENV)/run.stamp  ## install Meta-World and LIBERO into .venv (2 GB; rendering needs OpenGL: docs/acting.md)
 	@$(INSTALL) --no-build-isolation -e '.[metaworld,libero]'
