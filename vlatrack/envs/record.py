@@ -72,7 +72,7 @@ class Trial:
 
 
 class Attempts(Protocol):
-    """Where the scripted expert is let try: a simulator in this process, or several in processes of their own."""
+    """The attempts of a scripted expert: in a simulator in this process, or in several in processes of their own."""
 
     @property
     def info(self) -> EnvironmentInfo:
