@@ -16,7 +16,6 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vlatrack.data.formats.lerobot.writer import LeRobotWriter
 from vlatrack.envs.base import EnvironmentInfo, ExpertEnvironment
 from vlatrack.errors import DataError
 
@@ -135,6 +134,8 @@ def record(
     Raises:
         DataError: an unknown task, a task that succeeds too rarely, or a folder that is in use or cannot be written.
     """
+    from vlatrack.data.formats.lerobot.writer import LeRobotWriter  # which workers, who make attempts, do not wait for
+
     _check_tasks(attempts, tasks)
     info = attempts.info
     with LeRobotWriter(
