@@ -73,7 +73,7 @@ def test_however_it_is_sharded_checkpointed_or_compiled_a_policy_trains_as_in_on
     for way, steps in trained(tmp_path, processes, *ways).items():
         dtype = way.partition(",")[0]
         loss, norm = furthest(steps, alone[dtype])
-        closest = (1e-7, 1e-12) if dtype == "float64" else (1e-6, 1e-4)  # losses pass through float32
+        closest = (3e-7, 1e-12) if dtype == "float64" else (1e-6, 1e-4)  # losses pass through float32
         assert (loss < closest[0], norm < closest[1]) == (True, True), (way, loss, norm)
 
 
