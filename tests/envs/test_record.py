@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from contextlib import closing
+from ctypes.util import find_library
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -173,10 +174,11 @@ def test_a_users_choice_of_opengl_that_does_not_work_is_told(monkeypatch: pytest
 
 @needs_metaworld
 @pytest.mark.skipif(not wheel_libraries(), reason=f"needs pip install --no-deps {OSMESA_WHEEL}")
+@pytest.mark.skipif(find_library("OSMesa") is not None, reason="the system has an OSMesa")
 def test_where_the_system_has_no_osmesa_that_of_a_wheel_draws() -> None:
     """In a process of its own, in which MuJoCo and PyOpenGL have not been imported."""
     program = """
-from vlatrack.envs.opengl import OSMESA_WHEEL, choose_opengl, wheel_libraries
+from vlatrack.envs.opengl import choose_opengl
 choose_opengl(extra="metaworld")
 import mujoco
 model = mujoco.MjModel.from_xml_string(
@@ -188,6 +190,7 @@ with mujoco.Renderer(model, 64, 64) as renderer:
     renderer.update_scene(data)
     red, green, _ = renderer.render().mean(axis=(0, 1))
 assert red > 50 > 10 > green, (red, green)
+assert "lavavu_osmesa.libs/libOSMesa" in open("/proc/self/maps").read()
 """
     done = subprocess.run(
         [sys.executable, "-c", program],

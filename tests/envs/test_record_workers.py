@@ -72,6 +72,12 @@ def test_an_attempt_that_breaks_every_worker_ends_the_recording_with_one_line(tm
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_attempt_ahead_that_breaks_every_worker_is_no_matter_if_it_is_not_needed(tmp_path: Path) -> None:
+    with closing(in_workers(2, trouble="raise", seeds=1, pause_s=0.5)) as attempts:
+        told = record(attempts, {"push": 1, "pull": 1}, output=tmp_path / "demos", longest=20)
+    assert [(task.task, task.attempts) for task in told] == [("push", 1), ("pull", 1)]
+
+
 def test_attempts_at_the_task_before_do_not_count_for_the_next(tmp_path: Path) -> None:
     with closing(in_workers(3)) as attempts:
         told = record(attempts, {"push": 1, "pull": 2}, output=tmp_path / "workers", longest=20)

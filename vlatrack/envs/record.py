@@ -133,6 +133,7 @@ def record(
 
     Raises:
         DataError: an unknown task, a task that succeeds too rarely, or a folder that is in use or cannot be written.
+        SimulatorError: an attempt that is needed broke its worker again and again.
     """
     from vlatrack.data.formats.lerobot.writer import LeRobotWriter  # which workers, who make attempts, do not wait for
 

@@ -58,18 +58,21 @@ class AttemptsInWorkers:
         Raises:
             VlatrackError: a mistake of the user that the simulator finds, or one attempt broke it again and again.
         """
-        ahead, made = count(), dict[int, Demonstration | None]()
+        ahead, made = count(), dict[int, Tried | SimulatorError]()
         for number in count():
             while number not in made:
                 for place in self._places:
                     if place.request is None and len(made) < _AHEAD * len(self._places):
                         place.begin(Try(trial, next(ahead)))
                 made |= self._heard(trial)
-            yield made.pop(number)
+            tried = made.pop(number)
+            if isinstance(tried, SimulatorError):  # now, as with one worker: an attempt ahead may not be needed
+                raise tried
+            yield tried.found
 
-    def _heard(self, trial: Trial) -> dict[int, Demonstration | None]:
+    def _heard(self, trial: Trial) -> dict[int, Tried | SimulatorError]:
         """Wait for answers: what came of attempts, by their numbers. Those of an earlier trial are not needed."""
-        made = {}
+        made: dict[int, Tried | SimulatorError] = {}
         busy = [place.worker for place in self._places if place.worker is not None and place.worker.is_asked]
         answered = wait_for_answers(busy)
         for place in self._places:
@@ -77,7 +80,7 @@ class AttemptsInWorkers:
                 request, place.request = place.request, None
                 assert request is not None, "who answers was asked"
                 if request.trial == trial:
-                    made[request.number] = tried.found
+                    made[request.number] = tried
         return made
 
     def close(self) -> None:
@@ -107,7 +110,7 @@ class _Place:
             self.close()
         self._ask()
 
-    def hear(self) -> Tried | None:
+    def hear(self) -> Tried | SimulatorError | None:
         """Take the worker's answer: what came of the attempt, or None where it is not over."""
         assert self.worker is not None, "who answers is there"
         answer = self.worker.answer()
@@ -116,10 +119,9 @@ class _Place:
             self._made += 1
             return answer
         if isinstance(answer, Failed):
-            self._begin_again(answer.text)
-        else:
-            assert isinstance(answer, Opened), answer
-            self._ask()
+            return self._begin_again(answer.text)
+        assert isinstance(answer, Opened), answer
+        self._ask()
         return None
 
     def close(self) -> None:
@@ -137,14 +139,16 @@ class _Place:
             assert self.request is not None, "for something"
             self.worker.ask(self.request)
 
-    def _begin_again(self, reason: str) -> None:
+    def _begin_again(self, reason: str) -> SimulatorError | None:
+        """Ask a new worker for the same attempt; the error if that was done too often."""
         assert self.worker is not None, "which has broken"
         assert self.request is not None, "over something"
         self.worker.kill()
         self.worker, self._broken = None, self._broken + 1
         if self._broken == ATTEMPTS:
-            raise SimulatorError(
+            return SimulatorError(
                 f"{self._simulator.name}: attempt {self.request.number} at {self.request.trial.task} broke {ATTEMPTS} "
                 f"workers ({reason}); does the simulator work by itself?"
             )
         self._ask()
+        return None

@@ -5,7 +5,7 @@ All are two-sided, of the given confidence, and are fractions.
 
 import math
 
-from scipy.special import bdtr, betaincinv, ndtri  # scipy.stats takes ten times as long to import
+from scipy.special import bdtr, betaincinv, ndtri  # scipy.stats takes far longer to import
 
 Interval = tuple[float, float]
 CONFIDENCE = 0.95
