@@ -1,6 +1,7 @@
 """Recording in worker processes: the same demonstrations with any number of them, also when some die."""
 
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from program import Program
 from toy_arena import ToyArena
 from typer.testing import CliRunner
 
@@ -110,3 +112,21 @@ def test_the_command_records_the_same_dataset_with_more_workers(tmp_path: Path) 
         assert done.exit_code == 0, done.output
         assert f"wrote {tmp_path / name}: 5 episodes" in done.output
     assert LeRobotDataset(tmp_path / "one").fingerprint() == LeRobotDataset(tmp_path / "two").fingerprint()
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+def test_a_recording_that_is_ended_leaves_neither_files_nor_workers(
+    tmp_path: Path, program: Program, eventually: Callable[..., None], end: signal.Signals
+) -> None:
+    notes, demos = tmp_path / "notes", tmp_path / "demos"
+    notes.mkdir()
+    options = ("--env-option", "pause_s=0.1", "--env-option", f"notes={notes}")
+    process = program.start("data", "record", "push:500", "--env", ARENA, *options, "--workers", "2", "-o", demos)
+    eventually(lambda: len(list(notes.iterdir())) > 2)
+    workers = [child.pid for child in psutil.Process(process.pid).children()]
+    process.send_signal(end)
+    _, told = process.communicate()
+    assert "Traceback" not in told
+    assert process.returncode == 128 + end
+    eventually(lambda: not any(map(psutil.pid_exists, workers)))
+    assert list(tmp_path.iterdir()) == [notes]

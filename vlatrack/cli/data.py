@@ -66,14 +66,18 @@ def record(
     """
     from vlatrack.envs.record import record as record_demonstrations
     from vlatrack.envs.record_workers import AttemptsInWorkers
-    from vlatrack.envs.watched import Simulator
+    from vlatrack.envs.watched import Simulator, ending_on_sigterm
 
     wanted = _episodes_of_tasks(tasks, episodes)
     options = _environment_options(env_option or [])
     options |= {"cameras": tuple(camera)} if camera else {}
     options |= {"resolution": resolution} if resolution is not None else {}
     simulator = Simulator(env, options, timeout_s=_START_S + max_steps * _LONGEST_STEP_S)
-    with closing(AttemptsInWorkers(simulator, workers=workers)) as attempts, _progress_bars(wanted) as progress:
+    with (
+        ending_on_sigterm(),
+        closing(AttemptsInWorkers(simulator, workers=workers)) as attempts,
+        _progress_bars(wanted) as progress,
+    ):
         recorded = record_demonstrations(
             attempts,
             wanted,

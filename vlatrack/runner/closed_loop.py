@@ -2,14 +2,11 @@
 
 import json
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -17,7 +14,7 @@ import torch
 from vlatrack.builders.evaluation import build_execution, build_view, plan_episodes
 from vlatrack.builders.simulator import SimulatorBuild, build_simulator, check_tasks, known_tasks
 from vlatrack.builders.trackers import build_backends
-from vlatrack.envs.watched import Simulator, WatchedWorker, checked, opened
+from vlatrack.envs.watched import Simulator, WatchedWorker, checked, ending_on_sigterm, opened
 from vlatrack.envs.worker import Opened
 from vlatrack.errors import SimulatorError, SpecError
 from vlatrack.evaluation.actors import Actor, Expert, PolicyActor
@@ -111,7 +108,7 @@ def evaluate_in_simulator(
         check_tasks(spec, tasks)
     build = build_simulator(spec)
     subject = _subject(spec, path, checkpoint, options, on_stage)
-    with _ending_on_sigterm(), closing(subject):
+    with ending_on_sigterm(), closing(subject):
         on_stage(f"starting {spec.suite.name}")
         there, wrong = _look_at(Simulator(build.name, build.options, options.timeout_s))
         check_tasks(spec, there.tasks)
@@ -179,23 +176,6 @@ def check_evaluation(spec: EvaluationSpec, interface: Interface, name: str, *, t
     check_tasks(spec, there.tasks)
     _check_simulator(spec, wrong, force=False)
     _check_fit(spec, interface, name, there, force=False)
-
-
-@contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the program as an exception, so that workers are ended and the folder is unlocked."""
-
-    def end(number: int, _: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():  # only that may change handlers
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
