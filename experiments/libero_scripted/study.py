@@ -93,7 +93,7 @@ def _record(workers: int) -> None:
     simulator = ["--env", "libero", "--resolution", "128", "--workers", str(workers)]
     for option in ("benchmark=libero_goal", "images=rotated", "rendering=fast"):
         simulator += ["--env-option", option]
-    attempts = ("--episodes", "200", "--action-noise", "0.1", "--max-steps", "200")
+    attempts = ("--episodes", "200", "--action-noise", "0.1", "--noise-steps", "8", "--max-steps", "200")
     _vlatrack("data", "record", *TASKS, *simulator, *attempts, "-o", str(DEMONSTRATIONS), log="record")
 
 

@@ -71,10 +71,10 @@ class PointOnALine:
 
 
 def record_points(
-    environment: PointOnALine, *, episodes: int = 3, seed: int = 0, action_noise: float = 0.2
+    environment: PointOnALine, *, episodes: int = 3, seed: int = 0, action_noise: float = 0.2, noise_steps: int = 1
 ) -> tuple[list[Demonstration], TaskProgress]:
     kept: list[Demonstration] = []
-    trial = Trial("reach", seed, action_noise, longest=60)
+    trial = Trial("reach", seed, action_noise, longest=60, noise_steps=noise_steps)
     told = demonstrate(AttemptsHere(environment), trial, kept.append, episodes=episodes)
     return kept, told
 
@@ -88,6 +88,17 @@ def test_the_label_is_the_experts_clean_action_and_not_what_was_carried_out() ->
     deviation = np.array(environment.executed) - labels
     assert 0.05 < deviation.std() < 0.25
     assert np.abs(environment.executed).max() <= 1
+
+
+def test_a_noise_stays_for_as_many_steps_as_is_said() -> None:
+    environment = PointOnALine()
+    recorded, _ = record_points(environment, episodes=1, noise_steps=3)
+    labels = recorded[0].actions[:, 0]
+    not_clipped = (np.abs(environment.executed) < 1) & (np.abs(labels) < 1)
+    pushes = np.where(not_clipped, environment.executed - labels, np.nan)
+    drawn = [set(push[~np.isnan(push)].round(5)) for push in np.split(pushes, range(3, len(pushes), 3))]
+    assert max(map(len, drawn)) == 1
+    assert len(set.union(*drawn)) > 1
 
 
 def test_images_and_states_are_those_before_the_action() -> None:

@@ -46,6 +46,9 @@ def record(
     action_noise: Annotated[
         float, typer.Option(min=0, max=1, help="Standard deviation of the noise on executed actions.")
     ] = 0.2,
+    noise_steps: Annotated[
+        int, typer.Option(min=1, help="Steps for which a noise stays; in 8 it carries the robot off as a policy errs.")
+    ] = 1,
     max_steps: Annotated[int, typer.Option(min=1, help="Of an attempt; one that takes more is not kept.")] = 500,
     storage: Annotated[Literal["video", "png"], typer.Option(help="mp4 files, or png inside the tables.")] = "video",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset.")] = False,
@@ -84,6 +87,7 @@ def record(
             output=output,
             seed=seed,
             action_noise=action_noise,
+            noise_steps=noise_steps,
             longest=max_steps,
             storage=storage,
             overwrite=overwrite,

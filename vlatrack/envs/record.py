@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vlatrack.envs.base import EnvironmentInfo, ExpertEnvironment
+from vlatrack.envs.base import EnvironmentInfo, ExpertEnvironment, Observation
 from vlatrack.errors import DataError
 
 STEPS_AFTER_SUCCESS = 4
@@ -68,6 +68,7 @@ class Trial:
     seed: int  # of the recording
     action_noise: float  # standard deviation of the noise on executed actions
     longest: int  # steps of an attempt; one that takes more has failed
+    noise_steps: int = 1  # for how many steps a noise stays, before another is drawn
 
 
 class Attempts(Protocol):
@@ -110,6 +111,7 @@ def record(
     output: Path | str,
     seed: int = 0,
     action_noise: float = 0.2,
+    noise_steps: int = 1,
     longest: int = LONGEST_EPISODE,
     storage: Literal["video", "png"] = "video",
     overwrite: bool = False,
@@ -123,6 +125,8 @@ def record(
         output: the folder of the new dataset.
         seed: determines layouts and noise; the episodes of a task do not depend on the other tasks.
         action_noise: standard deviation of the noise on the executed action, in its units (-1..1).
+        noise_steps: for how many steps a noise stays. Noise of one step averages out; one that stays carries the robot
+            off as the errors of a policy do, which does not notice them before its chunk is over.
         longest: steps of an attempt; one that takes more is not kept.
         storage: mp4, or PNG embedded in the parquet files.
         overwrite: replace the dataset that is there.
@@ -155,7 +159,13 @@ def record(
             writer.add_episode(task=found.instruction, actions=found.actions, states=states, frames=found.frames)
 
         return [
-            demonstrate(attempts, Trial(task, seed, action_noise, longest), keep, episodes=episodes, progress=progress)
+            demonstrate(
+                attempts,
+                Trial(task, seed, action_noise, longest, noise_steps),
+                keep,
+                episodes=episodes,
+                progress=progress,
+            )
             for task, episodes in tasks.items()
         ]
 
@@ -206,15 +216,17 @@ def attempt(environment: ExpertEnvironment, trial: Trial, number: int) -> Demons
     """One episode until a few steps after success; None if it did not succeed."""
     observation = environment.reset(trial.task, seed=trial.seed * SEEDS_PER_RECORDING + number)
     noise = np.random.default_rng([trial.seed, zlib.crc32(trial.task.encode()), number])
-    observations, actions = [], []
+    observations: list[Observation] = []
+    actions: list[NDArray[np.float32]] = []
     remaining = trial.longest
     achieved = False
     while remaining > 0:
         action = environment.expert_action()
+        if len(actions) % trial.noise_steps == 0:
+            push = trial.action_noise * noise.standard_normal(len(action))
         actions.append(action)
         observations.append(observation)
-        executed = action + trial.action_noise * noise.standard_normal(len(action))
-        result = environment.step(np.clip(executed, -1, 1).astype(np.float32))
+        result = environment.step(np.clip(action + push, -1, 1).astype(np.float32))
         observation = result.observation
         remaining = 0 if result.done else remaining - 1
         if result.success and not achieved:
