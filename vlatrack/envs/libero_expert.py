@@ -124,7 +124,6 @@ class Expert:
         return _Places(hand, place, place + GRASPS[kind], site, RELEASE, fingers)
 
     def _change_stage(self, at: _Places) -> None:
-        impatient = self._steps > PATIENCE
         match self._stage:
             case "reach" if _flat(at.to_grasp) < THERE and at.to_grasp[2] > -0.008:
                 self._go_on("close")
@@ -137,7 +136,7 @@ class Expert:
                 self._go_on("open")
             case "open" if self._steps > OPENING:
                 self._go_on("leave")
-            case "leave" if impatient:
+            case "leave" if self._steps > PATIENCE:
                 self._go_on("reach")  # it is not where it should be, or the episode would be over
 
     def _way(self, at: _Places) -> NDArray[np.float64]:
