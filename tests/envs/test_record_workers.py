@@ -110,6 +110,7 @@ def test_the_command_records_the_same_dataset_with_more_workers(tmp_path: Path) 
         words = ["push:3", "pull:2", "--env", ARENA, "--workers", workers, "--storage", "png", "-o", tmp_path / name]
         done = CliRunner().invoke(app, ["data", "record", *map(str, words)], catch_exceptions=False)
         assert done.exit_code == 0, done.output
+        assert "push 3/3  " in done.output, "a log file, too, tells how far it is"
         assert f"wrote {tmp_path / name}: 5 episodes" in done.output
     assert LeRobotDataset(tmp_path / "one").fingerprint() == LeRobotDataset(tmp_path / "two").fingerprint()
 

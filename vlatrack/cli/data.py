@@ -164,19 +164,24 @@ def _environment_options(words: Sequence[str]) -> dict[str, object]:
 
 @contextmanager
 def _progress_bars(wanted: dict[str, int]) -> "Iterator[ProgressCallback]":
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from vlatrack.cli.milestones import Milestones
     from vlatrack.envs.record import TaskProgress
 
     name, detail_of = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[detail]}"))
     columns = (name, BarColumn(), MofNCompleteColumn(), detail_of)
-    with Progress(*columns, TimeElapsedColumn()) as bars:
+    console = Console()
+    milestones = Milestones(console)
+    with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as bars:
         ids = {task: bars.add_task(task, total=number, detail="", start=False) for task, number in wanted.items()}
 
         def show(so_far: TaskProgress) -> None:
             bars.start_task(ids[so_far.task])
             detail = f"{so_far.frames:,} steps, success {so_far.success_rate:.0%}"
             bars.update(ids[so_far.task], completed=so_far.episodes, detail=detail)
+            milestones.report(so_far.task, so_far.episodes, so_far.wanted, detail)
 
         yield show
 

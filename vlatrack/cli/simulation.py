@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from vlatrack.cli.delivery import delivery_line
+from vlatrack.cli.milestones import Milestones
 
 if TYPE_CHECKING:
     from vlatrack.evaluation.comparison import SuccessRate
@@ -47,10 +48,12 @@ def _evaluate(
         console=console,
         disable=not console.is_terminal,
     ) as bars:
-        bar = bars.add_task("episodes", total=None, rate="")
+        bar, milestones = bars.add_task("episodes", total=None, rate=""), Milestones(console)
 
         def show(rows: Sequence["EpisodeRow"], total: int) -> None:
-            bars.update(bar, completed=len(rows), total=total, rate=rate_text(_rate_of(rows)))
+            rate = rate_text(_rate_of(rows))
+            bars.update(bar, completed=len(rows), total=total, rate=rate)
+            milestones.report("episodes", len(rows), total, rate)
 
         found = evaluate_in_simulator(
             path,

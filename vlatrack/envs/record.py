@@ -137,10 +137,13 @@ def record(
 
     Raises:
         DataError: an unknown task, a task that succeeds too rarely, or a folder that is in use or cannot be written.
+        ValueError: no steps.
         SimulatorError: an attempt that is needed broke its worker again and again.
     """
     from vlatrack.data.formats.lerobot.writer import LeRobotWriter  # which workers, who make attempts, do not wait for
 
+    if min(noise_steps, longest) < 1:
+        raise ValueError(f"noise_steps={noise_steps}, longest={longest}: at least 1 is needed")
     _check_tasks(attempts, tasks)
     info = attempts.info
     with LeRobotWriter(
