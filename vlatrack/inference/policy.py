@@ -108,7 +108,7 @@ class ActingPolicy:
 
     def act_batch(self, observations: Sequence[Observation], *, route: Route = "head") -> list[ActionChunk]:
         """As ``act``, for several observations in one forward pass."""
-        return self.act_on([[self.see(observation)] for observation in observations], route=route)
+        return self.act_on([[moment] for moment in self.see_batch(observations)], route=route)
 
     def see(self, observation: Observation) -> Moment:
         """Check an observation and encode its images.
