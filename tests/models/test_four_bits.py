@@ -163,6 +163,15 @@ def test_a_compiled_layer_computes_the_same(make_policy, batch) -> None:
     torch._dynamo.reset()
 
 
+def test_a_policy_can_be_without_contents_where_others_imported_bitsandbytes(
+    make_policy, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(import_bitsandbytes().functional.name2qmap, "dynamic")  # as after importing it
+    with torch.device("meta"):
+        adapted(make_policy())
+    assert torch.isfinite(loss_of(adapted(make_policy()), batch))
+
+
 def test_without_bitsandbytes_a_line_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(MissingPackageError, match=r"^backbone\.adapter\.base: 4bit .*pip install 'vlatrack\[scale\]'$"):

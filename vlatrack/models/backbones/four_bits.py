@@ -26,8 +26,6 @@ def import_bitsandbytes() -> Any:
     Raises:
         MissingPackageError: it is not installed.
     """
-    if (imported := sys.modules.get("bitsandbytes")) is not None:
-        return imported
     log = logging.getLogger("bitsandbytes")
     level, known = log.level, sys.modules.get(_KERNELS)
     log.setLevel(logging.ERROR)
@@ -35,9 +33,6 @@ def import_bitsandbytes() -> Any:
     try:
         import bitsandbytes
         from bitsandbytes import functional
-
-        with torch.device("cpu"):  # kept for good: it must not be made on the meta device, by the first layer there
-            functional.name2qmap.setdefault("dynamic", functional.create_dynamic_map())
     except ImportError as error:
         raise MissingPackageError(
             f"backbone.adapter.base: 4bit needs bitsandbytes ({error}); install it: pip install 'vlatrack[scale]'"
@@ -47,6 +42,9 @@ def import_bitsandbytes() -> Any:
         del sys.modules[_KERNELS]
         if known is not None:
             sys.modules[_KERNELS] = known
+    if "dynamic" not in functional.name2qmap:  # also where others imported the package
+        with torch.device("cpu"):  # kept for good: it must not be made on the meta device, by the first layer there
+            functional.name2qmap["dynamic"] = functional.create_dynamic_map()
     return bitsandbytes
 
 
