@@ -71,10 +71,16 @@ class PointOnALine:
 
 
 def record_points(
-    environment: PointOnALine, *, episodes: int = 3, seed: int = 0, action_noise: float = 0.2, noise_steps: int = 1
+    environment: PointOnALine,
+    *,
+    episodes: int = 3,
+    seed: int = 0,
+    action_noise: float = 0.2,
+    noise_steps: int = 1,
+    clean_steps: int = 0,
 ) -> tuple[list[Demonstration], TaskProgress]:
     kept: list[Demonstration] = []
-    trial = Trial("reach", seed, action_noise, longest=60, noise_steps=noise_steps)
+    trial = Trial("reach", seed, action_noise, longest=60, noise_steps=noise_steps, clean_steps=clean_steps)
     told = demonstrate(AttemptsHere(environment), trial, kept.append, episodes=episodes)
     return kept, told
 
@@ -99,6 +105,33 @@ def test_a_noise_stays_for_as_many_steps_as_is_said() -> None:
     drawn = [set(push[~np.isnan(push)].round(5)) for push in np.split(pushes, range(3, len(pushes), 3))]
     assert max(map(len, drawn)) == 1
     assert len(set.union(*drawn)) > 1
+
+
+def test_between_bursts_of_noise_what_is_recorded_was_executed() -> None:
+    environment = PointOnALine()
+    recorded, told = record_points(environment, noise_steps=3, clean_steps=4)
+    assert (told.episodes, told.stretches) == (3, len(recorded))
+    assert len(recorded) > 3
+    for stretch in recorded:
+        moved = np.diff(stretch.states[:, 0])
+        assert moved == pytest.approx(STRIDE * stretch.actions[:-1, 0], abs=1e-6)
+    of_the_first = [
+        len(stretch.actions) for stretch in record_points(PointOnALine(), episodes=1, noise_steps=3, clean_steps=4)[0]
+    ]
+    assert all(2 <= length <= 6 for length in of_the_first[:-1])
+    assert told.frames < len(environment.executed)
+
+
+def test_a_burst_of_noise_carries_the_robot_off() -> None:
+    def carried_off(seed: int) -> float:
+        recorded, _ = record_points(
+            PointOnALine(), episodes=1, seed=seed, action_noise=0.5, noise_steps=3, clean_steps=4
+        )
+        before, after = recorded[:2]
+        without_noise = before.states[-1, 0] + STRIDE * (before.actions[-1, 0] + 3)
+        return abs(after.states[0, 0] - min(without_noise, GOAL))
+
+    assert max(map(carried_off, range(4))) > 0.05
 
 
 def test_images_and_states_are_those_before_the_action() -> None:

@@ -49,6 +49,14 @@ def record(
     noise_steps: Annotated[
         int, typer.Option(min=1, help="Steps for which a noise stays; in 8 it carries the robot off as a policy errs.")
     ] = 1,
+    clean_steps: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Let noise come in bursts of --noise-steps, about so many steps apart, and record only what lies "
+            "between them, each stretch as an episode; 0: there always is noise.",
+        ),
+    ] = 0,
     max_steps: Annotated[int, typer.Option(min=1, help="Of an attempt; one that takes more is not kept.")] = 500,
     storage: Annotated[Literal["video", "png"], typer.Option(help="mp4 files, or png inside the tables.")] = "video",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset.")] = False,
@@ -88,15 +96,17 @@ def record(
             seed=seed,
             action_noise=action_noise,
             noise_steps=noise_steps,
+            clean_steps=clean_steps,
             longest=max_steps,
             storage=storage,
             overwrite=overwrite,
             progress=progress,
         )
     kept, tried = sum(task.episodes for task in recorded), sum(task.attempts for task in recorded)
+    stretches = f" in {sum(task.stretches for task in recorded):,} stretches" if clean_steps else ""
     typer.echo(
-        f"wrote {output}: {kept} episodes, {sum(task.frames for task in recorded):,} steps, {_megabytes(output)}; "
-        f"{kept} of {tried} attempts succeeded ({kept / tried:.0%})"
+        f"wrote {output}: {kept} episodes{stretches}, {sum(task.frames for task in recorded):,} steps, "
+        f"{_megabytes(output)}; {kept} of {tried} attempts succeeded ({kept / tried:.0%})"
     )
 
 

@@ -1,15 +1,17 @@
 """Records demonstrations of a simulator's scripted expert as a LeRobot dataset.
 
 The expert's clean action is the label; the executed action has noise on it, so the data also shows
-how to recover. Only successful episodes are kept. Everything is determined by the seed.
+how to recover. With `Trial.clean_steps` noise comes in bursts, and only what lies between them is recorded: what was
+executed is then what is recorded, and what follows does not depend on a noise that nobody can foresee. Only successful
+attempts are kept. Everything is determined by the seed.
 """
 
 import zlib
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from itertools import count
+from itertools import count, repeat
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -28,7 +30,7 @@ SEEDS_PER_RECORDING = 100_000  # the n-th attempt of a task begins at the seed o
 
 @dataclass(frozen=True)
 class Demonstration:
-    """One successful episode; state and images of a step are those before its action."""
+    """A stretch of a successful attempt; state and images of a step are those before its action."""
 
     instruction: str
     actions: NDArray[np.float32]  # [T, A], the expert's, without noise
@@ -44,6 +46,7 @@ class TaskProgress:
     wanted: int  # episodes
     episodes: int = 0
     attempts: int = 0
+    stretches: int = 0  # episodes of the dataset; one of each attempt that succeeded, unless noise came in bursts
     frames: int = 0
 
     @property
@@ -51,13 +54,19 @@ class TaskProgress:
         """Successful attempts / attempts, 0 before the first."""
         return self.episodes / self.attempts if self.attempts else 0.0
 
-    def after(self, found: Demonstration | None) -> "TaskProgress":
+    def after(self, found: Sequence[Demonstration]) -> "TaskProgress":
         """This progress with one more attempt."""
-        kept, frames = (0, 0) if found is None else (1, len(found.actions))
-        return replace(self, attempts=self.attempts + 1, episodes=self.episodes + kept, frames=self.frames + frames)
+        return replace(
+            self,
+            attempts=self.attempts + 1,
+            episodes=self.episodes + bool(found),
+            stretches=self.stretches + len(found),
+            frames=self.frames + sum(len(stretch.actions) for stretch in found),
+        )
 
 
 ProgressCallback = Callable[[TaskProgress], None]
+_Step = tuple[Observation, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,7 @@ class Trial:
     action_noise: float  # standard deviation of the noise on executed actions
     longest: int  # steps of an attempt; one that takes more has failed
     noise_steps: int = 1  # for how many steps a noise stays, before another is drawn
+    clean_steps: int = 0  # without noise, on average, before each such burst; only these are recorded. 0: no bursts
 
 
 class Attempts(Protocol):
@@ -82,8 +92,8 @@ class Attempts(Protocol):
     def tasks(self) -> tuple[str, ...]:
         """Names of its tasks."""
 
-    def of(self, trial: Trial) -> Generator[Demonstration | None]:
-        """The attempts without end, in the order of their numbers; None for one that did not succeed."""
+    def of(self, trial: Trial) -> Generator[Sequence[Demonstration]]:
+        """The attempts without end, in the order of their numbers: the stretches of each, none of one that failed."""
 
 
 class AttemptsHere:
@@ -100,7 +110,7 @@ class AttemptsHere:
     def tasks(self) -> tuple[str, ...]:
         return self._environment.tasks
 
-    def of(self, trial: Trial) -> Generator[Demonstration | None]:
+    def of(self, trial: Trial) -> Generator[Sequence[Demonstration]]:
         return (attempt(self._environment, trial, number) for number in count())
 
 
@@ -112,6 +122,7 @@ def record(
     seed: int = 0,
     action_noise: float = 0.2,
     noise_steps: int = 1,
+    clean_steps: int = 0,
     longest: int = LONGEST_EPISODE,
     storage: Literal["video", "png"] = "video",
     overwrite: bool = False,
@@ -127,6 +138,8 @@ def record(
         action_noise: standard deviation of the noise on the executed action, in its units (-1..1).
         noise_steps: for how many steps a noise stays. Noise of one step averages out; one that stays carries the robot
             off as the errors of a policy do, which does not notice them before its chunk is over.
+        clean_steps: noise comes in bursts of `noise_steps`, with so many steps between them on average, from half to
+            one and a half of it. Only these are recorded, each stretch as an episode. 0: there always is noise.
         longest: steps of an attempt; one that takes more is not kept.
         storage: mp4, or PNG embedded in the parquet files.
         overwrite: replace the dataset that is there.
@@ -142,8 +155,10 @@ def record(
     """
     from vlatrack.data.formats.lerobot.writer import LeRobotWriter  # which workers, who make attempts, do not wait for
 
-    if min(noise_steps, longest) < 1:
-        raise ValueError(f"noise_steps={noise_steps}, longest={longest}: at least 1 is needed")
+    if min(noise_steps, longest) < 1 or clean_steps < 0:
+        raise ValueError(
+            f"noise_steps={noise_steps}, longest={longest}, clean_steps={clean_steps}: at least 1, 1 and 0 are needed"
+        )
     _check_tasks(attempts, tasks)
     info = attempts.info
     with LeRobotWriter(
@@ -164,7 +179,7 @@ def record(
         return [
             demonstrate(
                 attempts,
-                Trial(task, seed, action_noise, longest, noise_steps),
+                Trial(task, seed, action_noise, longest, noise_steps, clean_steps),
                 keep,
                 episodes=episodes,
                 progress=progress,
@@ -193,7 +208,7 @@ def demonstrate(
     episodes: int,
     progress: ProgressCallback | None = None,
 ) -> TaskProgress:
-    """Let the expert try until `episodes` of its attempts succeeded, and pass each of these to `keep`.
+    """Let the expert try until `episodes` of its attempts succeeded, and pass what these recorded to `keep`.
 
     Raises:
         DataError: three attempts for each episode, and five more, were not enough.
@@ -206,39 +221,53 @@ def demonstrate(
                     f"{trial.task}: {so_far.episodes} of {episodes} episodes after {so_far.attempts} attempts; "
                     f"lower the action noise ({trial.action_noise:g}) or omit the task"
                 )
-            one = next(found)
-            if one is not None:
-                keep(one)
-            so_far = so_far.after(one)
+            stretches = next(found)
+            for stretch in stretches:
+                keep(stretch)
+            so_far = so_far.after(stretches)
             if progress is not None:
                 progress(so_far)
     return so_far
 
 
-def attempt(environment: ExpertEnvironment, trial: Trial, number: int) -> Demonstration | None:
-    """One episode until a few steps after success; None if it did not succeed."""
+def attempt(environment: ExpertEnvironment, trial: Trial, number: int) -> list[Demonstration]:
+    """One episode until a few steps after success, in its recorded stretches; none if it did not succeed."""
     observation = environment.reset(trial.task, seed=trial.seed * SEEDS_PER_RECORDING + number)
-    noise = np.random.default_rng([trial.seed, zlib.crc32(trial.task.encode()), number])
-    observations: list[Observation] = []
-    actions: list[NDArray[np.float32]] = []
-    remaining = trial.longest
-    achieved = False
+    pushes = _pushes(trial, number, environment.info.action_dim)
+    stretches: list[list[_Step]] = []
+    remaining, achieved, was_recorded = trial.longest, False, False
     while remaining > 0:
-        action = environment.expert_action()
-        if len(actions) % trial.noise_steps == 0:
-            push = trial.action_noise * noise.standard_normal(len(action))
-        actions.append(action)
-        observations.append(observation)
+        action, (push, is_recorded) = environment.expert_action(), next(pushes)
+        if is_recorded and not was_recorded:
+            stretches.append([])
+        if is_recorded:
+            stretches[-1].append((observation, action))
+        was_recorded = is_recorded
         result = environment.step(np.clip(action + push, -1, 1).astype(np.float32))
         observation = result.observation
         remaining = 0 if result.done else remaining - 1
         if result.success and not achieved:
             achieved, remaining = True, min(remaining, STEPS_AFTER_SUCCESS)
-    if not achieved:
-        return None
+    return [_demonstration(steps) for steps in stretches] if achieved else []
+
+
+def _pushes(trial: Trial, number: int, action_dim: int) -> Iterator[tuple[NDArray[np.float64], bool]]:
+    """What is added to the action of each step, and whether the step is recorded."""
+    random = np.random.default_rng([trial.seed, zlib.crc32(trial.task.encode()), number])
+    shortest, longest = trial.clean_steps // 2, trial.clean_steps + trial.clean_steps // 2
+    while True:
+        if trial.clean_steps:
+            yield from repeat((np.zeros(action_dim), True), int(random.integers(shortest, longest, endpoint=True)))
+        yield from repeat(
+            (trial.action_noise * random.standard_normal(action_dim), not trial.clean_steps), trial.noise_steps
+        )
+
+
+def _demonstration(steps: Sequence[_Step]) -> Demonstration:
+    observations = [observation for observation, _ in steps]
     return Demonstration(
-        observation.instruction,
-        np.stack(actions),
+        observations[0].instruction,
+        np.stack([action for _, action in steps]),
         np.stack([seen.state for seen in observations]),
-        {camera: np.stack([seen.images[camera] for seen in observations]) for camera in environment.info.cameras},
+        {camera: np.stack([seen.images[camera] for seen in observations]) for camera in observations[0].images},
     )

@@ -1,6 +1,6 @@
 """The attempts of a recording in worker processes: side by side, and none is lost where a simulator dies."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from itertools import count
 
 from vlatrack.envs.base import EnvironmentInfo
@@ -52,7 +52,7 @@ class AttemptsInWorkers:
     def tasks(self) -> tuple[str, ...]:
         return self._tasks
 
-    def of(self, trial: Trial) -> Generator[Demonstration | None]:
+    def of(self, trial: Trial) -> Generator[Sequence[Demonstration]]:
         """The attempts in the order of their numbers.
 
         Raises:

@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
@@ -110,7 +110,7 @@ class Stretch:
 class Tried:
     """What came of an attempt."""
 
-    found: Demonstration | None
+    found: Sequence[Demonstration]
 
 
 @dataclass(frozen=True)
