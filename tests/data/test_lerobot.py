@@ -282,3 +282,10 @@ def test_an_episode_with_two_instructions_is_reported(copy: Path) -> None:
 def test_the_names_of_actions_are_read_in_the_forms_in_which_datasets_have_them(copy, names, expected) -> None:
     edit_json(copy / "meta/info.json", lambda info: info["features"]["action"].update(names=names))
     assert LeRobotDataset(copy).action_names == expected
+
+
+def test_a_table_that_holds_many_episodes_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, read_table = [], pq.read_table
+    monkeypatch.setattr(pq, "read_table", lambda path, **options: read.append(path) or read_table(path, **options))
+    assert len(LeRobotDataset(WRITTEN_BY_LEROBOT).episodes()) == 3
+    assert sorted(read) == [WRITTEN_BY_LEROBOT / DATA, WRITTEN_BY_LEROBOT / EPISODES]

@@ -118,7 +118,8 @@ class LeRobotDataset:
     @cached_property
     def _episodes(self) -> tuple[Episode, ...]:
         columns = ["episode_index", self._action, *((self._state,) if self._state else ())]
-        tables = {path: _read_table(self.root / path, columns) for path in sorted(map(self._data_path, self._entries))}
+        paths = sorted({self._data_path(index) for index in self._entries})
+        tables = {path: _read_table(self.root / path, columns) for path in paths}
         return tuple(self._episode(entry, tables[self._data_path(index)]) for index, entry in self._entries.items())
 
     def _data_path(self, index: int) -> str:
