@@ -115,6 +115,16 @@ def test_the_command_records_the_same_dataset_with_more_workers(tmp_path: Path) 
     assert LeRobotDataset(tmp_path / "one").fingerprint() == LeRobotDataset(tmp_path / "two").fingerprint()
 
 
+def test_the_command_says_in_how_many_episodes_the_stretches_between_bursts_are(tmp_path: Path) -> None:
+    bursts = ("--noise-steps", "1", "--clean-steps", "2")
+    words = ["push:6", "--env", ARENA, *bursts, "--storage", "png", "-o", str(tmp_path / "demos")]
+    done = CliRunner().invoke(app, ["data", "record", *words], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    stretches = LeRobotDataset(tmp_path / "demos").episodes()
+    assert f"6 demonstrations in {len(stretches)} episodes, {sum(one.length for one in stretches)} steps" in done.output
+    assert {one.length for one in stretches} <= {1, 2, 3}
+
+
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
 def test_a_recording_that_is_ended_leaves_neither_files_nor_workers(
     tmp_path: Path, program: Program, eventually: Callable[..., None], end: signal.Signals

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from vlatrack.data.episodes import Episode, EpisodeSource
-    from vlatrack.envs.record import ProgressCallback
+    from vlatrack.envs.record import ProgressCallback, TaskProgress
 
 _START_S, _LONGEST_STEP_S = 120.0, 2.0
 """Seconds without an answer after which a simulator is given up, for its start and for each step of an attempt."""
@@ -50,12 +50,7 @@ def record(
         int, typer.Option(min=1, help="Steps for which a noise stays; in 8 it carries the robot off as a policy errs.")
     ] = 1,
     clean_steps: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            help="Let noise come in bursts of --noise-steps, about so many steps apart, and record only what lies "
-            "between them, each stretch as an episode; 0: there always is noise.",
-        ),
+        int, typer.Option(min=0, help="Steps between bursts of noise, on average; only these are kept. 0: no bursts.")
     ] = 0,
     max_steps: Annotated[int, typer.Option(min=1, help="Of an attempt; one that takes more is not kept.")] = 500,
     storage: Annotated[Literal["video", "png"], typer.Option(help="mp4 files, or png inside the tables.")] = "video",
@@ -102,12 +97,7 @@ def record(
             overwrite=overwrite,
             progress=progress,
         )
-    kept, tried = sum(task.episodes for task in recorded), sum(task.attempts for task in recorded)
-    stretches = f" in {sum(task.stretches for task in recorded):,} stretches" if clean_steps else ""
-    typer.echo(
-        f"wrote {output}: {kept} episodes{stretches}, {sum(task.frames for task in recorded):,} steps, "
-        f"{_megabytes(output)}; {kept} of {tried} attempts succeeded ({kept / tried:.0%})"
-    )
+    typer.echo(f"wrote {output}: {_recorded(recorded)}, {_megabytes(output)}; {_succeeded(recorded)}")
 
 
 @app.command()
@@ -268,6 +258,17 @@ def _range_tables(episodes: "Sequence[Episode]") -> "Iterator[Table]":
         ):
             table.add_row(str(number), *(f"{value:.4g}" for value in row))
         yield table
+
+
+def _recorded(tasks: Sequence["TaskProgress"]) -> str:
+    kept, stretches = sum(task.episodes for task in tasks), sum(task.stretches for task in tasks)
+    episodes = f"{kept:,} episodes" if stretches == kept else f"{kept:,} demonstrations in {stretches:,} episodes"
+    return f"{episodes}, {sum(task.frames for task in tasks):,} steps"
+
+
+def _succeeded(tasks: Sequence["TaskProgress"]) -> str:
+    kept, tried = sum(task.episodes for task in tasks), sum(task.attempts for task in tasks)
+    return f"{kept} of {tried} attempts succeeded ({kept / tried:.0%})"
 
 
 def _megabytes(folder: Path) -> str:
