@@ -10,12 +10,12 @@ import numpy as np
 import psutil
 import pytest
 from program import Program
-from toy_arena import ToyArena
+from toy_arena import STEPS_TO_SUCCESS, ToyArena
 from typer.testing import CliRunner
 
 from vlatrack.cli.main import app
 from vlatrack.data.formats.lerobot.dataset import LeRobotDataset
-from vlatrack.envs.record import AttemptsHere, Demonstration, Trial, record
+from vlatrack.envs.record import STEPS_AFTER_SUCCESS, AttemptsHere, Demonstration, Trial, record
 from vlatrack.envs.record_workers import AttemptsInWorkers
 from vlatrack.envs.watched import EPISODES_PER_WORKER, Simulator
 from vlatrack.errors import DataError, SimulatorError
@@ -123,6 +123,14 @@ def test_the_command_says_in_how_many_episodes_the_stretches_between_bursts_are(
     stretches = LeRobotDataset(tmp_path / "demos").episodes()
     assert f"6 demonstrations in {len(stretches)} episodes, {sum(one.length for one in stretches)} steps" in done.output
     assert {one.length for one in stretches} <= {1, 2, 3}
+
+
+def test_nothing_is_rendered_during_a_burst_of_noise() -> None:
+    arena = ToyArena()
+    trial = Trial("push", seed=0, action_noise=0.1, longest=20, noise_steps=2, clean_steps=2)
+    recorded = sum(len(stretch.actions) for stretch in next(AttemptsHere(arena).of(trial)))
+    assert recorded <= arena.rendered <= recorded + 1, "after the last step the next would have been recorded, or not"
+    assert recorded < STEPS_TO_SUCCESS + STEPS_AFTER_SUCCESS
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])

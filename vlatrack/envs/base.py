@@ -114,6 +114,13 @@ class ExpertEnvironment(Environment, ScriptedExpert, Protocol):
     """An environment that demonstrations can be recorded in."""
 
 
+def stepped(environment: Environment, action: NDArray[np.float32], *, seen: bool) -> StepResult:
+    """Execute one action; without images, where the environment can, if nobody will look at them."""
+    if not seen and isinstance(environment, SkipsImages):
+        return environment.step_unseen(action)
+    return environment.step(action)
+
+
 def make_environment(name: str, options: Mapping[str, object]) -> Environment:
     """An environment of `BUILT_IN`, or of a third party.
 

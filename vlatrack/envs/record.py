@@ -11,14 +11,14 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from itertools import count, repeat
+from itertools import count, pairwise, repeat
 from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlatrack.envs.base import EnvironmentInfo, ExpertEnvironment, Observation
+from vlatrack.envs.base import EnvironmentInfo, ExpertEnvironment, Observation, stepped
 from vlatrack.errors import DataError
 
 STEPS_AFTER_SUCCESS = 4
@@ -233,21 +233,22 @@ def demonstrate(
 def attempt(environment: ExpertEnvironment, trial: Trial, number: int) -> list[Demonstration]:
     """One episode until a few steps after success, in its recorded stretches; none if it did not succeed."""
     observation = environment.reset(trial.task, seed=trial.seed * SEEDS_PER_RECORDING + number)
-    pushes = _pushes(trial, number, environment.info.action_dim)
     stretches: list[list[_Step]] = []
     remaining, achieved, was_recorded = trial.longest, False, False
-    while remaining > 0:
-        action, (push, is_recorded) = environment.expert_action(), next(pushes)
+    for (push, is_recorded), (_, will_be) in pairwise(_pushes(trial, number, environment.info.action_dim)):
+        action = environment.expert_action()
         if is_recorded and not was_recorded:
             stretches.append([])
         if is_recorded:
             stretches[-1].append((observation, action))
         was_recorded = is_recorded
-        result = environment.step(np.clip(action + push, -1, 1).astype(np.float32))
+        result = stepped(environment, np.clip(action + push, -1, 1).astype(np.float32), seen=will_be)
         observation = result.observation
         remaining = 0 if result.done else remaining - 1
         if result.success and not achieved:
             achieved, remaining = True, min(remaining, STEPS_AFTER_SUCCESS)
+        if remaining == 0:
+            break
     return [_demonstration(steps) for steps in stretches] if achieved else []
 
 

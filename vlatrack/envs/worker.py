@@ -22,10 +22,9 @@ from vlatrack.envs.base import (
     EnvironmentInfo,
     Observation,
     ScriptedExpert,
-    SkipsImages,
-    StepResult,
     StoredStates,
     make_environment,
+    stepped,
 )
 from vlatrack.envs.record import Demonstration, Trial, attempt
 from vlatrack.errors import DataError, VlatrackError
@@ -141,7 +140,7 @@ def execute(environment: Environment, request: Begin | Act) -> Stretch:
         if no_op.shape != (size,):
             raise DataError(f"no_op: {len(no_op)} numbers, but an action of {request.task} has {size}")
         for left in range(request.waits, 0, -1):
-            observation = _step(environment, no_op.astype(np.float32), seen=left == 1).observation
+            observation = stepped(environment, no_op.astype(np.float32), seen=left == 1).observation
         return Stretch((observation,))
     total = request.actions if isinstance(request.actions, int) else len(request.actions)
     observations: list[Observation] = []
@@ -152,7 +151,7 @@ def execute(environment: Environment, request: Begin | Act) -> Stretch:
             action = environment.expert_action()
         else:
             action = np.clip(request.actions[steps - 1], -1, 1).astype(np.float32)
-        result = _step(environment, action, seen=steps > total - request.seen)
+        result = stepped(environment, action, seen=steps > total - request.seen)
         reward += result.reward
         if steps > total - request.seen:
             observations.append(result.observation)
@@ -185,12 +184,6 @@ def _check_shapes(observation: Observation, info: EnvironmentInfo) -> None:
             f"observation: the simulator's state has the shape {list(np.shape(observation.state))}, but its info says "
             f"{[info.state_dim]}; correct the simulator"
         )
-
-
-def _step(environment: Environment, action: NDArray[np.float32], *, seen: bool) -> StepResult:
-    if not seen and isinstance(environment, SkipsImages):
-        return environment.step_unseen(action)
-    return environment.step(action)
 
 
 def serve(connection: Connection) -> None:
