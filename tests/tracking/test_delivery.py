@@ -1,5 +1,6 @@
 """The whole way with real processes: journal, delivery process, MLflow on SQLite, wandb against a local double."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -7,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +19,13 @@ from fault_proxy import Fault, FaultProxy
 from mlflow.entities import Run as MlflowRun
 from mlflow.tracking import MlflowClient
 from wandb_double import WandbDouble
+from wandb_file import offline_exit_code
 
 from vlatrack.metrics.schema import documented
+from vlatrack.testing.example_run import ExampleRun
+from vlatrack.tracking.backends.base import RunFinish, Status
+from vlatrack.tracking.backends.registry import connect
+from vlatrack.tracking.backends.wandb.clients import closed, end_idle_client, own_clients
 from vlatrack.tracking.delivery.audit import audit_run, journal_audit
 from vlatrack.tracking.delivery.cursor import CursorFile
 from vlatrack.tracking.delivery.sync import sync_run
@@ -29,6 +36,7 @@ from vlatrack.tracking.run_files import RunFiles
 
 Eventually = Callable[..., None]
 MLFLOW, WANDB = BackendConfig("mlflow"), BackendConfig("wandb", naming="sections")
+OFFLINE = BackendConfig("wandb", options={"mode": "offline"})
 CSV = BackendConfig("custom", target="vlatrack.testing.csv_backend:CsvBackend")
 KEY = "planted0123456789abcdef0123456789abcdef01234"
 
@@ -299,6 +307,30 @@ def test_without_a_key_wandb_writes_offline_files_and_says_so(
     assert b"train/closs" in file.read_bytes()
     assert report.backends[0].url == f"with a key: vlatrack sync {run_dir}"
     assert wandb_server.operations == Counter()
+
+
+@pytest.mark.parametrize(("status", "exit_code"), [("FINISHED", 0), ("FAILED", 1), ("KILLED", 255)])
+def test_an_offline_file_holds_the_end_of_the_run_when_delivery_has_told_it(
+    tmp_path: Path, status: Status, exit_code: int
+) -> None:
+    run = ExampleRun(tmp_path, uid="u1")
+    with contextlib.closing(connect(OFFLINE, run.dir)) as backend:
+        backend.open(run.start_value(), -1)
+        backend.finish(RunFinish(status, None, 2))
+        (file,) = (run.dir / "wandb").glob("offline-run-*/run-u1.wandb")
+        assert offline_exit_code(file) == exit_code
+
+
+def test_the_offline_file_of_a_client_that_was_killed_is_not_taken_for_whole(tmp_path: Path) -> None:
+    run = ExampleRun(tmp_path, uid="u1")
+    backend = connect(OFFLINE, run.dir)
+    backend.open(run.start_value(), -1)
+    closed("u1")
+    (core,) = own_clients()
+    core.suspend()  # it takes the word that it is to end, and does nothing about it
+    threading.Timer(1.0, core.kill).start()
+    with pytest.raises(ConnectionError, match="exit code -9"):
+        end_idle_client()
 
 
 @pytest.mark.slow

@@ -37,6 +37,7 @@ from vlatrack.tracking.backends.wandb.account import resolve_mode
 from vlatrack.tracking.backends.wandb.artifacts import put_artifact, use_dataset
 from vlatrack.tracking.backends.wandb.clients import (
     closed,
+    end_idle_client,
     end_orphaned_clients,
     forget_dead_client,
     opened,
@@ -213,6 +214,8 @@ class WandbBackend:
         if self._online:
             self._confirm(NO_PROGRESS_S)
             self._stored_seq = self._sent_seq
+        else:
+            end_idle_client()
 
     def audit(self, start: RunStart) -> Audit:
         run = self._stored_run(start)

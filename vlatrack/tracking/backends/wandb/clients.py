@@ -37,6 +37,17 @@ def closed(run_id: str) -> None:
     _open_ids.discard(run_id)
 
 
+def end_idle_client() -> None:
+    """Wait for the end of the client, unless it serves another run: it writes the last of an offline file only after
+    it has told that the run is finished. ConnectionError if it was killed before that."""
+    if _open_ids:
+        return
+    try:
+        wandb.teardown()
+    except SystemExit as error:
+        raise ConnectionError(f"wandb-core ended with exit code {error.code}") from error
+
+
 def reason_behind(error: Exception, run_id: str) -> Exception | None:
     """What to raise instead of what the library said of a run that could not be opened, None for the same; ends the
     client where that stands in the way of the next attempt."""
