@@ -7,6 +7,7 @@ from typing import Self
 import av
 import numpy as np
 from av.video.frame import PictureType
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from vlatrack.errors import DataError
@@ -60,7 +61,7 @@ def read_video(path: Path, *, start_s: float, count: int, fps: float) -> NDArray
     """
     try:
         with _Decoder(path) as decoder:
-            frames = list(_consecutive(decoder.from_time(start_s), path, start_s, count, fps))
+            frames = list(_consecutive(decoder, path, start_s, count, fps))
     except av.FFmpegError as error:
         raise DataError(f"{path}: damaged or missing video ({error}); restore the file") from None
     if len(frames) != count:
@@ -71,16 +72,16 @@ def read_video(path: Path, *, start_s: float, count: int, fps: float) -> NDArray
 
 
 def _consecutive(
-    frames: Iterator[av.VideoFrame], path: Path, start_s: float, count: int, fps: float
+    decoder: "_Decoder", path: Path, start_s: float, count: int, fps: float
 ) -> Iterator[NDArray[np.uint8]]:
     expected = 0
-    for frame in frames:
+    for frame in decoder.from_time(start_s):
         number = round((frame.time - start_s) * fps)
         if number < 0:
             continue
         if number != expected or frame.is_corrupt:
             raise DataError(f"{path}: frame {expected} after {start_s:.3f} s is damaged or missing; restore the file")
-        yield frame.to_ndarray(format="rgb24")
+        yield decoder.rgb(frame)
         expected += 1
         if expected == count:
             return
@@ -96,6 +97,7 @@ class _Decoder:
             raise DataError(f"{path}: no video in this file; restore it")
         self._stream = self._container.streams.video[0]
         self._stream.codec_context.options = {"err_detect": "explode"}
+        self._reformatter = VideoReformatter()
 
     def __enter__(self) -> Self:
         return self
@@ -109,3 +111,10 @@ class _Decoder:
         for frame in self._container.decode(self._stream):
             if frame.time is not None:
                 yield frame
+
+    def rgb(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
+        """The frame's pixels, [height, width, 3]."""
+        # A frame's own to_ndarray prepares the conversion anew, with a thread for each core, which takes longer than
+        # to decode it.
+        pixels = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        return np.asarray(pixels, np.uint8)
