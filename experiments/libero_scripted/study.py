@@ -27,7 +27,12 @@ ROOT = HERE.parents[1]
 DEMONSTRATIONS = Path("data/libero_scripted")
 RUNS = Path("runs/libero_scripted")
 RESULTS = HERE / "results"
-TASKS = ("put_the_bowl_on_the_plate", "put_the_cream_cheese_in_the_bowl", "put_the_bowl_on_the_stove")
+TASKS = {
+    "put_the_bowl_on_the_plate": 150,
+    "put_the_cream_cheese_in_the_bowl": 500,  # the others share the bowl, and it is larger
+    "put_the_bowl_on_the_stove": 150,
+}
+"""Demonstrations of each."""
 COLUMNS = ("task", "initial_state", "seed", "outcome", "steps")
 
 
@@ -93,8 +98,9 @@ def _record(workers: int) -> None:
     simulator = ["--env", "libero", "--resolution", "128", "--workers", str(workers)]
     for option in ("benchmark=libero_goal", "images=rotated", "rendering=fast"):
         simulator += ["--env-option", option]
-    attempts = ("--episodes", "200", "--action-noise", "0.1", "--noise-steps", "8", "--max-steps", "200")
-    _vlatrack("data", "record", *TASKS, *simulator, *attempts, "-o", str(DEMONSTRATIONS), log="record")
+    noise = ("--action-noise", "0.25", "--noise-steps", "6", "--clean-steps", "20", "--max-steps", "250")
+    tasks = [f"{task}:{demonstrations}" for task, demonstrations in TASKS.items()]
+    _vlatrack("data", "record", *tasks, *simulator, *noise, "-o", str(DEMONSTRATIONS), log="record")
 
 
 def _train_and_evaluate(training: str, seed: int) -> None:
@@ -144,8 +150,9 @@ def _vlatrack(*words: str, log: str) -> None:
 
 def _keep(evaluation: Path, arm: Arm, seed: int) -> None:
     """Copy the episodes, with the seed of the training in place of the simulator's, which is the same for all."""
+    tasks = list(TASKS)
     with (evaluation / "episodes.csv").open(newline="") as file:
-        rows = sorted(csv.DictReader(file), key=lambda row: (TASKS.index(row["task"]), int(row["initial_state"])))
+        rows = sorted(csv.DictReader(file), key=lambda row: (tasks.index(row["task"]), int(row["initial_state"])))
     with arm.table(seed).open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()

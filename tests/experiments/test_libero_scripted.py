@@ -36,7 +36,7 @@ def test_every_arm_is_trained_and_evaluated_by_valid_files() -> None:
     for arm in study.ARMS:
         evaluation = load_evaluation(STUDY / "evaluation.yaml", arm.acting)
         assert evaluation.suite.initial_states == "stored"
-        assert evaluation.suite.tasks == study.TASKS
+        assert evaluation.suite.tasks == tuple(study.TASKS)
         assert set(evaluation.cameras.values()) == set(spec.data.cameras)
 
 

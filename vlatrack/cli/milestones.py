@@ -18,5 +18,5 @@ class Milestones:
         if part > self._reached.get(name, 0):
             self._reached[name] = part
             if not self._console.is_terminal:
-                line = f"{name} {done}/{total}  {detail}"
+                line = f"{name} {done}/{total}  {detail}".rstrip()
                 self._console.print(line, soft_wrap=True, markup=False, emoji=False, highlight=False)

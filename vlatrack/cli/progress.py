@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from vlatrack.cli.delivery import delivery_line
+from vlatrack.cli.milestones import Milestones
 from vlatrack.runner.processes import quiet_libraries
 from vlatrack.tracking.printable import printable
 from vlatrack.tracking.user import provide_user
@@ -82,10 +83,11 @@ class TerminalDisplay(Callback):
             TimeRemainingColumn(elapsed_when_finished=True),
             TextColumn("{task.fields[losses]}"),
             console=self._console,
-            disable=not self._console.is_terminal,  # a log file gets only the lines
+            disable=not self._console.is_terminal,  # a log file gets lines
         )
+        self._milestones = Milestones(self._console)
         self._tasks: dict[str, TaskID] = {}
-        self._total_steps, self._epochs = 0, 0
+        self._total_steps, self._epochs, self._losses = 0, 0, ""
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -118,11 +120,11 @@ class TerminalDisplay(Callback):
         self._advance("training", state.step, total_steps)
 
     def on_step(self, state: "TrainState") -> None:
-        self._advance("training", state.step, self._total_steps)
+        self._advance("training", state.step, self._total_steps, self._losses)
 
     def on_log(self, state: "TrainState", metrics: Mapping[str, float]) -> None:
-        named = {name.removeprefix("train_"): value for name, value in metrics.items()}
-        self._progress.update(self._tasks["training"], losses=_line(named))
+        self._losses = _line({name.removeprefix("train_"): value for name, value in metrics.items()})
+        self._progress.update(self._tasks["training"], losses=self._losses)
 
     def on_epoch(self, state: "TrainState", results: EpochResults) -> None:
         for position, (split, result) in enumerate(results.items()):
@@ -208,10 +210,11 @@ class TerminalDisplay(Callback):
             if share.undelivered:
                 self._say(delivery_line(share))
 
-    def _advance(self, name: str, done: int, total: int) -> None:
+    def _advance(self, name: str, done: int, total: int, losses: str = "") -> None:
         if name not in self._tasks:
-            self._tasks[name] = self._progress.add_task(name, losses="")
-        self._progress.update(self._tasks[name], completed=done, total=total)
+            self._tasks[name] = self._progress.add_task(name, losses=losses)
+        self._progress.update(self._tasks[name], completed=done, total=total, losses=losses)
+        self._milestones.report(name, done, total, losses)
 
 
 def _line(metrics: Mapping[str, float]) -> str:
