@@ -6,10 +6,12 @@ import resource
 import signal
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
 import pytest
+from launching import running
 
 from vlatrack import __version__
 from vlatrack.cli import main as program
@@ -40,11 +42,11 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(ended.value.code or 0)
 
 
-def start_program(*arguments: str) -> "subprocess.Popen[str]":
+def start_program(*arguments: str) -> AbstractContextManager["subprocess.Popen[str]"]:
     command = [sys.executable, "-c", "from vlatrack.cli.main import main; main()", *arguments]
     # A shell starts what it puts into the background with SIGINT ignored, and so would this test be.
     heed_ctrl_c = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c)
+    return running(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed_ctrl_c)
 
 
 def test_a_real_process_tells_a_mistake_on_stderr_and_exits_with_2(file: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from launching import running
 from toy_arena import STEPS_TO_SUCCESS, ToyArena
 
 from vlatrack.envs.watched import Simulator, WatchedWorker, opened, wait_for_answers
@@ -123,11 +124,11 @@ signal.pause()
 @pytest.mark.slow
 def test_a_worker_that_hangs_ends_when_the_one_that_asks_is_killed(eventually: Callable[..., None]) -> None:
     path = os.pathsep.join(sys.path)
-    with subprocess.Popen(
-        [sys.executable, "-c", PARENT], env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, text=True
-    ) as parent:
+    environment = os.environ | {"PYTHONPATH": path}
+    with running([sys.executable, "-c", PARENT], env=environment, stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         assert psutil.pid_exists(pid)
         parent.send_signal(signal.SIGKILL)
-    eventually(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+        parent.wait()
+        eventually(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)

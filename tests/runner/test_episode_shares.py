@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from launching import running
 from shares_storm import divide
 
 from vlatrack.errors import RunError
@@ -51,11 +52,10 @@ def holder(folder: Path) -> Iterator["subprocess.Popen[str]"]:
     """Another process, which has claimed the first episode."""
     folder.mkdir()
     command = [sys.executable, "-c", HOLDER, str(folder)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with running(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "0\n"
         yield process
-        process.kill()
 
 
 def test_episodes_of_a_killed_process_are_taken_over_and_those_of_a_living_one_are_not(folder: Path, holder) -> None:

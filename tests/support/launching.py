@@ -3,7 +3,9 @@
 import contextlib
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -12,6 +14,16 @@ def torchrun(*program: str | Path, processes: int = 2) -> list[str]:
     """The command line that starts `program` so often, on this machine, at a port that the system chooses."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
     return [*launcher, "--nproc-per-node", str(processes), *map(str, program)]
+
+
+@contextlib.contextmanager
+def running(command: Sequence[str | Path], **options: Any) -> Iterator["subprocess.Popen[str]"]:
+    """A process that is ended at the end, also when the test has waited for it in vain: Popen would wait again."""
+    process = subprocess.Popen(command, text=True, **options)
+    try:
+        yield process
+    finally:
+        end_family(process)
 
 
 def end_family(process: "subprocess.Popen[str]") -> None:
@@ -23,4 +35,8 @@ def end_family(process: "subprocess.Popen[str]") -> None:
     for member in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
-    process.communicate()
+    process.wait()
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe is not None:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()  # not read to its end: what is not of the family could hold it open

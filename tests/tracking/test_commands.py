@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from launching import running
 from mlflow.tracking import MlflowClient
 from typer.testing import CliRunner, Result
 
@@ -144,9 +145,8 @@ def first_sync(tmp_path: Path, switched: Path) -> Iterator[tuple[ExampleRun, "su
     run.finish("FINISHED")
     code = f"import sys; sys.path.insert(0, {str(switched)!r}); from vlatrack.cli.main import main; main()"
     command = [sys.executable, "-c", code, "sync", str(run.dir), "--trust-backends"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with running(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         yield run, process
-        process.terminate()
 
 
 def test_a_second_sync_at_the_same_time_says_so_and_the_first_goes_on(

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 from connections import Connections, bare_environment, connections_of, strace
+from launching import running
 from mlflow_server import MlflowServer
 from wandb_double import WANDB_KEY, WandbDouble
 
@@ -93,22 +94,16 @@ def test_status_and_the_user_interface_connect_to_nothing(
     vlatrack = [sys.executable, "-m", "vlatrack"]
     status = connections_of([*vlatrack, "status", "--runs", runs], environment, tmp_path / "status")
     assert status.destinations == set()
-    with subprocess.Popen(
-        [*strace(tmp_path / "ui"), *vlatrack, "ui", "--runs", runs, "--port", "0"],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as shown:
-        try:
-            assert shown.stdout is not None
-            url = re.search(r"http://127\.0\.0\.1:\d+", shown.stdout.readline())
-            assert url is not None
-            eventually(lambda: answers(f"{url[0]}/health"))
-            assert answers(f"{url[0]}/")
-        finally:
-            for program in psutil.Process(shown.pid).children():
-                program.send_signal(signal.SIGTERM)  # strace itself keeps the signal that it gets
+    command = [*strace(tmp_path / "ui"), *vlatrack, "ui", "--runs", runs, "--port", "0"]
+    with running(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as shown:
+        assert shown.stdout is not None
+        url = re.search(r"http://127\.0\.0\.1:\d+", shown.stdout.readline())
+        assert url is not None
+        eventually(lambda: answers(f"{url[0]}/health"))
+        assert answers(f"{url[0]}/")
+        for program in psutil.Process(shown.pid).children():
+            program.send_signal(signal.SIGTERM)  # strace itself keeps the signal that it gets
+        shown.wait(60)
     assert Connections.of((tmp_path / "ui").read_text()).destinations == set()
 
 

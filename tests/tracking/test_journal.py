@@ -15,6 +15,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+from launching import running
 
 from vlatrack.errors import TrackerError
 from vlatrack.tracking.journal.journal import Journal, is_being_written
@@ -31,10 +32,6 @@ def _write(path: Path, count: int) -> None:
     for step in range(count):
         journal.append("metrics", {"train_closs": step / 2}, step=step)
     journal.close()
-
-
-def _python(code: str, *arguments: str | Path) -> "subprocess.Popen[str]":
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
 
 
 @pytest.fixture
@@ -192,15 +189,12 @@ def test_only_one_process_writes_and_a_killed_one_lets_go(path: Path) -> None:
         "j = Journal.open(Path(sys.argv[1]), run='r1', writer='other'); j.append('event', {})\n"
         "print('open', flush=True); time.sleep(60)"
     )
-    with _python(code, path) as other:
-        try:
-            assert other.stdout is not None
-            assert other.stdout.readline() == "open\n"
-            assert is_being_written(path)
-            with pytest.raises(TrackerError, match=r"another process .* is writing this run"):
-                _open(path)
-        finally:
-            other.kill()
+    with running([sys.executable, "-c", code, path], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "open\n"
+        assert is_being_written(path)
+        with pytest.raises(TrackerError, match=r"another process .* is writing this run"):
+            _open(path)
     assert not is_being_written(path)
     _write(path, 1)
     assert [record.writer for record in read_records(path)] == ["other", "trainer"]
@@ -215,12 +209,11 @@ def test_a_forked_data_worker_neither_holds_nor_breaks_the_journal(path: Path) -
         "    sys.stdin.read(); os._exit(0)\n"
         "os._exit(0)"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as trainer:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with running([sys.executable, "-c", code, path], **pipes) as trainer:
         assert trainer.stdout is not None
         assert trainer.stdin is not None
-        assert trainer.stdout.readline() == b"1\n"
+        assert trainer.stdout.readline() == "1\n"
         trainer.wait()
         assert not is_being_written(path)  # the child is still alive
         trainer.stdin.close()

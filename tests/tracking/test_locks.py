@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from happens import happens
+from launching import running
 from typer.testing import CliRunner
 
 from vlatrack.cli.main import app
@@ -50,11 +51,11 @@ def _no_flock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture
 def other_process() -> Iterator[Holder]:
     """A living process of this host."""
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+    with running([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         holder = process_here(process.pid)
         assert holder is not None
         yield holder
-        process.communicate(b"\n")
+        process.communicate("\n")  # by itself: some of the tests put something else in place of os.kill
 
 
 def here() -> Holder:

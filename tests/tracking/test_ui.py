@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from launching import running
 from mlflow.tracking import MlflowClient
 
 from vlatrack.cli.ui import newest_experiments, ui
@@ -49,22 +50,18 @@ def test_the_ui_serves_the_store_on_a_free_port_and_leaves_no_process_behind(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         command = [sys.executable, "-c", "import typer; from vlatrack.cli.ui import ui; typer.run(ui)"]
         wanted = ["--runs", runs, "--port", str(taken.getsockname()[1])]
-        with subprocess.Popen(
-            [*command, *wanted], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        ) as shown:
-            try:
-                assert shown.stdout is not None
-                found = re.search(r"http://127\.0\.0\.1:\d+", shown.stdout.readline())
-                assert found is not None
-                url = found[0]
-                assert not url.endswith(wanted[-1])
-                eventually(lambda: _answers(url))
-                with urllib.request.urlopen(f"{url}/api/2.0/mlflow/experiments/search?max_results=5") as response:
-                    assert [e["name"] for e in json.load(response)["experiments"]] == ["Default"]
-                servers = psutil.Process(shown.pid).children(recursive=True)
-                assert 1 <= len(servers) <= 3
-            finally:
-                shown.terminate()
-            assert shown.wait() == 0
+        with running([*command, *wanted], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as shown:
+            assert shown.stdout is not None
+            found = re.search(r"http://127\.0\.0\.1:\d+", shown.stdout.readline())
+            assert found is not None
+            url = found[0]
+            assert not url.endswith(wanted[-1])
+            eventually(lambda: _answers(url))
+            with urllib.request.urlopen(f"{url}/api/2.0/mlflow/experiments/search?max_results=5") as response:
+                assert [e["name"] for e in json.load(response)["experiments"]] == ["Default"]
+            servers = psutil.Process(shown.pid).children(recursive=True)
+            assert 1 <= len(servers) <= 3
+            shown.terminate()
+            assert shown.wait(60) == 0
     assert psutil.wait_procs(servers, timeout=10)[1] == []
     assert not _answers(url)
