@@ -13,10 +13,9 @@ class Milestones:
         self._reached: dict[str, int] = {}
 
     def report(self, name: str, done: int, total: int, detail: str) -> None:
-        """Tell that ``done`` of ``total`` are done, if that is another tenth."""
-        part = _PARTS * done // total
-        if part > self._reached.get(name, 0):
-            self._reached[name] = part
-            if not self._console.is_terminal:
-                line = f"{name} {done}/{total}  {detail}".rstrip()
-                self._console.print(line, soft_wrap=True, markup=False, emoji=False, highlight=False)
+        """Tell that ``done`` of ``total`` are done, if that is another tenth; what begins anew is told of again."""
+        part, before = _PARTS * done // total, self._reached.get(name, 0)
+        self._reached[name] = part
+        if part > before and not self._console.is_terminal:
+            line = f"{name} {done}/{total}  {detail}".rstrip()
+            self._console.print(line, soft_wrap=True, markup=False, emoji=False, highlight=False)
