@@ -3,19 +3,22 @@
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+from click.testing import Result
 from program import Program
 from toy_arena import STEPS_TO_SUCCESS, ToyArena
 from typer.testing import CliRunner
 
 from vlatrack.cli.main import app
 from vlatrack.data.formats.lerobot.dataset import LeRobotDataset
-from vlatrack.envs.record import STEPS_AFTER_SUCCESS, AttemptsHere, Demonstration, Trial, record
+from vlatrack.envs.kept_attempts import KeptAttempts
+from vlatrack.envs.record import SEEDS_PER_RECORDING, STEPS_AFTER_SUCCESS, AttemptsHere, Demonstration, Trial, record
 from vlatrack.envs.record_workers import AttemptsInWorkers
 from vlatrack.envs.watched import EPISODES_PER_WORKER, Simulator
 from vlatrack.errors import DataError, SimulatorError
@@ -28,7 +31,7 @@ def in_workers(workers: int = 1, timeout_s: float = 60, **options: object) -> At
     return AttemptsInWorkers(Simulator(ARENA, options, timeout_s), workers=workers)
 
 
-def content(made: Iterator[Sequence[Demonstration]], attempts: int) -> list[tuple[bytes, ...]]:
+def content_of(made: Iterator[Sequence[Demonstration]], attempts: int) -> list[tuple[bytes, ...]]:
     return [
         tuple(part.tobytes() for stretch in found for part in (stretch.actions, stretch.states, stretch.frames["top"]))
         for found in islice(made, attempts)
@@ -41,7 +44,7 @@ def workers_left() -> list[psutil.Process]:
 
 @pytest.fixture(scope="module")
 def expected() -> list[tuple[bytes, ...]]:
-    made = content(AttemptsHere(ToyArena()).of(PUSH), 8)
+    made = content_of(AttemptsHere(ToyArena()).of(PUSH), 8)
     assert [not found for found in made] == [number % 3 == 2 for number in range(8)]
     assert len(set(made)) == 7
     return made
@@ -50,7 +53,7 @@ def expected() -> list[tuple[bytes, ...]]:
 @pytest.mark.parametrize("workers", [1, 3])
 def test_attempts_do_not_depend_on_the_number_of_workers(workers: int, expected: list) -> None:
     with closing(in_workers(workers)) as attempts:
-        assert content(attempts.of(PUSH), 8) == expected
+        assert content_of(attempts.of(PUSH), 8) == expected
     assert workers_left() == []
 
 
@@ -58,7 +61,7 @@ def test_attempts_do_not_depend_on_the_number_of_workers(workers: int, expected:
 def test_an_attempt_that_breaks_its_worker_is_made_again(trouble: str, expected: list, tmp_path: Path) -> None:
     options = {"trouble": trouble, "seeds": "1 4", "times": 1, "notes": str(tmp_path)}
     with closing(in_workers(2, timeout_s=10 if trouble == "hang" else 60, **options)) as attempts:
-        assert content(attempts.of(PUSH), 8) == expected
+        assert content_of(attempts.of(PUSH), 8) == expected
     begun = {file.name: len(file.read_text().splitlines()) for file in tmp_path.iterdir()}
     assert {name for name, times in begun.items() if times == 2} == {"push-1", "push-4"}
 
@@ -133,19 +136,106 @@ def test_nothing_is_rendered_during_a_burst_of_noise() -> None:
     assert recorded < STEPS_TO_SUCCESS + STEPS_AFTER_SUCCESS
 
 
-@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
-def test_a_recording_that_is_ended_leaves_neither_files_nor_workers(
-    tmp_path: Path, program: Program, eventually: Callable[..., None], end: signal.Signals
+@dataclass(frozen=True)
+class Recording:
+    """A recording of the command line, in a folder of its own."""
+
+    folder: Path
+
+    @property
+    def demos(self) -> Path:
+        return self.folder / "demos"
+
+    @property
+    def kept(self) -> Path:
+        return self.folder / ".demos.attempts"
+
+    def words(self, episodes: int, *others: str) -> list[str]:
+        (self.folder / "notes").mkdir(exist_ok=True)
+        options = ("--env-option", f"notes={self.folder / 'notes'}", "--storage", "png", "-o", str(self.demos))
+        options += ("--max-steps", "20")
+        return ["data", "record", f"push:{episodes}", "--env", ARENA, *options, *others]
+
+    def begins(self) -> dict[str, int]:
+        """How often each attempt was begun."""
+        return {file.name: len(file.read_text().splitlines()) for file in (self.folder / "notes").iterdir()}
+
+    def left(self) -> set[str]:
+        return {file.name for file in self.folder.iterdir()} - {"notes"}
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Recording:
+    return Recording(tmp_path)
+
+
+def of_command(words: list[str]) -> Result:
+    return CliRunner().invoke(app, words, catch_exceptions=False)
+
+
+def broken_off(recording: Recording) -> None:
+    """Record until an attempt breaks every worker."""
+    trouble = ("--env-option", "trouble=raise", "--env-option", "seeds=5")
+    with pytest.raises(SimulatorError, match="attempt 5 at push broke 3 workers"):
+        of_command(recording.words(6, *trouble))
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
+def test_a_recording_that_was_ended_goes_on_with_the_same_command(
+    recording: Recording, program: Program, eventually: Callable[..., None], end: signal.Signals
 ) -> None:
-    notes, demos = tmp_path / "notes", tmp_path / "demos"
-    notes.mkdir()
-    options = ("--env-option", "pause_s=0.1", "--env-option", f"notes={notes}")
-    process = program.start("data", "record", "push:500", "--env", ARENA, *options, "--workers", "2", "-o", demos)
-    eventually(lambda: len(list(notes.iterdir())) > 2)
+    slow = ("--env-option", "pause_s=0.1", "--workers", "2")
+    process = program.start(*recording.words(12, *slow))
+    eventually(lambda: len(list(recording.kept.glob("*/*.npz"))) > 4)
     workers = [child.pid for child in psutil.Process(process.pid).children()]
     process.send_signal(end)
     _, told = process.communicate()
     assert "Traceback" not in told
-    assert process.returncode == 128 + end
+    assert process.returncode == (-end if end == signal.SIGKILL else 128 + end)
     eventually(lambda: not any(map(psutil.pid_exists, workers)))
-    assert list(tmp_path.iterdir()) == [notes]
+    kept = [f"push-{int(file.stem)}" for file in recording.kept.glob("*/*.npz")]
+    if end != signal.SIGKILL:
+        assert recording.left() == {".demos.attempts"}
+        assert f"{len(kept)} attempts are kept in {recording.kept}; the same command goes on from there" in told
+    done = of_command(recording.words(12, *slow))
+    assert done.exit_code == 0, done.output
+    assert recording.left() == {"demos"}
+    begins = recording.begins()
+    assert {begins[name] for name in kept} == {1}
+    record(AttemptsHere(ToyArena()), {"push": 12}, output=recording.folder / "at once", longest=20, storage="png")
+    assert LeRobotDataset(recording.demos).fingerprint() == LeRobotDataset(recording.folder / "at once").fingerprint()
+
+
+def test_a_kept_attempt_that_is_damaged_is_made_again(recording: Recording) -> None:
+    broken_off(recording)
+    (cut, *_, flipped) = sorted(recording.kept.glob("*/*.npz"))[:3]
+    cut.write_bytes(cut.read_bytes()[:100])
+    content = bytearray(flipped.read_bytes())
+    content[len(content) // 2] ^= 1
+    flipped.write_bytes(content)
+    trial = Trial("push", seed=0, action_noise=0.2, longest=20)
+    whole = list(islice(AttemptsHere(ToyArena()).of(trial), 3))
+    identity = (ARENA, {"notes": str(recording.folder / "notes"), "trouble": "raise", "seeds": 5})
+    with KeptAttempts(AttemptsHere(ToyArena()), recording.demos, overwrite=False, simulator=identity) as kept:
+        assert content_of(kept.of(trial), 3) == content_of(iter(whole), 3)
+
+
+def test_other_settings_begin_anew(recording: Recording) -> None:
+    broken_off(recording)
+    before = recording.begins()
+    done = of_command(recording.words(3, "--seed", "1"))
+    assert done.exit_code == 0, done.output
+    begins = recording.begins()
+    assert begins | before == begins, "none of the attempts before was made again"
+    assert {f"push-{SEEDS_PER_RECORDING + number}" for number in range(4)} <= set(begins)
+    assert recording.left() == {"demos"}
+
+
+def test_two_processes_do_not_record_the_same_dataset(recording: Recording) -> None:
+    identity: tuple[str, dict[str, object]] = (ARENA, {})
+    with (
+        KeptAttempts(AttemptsHere(ToyArena()), recording.demos, overwrite=False, simulator=identity),
+        pytest.raises(DataError, match="demos: another process records it; wait for that one, or choose"),
+    ):
+        of_command(recording.words(3))
+    assert recording.left() == set()

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from vlatrack.data.episodes import Episode, EpisodeSource
+    from vlatrack.envs.kept_attempts import KeptAttempts
     from vlatrack.envs.record import ProgressCallback, TaskProgress
 
 _START_S, _LONGEST_STEP_S = 120.0, 2.0
@@ -62,7 +63,7 @@ def record(
     """Record demonstrations of a simulator's scripted expert as a LeRobot v3.0 dataset.
 
     metaworld and libero need the extra of their name, [bold]pip install 'vlatrack\\[metaworld]'[/bold], and an
-    off-screen OpenGL (EGL or OSMesa).
+    off-screen OpenGL (EGL or OSMesa). After an end before its time the same command goes on with what is there.
 
     Example: [bold]vlatrack data record window-open-v3 door-close-v3:5 --episodes 20 -o demos[/bold]
 
@@ -70,22 +71,23 @@ def record(
 
     Your own simulator: [bold]vlatrack data record red --env my_package:Arena --env-option stride=0.1 -o red[/bold]
     """
+    from vlatrack.envs.kept_attempts import KeptAttempts
     from vlatrack.envs.record import record as record_demonstrations
     from vlatrack.envs.record_workers import AttemptsInWorkers
     from vlatrack.envs.watched import Simulator, ending_on_sigterm
 
     wanted = _episodes_of_tasks(tasks, episodes)
-    options = _environment_options(env_option or [])
-    options |= {"cameras": tuple(camera)} if camera else {}
-    options |= {"resolution": resolution} if resolution is not None else {}
+    options = _environment_options(env_option or [], camera, resolution)
     simulator = Simulator(env, options, timeout_s=_START_S + max_steps * _LONGEST_STEP_S)
     with (
         ending_on_sigterm(),
         closing(AttemptsInWorkers(simulator, workers=workers)) as attempts,
+        KeptAttempts(attempts, output, overwrite=overwrite, simulator=(env, options)) as kept,
+        _saying_what_is_kept(kept),
         _progress_bars(wanted) as progress,
     ):
         recorded = record_demonstrations(
-            attempts,
+            kept,
             wanted,
             output=output,
             seed=seed,
@@ -145,7 +147,9 @@ def _episodes_of_tasks(tasks: Sequence[str], episodes: int) -> dict[str, int]:
     return wanted
 
 
-def _environment_options(words: Sequence[str]) -> dict[str, object]:
+def _environment_options(
+    words: Sequence[str], cameras: Sequence[str] | None, resolution: int | None
+) -> dict[str, object]:
     """`goals=3` → {"goals": 3}; the values are YAML."""
     from vlatrack.errors import SpecError
     from vlatrack.spec.yaml_tree import parse_value
@@ -159,7 +163,19 @@ def _environment_options(words: Sequence[str]) -> dict[str, object]:
             options[key] = parse_value(value)
         except ValueError as error:
             raise SpecError(f"--env-option {word!r}: {error}") from None
-    return options
+    options |= {"cameras": tuple(cameras)} if cameras else {}
+    return options | ({"resolution": resolution} if resolution is not None else {})
+
+
+@contextmanager
+def _saying_what_is_kept(kept: "KeptAttempts") -> "Iterator[None]":
+    """Say how a recording that ends early goes on."""
+    try:
+        yield
+    except BaseException:
+        if attempts := len(kept):
+            typer.echo(f"{attempts} attempts are kept in {kept.folder}; the same command goes on from there", err=True)
+        raise
 
 
 @contextmanager

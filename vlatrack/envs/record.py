@@ -92,8 +92,9 @@ class Attempts(Protocol):
     def tasks(self) -> tuple[str, ...]:
         """Names of its tasks."""
 
-    def of(self, trial: Trial) -> Generator[Sequence[Demonstration]]:
-        """The attempts without end, in the order of their numbers: the stretches of each, none of one that failed."""
+    def of(self, trial: Trial, first: int = 0) -> Generator[Sequence[Demonstration]]:
+        """The attempts without end, in the order of their numbers, from the number `first` on: the stretches of each,
+        none of one that failed."""
 
 
 class AttemptsHere:
@@ -110,8 +111,8 @@ class AttemptsHere:
     def tasks(self) -> tuple[str, ...]:
         return self._environment.tasks
 
-    def of(self, trial: Trial) -> Generator[Sequence[Demonstration]]:
-        return (attempt(self._environment, trial, number) for number in count())
+    def of(self, trial: Trial, first: int = 0) -> Generator[Sequence[Demonstration]]:
+        return (attempt(self._environment, trial, number) for number in count(first))
 
 
 def record(

@@ -52,14 +52,14 @@ class AttemptsInWorkers:
     def tasks(self) -> tuple[str, ...]:
         return self._tasks
 
-    def of(self, trial: Trial) -> Generator[Sequence[Demonstration]]:
-        """The attempts in the order of their numbers.
+    def of(self, trial: Trial, first: int = 0) -> Generator[Sequence[Demonstration]]:
+        """The attempts in the order of their numbers, from the number `first` on.
 
         Raises:
             VlatrackError: a mistake of the user that the simulator finds, or one attempt broke it again and again.
         """
-        ahead, made = count(), dict[int, Tried | SimulatorError]()
-        for number in count():
+        ahead, made = count(first), dict[int, Tried | SimulatorError]()
+        for number in count(first):
             while number not in made:
                 for place in self._places:
                     if place.request is None and len(made) < _AHEAD * len(self._places):

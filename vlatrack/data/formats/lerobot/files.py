@@ -1,7 +1,9 @@
 """The files of a LeRobot dataset as they grow: a new one is begun once the last one is large enough."""
 
+import glob
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from vlatrack.data.video import VideoWriter
 from vlatrack.errors import DataError
 
 MEGABYTE = 1_000_000
+_NAME_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,19 @@ def check_target(target: Path, *, overwrite: bool) -> None:
         raise DataError(f"{target}: exists and is not a LeRobot dataset; choose another folder")
     if not overwrite:
         raise DataError(f"{target}: is a dataset already; choose another folder, or replace it with --overwrite")
+
+
+def unfinished_folder(target: Path) -> Path:
+    """A new name beside `target`, under which a dataset grows until it is whole."""
+    return target.with_name(f".{target.name}.{secrets.token_hex(_NAME_BYTES)}")
+
+
+def remove_unfinished(target: Path) -> None:
+    """Remove what recordings of `target` left behind that were killed; nobody may be recording it."""
+    digits = "[0-9a-f]" * (2 * _NAME_BYTES)
+    for folder in target.parent.glob(f".{glob.escape(target.name)}.{digits}"):
+        with writing(target):
+            shutil.rmtree(folder)
 
 
 def put_in_place(finished: Path, target: Path) -> None:

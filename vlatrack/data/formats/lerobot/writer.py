@@ -1,6 +1,5 @@
 """Writes demonstrations as a LeRobot v3.0 dataset, one that LeRobot itself can read."""
 
-import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from vlatrack.data.formats.lerobot.files import (
     VideoFiles,
     check_target,
     put_in_place,
+    unfinished_folder,
     write_json,
     write_table,
     writing,
@@ -86,7 +86,7 @@ class LeRobotWriter:
         self._megabytes = (data_file_megabytes, video_file_megabytes)
         with writing(self._target):
             check_target(self._target, overwrite=overwrite)
-            self._folder = self._target.with_name(f".{self._target.name}.{secrets.token_hex(4)}")
+            self._folder = unfinished_folder(self._target)
             self._folder.mkdir(parents=True)
         self._schema = data_schema(
             image_keys=list(self._format.cameras) if storage == "png" else [],
