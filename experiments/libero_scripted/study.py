@@ -28,9 +28,9 @@ DEMONSTRATIONS = Path("data/libero_scripted")
 RUNS = Path("runs/libero_scripted")
 RESULTS = HERE / "results"
 TASKS = {
-    "put_the_bowl_on_the_plate": 150,
-    "put_the_cream_cheese_in_the_bowl": 500,  # the others share the bowl, and it is larger
-    "put_the_bowl_on_the_stove": 150,
+    "put_the_bowl_on_the_plate": 100,
+    "put_the_cream_cheese_in_the_bowl": 300,  # the others share the bowl, and it is larger
+    "put_the_bowl_on_the_stove": 100,
 }
 """Demonstrations of each."""
 COLUMNS = ("task", "initial_state", "seed", "outcome", "steps")
@@ -98,9 +98,11 @@ def _record(workers: int) -> None:
     simulator = ["--env", "libero", "--resolution", "128", "--workers", str(workers)]
     for option in ("benchmark=libero_goal", "images=rotated", "rendering=fast"):
         simulator += ["--env-option", option]
-    noise = ("--action-noise", "0.25", "--noise-steps", "6", "--clean-steps", "20", "--max-steps", "250")
+    noise = ["--action-noise", "0.5", "--noise-steps", "5", "--clean-steps", "20", "--max-steps", "250"]
+    for number in ("dx", "dy", "dz"):  # a tilted wrist would show everything otherwise
+        noise += ["--noise-on", number]
     tasks = [f"{task}:{demonstrations}" for task, demonstrations in TASKS.items()]
-    _vlatrack("data", "record", *tasks, *simulator, *noise, "-o", str(DEMONSTRATIONS), log="record")
+    _vlatrack("data", "record", *tasks, *simulator, *noise, "--storage", "png", "-o", str(DEMONSTRATIONS), log="record")
 
 
 def _train_and_evaluate(training: str, seed: int) -> None:

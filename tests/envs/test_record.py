@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from toy_arena import ToyArena
 
 from vlatrack.envs.base import EnvironmentInfo, Observation, StepResult
 from vlatrack.envs.metaworld import INSTRUCTIONS, MetaWorld
@@ -21,6 +22,7 @@ from vlatrack.envs.record import (
     Demonstration,
     TaskProgress,
     Trial,
+    attempt,
     demonstrate,
     record,
 )
@@ -105,6 +107,24 @@ def test_a_noise_stays_for_as_many_steps_as_is_said() -> None:
     drawn = [set(push[~np.isnan(push)].round(5)) for push in np.split(pushes, range(3, len(pushes), 3))]
     assert max(map(len, drawn)) == 1
     assert len(set.union(*drawn)) > 1
+
+
+def test_only_the_named_numbers_of_an_action_get_noise(tmp_path: Path) -> None:
+    executed: list[np.ndarray] = []
+
+    class NotedArena(ToyArena):
+        def step(self, action: np.ndarray) -> StepResult:
+            executed.append(action)
+            return super().step(action)
+
+    trial = Trial("push", seed=0, action_noise=0.2, longest=20, noise_on=("dy",))
+    assert attempt(NotedArena(), trial, 0)
+    noise = np.stack(executed) - NotedArena().expert_action()
+    assert (noise[:, 0] == 0).all()
+    assert (noise[:, 1] != 0).all()
+    with pytest.raises(DataError, match="point: no 'dz' in an action; it has dx, dy"):
+        record(AttemptsHere(ToyArena()), {"push": 1}, output=tmp_path / "demos", noise_on=["dz"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_between_bursts_of_noise_what_is_recorded_was_executed() -> None:

@@ -1,5 +1,6 @@
 """Episodes on parallel simulators: each ends once, with its own identity, whatever becomes of the workers."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -70,6 +71,19 @@ def test_each_episode_ends_once_with_success_or_failure(tmp_path: Path) -> None:
     workers = begun(tmp_path / "notes")
     assert {len(pids) for pids in workers.values()} == {1}
     assert len({pid for pids in workers.values() for pid in pids}) == 2
+
+
+def test_the_time_that_a_policy_takes_is_not_the_simulators() -> None:
+    class SlowDrifter(Drifter):
+        def decide(self, turns: Sequence[Turn]) -> list[Decision | Undecided]:
+            time.sleep(0.1)
+            return super().decide(turns)
+
+    drifter = SlowDrifter()
+    loop = ClosedLoop(Simulator("toy_arena:ToyArena", {}, 60), drifter, max_steps=9, camera=None)
+    loop.run(episodes(2), lambda result: None)
+    assert loop.spent.simulating > 0
+    assert loop.spent.total - loop.spent.simulating >= 0.1 * len(drifter.at_once)
 
 
 @pytest.mark.parametrize(

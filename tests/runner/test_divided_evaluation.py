@@ -202,6 +202,7 @@ def test_results_of_a_server_have_a_folder_that_the_last_line_names(program: Pro
     assert done.returncode == 0, done.stderr
     folder = f"evaluations/arena-127.0.0.1-{server.address.rpartition(':')[2]}"
     assert done.stdout.splitlines()[-1] == f"written to {folder}"
+    assert re.fullmatch(r"took 0:\d\d:\d\d, \d+\.\d% of it in the simulator", done.stdout.splitlines()[-2])
     assert (program.folder / folder / "episodes.csv").read_text().count("\n") == 1 + 2
 
 

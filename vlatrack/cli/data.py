@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 _START_S, _LONGEST_STEP_S = 120.0, 2.0
 """Seconds without an answer after which a simulator is given up, for its start and for each step of an attempt."""
 
+_NoiseOn = Annotated[
+    list[str] | None,
+    typer.Option(help="Number of an action that gets noise, such as dx; repeatable.", show_default="all"),
+]
+_CameraNames = Annotated[
+    list[str] | None, typer.Option(help="Camera to record; repeatable.", show_default="for metaworld: corner4")
+]
+
 app = typer.Typer(help="Record demonstrations, and look at a dataset.", no_args_is_help=True, rich_markup_mode="rich")
 
 
@@ -35,10 +43,7 @@ def record(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Keyword argument of that class; repeatable.", show_default=False),
     ] = None,
-    camera: Annotated[
-        list[str] | None,
-        typer.Option(help="Camera to record; repeatable.", show_default="for metaworld: corner4"),
-    ] = None,
+    camera: _CameraNames = None,
     resolution: Annotated[
         int | None,
         typer.Option(min=32, max=1024, help="Height and width of an image.", show_default="for metaworld: 128"),
@@ -53,6 +58,7 @@ def record(
     clean_steps: Annotated[
         int, typer.Option(min=0, help="Steps between bursts of noise, on average; only these are kept. 0: no bursts.")
     ] = 0,
+    noise_on: _NoiseOn = None,
     max_steps: Annotated[int, typer.Option(min=1, help="Of an attempt; one that takes more is not kept.")] = 500,
     storage: Annotated[Literal["video", "png"], typer.Option(help="mp4 files, or png inside the tables.")] = "video",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset.")] = False,
@@ -94,6 +100,7 @@ def record(
             action_noise=action_noise,
             noise_steps=noise_steps,
             clean_steps=clean_steps,
+            noise_on=noise_on,
             longest=max_steps,
             storage=storage,
             overwrite=overwrite,

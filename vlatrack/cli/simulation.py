@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,6 +97,9 @@ def _show_result(console: Console, found: "SimulatedEvaluation") -> None:
     if found.unknown:
         told = ", ".join(found.unknown)
         lines.append(f"not compared with the training data, of which it is not known: {told} (data.recorded)")
+    if found.spent.simulating:
+        share = found.spent.simulating / found.spent.total
+        lines.append(f"took {timedelta(seconds=round(found.spent.total))}, {share:.1%} of it in the simulator")
     videos = sum(bool(row.video) for row in found.rows)
     lines.append(f"written to {_shown(found.folder)}" + (f", {videos} videos" if videos else ""))
     if found.delivery is not None:

@@ -79,6 +79,7 @@ class Trial:
     longest: int  # steps of an attempt; one that takes more has failed
     noise_steps: int = 1  # for how many steps a noise stays, before another is drawn
     clean_steps: int = 0  # without noise, on average, before each such burst; only these are recorded. 0: no bursts
+    noise_on: tuple[str, ...] | None = None  # names of the numbers of an action that get noise; None: all
 
 
 class Attempts(Protocol):
@@ -124,6 +125,7 @@ def record(
     action_noise: float = 0.2,
     noise_steps: int = 1,
     clean_steps: int = 0,
+    noise_on: Sequence[str] | None = None,
     longest: int = LONGEST_EPISODE,
     storage: Literal["video", "png"] = "video",
     overwrite: bool = False,
@@ -141,6 +143,7 @@ def record(
             off as the errors of a policy do, which does not notice them before its chunk is over.
         clean_steps: noise comes in bursts of `noise_steps`, with so many steps between them on average, from half to
             one and a half of it. Only these are recorded, each stretch as an episode. 0: there always is noise.
+        noise_on: names of the numbers of an action that get noise, as the environment has them (`dx`); None: all.
         longest: steps of an attempt; one that takes more is not kept.
         storage: mp4, or PNG embedded in the parquet files.
         overwrite: replace the dataset that is there.
@@ -150,7 +153,8 @@ def record(
         What was recorded of each task, in the order of `tasks`.
 
     Raises:
-        DataError: an unknown task, a task that succeeds too rarely, or a folder that is in use or cannot be written.
+        DataError: an unknown task or number of an action, a task that succeeds too rarely, or a folder that is in use
+            or cannot be written.
         ValueError: no steps.
         SimulatorError: an attempt that is needed broke its worker again and again.
     """
@@ -162,6 +166,10 @@ def record(
         )
     _check_tasks(attempts, tasks)
     info = attempts.info
+    for name in noise_on or ():
+        if name not in info.action_names:
+            raise DataError(f"{info.robot}: no {name!r} in an action; it has {', '.join(info.action_names)}")
+    noisy = None if noise_on is None else tuple(noise_on)
     with LeRobotWriter(
         output,
         fps=info.fps,
@@ -180,7 +188,7 @@ def record(
         return [
             demonstrate(
                 attempts,
-                Trial(task, seed, action_noise, longest, noise_steps, clean_steps),
+                Trial(task, seed, action_noise, longest, noise_steps, clean_steps, noisy),
                 keep,
                 episodes=episodes,
                 progress=progress,
@@ -236,7 +244,7 @@ def attempt(environment: ExpertEnvironment, trial: Trial, number: int) -> list[D
     observation = environment.reset(trial.task, seed=trial.seed * SEEDS_PER_RECORDING + number)
     stretches: list[list[_Step]] = []
     remaining, achieved, was_recorded = trial.longest, False, False
-    for (push, is_recorded), (_, will_be) in pairwise(_pushes(trial, number, environment.info.action_dim)):
+    for (push, is_recorded), (_, will_be) in pairwise(_pushes(trial, number, environment.info.action_names)):
         action = environment.expert_action()
         if is_recorded and not was_recorded:
             stretches.append([])
@@ -253,16 +261,15 @@ def attempt(environment: ExpertEnvironment, trial: Trial, number: int) -> list[D
     return [_demonstration(steps) for steps in stretches] if achieved else []
 
 
-def _pushes(trial: Trial, number: int, action_dim: int) -> Iterator[tuple[NDArray[np.float64], bool]]:
+def _pushes(trial: Trial, number: int, names: Sequence[str]) -> Iterator[tuple[NDArray[np.float64], bool]]:
     """What is added to the action of each step, and whether the step is recorded."""
     random = np.random.default_rng([trial.seed, zlib.crc32(trial.task.encode()), number])
+    deviation = trial.action_noise * np.array([trial.noise_on is None or name in trial.noise_on for name in names])
     shortest, longest = trial.clean_steps // 2, trial.clean_steps + trial.clean_steps // 2
     while True:
         if trial.clean_steps:
-            yield from repeat((np.zeros(action_dim), True), int(random.integers(shortest, longest, endpoint=True)))
-        yield from repeat(
-            (trial.action_noise * random.standard_normal(action_dim), not trial.clean_steps), trial.noise_steps
-        )
+            yield from repeat((np.zeros(len(names)), True), int(random.integers(shortest, longest, endpoint=True)))
+        yield from repeat((deviation * random.standard_normal(len(names)), not trial.clean_steps), trial.noise_steps)
 
 
 def _demonstration(steps: Sequence[_Step]) -> Demonstration:

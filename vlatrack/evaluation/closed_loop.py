@@ -4,6 +4,7 @@ An episode whose worker dies, hangs or raises says nothing about the policy: it 
 in a new worker, and is an error if that happens to it too often.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +46,14 @@ class EpisodeResult:
     latencies: tuple[float, ...]  # seconds of each decision
     frames: tuple[NDArray[np.uint8], ...]  # what the first camera showed before each decision
     reason: str = ""  # of an error
+
+
+@dataclass
+class TimeSpent:
+    """Where the wall-clock time of episodes went, in seconds."""
+
+    total: float = 0.0
+    simulating: float = 0.0  # while no episode waited for the policy
 
 
 @dataclass
@@ -133,6 +142,7 @@ class ClosedLoop:
         self._actor, self._max_steps, self._camera, self._rotated = actor, max_steps, camera, rotated
         self._places = [_Place(simulator) for _ in range(workers)]
         self._waiting: Iterator[PlannedEpisode] = iter(())
+        self.spent = TimeSpent()
         self._on_result: Callable[[EpisodeResult], None] = lambda result: None
 
     def run(self, episodes: Iterable[PlannedEpisode], on_result: Callable[[EpisodeResult], None]) -> None:
@@ -144,10 +154,13 @@ class ClosedLoop:
             VlatrackError: a mistake of the user that the simulator finds, such as an unknown camera.
         """
         self._waiting, self._on_result = iter(episodes), on_result
+        began = time.perf_counter()
         try:
             self._fill()
             while busy := [place.worker for place in self._places if place.worker and place.worker.is_asked]:
+                asked = time.perf_counter()
                 answered = wait_for_answers(busy)
+                self.spent.simulating += time.perf_counter() - asked
                 heard = [place for place in self._places if place.worker in answered]
                 deciding = [place for place in heard if self._hear(place)]
                 self._decide(deciding)
@@ -157,6 +170,7 @@ class ClosedLoop:
         finally:
             for place in self._places:
                 place.end()
+            self.spent.total += time.perf_counter() - began
 
     def _fill(self) -> None:
         for place in self._places:

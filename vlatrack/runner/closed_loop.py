@@ -18,7 +18,7 @@ from vlatrack.envs.watched import Simulator, WatchedWorker, checked, ending_on_s
 from vlatrack.envs.worker import Opened
 from vlatrack.errors import SimulatorError, SpecError
 from vlatrack.evaluation.actors import Actor, Expert, PolicyActor
-from vlatrack.evaluation.closed_loop import ClosedLoop, EpisodeResult, PlannedEpisode
+from vlatrack.evaluation.closed_loop import ClosedLoop, EpisodeResult, PlannedEpisode, TimeSpent
 from vlatrack.evaluation.comparison import success_by_task, success_rate, task_mean
 from vlatrack.evaluation.episodes import EpisodeTable
 from vlatrack.evaluation.rows import SHOWN_TABLE, EpisodeRow
@@ -75,6 +75,7 @@ class SimulatedEvaluation:
     record: EvaluationRecord | None = None  # for the run's journal; None: there is no run, or the folder is elsewhere
     delivery: DeliveryReport | None = field(default=None, compare=False)
     unknown: Sequence[str] = ()  # what was not compared, since the checkpoint does not tell how its data were made
+    spent: TimeSpent = field(default_factory=TimeSpent, compare=False)  # by this process, on the episodes that it ran
 
 
 def evaluate_in_simulator(
@@ -127,10 +128,11 @@ def evaluate_in_simulator(
             numbers = {episode.id: episode.number for episode in episodes}
             videos = EpisodeVideos(folder, numbers, most=options.videos, fps=there.info.fps)
             actor = _actor(spec, policy, there, together=subject.together)
-            _run(_loop(spec, build, actor, there, folder, options), episodes, folder, videos, on_episode)
+            loop = _loop(spec, build, actor, there, folder, options)
+            _run(loop, episodes, folder, videos, on_episode)
             with folder.finishing():
                 found = _finish(spec, build, subject, folder, videos, forced)
-                found = replace(found, unknown=_unknown(spec, interface))
+                found = replace(found, unknown=_unknown(spec, interface), spent=loop.spent)
                 return found if options.beside_training else _recorded(found, subject.run)
 
 
