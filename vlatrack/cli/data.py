@@ -60,7 +60,7 @@ def record(
     ] = 0,
     noise_on: _NoiseOn = None,
     max_steps: Annotated[int, typer.Option(min=1, help="Of an attempt; one that takes more is not kept.")] = 500,
-    storage: Annotated[Literal["video", "png"], typer.Option(help="mp4 files, or png inside the tables.")] = "video",
+    storage: Annotated[Literal["video", "png"], typer.Option(help="mp4 files, or png in the tables: exact.")] = "video",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset.")] = False,
     workers: Annotated[
         int, typer.Option(min=1, max=256, help="Simulators that run at the same time; the dataset is the same.")
