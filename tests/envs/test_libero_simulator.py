@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import pytest
@@ -237,6 +238,12 @@ def test_the_orientation_is_an_axis_times_an_angle_of_up_to_a_whole_turn() -> No
     np.testing.assert_allclose(axis_angle(np.array([0, 0, half, half])), [0, 0, np.pi / 2])
     np.testing.assert_allclose(axis_angle(-np.array([0, 0, half, half])), [0, 0, -3 * np.pi / 2])
     np.testing.assert_array_equal(axis_angle(np.array([0.0, 0, 0, 1])), np.zeros(3))
+
+
+@pytest.mark.parametrize("noise", [-0.02, float("nan"), 1.5, "much"])
+def test_noise_on_the_arm_that_is_no_angle_is_one_line(noise: Any) -> None:
+    with pytest.raises(DataError, match=r"arm_noise: .*; give radians from 0 to below 1, such as 0.02"):
+        Libero(benchmark="libero_goal", cameras=(), arm_noise=noise)
 
 
 def test_a_suite_that_libero_does_not_have_is_one_line() -> None:

@@ -157,7 +157,7 @@ def _episodes_of_tasks(tasks: Sequence[str], episodes: int) -> dict[str, int]:
 def _environment_options(
     words: Sequence[str], cameras: Sequence[str] | None, resolution: int | None
 ) -> dict[str, object]:
-    """`goals=3` → {"goals": 3}; the values are YAML."""
+    """`goals=3` → {"goals": 3}; the values are YAML. Cameras and resolution are options, too, where they are given."""
     from vlatrack.errors import SpecError
     from vlatrack.spec.yaml_tree import parse_value
 

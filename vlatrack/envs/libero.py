@@ -72,6 +72,8 @@ class Libero:
     ) -> None:
         if benchmark not in SUITES:
             raise DataError(f"LIBERO has no suite {benchmark!r}; suites: {', '.join(SUITES)}")
+        if not (isinstance(arm_noise, int | float) and 0 <= arm_noise < 1):
+            raise DataError(f"arm_noise: {arm_noise!r}; give radians from 0 to below 1, such as 0.02")
         self.info = EnvironmentInfo(
             robot="panda",
             fps=round(FPS),
