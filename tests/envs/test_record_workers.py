@@ -1,5 +1,6 @@
 """Recording in worker processes: the same demonstrations with any number of them, also when some die."""
 
+import hashlib
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import toy_arena
 from click.testing import Result
 from program import Program
 from toy_arena import STEPS_TO_SUCCESS, ToyArena
@@ -223,11 +225,12 @@ def test_a_kept_attempt_that_is_damaged_anywhere_is_made_again(
     notes.mkdir()
     trial = Trial("push", seed=0, action_noise=0.2, longest=20)
     whole = content_of(AttemptsHere(ToyArena()).of(trial), 3)
-    identity = (ARENA, {"notes": str(recording.folder / "notes"), "trouble": "raise", "seeds": 5})
+    source = hashlib.sha256(Path(toy_arena.__file__).read_bytes()).hexdigest()
+    identity = (ARENA, {"notes": str(recording.folder / "notes"), "trouble": "raise", "seeds": 5}, source)
     file = sorted(recording.kept.glob("*/*.npz"))[1]
     stored = file.read_bytes()
     arena = AttemptsHere(ToyArena(notes=str(notes)))
-    with KeptAttempts(arena, recording.demos, overwrite=False, simulator=identity) as kept:
+    with KeptAttempts(arena, recording.demos, overwrite=False, identity=identity) as kept:
         for _ in range(200):
             content = bytearray(stored)
             damage(content, random)
@@ -248,10 +251,24 @@ def test_other_settings_begin_anew(recording: Recording) -> None:
     assert recording.left() == {"demos"}
 
 
+def test_a_simulator_whose_code_has_changed_begins_anew(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = Path(toy_arena.__file__).read_text()
+    monkeypatch.syspath_prepend(recording.folder)
+    trouble = ("--env", "edited_arena:ToyArena", "--env-option", "seeds=3", "--env-option", "times=3")
+    words = recording.words(4, *trouble, "--env-option", "trouble=raise")
+    file = recording.folder / "edited_arena.py"
+    file.write_text(code)
+    with pytest.raises(SimulatorError, match="attempt 3 at push broke 3 workers"):
+        of_command(words)
+    assert recording.begins()["push-0"] == 1
+    file.write_text(code + "# edited\n")
+    assert of_command(words).exit_code == 0
+    assert recording.begins()["push-0"] == 2
+
+
 def test_two_processes_do_not_record_the_same_dataset(recording: Recording) -> None:
-    identity: tuple[str, dict[str, object]] = (ARENA, {})
     with (
-        KeptAttempts(AttemptsHere(ToyArena()), recording.demos, overwrite=False, simulator=identity),
+        KeptAttempts(AttemptsHere(ToyArena()), recording.demos, overwrite=False, identity=()),
         pytest.raises(DataError, match="demos: another process records it; wait for that one, or choose"),
     ):
         of_command(recording.words(3))

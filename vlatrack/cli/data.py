@@ -88,7 +88,7 @@ def record(
     with (
         ending_on_sigterm(),
         closing(AttemptsInWorkers(simulator, workers=workers)) as attempts,
-        KeptAttempts(attempts, output, overwrite=overwrite, simulator=(env, options)) as kept,
+        KeptAttempts(attempts, output, overwrite=overwrite, identity=(env, options, attempts.source)) as kept,
         _saying_what_is_kept(kept),
         _progress_bars(wanted) as progress,
     ):

@@ -37,16 +37,14 @@ class KeptAttempts:
         attempts: that are made where there is no file.
         output: the folder of the dataset.
         overwrite: whether the dataset that is there will be replaced.
-        simulator: its name and its options.
+        identity: what an attempt is determined by beside its trial, as JSON: the simulator's name, options and source.
 
     Raises:
         DataError: another process records this dataset, it is there already, or the folder cannot be written.
     """
 
-    def __init__(
-        self, attempts: Attempts, output: Path, *, overwrite: bool, simulator: tuple[str, Mapping[str, object]]
-    ) -> None:
-        self._attempts, self._output, self._simulator = attempts, output.absolute(), simulator
+    def __init__(self, attempts: Attempts, output: Path, *, overwrite: bool, identity: Sequence[object]) -> None:
+        self._attempts, self._output, self._identity = attempts, output.absolute(), list(identity)
         self.folder = self._output.with_name(f".{self._output.name}.attempts")
         with writing(self._output):
             check_target(self._output, overwrite=overwrite)
@@ -95,8 +93,7 @@ class KeptAttempts:
             yield found
 
     def _digest(self, trial: Trial) -> str:
-        name, options = self._simulator
-        settings = [name, dict(options), asdict(trial), _installed()]
+        settings = [*self._identity, asdict(trial), _installed()]
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
     def __enter__(self) -> Self:

@@ -43,6 +43,8 @@ class AttemptsInWorkers:
             self.close()
             raise
         self._info, self._tasks = there.info, there.tasks
+        self.source = there.source
+        """See `Opened`: of the simulator's class."""
 
     @property
     def info(self) -> EnvironmentInfo:

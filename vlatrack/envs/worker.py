@@ -5,6 +5,7 @@ inherited file descriptors. It ends with the one that started it, however that e
 side closes then.
 """
 
+import hashlib
 import os
 import sys
 import threading
@@ -12,6 +13,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,6 +87,7 @@ class Opened:
     info: EnvironmentInfo
     tasks: tuple[str, ...]
     has_expert: bool
+    source: str  # SHA-256 of the file with its class; empty where there is no such file
 
 
 @dataclass(frozen=True)
@@ -194,8 +197,8 @@ def serve(connection: Connection) -> None:
             try:
                 if isinstance(request, Open):
                     environment = make_environment(request.name, request.options)
-                    has_expert = isinstance(environment, ScriptedExpert)
-                    connection.send(Opened(environment.info, tuple(environment.tasks), has_expert))
+                    has_expert, source = isinstance(environment, ScriptedExpert), _source(environment)
+                    connection.send(Opened(environment.info, tuple(environment.tasks), has_expert, source))
                     continue
                 assert environment is not None, "the first request is Open"
                 if isinstance(request, Check):
@@ -216,6 +219,11 @@ def serve(connection: Connection) -> None:
     finally:
         if environment is not None:
             environment.close()
+
+
+def _source(environment: Environment) -> str:
+    file = getattr(sys.modules[type(environment).__module__], "__file__", None)
+    return "" if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def _end_with_parent(lifeline: int) -> None:
