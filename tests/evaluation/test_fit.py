@@ -12,7 +12,7 @@ from vlatrack.evaluation.fit import Conditions, misfits
 from vlatrack.inference.observation import Interface
 
 INFO = EnvironmentInfo("point", 10, {"top": (2, 2)}, ("dx", "dy"), ("x", "y"))
-RECORDED = Recorded({"front": (2, 2)}, rotation=0, prompt="language", gripper="raw")
+RECORDED = Recorded({"front": (2, 2)}, rotation=0, prompt="language", gripper="raw", waits=0)
 POLICY = Interface(("front",), 2, 1, 3, 2, statistics="0123456789abcdef", recorded=RECORDED)
 VIEW = View({"top": "front"}, rotated=False, blind=False)
 CONDITIONS = Conditions(VIEW)
@@ -44,6 +44,10 @@ def test_cameras_and_sizes_that_do_not_fit_are_told() -> None:
         ({"prompt": "name"}, "prompt: the policy was trained on a task's language, the evaluation gives its name"),
         ({"gripper": "openvla"}, "gripper: the policy was trained on raw, the evaluation takes it as openvla"),
         (
+            {"waits": 10},
+            "waits: the policy was trained on episodes that begin after 0 env steps, the evaluation's after 10",
+        ),
+        (
             {"view": replace(VIEW, rotated=True)},
             "rotation: the policy was trained on images turned by 0, the evaluation's by 180",
         ),
@@ -69,9 +73,9 @@ def test_the_size_that_counts_is_what_the_policy_gets() -> None:
 
 def test_what_is_not_known_of_the_training_data_is_no_difference() -> None:
     unknown = replace(POLICY, statistics=None, recorded=Recorded())
-    asked = replace(CONDITIONS, prompt="name", gripper="openvla", statistics="fedcba98")
+    asked = replace(CONDITIONS, prompt="name", gripper="openvla", waits=10, statistics="fedcba98")
     assert misfits(unknown, replace(asked, view=replace(VIEW, rotated=True)), INFO) == []
-    assert unknown.recorded.unknown(unknown.cameras) == ["resolution", "rotation", "prompt", "gripper"]
+    assert unknown.recorded.unknown(unknown.cameras) == ["resolution", "rotation", "prompt", "gripper", "waits"]
     assert RECORDED.unknown(("front",)) == []
     assert RECORDED.unknown(("front", "wrist")) == ["resolution"]
 

@@ -27,7 +27,7 @@ SHORT = (
     "train.max_steps=2",
     "evaluate.open_loop=null",
     "tracking.system_every_s=null",
-    "data.recorded={rotation: 0, gripper: raw}",
+    "data.recorded={rotation: 0, gripper: raw, waits: 1}",
 )
 EVALUATION = """
 name: arena
@@ -220,6 +220,7 @@ def test_the_expert_acts_in_the_place_of_the_policy(scene: Scene) -> None:
         ),
         ("rotation=180", "rotation: the policy was trained on images turned by 0, the evaluation's by 180"),
         ("acting.gripper=openvla", "gripper: the policy was trained on raw, the evaluation takes it as openvla"),
+        ("waits=9", "waits: the policy was trained on episodes that begin after 1 env steps, the evaluation's after 9"),
         ("acting.replan_every=9", "replan_every: 9, but a chunk has 3 steps"),
         ("suite.tasks=[pusch]", "suite.tasks.0: arena has no task 'pusch'; did you mean 'push'?"),
         ("suite.target=toy_arena:ToyArean", "toy_arena:ToyArean: cannot be loaded"),

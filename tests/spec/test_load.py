@@ -128,7 +128,7 @@ def test_a_hash_is_the_same_for_any_style_order_and_process(file: Path, tmp_path
         "evaluate.open_loop.batch_size=1",
         "evaluate.closed_loop={evaluation: arena.yaml, every_epochs: 2}",
         "data.train.path=elsewhere",
-        "data.recorded={rotation: 0, prompt: name, gripper: openvla}",
+        "data.recorded={rotation: 0, prompt: name, gripper: openvla, waits: 10}",
     ],
 )
 def test_a_hash_ignores_what_does_not_decide_the_result(file: Path, override: str) -> None:

@@ -49,6 +49,7 @@ def build_conditions(spec: EvaluationSpec) -> Conditions:
         resolution=None if isinstance(spec.suite, CustomSuite) else spec.resolution,
         prompt=spec.prompt,
         gripper=acting.gripper,
+        waits=spec.waits,
         history=acting.history,
         horizon=acting.horizon,
         statistics=acting.statistics,

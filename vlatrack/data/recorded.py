@@ -18,11 +18,12 @@ class Recorded:
     rotation: int | None = None  # degrees by which images are turned, compared with the simulator's
     prompt: Literal["language", "name"] | None = None  # of a task, which its episodes have as instruction
     gripper: Literal["raw", "openvla"] | None = None  # in the simulator's terms, or 0 for closed and 1 for open
+    waits: int | None = None  # env steps between an episode's initial state and its first recorded moment
 
     def unknown(self, cameras: Sequence[str]) -> list[str]:
         """The names of what is not known."""
         found = [] if all(camera in self.image_sizes for camera in cameras) else ["resolution"]
-        others = {"rotation": self.rotation, "prompt": self.prompt, "gripper": self.gripper}
+        others = {"rotation": self.rotation, "prompt": self.prompt, "gripper": self.gripper, "waits": self.waits}
         return found + [name for name, value in others.items() if value is None]
 
 

@@ -18,6 +18,7 @@ class Conditions:
     resolution: int | None = None  # of the rendered images; None: the simulator's own
     prompt: str = "language"
     gripper: Gripper = "raw"
+    waits: int | None = None  # env steps before the policy acts
     history: int | None = None
     horizon: int | None = None
     statistics: str | None = None  # the first digits of a SHA-256
@@ -74,6 +75,9 @@ def _terms(interface: Interface, conditions: Conditions) -> Iterator[str]:
     taken = "openvla" if asked.gripper == "openvla" else "raw"
     if recorded.gripper not in (None, taken):
         yield f"gripper: the policy was trained on {recorded.gripper}, the evaluation takes it as {asked.gripper}"
+    if None not in (recorded.waits, asked.waits) and recorded.waits != asked.waits:
+        begins = f"the policy was trained on episodes that begin after {recorded.waits} env steps"
+        yield f"waits: {begins}, the evaluation's after {asked.waits}"
     if asked.history not in (None, interface.history):
         yield f"history: the policy sees {interface.history} moments, the evaluation asks for {asked.history}"
     if asked.horizon not in (None, interface.horizon):

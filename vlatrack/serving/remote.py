@@ -193,4 +193,4 @@ def _announced(metadata: Mapping[str, Any]) -> tuple[Interface, dict[str, str]]:
 def _recorded(metadata: Mapping[str, Any]) -> Recorded:
     """How the data of the policy were made, as far as its server says."""
     sizes = {str(camera): (int(height), int(width)) for camera, (height, width) in metadata["image_sizes"].items()}
-    return Recorded(sizes, metadata["rotation"], metadata["prompt"], metadata["gripper"])
+    return Recorded(sizes, metadata["rotation"], metadata["prompt"], metadata["gripper"], metadata.get("waits"))

@@ -173,6 +173,7 @@ def _service(policy: ActingPolicy, worker: InferenceWorker, latencies: Latencies
         "rotation": recorded.rotation,
         "prompt": recorded.prompt,
         "gripper": recorded.gripper,
+        "waits": recorded.waits,
         "forced": list(settings.forced),
     }
     asked = {"send_wrist_image": reader.has_wrist, "send_state": interface.state_dim is not None}

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from vlatrack.spec.base import CustomTarget, Model, Once, Options
 
@@ -66,6 +66,9 @@ class RecordedSpec(Model):
     )
     gripper: Literal["raw", "openvla"] | None = Field(
         None, description="raw: as the simulator takes it; openvla: 0 for closed and 1 for open"
+    )
+    waits: NonNegativeInt | None = Field(
+        None, description="env steps without acting, such as objects need to settle, before an episode's first moment"
     )
 
 
