@@ -1,6 +1,7 @@
-"""Predicted images are put together from the right codes, and compared with the recorded ones."""
+"""Predicted and generated images are put together from the right codes, and compared with the recorded ones."""
 
 import math
+from collections.abc import Set
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from tiny_policy import LAYOUT
+from tiny_policy import GEOMETRY, LAYOUT
 
 from vlatrack.data.samples import EncodedEpisode, Encoding, SampleSet
 from vlatrack.evaluation.frames import PredictedFrames, copied_states, predict_frames, similarity_states
+from vlatrack.models.backbones.chameleon.backbone import ChameleonBackbone, backbone_config
 from vlatrack.tokens.bins import Bins, ValueRange
 from vlatrack.tokens.text import ByteTokenizer
 
@@ -35,9 +37,17 @@ class Oracle:
 
 @pytest.fixture
 def samples() -> SampleSet:
+    return samples_of(recorded_codes())
+
+
+def recorded_codes() -> tuple[np.ndarray, ...]:
     generator = np.random.default_rng(0)
     codes = tuple(generator.choice(CODES, (STEPS, 2, 2)) for _ in CAMERAS)
     codes[0][1] = codes[0][0]  # the front camera sees the same at first
+    return codes
+
+
+def samples_of(codes: tuple[np.ndarray, ...], *, repeats_start: bool = True) -> SampleSet:
     ids = np.full((STEPS, 1), LAYOUT.action_start + 2)
     episode = EncodedEpisode([16400], None, ids, np.zeros((STEPS, 1), np.float32), codes, "push")
     images: Any = None
@@ -52,6 +62,7 @@ def samples() -> SampleSet:
         history=2,
         horizon=2,
         max_length=400,
+        repeats_start=repeats_start,
     )
     return SampleSet([episode], encoding, ("world_model",))
 
@@ -61,7 +72,7 @@ def shown(ids: np.ndarray) -> np.ndarray:
     return np.kron(ids, np.ones((16, 16), int)).astype(np.uint8)[..., None].repeat(3, axis=-1)
 
 
-def predicted(samples: SampleSet, backbone: Oracle) -> list[PredictedFrames]:
+def predicted(samples: SampleSet, backbone: Any, *, generate: Set[int] = frozenset()) -> list[PredictedFrames]:
     policy: Any = SimpleNamespace(backbone=backbone, layout=LAYOUT)
     return list(
         predict_frames(
@@ -69,6 +80,7 @@ def predicted(samples: SampleSet, backbone: Oracle) -> list[PredictedFrames]:
             samples,
             [[0, 1, 2], [], [4]],
             Accelerator(cpu=True),
+            generate=generate,
             code_ids=CODES,
             decode=shown,
             read_frames=lambda episode, step: shown(samples.codes(episode, step)),
@@ -94,6 +106,56 @@ def test_hidden_states_that_are_not_finite_leave_no_image_and_no_number(samples:
     states = similarity_states(frames)
     assert math.isnan(states["psnr_image"].mean())
     assert states["psnr_image_ceiling"].mean() == 100
+
+
+@pytest.fixture
+def backbone() -> ChameleonBackbone:
+    torch.manual_seed(0)
+    backbone = ChameleonBackbone(backbone_config({**GEOMETRY, "max_position_embeddings": 400})).eval()
+    with torch.no_grad():  # logits that differ
+        backbone.output_layer.normal_()
+    return backbone
+
+
+@pytest.mark.parametrize("repeats_start", [True, False], ids=["equally long prompts", "prompts of two lengths"])
+@pytest.mark.parametrize("keeps_keys", [True, False], ids=["with keys", "without keys"])
+def test_a_pass_over_generated_codes_predicts_each_of_them(
+    backbone: ChameleonBackbone, monkeypatch: pytest.MonkeyPatch, keeps_keys: bool, repeats_start: bool
+) -> None:
+    monkeypatch.setattr(ChameleonBackbone, "keeps_keys", keeps_keys)
+    for frames in predicted(samples_of(recorded_codes(), repeats_start=repeats_start), backbone, generate={0, 1, 4}):
+        if frames.number == 2:
+            assert frames.generated is None
+            continue
+        assert frames.generated is not None
+        assert frames.generated.images is not None
+        codes = recorded_codes()
+        for camera, image in zip(codes, frames.generated.images, strict=True):
+            camera[frames.place[1]] = image[::16, ::16, 0]
+        (again,) = (
+            other
+            for other in predicted(samples_of(codes, repeats_start=repeats_start), backbone)
+            if other.number == frames.number
+        )
+        assert again.predicted is not None
+        assert (again.predicted == frames.generated.images).all()
+        assert (frames.predicted != frames.generated.images).any(), "after the recorded codes others are likelier"
+
+
+def test_generated_images_are_compared_with_the_recorded_ones(samples: SampleSet, backbone: ChameleonBackbone) -> None:
+    frames = predicted(samples, backbone, generate={1})
+    assert "psnr_image_generated" not in similarity_states(frames[0])
+    states = similarity_states(frames[1])
+    assert frames[1].generated is not None
+    assert frames[1].generated.images is not None
+    same = (frames[1].generated.images == frames[1].recorded)[:, ::16, ::16, 0]
+    assert float(states["acc_image_codes_generated"].mean()) == same.mean()
+    assert float(states["psnr_image_generated"].mean()) < 100
+    with torch.no_grad():
+        backbone.output_layer.fill_(math.nan)
+    states = similarity_states(predicted(samples, backbone, generate={1})[1])
+    assert math.isnan(states["ssim_image_generated"].mean())
+    assert math.isnan(states["acc_image_codes_generated"].mean())
 
 
 def test_copying_is_right_where_an_image_does_not_change(samples: SampleSet) -> None:

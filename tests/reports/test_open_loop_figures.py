@@ -72,16 +72,19 @@ def test_without_errors_no_tasks_are_drawn(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_images_stand_side_by_side_and_a_missing_prediction_stays_empty(tmp_path: Path) -> None:
+def test_images_stand_side_by_side_without_columns_in_which_there_is_none(tmp_path: Path) -> None:
     red, green, blue = (np.full((32, 32, 3), colour, np.uint8) for colour in ((250, 0, 0), (0, 250, 0), (0, 0, 250)))
-    rows = [ShownFrames("episode 1", red, green, blue, green), ShownFrames("episode 2", red, green, None, green)]
-    for name, shown in {"all": rows[:1], "lost": rows[1:]}.items():
-        draw_frames(shown, tmp_path / f"{name}.png", title="a run")
-    for name, count in {"all": 1, "lost": 0}.items():
+    rows = {
+        "all": ShownFrames("episode 1", red, green, blue, blue, green),
+        "lost": ShownFrames("episode 2", red, green, None, blue, green),
+        "not generated": ShownFrames("episode 3", red, green, blue, None, green),
+    }
+    for name, row in rows.items():
+        draw_frames([row], tmp_path / f"{name}.png", title="a run")
         image = pixels(tmp_path / f"{name}.png")
-        assert bool((image == (0, 0, 250)).all(-1).any()) == bool(count)
-        greens = (image == (0, 250, 0)).all(-1).any(axis=0)
-        assert (np.diff(greens.astype(int)) == 1).sum() == 2
+        for colour, columns in (((0, 0, 250), 2 if name == "all" else 1), ((0, 250, 0), 2)):
+            found = (image == colour).all(-1).any(axis=0)
+            assert (np.diff(found.astype(int)) == 1).sum() == columns, name
 
 
 def test_the_table_of_errors_has_each_cell() -> None:

@@ -17,7 +17,12 @@ from vlatrack.spec.load import load_spec
 from vlatrack.tokens.patches import CodePatches
 
 SHORT = ("train.max_steps=4", "tracking.system_every_s=null")
-ALL = ("evaluate.details.free_samples=256", "evaluate.details.trajectories=3", "evaluate.details.frames=64")
+ALL = (
+    "evaluate.details.free_samples=256",
+    "evaluate.details.trajectories=3",
+    "evaluate.details.frames=64",
+    "evaluate.details.generated=8",
+)
 TWO_TASKS = "data.val_ood={kind: custom, target: 'toy_source:ToySource'}"
 
 
@@ -113,6 +118,8 @@ def test_next_images_are_compared_with_what_their_codes_can_show(evaluation: Eva
     assert metrics["ssim_image"] < metrics["ssim_image_ceiling"] < 1
     assert metrics["psnr_image_copied"] < metrics["psnr_image_ceiling"]
     assert 0 < metrics["acc_image_codes_copied"] < 1
+    assert metrics["psnr_image_generated"] < metrics["psnr_image_ceiling"]
+    assert 0 <= metrics["acc_image_codes_generated"] < 1
     told = json.loads(evaluation.file.read_text())["image_decoder"]
     assert told == evaluation.image_decoder
     assert told.startswith("codebook lookup, not trained")
@@ -129,7 +136,7 @@ def test_without_a_decoder_the_result_says_so_and_has_no_psnr(run: Path, monkeyp
 
 @pytest.mark.slow
 def test_details_can_be_left_out(run: Path) -> None:
-    nothing = [f"evaluate.details.{name}=0" for name in ("free_samples", "trajectories", "frames")]
+    nothing = [f"evaluate.details.{name}=0" for name in ("free_samples", "trajectories", "frames", "generated")]
     found = evaluate_run(run, checkpoint="last", overrides=[*nothing, "data.val_ood=null"])
     assert not [name for name in found.metrics if "free" in name or "psnr" in name]
     assert {file.name.removeprefix("step-00000004-") for file in found.files} == {

@@ -1,8 +1,9 @@
 """The metrics of predicted images: of their codes, and of the frames that these decode to.
 
-All are about one pass over the recorded sequence (teacher-forced): each code is predicted after the right ones. Beside
-them stands what repeating the present image would get, which in slow scenes is a lot, and for frames what the right
-codes would get, which no prediction in codes can exceed. The states have the names of the metrics.
+All but those of generated images are about one pass over the recorded sequence (teacher-forced): each code is
+predicted after the right ones. Beside them stands what repeating the present image would get, which in slow scenes is
+a lot, and for frames what the right codes would get, which no prediction in codes can exceed. The states have the
+names of the metrics.
 """
 
 import math
@@ -18,6 +19,8 @@ FRAMES = {
     "_copied": "present image as codes",
 }
 """What is compared with the recorded next image, by the end of the metric's name."""
+GENERATED = "_generated"
+"""The end of the name of what is measured of generated images."""
 FRAME_MEASURES = {
     "psnr_image": ("peak signal-to-noise ratio", "dB"),
     "ssim_image": ("structural similarity (Wang et al. 2004)", "1"),
@@ -34,9 +37,12 @@ def world_model_metrics() -> Iterator[Metric]:
     yield Metric(CODE_NLL, "cross-entropy of codes of predicted images", "nats", lower, group, value=_mean(CODE_NLL))
     meaning = "perplexity of codes of predicted images: exp of their cross-entropy"
     yield Metric("perplexity_image_codes", meaning, "codes", lower, group, value=_perplexity)
+    own = "generated one: the most probable code at each place, after the policy's own"
+    hits = f"share of codes of the next image that are those of the {own}"
+    yield Metric(f"{CODE_HITS}{GENERATED}", hits, "fraction", higher, group, value=_mean(f"{CODE_HITS}{GENERATED}"))
     for measure, (meaning, unit) in FRAME_MEASURES.items():
-        for end, compared in FRAMES.items():
-            name, direction = f"{measure}{end}", none if end else higher
+        for end, compared in (FRAMES | {GENERATED: own}).items():
+            name, direction = f"{measure}{end}", higher if end in ("", GENERATED) else none
             text = f"{meaning} of the recorded next image and the {compared}, decoded"
             yield Metric(name, text, unit, direction, group, value=_mean(name))
 

@@ -165,12 +165,15 @@ class DetailedEvaluation:
         images = samples.of_kind("world_model")
         if details.frames and len(images) and self._tokenizer.decoder is not None:
             order = even_subset(len(images), batch_size=batch_size, limit=details.frames)
-            shown = _some(list(chain.from_iterable(order)))
+            numbers = list(chain.from_iterable(order))
+            generated = _spread(numbers, details.generated)
+            shown = _spread(generated or numbers, SHOWN_FRAMES)
             for frames in predict_frames(
                 self.policy,
                 images,
                 list(map(self.group.shard, order)),
                 self.accelerator,
+                generate=set(generated),
                 code_ids=self._tokenizer.code_ids,
                 decode=self._tokenizer.decode,
                 read_frames=_reader(split, self.encoding.cameras, self._tokenizer),
@@ -182,9 +185,9 @@ class DetailedEvaluation:
         return self.group.sum_states(states), sorted(gathered, key=lambda frames: frames.number)
 
 
-def _some(numbers: Sequence[int]) -> set[int]:
-    places = np.linspace(0, len(numbers) - 1, min(len(numbers), SHOWN_FRAMES)).round().astype(int)
-    return {numbers[place] for place in places}
+def _spread(numbers: Sequence[int], limit: int) -> list[int]:
+    places = np.linspace(0, len(numbers) - 1, min(len(numbers), limit)).round().astype(int)
+    return [numbers[place] for place in places]
 
 
 def _reader(split: Split, cameras: Sequence[str], tokenizer: ImageTokenizer) -> Callable[[int, int], NDArray[np.uint8]]:

@@ -68,6 +68,7 @@ def _write_errors(by_split: Mapping[str, SplitDetails], tasks: TaskMetrics, besi
 def _frame_rows(details: SplitDetails) -> Iterator[ShownFrames]:
     for frames in details.frames:
         position, step = frames.place
+        generated = None if frames.generated is None else frames.generated.images
         for camera, recorded in enumerate(frames.recorded):
             which = f"\ncamera {camera}" if len(frames.recorded) > 1 else ""
             yield ShownFrames(
@@ -75,5 +76,6 @@ def _frame_rows(details: SplitDetails) -> Iterator[ShownFrames]:
                 recorded,
                 frames.ceiling[camera],
                 None if frames.predicted is None else frames.predicted[camera],
+                None if generated is None else generated[camera],
                 frames.copied[camera],
             )

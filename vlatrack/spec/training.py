@@ -276,6 +276,9 @@ class DetailsSpec(Model):
     frames: NonNegativeInt = Field(
         64, description="world-model samples whose images are decoded, for PSNR, SSIM and a figure; 0: none"
     )
+    generated: NonNegativeInt = Field(
+        16, description="of these, those whose images are also generated, with a forward pass for each code; 0: none"
+    )
 
 
 class ClosedLoopSpec(Model):
