@@ -123,7 +123,7 @@ def step_of(spec: ExperimentSpec, gpus: Gpus = ONE_GPU) -> LongestStep:
     with torch.device("meta"):
         layout = source.build().layout
     samples, longest_row = longest_samples(spec, source.text or ByteTokenizer(layout), layout)
-    # Kinds in equal parts, as in the training's mixture.
+    # Kinds in equal parts, as in the training's mixture but for the ends of episodes.
     batch = collate([samples[row % len(samples)] for row in range(rows)], layout)
     micro_batches = -(-_samples(spec, gpus) // rows)
     settings = StepSettings(

@@ -84,7 +84,8 @@ class DataSpec(Model):
         "repeat", description="before an episode's first step: its images stand for earlier ones, or there are fewer"
     )
     samples: Annotated[tuple[Literal["vla", "world_model"], ...], Field(min_length=1), Once] = Field(
-        ("vla",), description="sample kinds in the training mixture, in equal parts"
+        ("vla",),
+        description="kinds of training samples: a step begins one of each, if its chunk, or its next image, is there",
     )
     sample_every: PositiveInt = Field(
         1, description="a training sample starts at every n-th step of an episode; at 80 Hz neighbours are nearly alike"
