@@ -252,3 +252,11 @@ def test_evaluations_of_other_episode_sets_are_refused_with_what_differs(tmp_pat
     (b / "episodes.csv").unlink()
     with pytest.raises(VlatrackError, match=r"has no episodes\.csv; give the folder of an evaluation"):
         compare(a, b)
+
+
+def test_in_a_file_no_name_is_cut_and_no_interval_wraps(tmp_path: Path) -> None:
+    task = "KITCHEN_SCENE10_close_the_top_drawer_of_the_cabinet_and_put_the_black_bowl_on_top_of_it"
+    a, b = (table(tmp_path / f"{name}.csv", "ssf" * 20, (task, "push")) for name in ("policy-after-11230", "blind"))
+    told = compare(a, b)[1].splitlines()
+    assert told[1].split(maxsplit=1)[0] == task
+    assert told[1].count("66.7%  [54.1%, 77.3%]") == 2

@@ -115,14 +115,13 @@ def _word(verdict: "Verdict", gate: "Gate | None") -> str:
 
 
 def _print(comparison: "Comparison", adjusted: float | None, gate: "Gate | None") -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    from vlatrack.cli.simulation import rate_text
+    from vlatrack.cli.simulation import rate_text, result_console
     from vlatrack.evaluation.comparison import success_by_task, success_rate
     from vlatrack.evaluation.sequential import ALPHA
 
-    console, a, b, pairs = Console(highlight=False), comparison.a, comparison.b, comparison.pairs
+    console, a, b, pairs = result_console(), comparison.a, comparison.b, comparison.pairs
     table = Table("task", a.name, b.name, box=None, pad_edge=False)
     tasks_a, tasks_b = success_by_task(a), success_by_task(b)
     for task in tasks_a if len(tasks_a) > 1 else ():

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from vlatrack.evaluation.rows import EpisodeRow
     from vlatrack.runner.closed_loop import Options, SimulatedEvaluation
 
+_WIDTH_OF_FILES = 500
+
 
 def evaluate_and_show(
     path: str, evaluation: Path, *, checkpoint: str | None, overrides: Sequence[str], options: "Options"
@@ -26,7 +28,7 @@ def evaluate_and_show(
     from vlatrack.runner.processes import process_on_its_own
 
     with process_on_its_own() as rank:
-        console = Console(highlight=False, quiet=rank > 0)
+        console = result_console(quiet=rank > 0)
         _evaluate(console, path, evaluation, checkpoint=checkpoint, overrides=overrides, options=options)
 
 
@@ -66,6 +68,14 @@ def _evaluate(
             on_episode=show,
         )
     _show_result(console, found)
+
+
+def result_console(*, quiet: bool = False) -> Console:
+    """For tables of results: a file has no width that they would have to fit into."""
+    console = Console(highlight=False, quiet=quiet)
+    if not console.is_terminal:
+        console.width = _WIDTH_OF_FILES
+    return console
 
 
 def rate_text(rate: "SuccessRate") -> str:
