@@ -107,7 +107,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     program = Program(tmp_path_factory.mktemp("finished"))
     usual = os.umask(0)
     try:
-        done = program.run("run", TOY)
+        done = program.run("run", TOY, "tracking.figures=true")
     finally:
         os.umask(usual)
     assert done.returncode == 0, done.stderr

@@ -1,10 +1,13 @@
 """What a run tells of its progress."""
 
+from pathlib import Path
+
 import pytest
 from rich.console import Console
 
 from vlatrack.cli.milestones import Milestones
 from vlatrack.cli.progress import TerminalDisplay
+from vlatrack.training.callback import RunEnd
 from vlatrack.training.state import TrainState
 
 
@@ -47,3 +50,14 @@ def test_a_log_file_is_told_the_time_that_is_left_and_in_the_end_that_it_took(
         "episodes 0/20",
         "episodes 10/20  0:01:40 left",
     ]
+
+
+def test_a_run_without_figures_names_its_folder_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with TerminalDisplay() as display:
+        display.on_run_end(RunEnd(tmp_path, "FINISHED"))
+        assert capsys.readouterr().out == f"FINISHED {tmp_path} · look at it: {tmp_path}\n"
+        (tmp_path / "report").mkdir()
+        (tmp_path / "report" / "losses.png").touch()
+        display.on_run_end(RunEnd(tmp_path, "FINISHED"))
+    report = tmp_path / "report"
+    assert capsys.readouterr().out == f"figures     {report}\nFINISHED {tmp_path} · look at it: {report}\n"

@@ -227,7 +227,7 @@ def test_a_failing_figure_changes_nothing_of_how_a_run_ended(tmp_path: Path, mon
         raise OSError("no space left on device")
 
     monkeypatch.setattr("vlatrack.runner.execution.write_figures", no_space)
-    run = _run(tmp_path, overrides=("evaluate.open_loop=null",))
+    run = _run(tmp_path, overrides=("evaluate.open_loop=null", "tracking.figures=true"))
     assert finish_of(run)["status"] == "FINISHED"
     records = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
     (failed,) = [r["data"]["data"] for r in records if r["kind"] == "event" and r["data"]["name"] == "report_failed"]
@@ -237,7 +237,7 @@ def test_a_failing_figure_changes_nothing_of_how_a_run_ended(tmp_path: Path, mon
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_while_it_draws_its_figures_is_finished(program: Program, eventually) -> None:
-    process = program.start("run", TOY, *ONE_EPOCH, "tracking.backends=[{kind: mlflow}]")
+    process = program.start("run", TOY, *ONE_EPOCH, "tracking.figures=true", "tracking.backends=[{kind: mlflow}]")
     _read_until(process, "drawing figures")
     process.kill()
     process.wait()

@@ -30,7 +30,7 @@ cameras: {top: front}
 PLAIN = ("tracking.system_every_s=null", "evaluate.open_loop=null", "train.checkpoint.best_metric=sim/arena/success")
 LONG_S = 500
 """Seconds in which an evaluator has loaded torch and ended an episode, however many tests share the cores."""
-SLOWLY = "evaluate.closed_loop.overrides=['suite.options.pause_s=0.3']"
+SLOWLY = "evaluate.closed_loop.overrides=['suite.options.pause_s=0.15']"
 
 
 def outcome_of(process: "subprocess.Popen[str]") -> "subprocess.CompletedProcess[str]":

@@ -167,13 +167,15 @@ class TerminalDisplay(Callback):
 
         if logs := read_epoch_logs(end.directory):
             self._console.print(render_summary(first_last_table(logs, horizon=end.horizon)))
-        self._say(f"figures     {_shown(end.directory / 'report')}")
+        report = end.directory / "report"
+        if has_figures := any(report.glob("*.png")):
+            self._say(f"figures     {_shown(report)}")
         for backend in end.backends:
             state = "INCOMPLETE" if backend.undelivered or backend.dead_letters else "complete"
             self._say(f"{backend.label:<11} {state}, {backend.delivered} records; {backend.url or ''}")
             if backend.error:
                 self._say(f"            {backend.error}")
-        where = _shown(end.directory / "report")
+        where = _shown(report if has_figures else end.directory)
         if any(backend.label.startswith("mlflow") for backend in end.backends):
             folder = _shown(end.directory.parent.parent)
             where = "vlatrack ui" if folder == "runs" else f"vlatrack ui --runs {folder}"

@@ -33,6 +33,7 @@ from vlatrack.runner.evaluate import OpenLoopEvaluation
 from vlatrack.runner.profiling import StepProfiler
 from vlatrack.runner.recorder import RunRecorder, start_tracking
 from vlatrack.runner.simulations import Simulations
+from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.tracking.journal.history import metric_history
 from vlatrack.tracking.privacy import private_files, shareable_files
 from vlatrack.tracking.run import DatasetInput, TrackedRun
@@ -139,7 +140,7 @@ def _run_main_process(
         tracked.end(ending.status, reason=ending.reason)
         if simulations is not None:
             simulations.close()
-        _finish(directory, tracked, callbacks, ending, failure, horizon=spec.action_head.time_horizon)
+        _finish(directory, tracked, callbacks, ending, failure, spec)
 
 
 def _start_tracking(job: Job, directory: RunDirectory) -> TrackedRun:
@@ -308,26 +309,27 @@ def _finish(
     callbacks: Sequence[Callback],
     ending: Ending,
     failure: BaseException | None,
-    *,
-    horizon: int,
+    spec: ExperimentSpec,
 ) -> None:
     """Draw figures, upload artifacts and wait for the trackers; the end is in the journal by now."""
     for callback in callbacks:
-        callback.on_stage("drawing figures and delivering to the trackers")
-    _upload_results(directory, tracked, failure)
+        callback.on_stage(f"{'drawing figures and ' if spec.tracking.figures else ''}delivering to the trackers")
+    _upload_results(directory, tracked, failure, has_figures=spec.tracking.figures)
     end = RunEnd(
         directory=directory.path,
         status=ending.status,
         reason=ending.reason if ending.from_other_rank else None,
         resumable=bool(directory.checkpoints.all()),
-        horizon=horizon,
+        horizon=spec.action_head.time_horizon,
         backends=tracked.close().backends,
     )
     for callback in callbacks:
         callback.on_run_end(end)
 
 
-def _upload_results(directory: RunDirectory, tracked: TrackedRun, failure: BaseException | None) -> None:
+def _upload_results(
+    directory: RunDirectory, tracked: TrackedRun, failure: BaseException | None, *, has_figures: bool
+) -> None:
     """Upload log files, figures and the best checkpoint, as far as the run has them; keep the traceback of a failure.
 
     The run has ended, so an error here is logged and leaves its status as it is.
@@ -340,14 +342,7 @@ def _upload_results(directory: RunDirectory, tracked: TrackedRun, failure: BaseE
                 tracked.log_artifact(file, name=file.relative_to(directory.path).as_posix())
         if not directory.has_epochs:
             return
-        figures = write_figures(directory.path, output=directory.report)
-        heat_map = directory.report / "action_errors.png"
-        run_name = f"{directory.path.parent.name} / {directory.run_id}"
-        if directory.action_errors.exists() and draw_action_errors(
-            directory.action_errors, heat_map, run_name=run_name
-        ):
-            figures.append(heat_map)
-        for figure in figures:
+        for figure in _draw_figures(directory) if has_figures else ():
             tracked.log_artifact(figure, name=f"figures/{figure.name}")
         tracked.log_artifact(directory.tokenizer, name="tokenizer")
         if directory.checkpoints.all():
@@ -358,3 +353,12 @@ def _upload_results(directory: RunDirectory, tracked: TrackedRun, failure: BaseE
         reason = f"{type(error).__name__}: {error}"
         _log.warning("%s: figures or uploads are incomplete (%s)", directory.path, reason)
         tracked.event("report_failed", {"reason": reason})
+
+
+def _draw_figures(directory: RunDirectory) -> list[Path]:
+    figures = write_figures(directory.path, output=directory.report)
+    heat_map = directory.report / "action_errors.png"
+    run_name = f"{directory.path.parent.name} / {directory.run_id}"
+    if directory.action_errors.exists() and draw_action_errors(directory.action_errors, heat_map, run_name=run_name):
+        figures.append(heat_map)
+    return figures

@@ -77,3 +77,4 @@ class TrackingSpec(Model):
     system_every_s: PositiveFloat | None = Field(
         15.0, description="seconds between two records of processor, memory and GPUs; null: none"
     )
+    figures: bool = Field(True, description="draw all metrics when a run ends; false: it ends some seconds sooner")
