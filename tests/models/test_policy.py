@@ -106,7 +106,7 @@ def test_every_measured_name_is_declared_in_the_schema(make_policy, rows) -> Non
     empty_slots = {f"acc_image_{slot}" for slot in range(9)}
     missing = {name.removeprefix("val_ind_") for name in schema.names("val_ind")} - set(named)
     from_other_passes = {name for name in missing if name.startswith(("l1_loss_free", "psnr_", "ssim_"))}
-    assert missing == empty_slots | from_other_passes | {"acc_image_codes_copied"}
+    assert missing == empty_slots | from_other_passes | {"acc_image_codes_copied", "acc_image_codes_generated"}
 
 
 def test_calibration_is_measured_where_a_policy_is_evaluated_not_while_it_trains(make_policy, rows) -> None:
