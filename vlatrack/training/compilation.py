@@ -44,9 +44,10 @@ def compile_blocks(
 
     The first forward pass raises BackboneError if a layer is not one graph, or the backend cannot compile it.
     """
-    backbone = policy.backbone
+    backbone, limits = policy.backbone, torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, _MOST_GRAPHS)  # not an option of torch.compile in 2.11
     for block in backbone.blocks:
-        block.compile(fullgraph=True, backend=backend, recompile_limit=_MOST_GRAPHS)
+        block.compile(fullgraph=True, backend=backend)
     backbone.forward = _telling(backbone.forward, type(backbone).__name__, setting)  # type: ignore[method-assign]
     if backbone.keeps_keys:
         further = _telling(backbone.forward_further, type(backbone).__name__, setting)
