@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vlatrack.metrics.declarations import split_metrics
 from vlatrack.metrics.losses import DOCUMENTED_LOSSES
@@ -52,6 +53,15 @@ def test_states_travel_between_ranks_as_a_few_hundred_bytes() -> None:
     restored = pickle.loads(packed)
     assert restored["loss_ct"].total.dtype == torch.float64
     torch.testing.assert_close(restored.state_dict(), states.state_dict(), rtol=0, atol=0, equal_nan=True)
+
+
+def test_states_that_were_counted_on_a_gpu_and_on_the_host_are_read_together() -> None:
+    with FakeTensorMode():  # which knows the device of a tensor, and what may not be mixed, without having a GPU
+        on_gpu = MetricStates.of({"acc_image_codes": (torch.zeros(3, device="cuda"), 2.0)})
+        on_host = MetricStates.of({"acc_image_codes_copied": (torch.zeros(2, 5), 1.0)})
+        read = (on_gpu + on_host + on_gpu).cpu()
+    assert {tensor.device.type for tensor in read.state_dict().values()} == {"cpu"}
+    assert [tuple(state.total.shape) for state in read.values()] == [(3,), (2, 5)]
 
 
 def test_overall_mean_weighs_each_element_by_its_count() -> None:

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from program import TOY
+from program import TOY, finish_of
 
 from vlatrack.errors import TrainingError
 from vlatrack.metrics.losses import LossMetric
 from vlatrack.models.losses.base import LossInputs, LossTerm
-from vlatrack.runner.run import run_experiment
+from vlatrack.runner.run import resume_run, run_experiment
 from vlatrack.spec.load import load_spec
+from vlatrack.tracking.journal.history import metric_history
+from vlatrack.training.callback import Callback
 from vlatrack.training.out_of_memory import telling_out_of_memory
 
 FULL_GPU = (
@@ -49,6 +51,43 @@ def test_a_step_that_needs_more_memory_than_there_is_ends_the_run_in_one_line(tm
     *_, last = map(json.loads, (run / "journal.jsonl").read_text().splitlines())
     assert last["data"]["status"] == "FAILED"
     assert "step 3 with 16 rows" in last["data"]["reason"]
+
+
+class GreedyOutsideOfTraining(LossTerm):
+    """A loss term that wants 4 PiB when it is evaluated, for as long as it may."""
+
+    metric = LossMetric("greedy", "what may happen to any of them")
+    may = True
+
+    def count(self, batch) -> float:
+        return float(len(batch.action_rows))
+
+    def total(self, inputs: LossInputs) -> torch.Tensor:
+        if self.may and not torch.is_grad_enabled():
+            torch.empty(1 << 52, dtype=torch.uint8)
+        return inputs.actions.sum()
+
+
+class Steps(Callback):
+    def __init__(self) -> None:
+        self.taken: list[int] = []
+
+    def on_step(self, state) -> None:
+        self.taken.append(state.step)
+
+
+def test_an_evaluation_that_needs_more_memory_than_there_is_loses_no_step_of_its_epoch(tmp_path, monkeypatch) -> None:
+    term = f"loss.terms=[{{kind: custom, target: '{__name__}:GreedyOutsideOfTraining', weight: 0}}]"
+    spec = load_spec(TOY, [term, "train.max_steps=3", "data.samples=[vla]", "tracking.system_every_s=null"])
+    with pytest.raises(TrainingError, match=r"^open-loop evaluation: out of host memory"):
+        run_experiment(spec, runs=tmp_path)
+    (run,) = (tmp_path / "toy").iterdir()
+    monkeypatch.setattr(GreedyOutsideOfTraining, "may", False)
+    steps = Steps()
+    resume_run(run, callbacks=[steps])
+    assert steps.taken == []
+    assert finish_of(run)["status"] == "FINISHED"
+    assert "val_ind_closs" in metric_history(run / "journal.jsonl")
 
 
 def test_a_full_gpu_is_told_with_its_size() -> None:

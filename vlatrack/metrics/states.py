@@ -88,15 +88,16 @@ class MetricStates(Mapping[str, State]):
         return MetricStates({name: State(s.total.to(device), s.count.to(device)) for name, s in self.items()})
 
     def cpu(self) -> "MetricStates":
-        """These states on the host, with a single copy from the device."""
+        """These states on the host, with a single copy from the device; some may be there already."""
         import torch
 
         tensors = [tensor for state in self.values() for tensor in (state.total, state.count)]
-        if all(tensor.device.type == "cpu" for tensor in tensors):
+        away = [tensor for tensor in tensors if tensor.device.type != "cpu"]
+        if not away:
             return self
-        flat = torch.cat([tensor.flatten() for tensor in tensors]).cpu()
-        pieces = torch.split(flat, [tensor.numel() for tensor in tensors])
-        read = iter([piece.view(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)])
+        flat = torch.cat([tensor.flatten() for tensor in away]).cpu()
+        pieces = iter(torch.split(flat, [tensor.numel() for tensor in away]))
+        read = (tensor if tensor.device.type == "cpu" else next(pieces).view(tensor.shape) for tensor in tensors)
         return MetricStates({name: State(next(read), next(read)) for name in self})
 
     def state_dict(self) -> "dict[str, Tensor]":

@@ -232,6 +232,11 @@ class Training:
             checkpoints.save(before)  # a resumed run finishes this epoch again, with its evaluation
             self._end_if_stopped(checkpoints)
             raise
+        except Exception:  # such as a GPU's memory that is too small for it: the epoch's steps are not lost
+            if self.group.world_size == 1:  # several save together, and others may not have failed
+                checkpoints.save(before)
+                checkpoints.wait()
+            raise
         is_best = self._update_best(state, results)
         every = settings.save_every_steps
         is_due = state.epoch % settings.save_every_epochs == 0 or (every is not None and state.step % every == 0)
