@@ -9,6 +9,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # with a thread for every core each, th
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import shutil
+import signal
 import sys
 import time
 import warnings
@@ -19,6 +20,10 @@ import pytest
 from mlflow_server import MlflowServer
 from program import TOY, Program
 from wandb_double import WANDB_KEY, WandbDouble
+
+# Shells ignore Ctrl-C for what they run in the background: a program that a test starts there could not be interrupted.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

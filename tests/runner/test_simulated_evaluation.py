@@ -138,7 +138,9 @@ def test_a_killed_evaluation_goes_on_where_it_was_and_leaves_no_worker(
     scene.evaluate(pause)
     finished = {(row["task"], row["seed"]): row for row in scene.rows()}
     assert len(finished) == len(scene.rows()) == 12
-    assert all(without_times([finished[row["task"], row["seed"]]]) == without_times([row]) for row in whole)
+    for row in whole:  # which videos stay is settled at the end
+        after = {**finished[row["task"], row["seed"]], "video": row["video"]}
+        assert without_times([after]) == without_times([row])
     before = scene.begun()
     assert sum(before.values()) <= 12 + 3 * 2, "only what was going on is begun again"
     scene.evaluate(pause)
