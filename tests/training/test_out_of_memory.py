@@ -84,7 +84,7 @@ def test_an_evaluation_that_needs_more_memory_than_there_is_loses_no_step_of_its
     (run,) = (tmp_path / "toy").iterdir()
     monkeypatch.setattr(GreedyOutsideOfTraining, "may", False)
     steps = Steps()
-    resume_run(run, callbacks=[steps])
+    resume_run(run, overrides=["evaluate.open_loop.batch_size=4"], callbacks=[steps])
     assert steps.taken == []
     assert finish_of(run)["status"] == "FINISHED"
     assert "val_ind_closs" in metric_history(run / "journal.jsonl")

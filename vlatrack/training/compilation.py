@@ -35,6 +35,8 @@ def compile_blocks(
 ) -> None:
     """Let the backbone's layers be compiled when they are first called; parameters and hooks stay as they are.
 
+    The process may then compile more graphs of one function than torch lets it by default.
+
     Call it after the layers have got their hooks, activation checkpointing and shards. Layers that share their code
     need the same hooks: torch does not compare hooks when it looks for a graph that fits.
 
