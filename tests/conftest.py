@@ -1,5 +1,6 @@
 """Settings and fixtures of every test."""
 
+import faulthandler
 import json
 import os
 
@@ -11,10 +12,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # with a thread for every core each, th
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 from mlflow_server import MlflowServer
@@ -24,6 +27,42 @@ from wandb_double import WANDB_KEY, WandbDouble
 # Shells ignore Ctrl-C for what they run in the background: a program that a test starts there could not be interrupted.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+HANGS_AFTER_S = 960  # longer than any test may take
+HANGS_FOLDER = "VLATRACK_TESTS_HANGS"
+THREADS = pytest.StashKey[TextIO]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        threads = os.open(Path(os.environ[HANGS_FOLDER], str(os.getpid())), os.O_WRONLY | os.O_CREAT)
+    else:
+        os.environ[HANGS_FOLDER] = tempfile.mkdtemp(prefix="vlatrack-tests-")
+        threads = os.dup(2)  # while a test runs, 2 is where its output is captured
+    config.stash[THREADS] = os.fdopen(threads, "w")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """A test whose end hangs as well is not ended by its timeout: its process ends, and says where each thread was."""
+    faulthandler.dump_traceback_later(HANGS_AFTER_S, exit=True, file=item.config.stash[THREADS])
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """What workers have said comes last, so that no other output hides it."""
+    config.stash[THREADS].close()
+    if hasattr(config, "workerinput"):
+        return
+    machinery = ("/_pytest/", "/pluggy/", "/xdist/", "/execnet/", "<string>")
+    for said in Path(os.environ[HANGS_FOLDER]).iterdir():
+        for line in said.read_text().splitlines():
+            if not any(part in line for part in machinery):
+                print(line)
+    shutil.rmtree(os.environ[HANGS_FOLDER])
 
 
 @pytest.fixture(autouse=True)

@@ -1,12 +1,13 @@
 """A server of openpi's protocol that is not vlatrack's, in this process, on a free port."""
 
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
-from websockets.sync.server import ServerConnection, serve
+from served import beside
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
 
 from vlatrack.serving.codec import pack_openpi, unpack, with_arrays
 
@@ -24,33 +25,29 @@ class ForeignServer:
         self.keys: list[str | None] = []
         self.address = ""
 
-    def converse(self, connection: ServerConnection) -> None:
+    async def converse(self, connection: ServerConnection) -> None:
         self.keys.append(connection.request.headers.get("Authorization"))
-        connection.send(pack_openpi(self.metadata))
-        for frame in connection:
-            self.requests.append(with_arrays(unpack(frame)))
-            said = self.answer(self.requests[-1])
-            if isinstance(said, dict):
-                connection.send(pack_openpi(said))
-                continue
-            if said is not None:
-                connection.send(said)
-            connection.close(1011, "see the last message")
+        with suppress(ConnectionClosed):  # the client is gone, or was told to go
+            await connection.send(pack_openpi(self.metadata))
+            async for frame in connection:
+                self.requests.append(with_arrays(unpack(frame)))
+                said = self.answer(self.requests[-1])
+                if isinstance(said, dict):
+                    await connection.send(pack_openpi(said))
+                    continue
+                if said is not None:
+                    await connection.send(said)
+                await connection.close(1011, "see the last message")
 
 
 @contextmanager
 def foreign_server(answer: Answer, metadata: dict[str, Any] | None = None) -> Iterator[ForeignServer]:
     """As long as the block lasts."""
     found = ForeignServer(answer, metadata or {})
-    with serve(found.converse, "127.0.0.1", 0, compression=None, max_size=None) as server:
-        found.address = f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield found
-        finally:
-            server.shutdown()
-            thread.join(20)
+    with beside(lambda: serve(found.converse, "127.0.0.1", 0, compression=None, max_size=None)) as server:
+        (port,) = (socket.getsockname()[1] for socket in server.sockets)
+        found.address = f"ws://127.0.0.1:{port}"
+        yield found
 
 
 def to_the_right(request: dict[str, Any]) -> dict[str, Any]:

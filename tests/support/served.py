@@ -2,9 +2,10 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager, contextmanager
+from typing import Any, TypeVar
 
 import numpy as np
 from websockets.sync.client import connect
@@ -18,6 +19,7 @@ from vlatrack.serving.server import ServerSettings, serving
 from vlatrack.serving.service import Service
 
 HORIZON, DIMS = 3, 2
+T = TypeVar("T")
 
 
 class FakePolicy(ActingPolicy):
@@ -63,30 +65,41 @@ class Served:
 @contextmanager
 def running(policy: ActingPolicy, **settings: Any) -> Iterator[Served]:
     """In a thread, as long as the block lasts."""
-    port, ready, ending = open_port("127.0.0.1", 0), threading.Event(), asyncio.Event()
-    found: dict[str, Any] = {}
-
-    async def serve() -> None:
-        found["loop"] = asyncio.get_running_loop()
-        async with serving(policy, port, ServerSettings(**settings)) as service:
-            found["service"] = service
-            ready.set()
-            await ending.wait()
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
-    try:
-        assert ready.wait(20)
+    port = open_port("127.0.0.1", 0)
+    with port, beside(lambda: serving(policy, port, ServerSettings(**settings))) as service:
         if isinstance(policy, FakePolicy):
             policy.batches.clear()
             policy.computes.clear()
             policy.encoded = 0
-        yield Served(port.getsockname()[1], found["service"])
+        yield Served(port.getsockname()[1], service)
+
+
+@contextmanager
+def beside(server: Callable[[], AbstractAsyncContextManager[T]]) -> Iterator[T]:
+    """Holds a server open in a thread with an event loop of its own. One that does not end fails the test, and lets
+    the next one begin."""
+    ending, opened, closed = asyncio.Event(), Future[tuple[T, asyncio.AbstractEventLoop]](), Future[None]()
+
+    async def hold() -> None:
+        async with server() as it:
+            opened.set_result((it, asyncio.get_running_loop()))
+            await ending.wait()
+
+    def run() -> None:
+        try:
+            asyncio.run(hold())
+        except BaseException as error:
+            (closed if opened.done() else opened).set_exception(error)
+        else:
+            closed.set_result(None)
+
+    threading.Thread(target=run, name="server", daemon=True).start()
+    it, loop = opened.result(20)
+    try:
+        yield it
     finally:
-        found["loop"].call_soon_threadsafe(ending.set)
-        thread.join(20)
-        port.close()
-        assert not thread.is_alive()
+        loop.call_soon_threadsafe(ending.set)
+        closed.result(20)
 
 
 def image(value: int, side: int = 8) -> np.ndarray:
