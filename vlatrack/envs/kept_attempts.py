@@ -102,10 +102,12 @@ class KeptAttempts:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is None or len(self) == 0:
-            with writing(self._output):
-                shutil.rmtree(self.folder)
-        os.close(self._lock)
+        try:
+            if error is None or len(self) == 0:
+                with writing(self._output):
+                    shutil.rmtree(self.folder)
+        finally:
+            os.close(self._lock)
 
 
 def _installed() -> dict[str, str]:
