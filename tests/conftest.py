@@ -45,11 +45,21 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """A test whose end hangs as well is not ended by its timeout: its process ends, and says where each thread was."""
-    faulthandler.dump_traceback_later(HANGS_AFTER_S, exit=True, file=item.config.stash[THREADS])
+    _end_if_it_hangs(item.config)
     try:
         return (yield)
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_exception_interact(node: pytest.Item | pytest.Collector) -> None:
+    if isinstance(node, pytest.Item):
+        _end_if_it_hangs(node.config)  # pytest's own hook has called that off, but the end of the test may hang
+
+
+def _end_if_it_hangs(config: pytest.Config) -> None:
+    faulthandler.dump_traceback_later(HANGS_AFTER_S, exit=True, file=config.stash[THREADS])
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
