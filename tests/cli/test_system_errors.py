@@ -55,11 +55,11 @@ def test_a_privileged_port(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
 
 def test_a_store_that_is_none(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, runs: Path) -> None:
     (runs / "mlflow.db").write_bytes(b"no database" * 100)
-    told = error_of(capsys, monkeypatch, "ui", "--runs", runs)
+    told = error_of(capsys, monkeypatch, "ui", "--mlflow", "--runs", runs)
     assert told.startswith(f"{runs / 'mlflow.db'}: cannot be read (file is not a database)")
 
 
-@pytest.mark.parametrize("command", ["status", "sync", "reap"])
+@pytest.mark.parametrize("command", ["status", "sync", "reap", "ui"])
 def test_runs_that_are_a_file(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
 ) -> None:

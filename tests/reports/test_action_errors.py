@@ -10,10 +10,10 @@ from vlatrack.metrics.declarations import action_error_grids
 from vlatrack.metrics.states import MetricStates
 from vlatrack.reports.action_errors import (
     append_action_errors,
-    draw_action_errors,
     drop_action_errors_from,
     read_last_errors,
 )
+from vlatrack.reports.error_heat_maps import draw_action_errors
 
 
 @pytest.fixture

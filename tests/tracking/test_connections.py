@@ -87,19 +87,20 @@ def test_a_run_without_servers_connects_to_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--mlflow"]])
 def test_status_and_the_user_interface_connect_to_nothing(
-    tmp_path: Path, stored_run_dir: Path, eventually: Callable[..., None]
+    tmp_path: Path, stored_run_dir: Path, eventually: Callable[..., None], options: list[str]
 ) -> None:
     runs, environment = str(stored_run_dir.parent.parent), bare_environment(tmp_path / "home")
     vlatrack = [sys.executable, "-m", "vlatrack"]
     status = connections_of([*vlatrack, "status", "--runs", runs], environment, tmp_path / "status")
     assert status.destinations == set()
-    command = [*strace(tmp_path / "ui"), *vlatrack, "ui", "--runs", runs, "--port", "0"]
+    command = [*strace(tmp_path / "ui"), *vlatrack, "ui", *options, "--runs", runs, "--port", "0"]
     with running(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as shown:
         assert shown.stdout is not None
         url = re.search(r"http://127\.0\.0\.1:\d+", shown.stdout.readline())
         assert url is not None
-        eventually(lambda: answers(f"{url[0]}/health"))
+        eventually(lambda: answers(f"{url[0]}/{'health' if options else 'api/runs'}"))
         assert answers(f"{url[0]}/")
         for program in psutil.Process(shown.pid).children():
             program.send_signal(signal.SIGTERM)  # strace itself keeps the signal that it gets

@@ -18,6 +18,7 @@ from vlatrack.cli.main import app
 from vlatrack.testing.example_run import ExampleRun
 from vlatrack.tracking.backends.base import BackendConfig
 from vlatrack.tracking.backends.destinations import public_address, remember_starts, sqlite_path, sqlite_uri, target_of
+from vlatrack.tracking.backends.mlflow.server import MlflowServer as OwnServer
 from vlatrack.tracking.backends.mlflow.store import give_number
 from vlatrack.tracking.backends.registry import backends_of, backends_text, connect
 from vlatrack.tracking.delivery.cursor import CursorFile, Mark
@@ -302,7 +303,7 @@ def log_file(run: ExampleRun, name: str) -> None:
 @happens(
     "place",
     "the runs are in a folder with `%`, `?`, `#`, spaces or letters of any language in its path",
-    "they are delivered to the database in that folder, with their files beside it, and `vlatrack ui` opens it",
+    "they are delivered to the database in that folder, files beside it, and `vlatrack ui --mlflow` opens it",
 )
 def test_a_path_with_any_letters_leads_to_its_own_database(
     tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
@@ -317,8 +318,9 @@ def test_a_path_with_any_letters_leads_to_its_own_database(
     assert uploaded(runs) == ["note.txt"]
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
     served: list[str] = []
-    monkeypatch.setattr("vlatrack.cli.ui._serve", lambda command: served.extend(command) or 0)
-    assert call("ui", "--runs", runs, "--port", "0").exit_code == 0
+    monkeypatch.setattr(OwnServer, "start", lambda server: served.extend(server.command))
+    monkeypatch.setattr(OwnServer, "wait", lambda server: 0)
+    assert call("ui", "--mlflow", "--runs", runs, "--port", "0").exit_code == 0
     address = served[served.index("--backend-store-uri") + 1]
     assert sqlite_path(address) == runs / "mlflow.db"
     assert len(MlflowClient(address).search_runs(["1"])) == 1

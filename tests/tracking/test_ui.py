@@ -13,8 +13,9 @@ import pytest
 from launching import running
 from mlflow.tracking import MlflowClient
 
-from vlatrack.cli.ui import newest_experiments, ui
+from vlatrack.cli.ui import ui
 from vlatrack.errors import TrackerError
+from vlatrack.tracking.backends.mlflow.server import newest_experiments
 
 
 def _answers(url: str) -> bool:
@@ -27,7 +28,7 @@ def _answers(url: str) -> bool:
 
 def test_a_missing_store_is_an_error_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(TrackerError, match=r"mlflow\.db: no such store"):
-        ui(runs=tmp_path)
+        ui(runs=tmp_path, mlflow=True)
 
 
 def test_the_ui_names_the_experiments_that_have_runs_the_newest_first(stored_run_dir: Path) -> None:
@@ -49,7 +50,7 @@ def test_the_ui_serves_the_store_on_a_free_port_and_leaves_no_process_behind(
     runs = stored_run_dir.parent.parent
     with socket.create_server(("127.0.0.1", 0)) as taken:
         command = [sys.executable, "-c", "import typer; from vlatrack.cli.ui import ui; typer.run(ui)"]
-        wanted = ["--runs", runs, "--port", str(taken.getsockname()[1])]
+        wanted = ["--mlflow", "--runs", runs, "--port", str(taken.getsockname()[1])]
         with running([*command, *wanted], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as shown:
             assert shown.stdout is not None
             found = re.search(r"http://127\.0\.0\.1:\d+", shown.stdout.readline())

@@ -1,12 +1,9 @@
-"""`vlatrack ui`: the MLflow user interface on the store that the runs share."""
+"""`vlatrack ui`: the dashboard of a runs folder, or MLflow's user interface on the store that the runs share."""
 
-import contextlib
 import os
+import secrets
 import signal
 import socket
-import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
@@ -14,111 +11,99 @@ from typing import Annotated, NoReturn
 import typer
 
 from vlatrack.errors import TrackerError
-from vlatrack.tracking.backends.destinations import MLFLOW_STORE, sqlite_uri
 from vlatrack.tracking.printable import printable
 from vlatrack.tracking.run_files import resolved_path
 
 LAST_PORT = 65535
-_ENDING_S = 5.0
-_AS_TRAINING = "workflowType=machine_learning"
-"""Without it, MLflow opens on its pages for language model applications; its own links to an experiment lack it."""
-_MOST_SHOWN = 5
-_WITH_RUNS = (
-    "SELECT experiments.experiment_id, experiments.name FROM experiments JOIN runs USING (experiment_id) "
-    "WHERE experiments.lifecycle_stage = 'active' AND runs.lifecycle_stage = 'active' "
-    "GROUP BY experiments.experiment_id ORDER BY MAX(runs.start_time) DESC LIMIT ?"
-)
+TOKEN = "VLATRACK_TOKEN"  # noqa: S105 (the name of a variable)
 
 
 def ui(
-    runs: Annotated[Path, typer.Option(help="folder that holds mlflow.db")] = Path("runs"),
-    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="port to listen on; another one if it is taken")] = 5000,
+    runs: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any but this machine's own needs a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; another one if it is taken.")] = 5000,
+    mlflow: Annotated[bool, typer.Option("--mlflow", help="Serve MLflow's user interface instead.")] = False,
 ) -> None:
-    """Open the MLflow user interface on the runs in a folder; Ctrl-C ends it."""
-    store = resolved_path(runs) / MLFLOW_STORE
-    if not store.is_file():
-        raise TrackerError(
-            f"{store}: no such store; a run with `tracking: {{backends: [{{kind: mlflow}}]}}` creates it"
-        )
-    _check_store(store)
-    port = _free_port(host, port)
-    experiments = f"http://{host}:{port}/#/experiments"
-    typer.echo(f"MLflow on {store}: {experiments}?{_AS_TRAINING}  (Ctrl-C ends it)")
+    """Serve a live dashboard of all runs in a folder; Ctrl-C ends it.
+
+    It shows what the journals of the runs say now, while they train, and needs no tracker. MLflow is one click away.
+    With a --host that others reach, a browser needs the token that is printed, or yours from VLATRACK_TOKEN.
+
+    Examples:
+
+    [bold]vlatrack ui[/bold]
+
+    [bold]vlatrack ui --runs /data/runs --port 8080[/bold]
+
+    [bold]vlatrack ui --host 0.0.0.0[/bold]
+
+    [bold]vlatrack ui --mlflow[/bold]
+    """
+    folder = resolved_path(runs)
+    if mlflow:
+        raise typer.Exit(_serve_mlflow(folder, host, port))
+    if not folder.is_dir():
+        what = "not a folder" if folder.exists() else "no such folder"
+        raise TrackerError(f"{folder}: {what}; give the folder that holds the runs with --runs")
+    from vlatrack.reports.dashboard.server import is_loopback, serve
+    from vlatrack.tracking.backends.mlflow.server import MlflowOnDemand
+
+    token = None if is_loopback(host) else os.environ.get(TOKEN) or secrets.token_urlsafe(24)
+    with _listener(host, port) as listener, MlflowOnDemand(folder) as on_demand:
+        shown_host = f"[{host}]" if ":" in host else host
+        shown = f"http://{shown_host}:{listener.getsockname()[1]}/{'' if token is None else f'?token={token}'}"
+        typer.echo(f"dashboard of {printable(str(folder))}: {shown}  (Ctrl-C ends it)")
+        serve(folder, listener, host=host, token=token, mlflow=on_demand.address if token is None else None)
+
+
+def _serve_mlflow(runs: Path, host: str, port: int) -> int:
+    from vlatrack.tracking.backends.mlflow.server import AS_TRAINING, MlflowServer, checked_store, newest_experiments
+
+    store = checked_store(runs)
+    with _listener(host, port) as listener:
+        port = int(listener.getsockname()[1])
+    server = MlflowServer(store, host, port)
+    experiments = f"{server.address}/#/experiments"
+    typer.echo(f"MLflow on {printable(str(store))}: {experiments}?{AS_TRAINING}  (Ctrl-C ends it)")
     for number, name in newest_experiments(store):
-        typer.echo(f"{printable(name)}: {experiments}/{number}/runs?{_AS_TRAINING}")
-    raise typer.Exit(_serve(_server_command(store, host, port)))
-
-
-def _server_command(store: Path, host: str, port: int) -> list[str]:
-    artifacts = (store.parent / "mlartifacts").as_uri()
-    place = ["--backend-store-uri", sqlite_uri(store), "--default-artifact-root", artifacts]
-    return [sys.executable, "-m", "mlflow", "server", *place, "--host", host, "--port", str(port), "--workers", "1"]
-
-
-def _check_store(store: Path) -> None:
-    try:
-        with contextlib.closing(sqlite3.connect(f"{store.as_uri()}?mode=ro", uri=True)) as database:
-            database.execute("SELECT COUNT(*) FROM sqlite_master")
-    except sqlite3.Error as error:
-        raise TrackerError(f"{store}: cannot be read ({error}); is it the MLflow store of your runs?") from error
-
-
-def newest_experiments(store: Path) -> list[tuple[int, str]]:
-    """Number and name of the experiments in a store that were run last; none of a store with another schema."""
-    with contextlib.closing(sqlite3.connect(f"{store.as_uri()}?mode=ro", uri=True)) as database:
-        try:
-            return list(database.execute(_WITH_RUNS, (_MOST_SHOWN,)))
-        except sqlite3.OperationalError:
-            return []
-
-
-def _free_port(host: str, wanted: int) -> int:
-    if not 0 <= wanted <= LAST_PORT:
-        raise TrackerError(f"--port {wanted}: no such port; choose one from 1024 to {LAST_PORT}, or 0 for any free one")
-    for port in (wanted, 0):
-        with socket.socket() as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                listener.bind((host, port))
-            except PermissionError as error:
-                raise TrackerError(f"--port {port}: {error.strerror}; choose one above 1023") from error
-            except OSError as error:
-                reason = error
-                continue
-            return int(listener.getsockname()[1])
-    raise TrackerError(f"cannot listen on {host}: {reason}; choose another --host")
-
-
-def _serve(command: list[str]) -> int:
-    """Run the server in its own process group, and end the whole group when this process ends."""
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    quiet["PYTHONSAFEPATH"] = "1"  # a file mlflow.py in the current folder is not MLflow
+        typer.echo(f"{printable(name)}: {experiments}/{number}?{AS_TRAINING}")
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # under nohup it outlives its terminal
         signal.signal(signal.SIGHUP, _interrupt)
-    server = subprocess.Popen(command, env=os.environ | quiet, stdout=subprocess.DEVNULL, start_new_session=True)
+    server.start()
     try:
         return server.wait()
     except KeyboardInterrupt:
         return 0
     finally:
-        _end_group(server)
+        server.stop()
+
+
+def _listener(host: str, wanted: int) -> socket.socket:
+    """A listening socket on the wanted port, or another one if that is taken."""
+    if not 0 <= wanted <= LAST_PORT:
+        raise TrackerError(f"--port {wanted}: no such port; choose one from 1024 to {LAST_PORT}, or 0 for any free one")
+    for port in (wanted, 0):
+        try:
+            family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            listener = socket.socket(family)
+        except OSError as error:
+            raise TrackerError(f"--host {host}: {error.strerror}; choose another one") from error
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(128)
+            return listener
+        except PermissionError as error:
+            listener.close()
+            raise TrackerError(f"--port {port}: {error.strerror}; choose one above 1023") from error
+        except OSError as error:
+            listener.close()
+            reason = error
+    raise TrackerError(f"cannot listen on {host}: {reason}; choose another --host")
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
-
-
-def _end_group(server: "subprocess.Popen[bytes]") -> None:
-    # MLflow's workers outlive their parent and keep the port, so the whole group gets the signal.
-    for signum in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(server.pid, signum)
-        except ProcessLookupError:
-            break  # all processes have ended
-        try:
-            server.wait(_ENDING_S)
-        except subprocess.TimeoutExpired:
-            continue
-    server.wait()

@@ -15,9 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from vlatrack.metrics.schema import TRAIN, VAL_IND, VAL_OOD, Direction
-
-SUCCESS, SUCCESS_LOW, SUCCESS_HIGH = "success", "success_low", "success_high"
-"""Lines of a success rate in a simulator."""
+from vlatrack.reports.charts import SUCCESS, SUCCESS_HIGH, SUCCESS_LOW
 
 Points = Sequence[tuple[int, float]]
 """(training step, value), steps ascending; a value may be NaN or infinite."""

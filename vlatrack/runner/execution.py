@@ -25,7 +25,7 @@ from vlatrack.builders.unfilled import Fill
 from vlatrack.data.cache import CodeCache
 from vlatrack.metrics.schema import TRAIN, MetricSchema
 from vlatrack.models.policy import VlaPolicy
-from vlatrack.reports.action_errors import draw_action_errors
+from vlatrack.reports.error_heat_maps import draw_action_errors
 from vlatrack.reports.figures import write_figures
 from vlatrack.runner.directory import RunDirectory
 from vlatrack.runner.endings import Ending, describe_ending, remove_reasons, write_reason, write_traceback

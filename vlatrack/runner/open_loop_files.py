@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from vlatrack.metrics.declarations import action_error_grids, calibration_table
-from vlatrack.reports.action_errors import action_error_table, draw_error_grids
+from vlatrack.reports.action_errors import action_error_table
 from vlatrack.reports.calibration import draw_calibration
+from vlatrack.reports.error_heat_maps import draw_error_grids
 from vlatrack.reports.frames import ShownFrames, draw_frames
 from vlatrack.reports.tasks import TaskMetrics, draw_tasks, task_table
 from vlatrack.reports.trajectories import draw_trajectories

@@ -1,0 +1,167 @@
+"""The dashboard's pages as a person sees them, in a headless Chromium."""
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from browser import Page, browser_page
+from dashboard_server import served
+
+from vlatrack import start_run
+from vlatrack.tracking.run import TrackedRun
+
+pytestmark = pytest.mark.slow
+
+HOSTILE = "<img src=x onerror='window.hacked=1'><script>window.hacked=1</script>"
+AXE = os.environ.get("AXE_CORE", "")
+"""Path of axe.min.js of axe-core, which looks for what keeps people out of a page."""
+
+
+@dataclass
+class Shown:
+    """A dashboard in a browser, with a run that goes on and one that is over."""
+
+    address: str
+    page: Page
+    live: TrackedRun
+    over: TrackedRun
+    step: int = 0
+
+    def train(self, steps: int = 1) -> None:
+        for _ in range(steps):
+            self.step += 1
+            log_step(self.live, self.step)
+
+    def run_page(self, run: TrackedRun) -> str:
+        return f"{self.address}/run/toy/{run.run_id}"
+
+
+def log_step(run: TrackedRun, step: int) -> None:
+    names = ("closs", "loss_ct", "z_loss", "loss", *(f"l1_loss_action_{x}" for x in range(5, 10)))
+    values = {f"train_{name}": (1 + number) * math.exp(-step / 50) for number, name in enumerate(names)}
+    run.log({**values, "train_grad_norm": 1.0, "epoch": step / 20}, step=step)
+    if step % 20 == 0:
+        run.log({f"val_ind_{name}": 1.1 * values[f"train_{name}"] for name in names}, step=step)
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
+    runs = tmp_path_factory.mktemp("runs")
+    settings = {"train.epochs": 10, "train.batch_size": 4}
+    with (
+        start_run("toy", name=HOSTILE, runs=runs, backends=[], params={**settings, HOSTILE: HOSTILE}) as over,
+        start_run("toy", name="the one that goes on", runs=runs, backends=[], params=settings) as live,
+    ):
+        for step in range(1, 41):
+            log_step(over, step)
+        over.log({"train_loss": math.nan, HOSTILE: 1.0}, step=41)
+        over.event(HOSTILE, {"step": 30, "told": HOSTILE})
+        finding = {"detector": "spike", "severity": "warning", "metric": "train_loss", "step": 30}
+        over.event("health", {**finding, "message": HOSTILE, "remedy": "look"}, alert=True)
+        grid = "split,epoch,route,step,X,dimension,l1\ntrain,0,token,0,5,0,0.25\ntrain,0,token,1,6,0,0.75\n"
+        (over.path / "evaluation").mkdir()
+        (over.path / "evaluation" / "action_errors.csv").write_text(grid)
+        (over.path / "spec.yaml").write_text(f"name: {HOSTILE}\n")
+        over.finish("FAILED", reason=HOSTILE)
+        with served(runs) as address, browser_page() as page:
+            page.look(width=1280)
+            shown = Shown(address, page, live, over)
+            shown.train(25)
+            yield shown
+
+
+def test_values_appear_while_a_training_runs_without_a_reload(shown: Shown) -> None:
+    page = shown.page
+    page.open(shown.address)
+    row = f"document.querySelector('tr[data-run=\"toy/{shown.live.run_id}\"]')"
+    page.wait_for(f"{row}.textContent.includes('{shown.step} / 200')")
+    page.evaluate("window.isTheSamePage = true")
+    shown.train(5)
+    page.wait_for(f"{row}.textContent.includes('{shown.step} / 200')", timeout_s=2.0)
+    page.open(shown.run_page(shown.live))
+    last = "[...document.querySelectorAll('.chart')].find((c) => c.textContent.startsWith('closs'))?.querySelector('b')"
+    page.wait_for(f"{last}.textContent")
+    page.evaluate("window.isTheSamePage = true")
+    before = page.evaluate(f"{last}.textContent")
+    shown.train(7)
+    page.wait_for(f"{last}.textContent !== '{before}'", timeout_s=4.0)
+    assert float(page.evaluate(f"{last}.textContent")) == pytest.approx(math.exp(-shown.step / 50), rel=1e-3)
+    assert page.evaluate("window.isTheSamePage")
+
+
+def pages_of(shown: Shown) -> dict[str, str]:
+    chosen = "&".join(f"run=toy/{run.run_id}" for run in (shown.live, shown.over))
+    return {
+        "list": shown.address,
+        "run": shown.run_page(shown.over),
+        "comparison": f"{shown.address}/compare?{chosen}",
+    }
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280, 2560])
+@pytest.mark.parametrize("name", ["list", "run", "comparison"])
+def test_a_page_fits_its_window_complains_of_nothing_and_asks_nobody_else(
+    shown: Shown, name: str, width: int, theme: str
+) -> None:
+    page = shown.page
+    page.complaints.clear()
+    page.addresses.clear()
+    page.look(width=width, theme=theme)
+    page.open(pages_of(shown)[name])
+    page.wait_for("document.querySelector('h1') && document.querySelectorAll('table').length")
+    page.evaluate("document.querySelector('.chart')?.scrollIntoView()")  # what is not seen is not drawn
+    page.wait_for("!document.querySelector('.chart') || document.querySelector('.chart canvas')")
+    assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
+    assert page.evaluate("window.hacked ?? null") is None
+    assert page.evaluate(f"document.body.textContent.includes({HOSTILE!r})")
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, dark[4:-1].split(","))) < 200) == (theme == "dark")
+    assert page.complaints == []
+    assert [address for address in page.addresses if not address.startswith((shown.address, "data:"))] == []
+
+
+@pytest.mark.skipif(not AXE, reason="AXE_CORE is not the path of axe.min.js")
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["list", "run", "comparison"])
+def test_a_page_can_be_read_by_everybody(shown: Shown, name: str, theme: str) -> None:
+    page = shown.page
+    page.look(width=1280, theme=theme)
+    page.open(pages_of(shown)[name])
+    page.wait_for("document.querySelector('h1') && document.querySelectorAll('table').length")
+    page.evaluate(Path(AXE).read_text())
+    found = page.evaluate("axe.run().then((r) => r.violations.map((v) => `${v.id}: ${v.nodes[0].target.join(' ')}`))")
+    assert found == []
+
+
+def test_the_keyboard_reaches_runs_and_the_values_of_charts(shown: Shown) -> None:
+    page = shown.page
+    page.look(width=1280)
+    page.open(shown.address)
+    page.wait_for("document.querySelectorAll('tbody tr').length === 2")
+    page.press("/")
+    assert page.evaluate("document.activeElement.type") == "search"
+    for _ in range(40):
+        page.press("Tab")
+        if page.evaluate(f"document.activeElement.getAttribute('href') === '/run/toy/{shown.over.run_id}'"):
+            break
+    page.press("Enter")
+    page.wait_for("location.pathname.startsWith('/run/') && document.querySelector('.chart canvas')")
+    page.evaluate("document.querySelector('.chart').focus()")
+    page.press("ArrowLeft")
+    assert page.wait_for("document.querySelector('.chart .at')?.textContent")
+    ends = page.evaluate("document.querySelector('.chart').getAttribute('aria-label')")
+    assert ends.startswith("closs; train: from 0.98")
+
+
+def test_a_run_that_is_gone_and_a_lost_connection_are_said(shown: Shown) -> None:
+    page = shown.page
+    page.open(f"{shown.address}/run/toy/none")
+    told = page.wait_for("document.querySelector('.problem')?.textContent")
+    assert told == "toy/none: not in this runs folder"
+    page.open(f"{shown.address}/compare?run=toy/none")
+    told = page.wait_for("document.querySelector('.problem')?.textContent")
+    assert told == "choose two runs or more in the list of runs, up to 20"

@@ -1,0 +1,1 @@
+"""The live dashboard: pages of a runs folder, served on this machine."""

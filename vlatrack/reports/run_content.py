@@ -1,0 +1,235 @@
+"""Everything that a run's page shows, as JSON values: the dashboard sends it, and a report is a page that holds it.
+
+Legend: a line is the points of a metric as three lists, of steps, times (Unix milliseconds) and values. JSON knows no
+NaN, so the steps of values that are not finite stand in a list of their own.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlatrack.errors import DataError
+from vlatrack.metrics.names import SPLITS
+from vlatrack.metrics.schema import EVALUATE, Direction, MetricSchema
+from vlatrack.reports.action_errors import read_last_errors
+from vlatrack.reports.charts import ChartBook, ChartGroup
+from vlatrack.reports.run_rows import LOSSES, RunRow
+from vlatrack.tracking.journal.decimation import STEP, TIME, VALUE, DecimatedSeries, thinned
+from vlatrack.tracking.journal.records import Kind, Record
+from vlatrack.tracking.journal.series import JournalSeries
+
+MOST_POINTS = 1500
+"""Of a line; more would not fit on a screen."""
+_MOST_FILES = 2000
+_LONGEST_TEXT = 1 << 20
+_NOT_SHOWN = {"delivery", "tensorboard", "wandb"}
+
+
+def run_content(run_dir: Path, row: RunRow, series: JournalSeries, *, most_points: int = MOST_POINTS) -> dict[str, Any]:
+    """The whole page of a run whose journal has been read into ``series``."""
+    book = ChartBook(name for name, metric in series.metrics.items() if len(metric) or metric.non_finite_count)
+    return {
+        "row": asdict(row),
+        "groups": [group_content(group) for group in book.page()],
+        "meanings": _meanings(book.schema, series.metrics),
+        "lines": line_content(series.metrics, most_points=most_points),
+        "summary": summary_rows(book.schema, series.metrics),
+        "grids": _grids(run_dir / "evaluation" / "action_errors.csv"),
+        "dimensions": _dimension_names(series.others),
+        "events": [event for record in series.others if (event := _event(record)) is not None],
+        "evaluations": list(_evaluations(run_dir)),
+        "spec": _text(run_dir / "spec.yaml"),
+        "manifest": _text(run_dir / "manifest.json"),
+        "params": start_params(series.others),
+        "files": _files(run_dir),
+        "damaged": [asdict(line) for line in series.damaged[:100]],
+        "read": series.progress,
+    }
+
+
+def line_content(
+    metrics: Mapping[str, DecimatedSeries], *, most_points: int = MOST_POINTS, since: float = -math.inf
+) -> dict[str, Any]:
+    """The lines of these metrics; those that share their steps share the lists of them, by number.
+
+    Args:
+        since: only the points from this step on; those before ``settled`` will not change any more.
+    """
+    axes: list[dict[str, list[int]]] = []
+    known: dict[bytes, int] = {}
+    lines: dict[str, dict[str, Any]] = {}
+    for name, metric in metrics.items():
+        points = metric.points()
+        points = thinned(points[points[:, STEP] >= since], most_points)
+        bad = [int(step) for step, _, _ in metric.non_finite if step >= since]
+        if not len(points) and not bad:
+            continue
+        where = points[:, : TIME + 1].tobytes()
+        if where not in known:
+            known[where] = len(axes)
+            axes.append({"step": points[:, STEP].astype(int).tolist(), "t_ms": points[:, TIME].astype(int).tolist()})
+        lines[name] = {"axis": known[where], "values": [_rounded(value) for value in points[:, VALUE].tolist()]}
+        if bad:
+            lines[name] |= {"bad": bad, "bad_count": metric.non_finite_count}
+    settled = min((metric.settled_step for metric in metrics.values()), default=-math.inf)
+    return {"axes": axes, "lines": lines, "settled": settled if math.isfinite(settled) else None}
+
+
+def summary_rows(schema: MetricSchema, metrics: Mapping[str, DecimatedSeries]) -> list[dict[str, Any]]:
+    """First, last and best value of each documented metric on each split, the documented losses first."""
+    families = [*LOSSES, *(name for name in _bare_names(metrics) if name.startswith("l1_loss_action_"))]
+    rows = []
+    for family in families:
+        names = {split: f"{split}_{family}" for split in SPLITS if f"{split}_{family}" in metrics}
+        cells = {split: cell for split, name in names.items() if (cell := value_cell(schema, name, metrics[name]))}
+        if cells:
+            metric = schema[next(iter(names.values()))]
+            rows.append({"metric": family, "step": metric.step, "unit": metric.unit, "splits": cells})
+    return rows
+
+
+def value_cell(schema: MetricSchema, name: str, metric: DecimatedSeries) -> dict[str, Any] | None:
+    """First, last and best value with their steps; None without one that is finite."""
+    points = metric.points()
+    if not len(points) or metric.first is None or metric.last is None:
+        return None
+    direction = schema[name].direction if name in schema else Direction.NONE
+    values = points[:, VALUE]
+    best = points[int(values.argmin() if direction is Direction.LOWER else values.argmax())]
+    cell = {"first": _at(metric.first), "last": _at(metric.last), "bad": metric.non_finite_count}
+    return cell if direction is Direction.NONE else cell | {"best": _at(best)}
+
+
+def _bare_names(metrics: Iterable[str]) -> list[str]:
+    found = (name.removeprefix(f"{split}_") for name in metrics for split in SPLITS if name.startswith(f"{split}_"))
+    return list(dict.fromkeys(found))
+
+
+def _at(point: "np.ndarray[Any, np.dtype[np.float64]] | tuple[float, float, float]") -> dict[str, float]:
+    return {"step": int(point[STEP]), "value": _rounded(float(point[VALUE]))}
+
+
+def _rounded(value: float) -> float:
+    """Six digits: more cannot be seen, and cost most of a report's size."""
+    return float(f"{value:.6g}")
+
+
+def group_content(group: ChartGroup) -> dict[str, Any]:
+    charts = [
+        {
+            "title": chart.title,
+            "unit": "" if chart.unit == "1" else chart.unit,
+            "direction": chart.direction.value,
+            "lines": dict(chart.lines),
+            "floor": chart.floor,
+            "from_zero": chart.from_zero,
+        }
+        for chart in group.charts
+    ]
+    return {"name": group.name, "caption": group.caption, "shared_scale": group.shared_scale, "charts": charts}
+
+
+def _meanings(schema: MetricSchema, names: Iterable[str]) -> dict[str, str]:
+    return {name: schema[name].meaning for name in names if name in schema and not name.startswith(EVALUATE)}
+
+
+def _grids(table: Path) -> list[dict[str, Any]]:
+    if not table.is_file():
+        return []
+    try:
+        found = read_last_errors(table)
+    except DataError as error:
+        return [{"error": str(error)}]
+    return [
+        {
+            "split": split,
+            "route": route,
+            "epoch": epoch + 1,
+            "grid": [[_rounded(v) if math.isfinite(v) else None for v in row] for row in grid],
+        }
+        for (split, route), (epoch, grid) in found.items()
+    ]
+
+
+def _event(record: Record) -> dict[str, Any] | None:
+    """An event, start or end as the page lists it; artifacts are files and stand there."""
+    if record.kind == Kind.ARTIFACT or record.wrong_field() is not None:
+        return None
+    data = record.data
+    if record.kind == Kind.START:
+        return {"name": "start", "t_ms": record.t_ms, "step": None, "data": {}}
+    if record.kind == Kind.FINISH:
+        end = {key: value for key in ("status", "reason") if (value := data[key]) is not None}
+        return {"name": "finish", "t_ms": record.t_ms, "step": None, "data": end}
+    if record.kind != Kind.EVENT:
+        return None
+    shown = {str(key): value for key, value in data["data"].items() if key != "vlatrack.results"}
+    step = shown.get("step", shown.get("from_step"))
+    step = step if isinstance(step, int) else None
+    return {"name": data["name"], "t_ms": record.t_ms, "step": step, "data": shown}
+
+
+def start_params(records: Iterable[Record]) -> dict[str, Any]:
+    starts = [record for record in records if record.kind == Kind.START and record.wrong_field() is None]
+    return dict(starts[-1].data["params"]) if starts else {}
+
+
+def _dimension_names(records: Iterable[Record]) -> list[str]:
+    """The names of the dimensions of an action, as the start of the run tells them; none where it does not."""
+    starts = [record for record in records if record.kind == Kind.START and record.wrong_field() is None]
+    names = starts[-1].data["tags"].get("vlatrack.action_names", "") if starts else ""
+    return [name.strip() for name in str(names).split(",") if name.strip()]
+
+
+def _evaluations(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """The evaluations in simulators whose folders lie in the run, as far as they can be read."""
+    for file in sorted((run_dir / "evaluation").glob("**/evaluation.json"))[:200]:
+        folder = file.parent
+        if file.is_symlink() or not folder.resolve().is_relative_to(run_dir.resolve()):
+            continue
+        text = _text(file)
+        try:
+            content = json.loads(text) if text is not None else None
+        except (ValueError, RecursionError):
+            content = None
+        summary = content.get("summary") if isinstance(content, dict) else None
+        videos = sorted(path.relative_to(run_dir).as_posix() for path in folder.glob("videos/*.mp4"))[:100]
+        yield {
+            "place": folder.relative_to(run_dir).as_posix(),
+            "name": content.get("name") if isinstance(content, dict) else None,
+            "checkpoint": content.get("checkpoint") if isinstance(content, dict) else None,
+            "acting": content.get("acting") if isinstance(content, dict) else None,
+            "summary": summary if isinstance(summary, dict) else None,
+            "videos": videos,
+        }
+
+
+def _text(file: Path) -> str | None:
+    """The text of a small file; None if there is none."""
+    try:
+        if file.is_symlink() or not file.is_file():
+            return None
+        with file.open("rb") as stream:
+            return stream.read(_LONGEST_TEXT).decode("utf-8", "replace")
+    except OSError:
+        return None
+
+
+def _files(run_dir: Path) -> list[dict[str, Any]]:
+    """Path and size of the run's files, without what only the delivery needs; links are not followed."""
+    found: list[dict[str, Any]] = []
+    for folder, folders, names in os.walk(run_dir):
+        folders[:] = sorted(name for name in folders if name not in _NOT_SHOWN and not name.startswith("."))
+        for name in sorted(names):
+            path = Path(folder) / name
+            if not name.startswith(".") and not path.is_symlink():
+                found.append({"path": path.relative_to(run_dir).as_posix(), "bytes": path.stat().st_size})
+        if len(found) >= _MOST_FILES:
+            break
+    return found[:_MOST_FILES]
