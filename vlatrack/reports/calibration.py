@@ -7,7 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vlatrack.metrics.names import SPLITS
-from vlatrack.reports.panels import DPI, STYLES, write_png
+from vlatrack.reports.panels import DPI, STYLES, write_figure
 
 Rows = Sequence[Mapping[str, float]]
 """As `calibration_table` of vlatrack.metrics.declarations returns them."""
@@ -40,5 +40,5 @@ def draw_calibration(tables: Mapping[str, Rows], output: Path, *, title: str) ->
     below.set_xlabel("confidence: probability of the most probable bin")
     below.set_ylabel("share of tokens")
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
-    write_png(figure, output)
+    write_figure(figure, output)
     return True

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from vlatrack.metrics.metric import ACTION_UNIT
 from vlatrack.metrics.names import SPLITS, step_slot
 from vlatrack.reports.action_errors import ROUTES, Grid, read_last_errors
-from vlatrack.reports.panels import DPI, STYLES, write_png
+from vlatrack.reports.panels import DPI, STYLES, write_figure
 
 _CELL_INCHES = 0.46
 
@@ -60,7 +60,7 @@ def draw_error_grids(grids: Mapping[tuple[str, str], tuple[Grid, str]], output: 
     image = next(axes.images[0] for axes in panels.flat if axes.images)
     figure.colorbar(image, ax=panels, label=f"mean L1 error [{ACTION_UNIT}]", pad=0.02, aspect=30)
     figure.suptitle(f"{run_name}: L1 error by chunk step and action dimension", fontsize=12, x=0.01, ha="left")
-    write_png(figure, output)
+    write_figure(figure, output)
     return True
 
 

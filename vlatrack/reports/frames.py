@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from vlatrack.reports.panels import DPI, write_png
+from vlatrack.reports.panels import DPI, write_figure
 
 Image = NDArray[np.uint8]
 """RGB [height, width, 3]."""
@@ -50,4 +50,4 @@ def draw_frames(rows: Sequence[ShownFrames], output: Path, *, title: str) -> Non
     for axes, told in zip(panels[0], columns.values(), strict=True):
         axes.set_title(told, fontsize=9)
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
-    write_png(figure, output)
+    write_figure(figure, output)

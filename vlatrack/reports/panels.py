@@ -4,10 +4,11 @@ Drawn with matplotlib's object interface, without global state or a display.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -29,6 +30,14 @@ LARGEST = 1e100
 """Larger values are not drawn, since matplotlib's axes would overflow."""
 NOT_DRAWN = "#B00020"
 """Color of the note about values that cannot be drawn, and of the crosses at their steps."""
+
+
+_METADATA: Mapping[str, dict[str, str | None]] = {
+    ".png": {"Software": "vlatrack"},
+    ".pdf": {"Creator": "vlatrack", "CreationDate": None},
+    ".svg": {"Creator": "vlatrack", "Date": None},
+}
+"""Without dates, so that the same run gives the same file."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,12 @@ class Panel:
 
 
 def save_panels(panels: Sequence[Panel], path: Path, *, title: str, shared_scale: bool = False) -> None:
-    """Draw `panels` (at least one) row by row into a PNG at `path`, 1200 pixels wide, replacing what is there.
+    """Draw `panels` as `draw_panels` does into a file at `path`, replacing what is there; a PNG is 1200 pixels wide."""
+    write_figure(draw_panels(panels, title=title, shared_scale=shared_scale), path)
+
+
+def draw_panels(panels: Sequence[Panel], *, title: str, shared_scale: bool = False) -> Figure:
+    """Draw `panels` (at least one) row by row.
 
     With `shared_scale` all panels have the same y axis, so that they can be compared.
     """
@@ -90,7 +104,7 @@ def save_panels(panels: Sequence[Panel], path: Path, *, title: str, shared_scale
         _label_steps(axes, with_values=position + columns >= len(panels))
     figure.suptitle(title, fontsize=12, x=0.01, ha="left")
     _add_legend(figure)
-    write_png(figure, path)
+    return figure
 
 
 def _columns(count: int) -> int:
@@ -198,8 +212,9 @@ def _add_legend(figure: Figure) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=10, frameon=False)
 
 
-def write_png(figure: Figure, path: Path) -> None:
-    """Save and rename, so that a reader never sees an incomplete figure."""
+def write_figure(figure: Figure, path: Path) -> None:
+    """Save as PNG, PDF or SVG, as the path ends, and rename, so that a reader never sees an incomplete figure."""
     unfinished = path.with_name(f".{path.name}.part")
-    figure.savefig(unfinished, format="png", metadata={"Software": "vlatrack"})
+    with rc_context({"svg.hashsalt": "vlatrack"}):  # without it, an SVG's ids are random
+        figure.savefig(unfinished, format=path.suffix[1:], metadata=_METADATA[path.suffix])
     unfinished.replace(path)

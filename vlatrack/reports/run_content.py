@@ -18,6 +18,7 @@ from vlatrack.errors import DataError
 from vlatrack.metrics.names import SPLITS
 from vlatrack.metrics.schema import EVALUATE, Direction, MetricSchema
 from vlatrack.reports.action_errors import read_last_errors
+from vlatrack.reports.action_references import ActionReferences
 from vlatrack.reports.charts import ChartBook, ChartGroup
 from vlatrack.reports.run_rows import LOSSES, RunRow
 from vlatrack.tracking.journal.decimation import STEP, TIME, VALUE, DecimatedSeries, thinned
@@ -33,6 +34,7 @@ _NOT_SHOWN = {"delivery", "tensorboard", "wandb"}
 
 def run_content(run_dir: Path, row: RunRow, series: JournalSeries, *, most_points: int = MOST_POINTS) -> dict[str, Any]:
     """The whole page of a run whose journal has been read into ``series``."""
+    params = start_params(series.others)
     book = ChartBook(name for name, metric in series.metrics.items() if len(metric) or metric.non_finite_count)
     return {
         "row": asdict(row),
@@ -41,12 +43,13 @@ def run_content(run_dir: Path, row: RunRow, series: JournalSeries, *, most_point
         "lines": line_content(series.metrics, most_points=most_points),
         "summary": summary_rows(book.schema, series.metrics),
         "grids": _grids(run_dir / "evaluation" / "action_errors.csv"),
-        "dimensions": _dimension_names(series.others),
+        "references": _references(run_dir / "evaluation", book),
         "events": [event for record in series.others if (event := _event(record)) is not None],
         "evaluations": list(_evaluations(run_dir)),
         "spec": _text(run_dir / "spec.yaml"),
         "manifest": _text(run_dir / "manifest.json"),
-        "params": start_params(series.others),
+        "params": params,
+        "best": _best(params, series.metrics, book.schema),
         "files": _files(run_dir),
         "damaged": [asdict(line) for line in series.damaged[:100]],
         "read": series.progress,
@@ -79,6 +82,13 @@ def line_content(
             lines[name] |= {"bad": bad, "bad_count": metric.non_finite_count}
     settled = min((metric.settled_step for metric in metrics.values()), default=-math.inf)
     return {"axes": axes, "lines": lines, "settled": settled if math.isfinite(settled) else None}
+
+
+def summary_of(run_dir: Path) -> list[dict[str, Any]]:
+    """`summary_rows` of a run directory; OSError if its journal cannot be read."""
+    series = JournalSeries(run_dir / "journal.jsonl")
+    series.read_all()
+    return summary_rows(MetricSchema.covering(series.metrics), series.metrics)
 
 
 def summary_rows(schema: MetricSchema, metrics: Mapping[str, DecimatedSeries]) -> list[dict[str, Any]]:
@@ -118,6 +128,22 @@ def _at(point: "np.ndarray[Any, np.dtype[np.float64]] | tuple[float, float, floa
 def _rounded(value: float) -> float:
     """Six digits: more cannot be seen, and cost most of a report's size."""
     return float(f"{value:.6g}")
+
+
+def json_text(content: Mapping[str, Any]) -> str:
+    """The content as strict JSON: numbers that are not finite become text."""
+    try:
+        return json.dumps(content, allow_nan=False, separators=(",", ":"))
+    except ValueError:  # losses that are not finite, and whatever stands in a journal that somebody else wrote
+        return json.dumps(_finite(content), allow_nan=False, separators=(",", ":"))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def group_content(group: ChartGroup) -> dict[str, Any]:
@@ -180,11 +206,31 @@ def start_params(records: Iterable[Record]) -> dict[str, Any]:
     return dict(starts[-1].data["params"]) if starts else {}
 
 
-def _dimension_names(records: Iterable[Record]) -> list[str]:
-    """The names of the dimensions of an action, as the start of the run tells them; none where it does not."""
-    starts = [record for record in records if record.kind == Kind.START and record.wrong_field() is None]
-    names = starts[-1].data["tags"].get("vlatrack.action_names", "") if starts else ""
-    return [name.strip() for name in str(names).split(",") if name.strip()]
+def _references(folder: Path, book: ChartBook) -> dict[str, Any]:
+    """The names of the dimensions, and for each metric named without split the baselines on each split."""
+    try:
+        found = ActionReferences.read(folder)
+    except DataError as error:
+        return {"error": str(error), "names": [], "baselines": {}}
+    names = _bare_names(name for group in book.page() for chart in group.charts for name in chart.lines.values())
+    by_metric = {name: {split: found.of_metric(name, split) for split in found.baselines} for name in names}
+    baselines = {
+        name: {split: {k: _rounded(v) for k, v in values.items()} for split, values in of_split.items() if values}
+        for name, of_split in by_metric.items()
+        if any(of_split.values())
+    }
+    return {"names": list(found.action_names), "baselines": baselines}
+
+
+def _best(
+    params: Mapping[str, Any], metrics: Mapping[str, DecimatedSeries], schema: MetricSchema
+) -> dict[str, Any] | None:
+    """The metric that says which checkpoint is best, and the step where it was; None if that is not known."""
+    name = params.get("train.checkpoint.best_metric")
+    if not isinstance(name, str) or name not in metrics:
+        return None
+    cell = value_cell(schema, name, metrics[name])
+    return None if cell is None or "best" not in cell else {"metric": name, **cell["best"]}
 
 
 def _evaluations(run_dir: Path) -> Iterator[dict[str, Any]]:

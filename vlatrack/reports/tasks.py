@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from vlatrack.metrics.metric import ACTION_UNIT
 from vlatrack.metrics.names import SPLITS
-from vlatrack.reports.panels import DPI, STYLES, write_png
+from vlatrack.reports.panels import DPI, STYLES, write_figure
 
 TaskMetrics = Mapping[str, Mapping[str, Mapping[str, float]]]
 """By split, task, and name of the metric without the split."""
@@ -68,7 +68,7 @@ def draw_tasks(tasks: TaskMetrics, output: Path, *, title: str) -> bool:
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9, frameon=False)
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
-    write_png(figure, output)
+    write_figure(figure, output)
     return True
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from vlatrack.reports.panels import DPI, write_png
+from vlatrack.reports.panels import DPI, write_figure
 
 Series = NDArray[np.float64]
 """[T, A]"""
@@ -63,7 +63,7 @@ def draw_trajectories(
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9, frameon=False)
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
-    write_png(figure, output)
+    write_figure(figure, output)
 
 
 def _draw(axes: Axes, trajectory: ShownTrajectory, dimension: int) -> None:

@@ -1,7 +1,7 @@
 """Execute a run on every rank: start its tracking, train, record how it ended, upload what it made."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,11 +22,17 @@ from vlatrack.builders.training import (
     training_warnings,
 )
 from vlatrack.builders.unfilled import Fill
+from vlatrack.data.baselines import baseline_errors, median_action
 from vlatrack.data.cache import CodeCache
+from vlatrack.data.episodes import NamesActions, action_names
+from vlatrack.data.samples import SampleSet
 from vlatrack.metrics.schema import TRAIN, MetricSchema
 from vlatrack.models.policy import VlaPolicy
+from vlatrack.reports.action_references import FILE as REFERENCES
+from vlatrack.reports.action_references import ActionReferences
 from vlatrack.reports.error_heat_maps import draw_action_errors
 from vlatrack.reports.figures import write_figures
+from vlatrack.reports.html_report import write_report
 from vlatrack.runner.directory import RunDirectory
 from vlatrack.runner.endings import Ending, describe_ending, remove_reasons, write_reason, write_traceback
 from vlatrack.runner.evaluate import OpenLoopEvaluation
@@ -193,6 +199,8 @@ def _train(
         encoding = experiment.encoding(policy.layout, directory.tokenizer, device)
         with shareable_files():
             samples = experiment.samples(encoding, CodeCache(directory.code_cache), partial(notify, "on_encode"))
+    if group.is_main_process:
+        _write_references(experiment, samples, directory)
     if fill is None:
         group.broadcast_weights(policy)
     train_samples = samples.pop(TRAIN)
@@ -238,6 +246,20 @@ def _train(
         simulations.finish()
         checkpoints.prune(state.best_step)
         checkpoints.wait()
+
+
+def _write_references(experiment: Experiment, samples: Mapping[str, SampleSet], directory: RunDirectory) -> None:
+    """What the L1 errors of the run are compared with; see ``ActionReferences``."""
+    data, source = experiment.spec.data, experiment.splits[TRAIN].source
+    actions = {split: [episode.actions for episode in of_split.episodes] for split, of_split in samples.items()}
+    constant = median_action(actions[TRAIN])
+    horizon = experiment.spec.action_head.time_horizon
+    baselines = {
+        split: baseline_errors(of_split, constant, horizon=horizon, every=data.sample_every)
+        for split, of_split in actions.items()
+    }
+    named = action_names(source) if isinstance(source, NamesActions) else ()
+    ActionReferences(named, baselines).write(directory.evaluation)
 
 
 def _early_stopping(job: Job, directory: RunDirectory) -> EarlyStopping | None:
@@ -337,11 +359,12 @@ def _upload_results(
     try:
         if failure is not None:
             write_traceback(directory, failure)
-        for file in [*directory.log_files.values(), directory.action_errors]:
+        for file in [*directory.log_files.values(), directory.action_errors, directory.evaluation / REFERENCES]:
             if file.exists():
                 tracked.log_artifact(file, name=file.relative_to(directory.path).as_posix())
         if not directory.has_epochs:
             return
+        tracked.log_artifact(write_report(directory.path, directory.report / "report.html"), name="report/report.html")
         for figure in _draw_figures(directory) if has_figures else ():
             tracked.log_artifact(figure, name=f"figures/{figure.name}")
         tracked.log_artifact(directory.tokenizer, name="tokenizer")

@@ -5,8 +5,6 @@ Everything is read; nothing can be changed through it.
 
 import asyncio
 import hmac
-import json
-import math
 import mimetypes
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import ExitStack
@@ -28,7 +26,7 @@ from vlatrack import __version__
 from vlatrack.errors import VlatrackError
 from vlatrack.reports.dashboard.comparison import comparison_content
 from vlatrack.reports.dashboard.watch import RunsWatcher
-from vlatrack.reports.run_content import line_content, run_content
+from vlatrack.reports.run_content import json_text, line_content, run_content
 from vlatrack.tracking.journal.decimation import DecimatedSeries, thinned
 from vlatrack.tracking.journal.records import Kind
 
@@ -210,7 +208,7 @@ class _Pages:
                     told = [asdict(row) for row in rows if only in (None, row.id)]
                     if told or gone or only is None:
                         content = {"version": now, "rows": told, "gone": gone, "complete": self._watcher.is_complete}
-                        yield f"data: {_text(content)}\n\n"
+                        yield f"data: {json_text(content)}\n\n"
                     version = now
                 try:
                     await asyncio.wait_for(changed.wait(), _ALIVE_EVERY_S)
@@ -267,19 +265,4 @@ def _missing(what: str) -> Response:
 
 
 def _json(content: Mapping[str, Any], status: int = 200) -> Response:
-    return Response(_text(content), status_code=status, media_type="application/json")
-
-
-def _text(content: Mapping[str, Any]) -> str:
-    try:
-        return json.dumps(content, allow_nan=False, separators=(",", ":"))
-    except ValueError:  # losses that are not finite, and whatever stands in a journal that somebody else wrote
-        return json.dumps(_finite(content), allow_nan=False, separators=(",", ":"))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    return Response(json_text(content), status_code=status, media_type="application/json")

@@ -190,7 +190,9 @@ class Chart {
       `${VT.xLabel().replace("training ", "")} ${VT.view.x === "time" ? VT.duration(data[0][index]) : VT.number(data[0][index])}`);
     const bad = this.lines.reduce((sum, line) => sum + (line.bad_count ?? 0), 0);
     const note = bad ? VT.h("span", { class: "bad" }, `${VT.count(bad)} values not finite`) : null;
-    this.values.replaceChildren(...items, ...[at, note].filter(Boolean));
+    const references = (this.options.references?.() ?? []).map((one) => VT.h("span", { class: "value" },
+      VT.h("span", { class: "swatch dotted" }), one.label, " ", VT.h("b", {}, VT.number(one.value))));
+    this.values.replaceChildren(...items, ...references, ...[at, note].filter(Boolean));
   }
 
   drawMarks(u) {
@@ -202,6 +204,10 @@ class Chart {
     if (this.options.floor !== undefined && this.options.floor !== null) {
       const y = u.valToPos(this.options.floor, "y", true);
       VT.stroke(context, [[left, y], [left + width, y]], VT.css("--text"), [2, 3]);
+    }
+    for (const reference of this.options.references?.() ?? []) {
+      const y = u.valToPos(reference.value, "y", true);
+      VT.stroke(context, [[left, y], [left + width, y]], VT.css("--muted"), reference.dash);
     }
     for (const mark of this.options.marks?.() ?? []) {
       const x = u.valToPos(VT.xValues({ step: [mark.step], t_ms: [mark.t_ms] }, mark.run)[0], "x", true);

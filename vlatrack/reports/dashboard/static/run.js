@@ -29,9 +29,10 @@ VT.RunPage = class {
 
   marks() {
     const colors = { health: "--warn", non_finite: "--bad", rollback: "--bad", resume: "--muted", rewound: "--muted", early_stop: "--good" };
-    const run = this.run;
-    return this.content.events.filter((event) => event.step !== null && colors[event.name])
-      .map((event) => ({ step: event.step, t_ms: event.t_ms, color: event.data.severity === "critical" ? "--bad" : colors[event.name], run }));
+    const run = this.run, best = this.content.best;
+    const ofBest = best ? [{ step: best.step, t_ms: 0, color: "--good", dash: [1, 2], run }] : [];
+    return ofBest.concat(this.content.events.filter((event) => event.step !== null && colors[event.name])
+      .map((event) => ({ step: event.step, t_ms: event.t_ms, color: event.data.severity === "critical" ? "--bad" : colors[event.name], run })));
   }
 
   build() {
@@ -71,7 +72,8 @@ VT.RunPage = class {
         fact("progress", VT.progress(row)), fact("epoch", epoch),
         fact(row.status === "RUNNING" ? "time left" : "took", VT.duration(row.status === "RUNNING" ? row.eta_s : (row.updated_ms - row.started_ms) / 1000)),
         row.status === "RUNNING" ? fact("speed", row.steps_per_s ? `${VT.number(row.steps_per_s)} steps/s` : "–") : null,
-        fact("health", VT.health(row)), fact("trackers lack", lost || "nothing"),
+        fact("health", VT.health(row)), this.filesAt ? fact("trackers lack", lost || "nothing") : null,
+        this.content.best ? fact(`best ${this.content.best.metric}`, `${VT.number(this.content.best.value)} at step ${VT.count(this.content.best.step)}`) : null,
         fact("last record", VT.time(row.updated_ms))));
   }
 
@@ -86,12 +88,16 @@ VT.RunPage = class {
   }
 
   summary() {
-    const { summary, baselines } = this.content;
+    const { summary } = this.content;
     if (!summary.length) return null;
+    const baselines = this.content.references.baselines, baselineSplit = ["val_ind", "val_ood", "train"]
+      .find((split) => Object.values(baselines).some((one) => one[split]));
+    const seen = [["constant", "constant action"], ["repeat", "last action repeated"]];
     const splits = ["train", "val_ind", "val_ood"].filter((split) => summary.some((entry) => entry.splits[split]));
     const head = VT.h("tr", {}, VT.h("th", { scope: "col" }, "metric"),
       splits.map((split) => VT.h("th", { scope: "col", class: "n" }, `${split}: first → last`)),
-      splits.filter((split) => split !== "train").map((split) => VT.h("th", { scope: "col", class: "n" }, `${split}: best (step)`)));
+      splits.filter((split) => split !== "train").map((split) => VT.h("th", { scope: "col", class: "n" }, `${split}: best (step)`)),
+      baselineSplit ? seen.map(([, label]) => VT.h("th", { scope: "col", class: "n", title: "the error of a policy that sees nothing" }, `${baselineSplit}: ${label}`)) : null);
     const change = (cell) => {
       const by = cell.first.value ? (100 * (cell.last.value - cell.first.value)) / Math.abs(cell.first.value) : null;
       return VT.h("span", {}, `${VT.number(cell.first.value)} → `, VT.h("b", {}, VT.number(cell.last.value)),
@@ -101,12 +107,24 @@ VT.RunPage = class {
       VT.h("th", { scope: "row" }, entry.metric, entry.step === null ? "" : VT.h("span", { class: "muted" }, ` step ${entry.step}`)),
       splits.map((split) => VT.h("td", { class: "n" }, entry.splits[split] ? change(entry.splits[split]) : "–")),
       splits.filter((split) => split !== "train").map((split) => VT.h("td", { class: "n" },
-        entry.splits[split]?.best ? `${VT.number(entry.splits[split].best.value)} (${VT.count(entry.splits[split].best.step)})` : "–"))));
+        entry.splits[split]?.best ? `${VT.number(entry.splits[split].best.value)} (${VT.count(entry.splits[split].best.step)})` : "–")),
+      baselineSplit ? seen.map(([name]) => VT.h("td", { class: "n" }, VT.number(baselines[entry.metric]?.[baselineSplit]?.[name]))) : null));
     const made = this.section("summary", "Results", VT.h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "results" },
       VT.h("table", { class: "plain-table" }, VT.h("thead", {}, head), VT.h("tbody", {}, body))));
     this.summaryElement?.replaceWith(made);
     this.summaryElement = made;
     return made;
+  }
+
+  /* Horizontal lines: what policies that see nothing would get, and where the gradient norm is clipped. */
+  referencesOf(chart) {
+    const [split, metric] = Object.entries(chart.lines).find(([one]) => one === "val_ind") ?? Object.entries(chart.lines)[0];
+    const named = { constant: "constant action", repeat: "last action repeated" };
+    const found = this.content.references.baselines[metric.replace(/^(train|val_ind|val_ood)_/, "")]?.[split] ?? {};
+    const lines = Object.entries(found).map(([name, value], i) => ({ label: named[name] ?? name, value, dash: i ? [1, 3] : [6, 3] }));
+    const clip = this.content.params["optim.clip_grad"];
+    if (metric === "train_grad_norm" && typeof clip === "number") lines.push({ label: "clipped above", value: clip, dash: [6, 3] });
+    return lines;
   }
 
   chartGroups() {
@@ -121,10 +139,11 @@ VT.RunPage = class {
         return min > max ? null : { min, max };
       };
       const charts = group.charts.map((chart) => new VT.Chart({
+        references: () => this.referencesOf(chart),
         title: chart.title, unit: chart.unit, direction: chart.direction, fromZero: chart.from_zero,
         hint: this.content.meanings[Object.values(chart.lines)[0]] ?? "",
         shared: group.shared_scale ? shared : null,
-        get floor() { return null; },
+        floor: this.lastOf(chart.floor),
         lines: () => Object.entries(chart.lines).map(([split, metric]) => this.line(metric, VT.splitStyle(split))).filter(Boolean),
         marks: () => this.marks(),
       }).element);
@@ -152,7 +171,7 @@ VT.RunPage = class {
         pictures.push(VT.heatPicture({ caption: `${label}, ${split}: chunk step over the training`, rows: names.map((_, i) => `step ${i}`), xs: axis.step, values, max }));
       }
     }
-    const dimension = (grid) => grid[0].map((_, d) => this.content.dimensions[d] ?? `dim ${d}`);
+    const dimension = (grid) => grid[0].map((_, d) => this.content.references.names[d] ?? `dim ${d}`);
     const grids = this.content.grids.filter((entry) => entry.grid);
     const max = Math.max(0, ...grids.flatMap((entry) => entry.grid.flat()).filter((value) => value !== null));
     const tables = grids.map((entry) => VT.heatTable({
