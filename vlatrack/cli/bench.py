@@ -99,19 +99,21 @@ def tracking(
     prepare_process()
     from rich.console import Console
 
+    from vlatrack.cli.bars import StillAtIt
+
     for ending in (signal.SIGTERM, signal.SIGHUP):  # like Ctrl-C, so that a suspended delivery process is resumed
         signal.signal(ending, signal.default_int_handler)
     console = Console(highlight=False)
     console.print(_row("", "measured", "wanted"), soft_wrap=True)
     figures: list[Figure] = []
     try:
-        with tempfile.TemporaryDirectory(prefix="vlatrack-bench-") as name, console.status("") as progress:
+        with tempfile.TemporaryDirectory(prefix="vlatrack-bench-") as name:
             for number, part in enumerate(parts, 1):
-                progress.update(f"part {number} of {len(parts)}: {part}")
-                for figure in PARTS[part](Path(name), sizes):
-                    figures.append(figure)
-                    console.print(_line(figure), style="" if figure.kept else "red", soft_wrap=True)
-                    _write(output, figures)
+                with StillAtIt(console, f"part {number} of {len(parts)}: {part}"):
+                    for figure in PARTS[part](Path(name), sizes):
+                        figures.append(figure)
+                        console.print(_line(figure), style="" if figure.kept else "red", soft_wrap=True)
+                        _write(output, figures)
     except KeyboardInterrupt:
         console.print(f"stopped; {len(figures)} figures are in {output}", soft_wrap=True)
         raise
