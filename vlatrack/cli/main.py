@@ -12,12 +12,13 @@ from vlatrack import __version__
 from vlatrack.cli.bench import app as bench_app
 from vlatrack.cli.compare import compare
 from vlatrack.cli.data import app as data_app
-from vlatrack.cli.delivery import reap, status, sync
+from vlatrack.cli.delivery import reap, sync
 from vlatrack.cli.evaluate import evaluate, export
 from vlatrack.cli.importing import import_logs
 from vlatrack.cli.run import run
 from vlatrack.cli.serve import serve
 from vlatrack.cli.spec import schema, validate
+from vlatrack.cli.status import status
 from vlatrack.cli.ui import ui
 from vlatrack.errors import DISK_IS_FULL, USER_ERROR, VlatrackError
 from vlatrack.tracking.delivery.log import warn_on_terminal
