@@ -6,13 +6,16 @@ from typing import Annotated
 import typer
 
 from vlatrack.cli.acting_options import Dtype
+from vlatrack.cli.completion import complete_setting
 
 
 def act(
     file: Annotated[Path, typer.Argument(help="The experiment's YAML file.", show_default=False)],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it.", show_default=False),
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Changes to it.", show_default=False, autocompletion=complete_setting
+        ),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often each way is measured, in turns.")] = 10,
     dtype: Annotated[Dtype | None, typer.Option(help="Measure also what computes in it.", show_default=False)] = None,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vlatrack.cli.completion import complete_setting
 from vlatrack.training.callback import Callback
 
 if TYPE_CHECKING:
@@ -32,7 +33,10 @@ def train(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=VALUE]...", help="Changes to it, such as train.micro_batch=4.", show_default=False
+            metavar="[KEY=VALUE]...",
+            help="Changes to it, such as train.micro_batch=4.",
+            show_default=False,
+            autocompletion=complete_setting,
         ),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Measured steps; as many before them are not measured.")] = 10,

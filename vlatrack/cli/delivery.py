@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlatrack.cli.completion import complete_run
 from vlatrack.cli.losses import LossReport
 from vlatrack.tracking.printable import printable
 
@@ -33,7 +34,12 @@ TrustDestination = Annotated[
 def sync(
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[RUN]...", help="Run directories; none: all that lack something.", show_default=False),
+        typer.Argument(
+            metavar="[RUN]...",
+            help="Run directories; none: all that lack something.",
+            show_default=False,
+            autocompletion=complete_run,
+        ),
     ] = None,
     backend: Annotated[
         str | None, typer.Option(metavar="X", help="Only this one: mlflow, or mlflow-0.", show_default=False)
