@@ -36,7 +36,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     epilog="Exit codes: 0 done; 1 something is incomplete or a check failed; 2 what you gave cannot be used; "
-    "3 undecided (compare --gate); 129, 130, 143 ended by SIGHUP, Ctrl-C, SIGTERM. docs/exit-codes.md has them by command.",
+    "3 undecided (compare --gate); 129, 130, 143 ended by SIGHUP, Ctrl-C, SIGTERM. See docs/exit-codes.md.",
 )
 for command in (run, evaluate, compare, serve, export, validate, schema, ui, sync, status, reap):
     app.command()(command)

@@ -9,7 +9,6 @@ import typer
 from vlatrack.cli.completion import complete_checkpoint, complete_resumed, complete_setting
 from vlatrack.errors import SpecError
 
-
 Words = Annotated[
     list[str] | None,
     typer.Argument(
