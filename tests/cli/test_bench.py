@@ -1,6 +1,7 @@
 """`vlatrack bench tracking`: what it prints and writes while it measures; the figures themselves are the bench's."""
 
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,27 @@ def test_each_figure_is_printed_and_written_when_it_is_measured(
     assert [line.split()[:3] for _, line in seen] == [["figure", str(n), str(n)] for n in range(3)]
     assert capsys.readouterr().out.splitlines()[-1] == f"stopped; 3 figures are in {output}"
     assert [figure["kept"] for figure in json.loads(output.read_text())] == [True, True, False]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_it_with_its_own_exit_code_and_keeps_what_was_measured(
+    number: signal.Signals, code: int, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(folder: Path, sizes: Sizes) -> Iterator[Figure]:
+        yield Figure("figure", 1, "us", 1)
+        signal.raise_signal(number)
+
+    before = {ending: signal.getsignal(ending) for ending in (signal.SIGTERM, signal.SIGHUP)}
+    monkeypatch.setattr(bench, "PARTS", {"logging": measure})
+    monkeypatch.setattr(sys, "argv", ["vlatrack", "bench", "tracking", "--only", "logging", "-o", str(output)])
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            main()
+    finally:
+        for ending, handler in before.items():
+            signal.signal(ending, handler)
+    assert stopped.value.code == code
+    assert len(json.loads(output.read_text())) == 1
 
 
 def test_only_some_parts_are_measured(output: Path) -> None:

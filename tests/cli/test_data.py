@@ -56,24 +56,11 @@ def test_info_shows_a_task_that_looks_like_markup_as_it_is(monkeypatch) -> None:
     assert task in output_of("info", LIBERO)
 
 
-def test_the_bars_of_a_recording_show_a_task_that_looks_like_markup_as_it_is(monkeypatch, capsys) -> None:
-    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+def test_the_progress_of_a_recording_shows_a_task_that_looks_like_markup_as_it_is(capsys) -> None:
     task = "pick [/b] [red]:up:"
-    with _progress_bars({task: 1}) as show:
+    with _progress_bars() as show:
         show(TaskProgress(task, wanted=1, episodes=1, attempts=1, frames=5))
     assert task in capsys.readouterr().out
-
-
-def test_a_log_file_gets_a_line_at_the_beginning_and_for_each_tenth_of_a_recording(capsys) -> None:
-    task, so_far = "pick [/b] [red]:up:", TaskProgress("pick [/b] [red]:up:", wanted=40)
-    with _progress_bars({task: 40}) as show:
-        for episodes in range(1, 10):
-            show(dataclasses.replace(so_far, episodes=episodes, attempts=episodes + 1, frames=100 * episodes))
-    assert capsys.readouterr().out.splitlines() == [
-        "pick [/b] [red]:up: 1/40  100 steps, success 50%",
-        "pick [/b] [red]:up: 4/40  400 steps, success 80%",
-        "pick [/b] [red]:up: 8/40  800 steps, success 89%",
-    ]
 
 
 def test_info_of_something_else_is_a_data_error(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ def write_lines(path: Path, *lines: dict[str, float]) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def show(rows: list[SummaryRow]) -> list[str]:
-    console = Console(width=80, color_system=None)
+def show(rows: list[SummaryRow], width: int = 80) -> list[str]:
+    console = Console(width=width, color_system=None)
     with console.capture() as captured:
-        console.print(render_summary(rows))
+        console.print(render_summary(rows, width=width))
     return [line.rstrip() for line in captured.get().splitlines()]
 
 
@@ -83,7 +83,7 @@ def test_the_table_shows_first_and_last_value_step_and_change(run_dir: Path) -> 
     write_lines(run_dir / "log_eval_ood.txt", {"val_closs": 0.00123, "epoch": 0}, {"val_closs": math.nan, "epoch": 2})
     lines = show(first_last_table(read_epoch_logs(run_dir), horizon=2))
     assert [line.split() for line in lines] == [
-        ["epoch", "0", "→", "epoch", "2"],
+        ["epoch", "1", "→", "epoch", "3"],
         ["metric", "(step)", "train", "val_ind", "val_ood"],
         "closs 4.000 → 1.000 -75% 5.000 → 2.000 -60% 0.00123 → nan".split(),
         "loss_ct 0.400 → 0.100 -75% - -".split(),
@@ -100,6 +100,18 @@ def test_a_table_of_three_splits_keeps_each_metric_on_one_line(horizon: int) -> 
     assert len(lines) == 2 + 4 + horizon
     assert lines[-1].endswith(" 39.90 → 0.120 -100%" * 3)
     assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize(("width", "together"), [(120, [3]), (80, [3]), (79, [2, 1]), (60, [2, 1]), (40, [1, 1, 1])])
+def test_splits_that_do_not_fit_side_by_side_stand_below(width: int, together: list[int]) -> None:
+    values = ({"closs": 39.9, "l1_loss_action_9": 0.5}, {"closs": 0.12, "l1_loss_action_9": 0.25})
+    lines = show(first_last_table([EpochLog(split, (0, 9), values) for split in SPLITS], horizon=5), width)
+    assert max(map(len, lines)) <= width
+    headings = [line.split()[2:] for line in lines if line.startswith("metric (step)")]
+    assert [len(names) for names in headings] == together
+    assert [name for names in headings for name in names] == list(SPLITS)
+    assert "".join(lines).count("39.90 → 0.120 -100%") == 3
+    assert "".join(lines).count("0.500 → 0.250 -50%") == 3
 
 
 def test_a_run_that_logged_nothing_has_a_table_that_says_so(tmp_path: Path) -> None:

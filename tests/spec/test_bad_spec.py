@@ -519,7 +519,7 @@ def test_no_message_speaks_of_the_validation_library(good: Path) -> None:
         ("mlflow", "not a list"),
         ("null", "not a list"),
         ("{kind: mlflow}", "not a list"),
-        ("[mlflow]", "backends.0: "),
+        ("[mlflow, 3]", "backends.1: "),
         ("[{kind", "not valid YAML"),
     ],
 )

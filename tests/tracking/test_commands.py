@@ -1,6 +1,7 @@
 """`vlatrack sync`, `status` and `reap` on real runs, journals and stores."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -183,8 +184,11 @@ def test_reap_ends_runs_whose_process_is_gone_everywhere_and_touches_no_other(tm
     journal = Journal.open(alive / "journal.jsonl", run="u2", writer="test")
     journal.append("start", {"name": "n", "experiment": "e", "params": {}, "tags": {}})
     shown = call("status", "--runs", runs)
-    assert ["contract/run-1", "RUNNING", "(stale)", "9", "custom-0", "11,", "tensorboard-1", "11"] in lines_of(shown)
-    assert ["contract/run-2", "RUNNING", "-", "no", "backends"] in lines_of(shown)
+    rows = {words[0]: " ".join(words[1:]) for words in lines_of(shown) if words}
+    assert rows["contract/run-1"].startswith("RUNNING (stale) 9 0.083 1.286 healthy ")
+    assert "custom-0 11, tensorboard-1 11" in rows["contract/run-1"]
+    assert rows["contract/run-2"].startswith("RUNNING - ")
+    assert "no backends" in rows["contract/run-2"]
     assert f"`vlatrack reap --runs {runs}`" in shown.output
 
     done = call("reap", "--runs", runs)
@@ -194,9 +198,7 @@ def test_reap_ends_runs_whose_process_is_gone_everywhere_and_touches_no_other(tm
     assert json.loads((dead.dir / "csv" / "run.json").read_text())["status"] == "KILLED"
     assert json.loads((dead.dir / "tensorboard" / "written.json").read_text())["status"] == "KILLED"
     assert run_status(alive).status == "RUNNING"
-    assert ["contract/run-1", "KILLED", "9", "custom-0", "0,", "tensorboard-1", "0"] in lines_of(
-        call("status", "--runs", runs)
-    )
+    assert re.search("run-1 +KILLED .* custom-0 0, tensorboard-1 0", call("status", "--runs", runs).output)
     assert call("reap", "--runs", runs).output == f"no stale runs in {runs}\n"
     journal.close()
 
@@ -214,7 +216,7 @@ def test_status_reads_the_end_of_a_long_journal_only(tmp_path: Path) -> None:
     before = time.process_time()
     shown = call("status", "--runs", tmp_path / "runs")
     assert time.process_time() - before < 0.5
-    assert ["contract/run-1", "FINISHED", "0", "no", "backends"] in lines_of(shown)
+    assert re.search("contract/run-1 +FINISHED +0 .* no backends", shown.output)
     assert "contract/run-0  unreadable:" in shown.output
     with pytest.raises(TrackerError, match="no such folder"):
         call("status", "--runs", tmp_path / "none")
@@ -241,7 +243,7 @@ def test_a_run_that_cannot_be_read_is_named_by_every_command_and_hides_no_other(
 
     shown = call("status", "--runs", runs)
     assert (shown.exit_code, shown.output.count(line)) == (0, 1)
-    assert ["contract/run-1", "FINISHED", "9", "no", "backends"] in lines_of(shown)
+    assert re.search("contract/run-1 +FINISHED +9 .* no backends", shown.output)
     for command in (["sync"], ["reap"], ["sync", "--audit"]):
         told = call(*command, "--runs", runs)
         assert (told.exit_code, told.output.count(line)) == (1, 1)

@@ -65,12 +65,19 @@ class AskedCost:
 
 
 def measure_acting(
-    spec: ExperimentSpec, *, rounds: int, dtype: Dtype | None = None, compiles: bool = False, static_cache: bool = False
+    spec: ExperimentSpec,
+    *,
+    rounds: int,
+    dtype: Dtype | None = None,
+    compiles: bool = False,
+    static_cache: bool = False,
+    on_round: Callable[[int], None] = lambda _: None,
 ) -> ActingCost:
     """Measure each way so often, after one round that does not count.
 
     Args:
         dtype, compiles, static_cache: options of `Policy.load`, with which acting is measured once more.
+        on_round: called with the number of rounds that are done.
 
     Raises:
         VlatrackError: the sizes of the backbone are not known, the experiment has no VLA samples, or the device is not
@@ -98,6 +105,7 @@ def measure_acting(
                 seconds, results[name] = _timed(way, accelerator.device)
                 if turn:
                     times[name].append(seconds)
+            on_round(turn)
     medians = {name: statistics.median(values) for name, values in times.items()}
     decoded = [
         (one - first) / (side - first)

@@ -44,16 +44,26 @@ class ServingCost:
     batch_mean: float
 
 
-def measure_serving(policy: ActingPolicy, *, clients: int, rounds: int, seconds: float) -> ServingCost:
+def measure_serving(
+    policy: ActingPolicy,
+    *,
+    clients: int,
+    rounds: int,
+    seconds: float,
+    on_round: Callable[[int], None] = lambda _: None,
+) -> ServingCost:
     """Measure round trips of one client beside ``act``, and the answers a second to one and to many clients.
 
     Args:
         seconds: for which answers are counted, each time.
+        on_round: called with the number of rounds that are done.
     """
-    return asyncio.run(_measure(policy, clients, rounds, seconds))
+    return asyncio.run(_measure(policy, clients, rounds, seconds, on_round))
 
 
-async def _measure(policy: ActingPolicy, clients: int, rounds: int, seconds: float) -> ServingCost:
+async def _measure(
+    policy: ActingPolicy, clients: int, rounds: int, seconds: float, on_round: Callable[[int], None]
+) -> ServingCost:
     context, port = multiprocessing.get_context("spawn"), open_port("127.0.0.1", 0)
     interface = policy.interface
     address = f"ws://127.0.0.1:{port.getsockname()[1]}/openpi"
@@ -69,7 +79,8 @@ async def _measure(policy: ActingPolicy, clients: int, rounds: int, seconds: flo
             one: list[float] = []
             many: list[float] = []
             cpu_gains = []
-            for _ in range(rounds):
+            for done in range(rounds):
+                on_round(done)
                 cpu = []
                 for count, rates in ((1, one), (clients, many)):
                     service.latencies.clear()
@@ -77,6 +88,7 @@ async def _measure(policy: ActingPolicy, clients: int, rounds: int, seconds: flo
                     rates.append(await _elsewhere(process, throughput, load, count, seconds))
                     cpu.append((time.process_time() - before) / service.latencies.requests)
                 cpu_gains.append(cpu[0] / cpu[1])
+            on_round(rounds)
             batch_mean = service.latencies.figures()["batch_mean"]
     return ServingCost(
         images=len(interface.cameras),

@@ -93,12 +93,18 @@ class TrainingCost:
 
 
 def measure_training(
-    spec: ExperimentSpec, *, steps: int, layers: int | None = None, group: ProcessGroup | None = None
+    spec: ExperimentSpec,
+    *,
+    steps: int,
+    layers: int | None = None,
+    group: ProcessGroup | None = None,
+    callback: Callback | None = None,
 ) -> TrainingCost | None:
     """Train `spec` for twice as many steps and measure the second half; None on all ranks but the main process.
 
     Args:
         layers: of the backbone that are kept; None: all.
+        callback: told of the steps, on the main process.
 
     Raises:
         VlatrackError: the sizes of the backbone are not known, it has fewer layers, or the device is not there.
@@ -115,7 +121,7 @@ def measure_training(
     )
     samples = _RepeatedRows(sequences, 2 * steps * spec.train.batch_size)
     record = _LastRecord()
-    callbacks = [record] if group.is_main_process else []
+    callbacks = [record, *([] if callback is None else [callback])] if group.is_main_process else []
     with (
         Interruption(group) as interruption,
         _journal(spec, record, group),

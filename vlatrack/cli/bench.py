@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -13,6 +13,7 @@ from vlatrack.errors import SpecError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from types import FrameType
 
     from vlatrack.bench.tracking import LoggingSpeed
 
@@ -99,25 +100,31 @@ def tracking(
     prepare_process()
     from rich.console import Console
 
-    for ending in (signal.SIGTERM, signal.SIGHUP):  # like Ctrl-C, so that a suspended delivery process is resumed
-        signal.signal(ending, signal.default_int_handler)
+    from vlatrack.cli.bars import StillAtIt
+
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # by an exception, so that a suspended delivery process is resumed
+        signal.signal(ending, _end)
     console = Console(highlight=False)
     console.print(_row("", "measured", "wanted"), soft_wrap=True)
     figures: list[Figure] = []
     try:
-        with tempfile.TemporaryDirectory(prefix="vlatrack-bench-") as name, console.status("") as progress:
+        with tempfile.TemporaryDirectory(prefix="vlatrack-bench-") as name:
             for number, part in enumerate(parts, 1):
-                progress.update(f"part {number} of {len(parts)}: {part}")
-                for figure in PARTS[part](Path(name), sizes):
-                    figures.append(figure)
-                    console.print(_line(figure), style="" if figure.kept else "red", soft_wrap=True)
-                    _write(output, figures)
-    except KeyboardInterrupt:
+                with StillAtIt(console, f"part {number} of {len(parts)}: {part}"):
+                    for figure in PARTS[part](Path(name), sizes):
+                        figures.append(figure)
+                        console.print(_line(figure), style="" if figure.kept else "red", soft_wrap=True)
+                        _write(output, figures)
+    except (KeyboardInterrupt, SystemExit):
         console.print(f"stopped; {len(figures)} figures are in {output}", soft_wrap=True)
         raise
     console.print(f"wrote {output}", soft_wrap=True)
     if not all(figure.kept for figure in figures):
         raise typer.Exit(1)
+
+
+def _end(number: int, frame: "FrameType | None") -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def _chosen_parts(only: str) -> list[str]:

@@ -6,13 +6,16 @@ from typing import Annotated
 import typer
 
 from vlatrack.cli.acting_options import Dtype
+from vlatrack.cli.completion import complete_setting
 
 
 def act(
     file: Annotated[Path, typer.Argument(help="The experiment's YAML file.", show_default=False)],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it.", show_default=False),
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Changes to it.", show_default=False, autocompletion=complete_setting
+        ),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often each way is measured, in turns.")] = 10,
     dtype: Annotated[Dtype | None, typer.Option(help="Measure also what computes in it.", show_default=False)] = None,
@@ -42,19 +45,24 @@ def act(
 
     output.open("a").close()  # fails now, not after minutes
     prepare_process()
+    from rich.console import Console
+
     from vlatrack.bench.act import measure_acting
+    from vlatrack.cli.bars import Bars
     from vlatrack.runner.manifest import describe_machine
     from vlatrack.spec.identity import flatten
     from vlatrack.spec.load import load_spec
 
     spec = load_spec(file, overrides or [])
-    cost = measure_acting(
-        spec,
-        rounds=rounds,
-        dtype=None if dtype is None else dtype.value,
-        compiles=compile_layers,
-        static_cache=static_cache,
-    )
+    with Bars(Console(highlight=False)) as bars:
+        cost = measure_acting(
+            spec,
+            rounds=rounds,
+            dtype=None if dtype is None else dtype.value,
+            compiles=compile_layers,
+            static_cache=static_cache,
+            on_round=lambda done: bars.advance("measuring", done, rounds, unit="round"),
+        )
     same = "the same tokens" if cost.same_tokens else "OTHER TOKENS, as ties in bf16 may bring"
     for label, text in (
         ("policy", f"{cost.parameters:,} parameters, prompt of {cost.prompt} tokens, on {cost.device}"),

@@ -31,12 +31,22 @@ def serve(
     require_packages()
     output.open("a").close()  # fails now, not after minutes
     prepare_process()
+    from rich.console import Console
+
     from vlatrack.bench.serve import measure_serving
+    from vlatrack.cli.bars import Bars
     from vlatrack.runner.acting import Policy
     from vlatrack.runner.manifest import describe_machine
 
     loaded = Policy.load(policy, checkpoint=checkpoint)
-    cost = measure_serving(loaded, clients=clients, rounds=rounds, seconds=seconds)
+    with Bars(Console(highlight=False)) as bars:
+        cost = measure_serving(
+            loaded,
+            clients=clients,
+            rounds=rounds,
+            seconds=seconds,
+            on_round=lambda done: bars.advance("measuring", done, rounds, unit="round"),
+        )
     for label, text in (
         ("policy", f"{loaded.name}, {loaded.sha256[:12]}"),
         ("act()", f"{cost.act_s * 1e3:.2f} ms with {cost.images} images of 224 x 224"),

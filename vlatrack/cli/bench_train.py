@@ -5,11 +5,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vlatrack.cli.completion import complete_setting
+from vlatrack.training.callback import Callback
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from vlatrack.bench.train import TrainingCost
+    from vlatrack.cli.bars import Bars
     from vlatrack.spec.experiment import ExperimentSpec
+    from vlatrack.training.state import TrainState
 
 _GIB = 1 << 30
 _PHASES = {
@@ -28,7 +33,10 @@ def train(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=VALUE]...", help="Changes to it, such as train.micro_batch=4.", show_default=False
+            metavar="[KEY=VALUE]...",
+            help="Changes to it, such as train.micro_batch=4.",
+            show_default=False,
+            autocompletion=complete_setting,
         ),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Measured steps; as many before them are not measured.")] = 10,
@@ -59,6 +67,7 @@ def train(
     prepare_process()
     from rich.console import Console
 
+    from vlatrack.cli.bars import Bars
     from vlatrack.runner.processes import joined_process_group
     from vlatrack.spec.load import load_spec
 
@@ -67,16 +76,28 @@ def train(
         from vlatrack.bench.memory import assumed_7b
         from vlatrack.bench.train import measure_training
 
-        if group.is_main_process:
-            if (checkpoint := assumed_7b(spec)) is not None:
-                told = f"assumed: {checkpoint}, which is not here, has the sizes of the 7b preset"
-                console.print(told, markup=False)
-            console.print(f"[dim]training for {2 * steps} steps …[/dim]")
-        cost = measure_training(spec, steps=steps, layers=layers, group=group)
+        if group.is_main_process and (checkpoint := assumed_7b(spec)) is not None:
+            told = f"assumed: {checkpoint}, which is not here, has the sizes of the 7b preset"
+            console.print(told, markup=False)
+        with Bars(console) as bars:
+            shown = _ShownSteps(bars)
+            cost = measure_training(spec, steps=steps, layers=layers, group=group, callback=shown)
     if cost is not None:
         _print(console, cost)
         _write(output, spec, cost, sys.argv)
         console.print(f"wrote {output}", soft_wrap=True)
+
+
+class _ShownSteps(Callback):
+    def __init__(self, bars: "Bars") -> None:
+        self._bars, self._total = bars, 0
+
+    def on_train_start(self, state: "TrainState", total_steps: int, epochs: int) -> None:
+        self._total = total_steps
+        self.on_step(state)
+
+    def on_step(self, state: "TrainState") -> None:
+        self._bars.advance("measuring", state.step, self._total, unit="step")
 
 
 def _print(console: "Console", cost: "TrainingCost") -> None:

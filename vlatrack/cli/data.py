@@ -90,7 +90,7 @@ def record(
         closing(AttemptsInWorkers(simulator, workers=workers)) as attempts,
         KeptAttempts(attempts, output, overwrite=overwrite, identity=(env, options, attempts.source)) as kept,
         _saying_what_is_kept(kept),
-        _progress_bars(wanted) as progress,
+        _progress_bars() as progress,
     ):
         recorded = record_demonstrations(
             kept,
@@ -186,25 +186,17 @@ def _saying_what_is_kept(kept: "KeptAttempts") -> "Iterator[None]":
 
 
 @contextmanager
-def _progress_bars(wanted: dict[str, int]) -> "Iterator[ProgressCallback]":
+def _progress_bars() -> "Iterator[ProgressCallback]":
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from vlatrack.cli.milestones import Milestones
+    from vlatrack.cli.bars import Bars
     from vlatrack.envs.record import TaskProgress
 
-    name, detail_of = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[detail]}"))
-    columns = (name, BarColumn(), MofNCompleteColumn(), detail_of)
-    console = Console()
-    milestones = Milestones(console)
-    with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as bars:
-        ids = {task: bars.add_task(task, total=number, detail="", start=False) for task, number in wanted.items()}
+    with Bars(Console()) as bars:
 
         def show(so_far: TaskProgress) -> None:
-            bars.start_task(ids[so_far.task])
-            detail = f"{so_far.frames:,} steps, success {so_far.success_rate:.0%}"
-            bars.update(ids[so_far.task], completed=so_far.episodes, detail=detail)
-            milestones.report(so_far.task, so_far.episodes, so_far.wanted, detail)
+            details = [f"success {so_far.success_rate:.0%}", f"{so_far.frames:,} steps"]
+            bars.advance(so_far.task, so_far.episodes, so_far.wanted, unit="episode", details=details)
 
         yield show
 

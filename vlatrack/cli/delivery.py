@@ -1,4 +1,4 @@
-"""`vlatrack sync`, `status` and `reap`: what has been delivered to the trackers, and what has not."""
+"""`vlatrack sync` and `reap`: what has been delivered to the trackers, and what has not."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlatrack.cli.completion import complete_run
 from vlatrack.cli.losses import LossReport
 from vlatrack.tracking.printable import printable
 
@@ -33,7 +34,12 @@ TrustDestination = Annotated[
 def sync(
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[RUN]...", help="Run directories; none: all that lack something.", show_default=False),
+        typer.Argument(
+            metavar="[RUN]...",
+            help="Run directories; none: all that lack something.",
+            show_default=False,
+            autocompletion=complete_run,
+        ),
     ] = None,
     backend: Annotated[
         str | None, typer.Option(metavar="X", help="Only this one: mlflow, or mlflow-0.", show_default=False)
@@ -90,48 +96,6 @@ def sync(
         is_fine &= deliver() if paths else _served(console, run, deliver)
     if not is_fine:
         raise typer.Exit(INCOMPLETE)
-
-
-def status(runs: Runs = Path("runs")) -> None:
-    """Show all runs: how they ended, their last step, and how many records each tracker still lacks or refused.
-
-    Example: [bold]vlatrack status --runs runs[/bold]
-    """
-    from rich.table import Table
-
-    from vlatrack.tracking.delivery.report import RunOverview, run_overviews
-
-    console = _console()
-    table = Table(box=None, pad_edge=False)
-    table.add_column("run", no_wrap=True)  # can be copied
-    for heading in ("status", "last step", "undelivered"):
-        table.add_column(heading)
-    stale, incomplete, unreadable, lines = 0, 0, [], []
-    for entry in run_overviews(runs):
-        name = entry.run_dir.relative_to(runs).as_posix()
-        if not isinstance(entry, RunOverview):
-            unreadable.append(entry)
-            table.add_row(printable(name), "unreadable: see below", "-", "-")
-            continue
-        stale += entry.stale
-        incomplete += entry.is_over and entry.lacks_something
-        if entry.is_over:
-            lines += [f"{name}: {delivery_line(share)}" for share in entry.backends if share.undelivered]
-        step = "-" if entry.status.last_step is None else str(entry.status.last_step)
-        table.add_row(*map(printable, (name, _status_word(entry), step, _undelivered(entry.backends))))
-    if table.row_count == 0:
-        _say(console, f"no runs in {runs}")
-        return
-    console.print(table)
-    for told in lines:
-        _say(console, told)
-    for entry in unreadable:
-        _say(console, _unreadable_line(entry))
-    where = "" if runs == Path("runs") else f" --runs {runs}"
-    if stale:
-        _say(console, f"{stale} stale (RUNNING, but the process is gone); `vlatrack reap{where}` sets KILLED")
-    if incomplete:
-        _say(console, f"{incomplete} not delivered completely; `vlatrack sync{where}` delivers the rest")
 
 
 def reap(
@@ -300,20 +264,6 @@ def delivery_line(share: "BackendDelivery") -> str:
         return f"{share.label}: {share.undelivered} of {total} records not delivered; {reason}"
     refused = f", {share.dead_letters} refused (delivery/{share.label}.dead.jsonl)" if share.dead_letters else ""
     return f"{share.label}: complete, {total} records{refused}; {share.url or ''}"
-
-
-def _status_word(entry: "RunOverview") -> str:
-    where = "" if entry.writer is None or entry.writer.is_here else f" on {entry.writer.host}"
-    how = " (stale)" if entry.stale else " (a copy)" if entry.copy else ""
-    return f"RUNNING{where}{how}" if how else f"{entry.status.status}{where}"
-
-
-def _undelivered(backends: "tuple[BackendDelivery, ...]") -> str:
-    cells = []
-    for share in backends:
-        refused = f" ({share.dead_letters} refused)" if share.dead_letters else ""
-        cells.append(f"{share.label} {share.undelivered}{refused}")
-    return ", ".join(cells) or "no backends"
 
 
 def _show_audit(console: "Console", audits: "list[BackendAudit]") -> bool:

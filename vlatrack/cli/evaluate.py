@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from vlatrack.cli.completion import complete_checkpoint, complete_run
 from vlatrack.cli.delivery import delivery_line
 from vlatrack.errors import ServingError, SpecError
 
@@ -14,7 +15,9 @@ _SCHEMES = ("ws://", "wss://")
 Checkpoint = Annotated[
     str | None,
     typer.Option(
-        help="Of a run: best (the default), last, or a folder's name such as step-00000120.", show_default=False
+        help="Of a run: best (the default), last, or a folder's name such as step-00000120.",
+        show_default=False,
+        autocompletion=complete_checkpoint,
     ),
 ]
 Evaluated = Annotated[
@@ -23,6 +26,7 @@ Evaluated = Annotated[
         metavar="RUN",
         help="Run directory runs/<experiment>/<run-id>, one of its checkpoints, or an exported policy; with "
         "--policy, EVALUATION.yaml is the first word.",
+        autocompletion=complete_run,
     ),
 ]
 Words = Annotated[
@@ -162,6 +166,7 @@ def export(
         typer.Argument(
             metavar="RUN",
             help="Run directory runs/<experiment>/<run-id>, one of its checkpoints, or an exported policy.",
+            autocompletion=complete_run,
         ),
     ],
     folder: Annotated[

@@ -3,8 +3,9 @@
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 from types import TracebackType
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -12,15 +13,17 @@ from vlatrack import __version__
 from vlatrack.cli.bench import app as bench_app
 from vlatrack.cli.compare import compare
 from vlatrack.cli.data import app as data_app
-from vlatrack.cli.delivery import reap, status, sync
+from vlatrack.cli.delivery import reap, sync
 from vlatrack.cli.evaluate import evaluate, export
+from vlatrack.cli.hints import correction
 from vlatrack.cli.importing import import_logs
 from vlatrack.cli.report import report
 from vlatrack.cli.run import run
 from vlatrack.cli.serve import serve
 from vlatrack.cli.spec import schema, validate
+from vlatrack.cli.status import status
 from vlatrack.cli.ui import ui
-from vlatrack.errors import DISK_IS_FULL, USER_ERROR, VlatrackError
+from vlatrack.errors import DISK_IS_FULL, USER_ERROR, SpecError, VlatrackError
 from vlatrack.tracking.delivery.log import warn_on_terminal
 from vlatrack.tracking.printable import printable
 from vlatrack.tracking.privacy import redact
@@ -33,7 +36,8 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    add_completion=False,
+    epilog="Exit codes: 0 done; 1 something is incomplete or a check failed; 2 what you gave cannot be used; "
+    "3 undecided (compare --gate); 129, 130, 143 ended by SIGHUP, Ctrl-C, SIGTERM. See docs/exit-codes.md.",
 )
 for command in (run, evaluate, compare, report, serve, export, validate, schema, ui, sync, status, reap):
     app.command()(command)
@@ -61,7 +65,9 @@ def main() -> None:
     """Run the command line. A VlatrackError is printed to stderr without a traceback, and the exit code is 2."""
     warn_on_terminal()
     try:
-        app()
+        command = typer.main.get_command(app)
+        _check_habits(command, sys.argv[1:])
+        command()
     except VlatrackError as error:
         _exit_with(str(error).split("\n"))
     except KeyboardInterrupt:
@@ -75,6 +81,20 @@ def main() -> None:
         _exit_with([f"{os.fsdecode(error.filename)}: {error.strerror}"])
     finally:
         sys.excepthook = _print_traceback  # typer has put its own there
+
+
+def _check_habits(command: Any, words: list[str]) -> None:
+    """Raise SpecError for a command line as other programs have it; the message has ours to copy."""
+    if (said := correction(words, dict(_options_of(command)))) is not None:
+        raise SpecError(said)
+
+
+def _options_of(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, bool]]]:
+    """Of each command: its options, and whether they take a value."""
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from _options_of(inner, (*path, name))
+    options = {option: not getattr(p, "is_flag", False) for p in command.params for option in p.opts}
+    yield path, options | {"--help": False}
 
 
 def _exit_with(lines: list[str]) -> NoReturn:

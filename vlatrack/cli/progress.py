@@ -1,20 +1,20 @@
-"""A run in the terminal: a progress bar with losses, a line per epoch, and a table at the end."""
+"""A run in the terminal: a progress bar with losses, a line per epoch, and a table at the end; in a log file lines."""
 
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self, cast
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from vlatrack.cli.bars import WIDTH_OF_FILES, Bars, fitting
 from vlatrack.cli.delivery import delivery_line
-from vlatrack.cli.milestones import Milestones
+from vlatrack.reports.summary import short_number
 from vlatrack.runner.processes import quiet_libraries
 from vlatrack.tracking.printable import printable
 from vlatrack.tracking.user import provide_user
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from vlatrack.training.state import TrainState
 
 _log = logging.getLogger(__name__)
-_ON_BAR = ("closs", "loss_ct", "z_loss", "l1_loss_action")
+_LOSSES = ("closs", "loss_ct", "z_loss", "l1_loss_action")
+_TRAINING = "training"
+_EPOCH_WIDTH = 13
 
 
 def prepare_process() -> None:
@@ -76,27 +78,20 @@ class TerminalDisplay(Callback):
     def __init__(self, *, shown: bool = True) -> None:
         """`shown` is false on all ranks but one."""
         self._console = _RunConsole(file=cast(IO[str], _Output()), highlight=False, quiet=not shown)
-        self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[losses]}"),
-            console=self._console,
-            disable=not self._console.is_terminal,  # a log file gets lines
-        )
-        self._milestones = Milestones(self._console)
-        self._tasks: dict[str, TaskID] = {}
-        self._total_steps, self._epochs, self._losses = 0, 0, ""
+        if not self._console.is_terminal:
+            self._console.width = WIDTH_OF_FILES
+        self._bars = Bars(self._console)
+        self._total_steps, self._epochs = 0, 0
+        self._losses: list[str] = []
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        self._bars.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        self._bars.stop()
 
     # --- callbacks ----------------------------------------------------------------------------------
 
@@ -110,32 +105,36 @@ class TerminalDisplay(Callback):
         self._console.print(f"[dim]{text} …[/dim]")
 
     def on_encode(self, split: str, done: int, total: int) -> None:
-        self._advance(f"encoding {split}", done, total)
+        self._bars.advance(f"encoding {split}", done, total, unit="frame")
 
     def on_resume(self, state: "TrainState", checkpoint: Path, changes: tuple[str, ...]) -> None:
         self._say(f"resuming from {checkpoint.name}{' with ' if changes else ''}{'; '.join(changes)}")
 
     def on_train_start(self, state: "TrainState", total_steps: int, epochs: int) -> None:
         self._total_steps, self._epochs = total_steps, epochs
-        self._advance("training", state.step, total_steps)
+        self.on_step(state)
 
     def on_step(self, state: "TrainState") -> None:
-        self._advance("training", state.step, self._total_steps, self._losses)
+        self._bars.advance(_TRAINING, state.step, self._total_steps, unit="step", details=self._losses)
 
     def on_log(self, state: "TrainState", metrics: Mapping[str, float]) -> None:
-        self._losses = _line({name.removeprefix("train_"): value for name, value in metrics.items()})
-        self._progress.update(self._tasks["training"], losses=self._losses)
+        values = {name.removeprefix("train_"): value for name, value in metrics.items()}
+        self._losses = _texts(values, short_number) or self._losses
+
+    def on_evaluate(self, part: str, done: int, total: int, unit: str) -> None:
+        self._bars.advance(f"evaluating {part}", done, total, unit=unit, is_brief=True)
 
     def on_epoch(self, state: "TrainState", results: EpochResults) -> None:
+        self._bars.tell(_TRAINING)
         for position, (split, result) in enumerate(results.items()):
-            head = f"epoch {state.epoch}/{self._epochs}" if position == 0 else ""
-            self._say(f"{head:<12} {split:<8} {_line(result.metrics)}")
+            head = f"epoch {state.epoch}/{self._epochs}" if position == 0 or not self._bars.is_live else ""
+            self._say_losses(f"{head:<{_EPOCH_WIDTH - 1}} {split:<8}", _texts(result.metrics, "{:.4f}".format))
 
     def on_early_stop(self, state: "TrainState", reason: str) -> None:
         self._say(f"the training ends early: {reason}")
 
     def on_episodes(self, evaluation: str, done: int, total: int) -> None:
-        self._advance(f"episodes, {evaluation}", done, total)
+        self._bars.advance(f"episodes, {evaluation}", done, total, unit="episode")
 
     def on_simulation(self, evaluation: str, checkpoint: Path, metrics: Mapping[str, float]) -> None:
         shown = {name.rpartition("/")[2]: value for name, value in metrics.items() if name.count("/") == 2}
@@ -151,7 +150,7 @@ class TerminalDisplay(Callback):
         self._say(f"back from step {from_step} to the checkpoint of step {state.step}")
 
     def on_run_end(self, end: RunEnd) -> None:
-        self._progress.stop()
+        self._bars.stop()
         if end.status == "FINISHED":
             self._show_results(end)
             return
@@ -166,7 +165,8 @@ class TerminalDisplay(Callback):
         from vlatrack.reports.summary import first_last_table, render_summary
 
         if logs := read_epoch_logs(end.directory):
-            self._console.print(render_summary(first_last_table(logs, horizon=end.horizon)))
+            width = self._console.width if self._bars.is_live else None
+            self._console.print(render_summary(first_last_table(logs, horizon=end.horizon), width=width))
         report = end.directory / "report"
         if has_figures := any(report.glob("*.png")):
             self._say(f"figures     {_shown(report)}")
@@ -192,9 +192,20 @@ class TerminalDisplay(Callback):
         """Print one line without wrapping it, so that paths can be copied."""
         self._console.print(printable(text), soft_wrap=True, markup=False)
 
+    def _say_losses(self, head: str, losses: Sequence[str]) -> None:
+        """Print them in one line; in a terminal that is too narrow on more, none cut in the middle."""
+        left, indent = list(losses), " " * len(head)
+        while True:
+            room = self._console.width - len(head) if self._bars.is_live else sys.maxsize
+            line = list(fitting(left, room)) or left[:1]
+            self._say("  ".join([head, *line]).rstrip())
+            left, head = left[len(line) :], indent
+            if not left:
+                return
+
     def show_evaluation(self, evaluation: "Evaluation") -> None:
         """Print a table of all metrics, and the file they were written to."""
-        self._progress.stop()
+        self._bars.stop()
         splits = [split for split in ("val_ind", "val_ood") if f"{split}_closs" in evaluation.metrics]
         table = Table("metric", *splits, title=evaluation.checkpoint.name, title_justify="left", box=None)
         names = dict.fromkeys(
@@ -212,16 +223,9 @@ class TerminalDisplay(Callback):
             if share.undelivered:
                 self._say(delivery_line(share))
 
-    def _advance(self, name: str, done: int, total: int, losses: str = "") -> None:
-        if name not in self._tasks:
-            self._tasks[name] = self._progress.add_task(name, losses=losses)
-        self._progress.update(self._tasks[name], completed=done, total=total, losses=losses)
-        self._milestones.report(name, done, total, losses)
 
-
-def _line(metrics: Mapping[str, float]) -> str:
-    shown = ((name, metrics.get(name)) for name in _ON_BAR)
-    return "  ".join(f"{name} {value:.4f}" for name, value in shown if value is not None)
+def _texts(metrics: Mapping[str, float], written: Callable[[float], str]) -> list[str]:
+    return [f"{name} {written(metrics[name])}" for name in _LOSSES if name in metrics]
 
 
 def _shown(path: Path) -> str:

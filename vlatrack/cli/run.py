@@ -6,31 +6,41 @@ from typing import Annotated
 
 import typer
 
+from vlatrack.cli.completion import complete_checkpoint, complete_resumed, complete_setting
 from vlatrack.errors import SpecError
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[FILE] [KEY=VALUE]...",
+        help="The experiment's YAML file (without it with --resume RUN), and changes to it, such as optim.lr=1e-5.",
+        show_default=False,
+        autocompletion=complete_setting,
+    ),
+]
+Resume = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RUN",
+        help="Continue this run directory, or the latest one, from a checkpoint. auto, with FILE: the last "
+        "unfinished run of this experiment, if there is one, else a new run.",
+        show_default=False,
+        autocompletion=complete_resumed,
+    ),
+]
+Checkpoint = Annotated[
+    str,
+    typer.Option(
+        help="With --resume: last, best, or a folder's name such as step-00000120.", autocompletion=complete_checkpoint
+    ),
+]
 
 
 def run(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[FILE] [KEY=VALUE]...",
-            help="The experiment's YAML file (without it with --resume RUN), and changes to it, such as optim.lr=1e-5.",
-            show_default=False,
-        ),
-    ] = None,
+    words: Words = None,
     runs: Annotated[Path, typer.Option(help="Folder that holds all runs and the MLflow store.")] = Path("runs"),
-    resume: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RUN",
-            help="Continue this run directory, or the latest one, from a checkpoint. auto, with FILE: the last "
-            "unfinished run of this experiment, if there is one, else a new run.",
-            show_default=False,
-        ),
-    ] = None,
-    checkpoint: Annotated[
-        str, typer.Option(help="With --resume: last, best, or a folder's name such as step-00000120.")
-    ] = "last",
+    resume: Resume = None,
+    checkpoint: Checkpoint = "last",
 ) -> None:
     """Train, evaluate and track an experiment.
 

@@ -7,18 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from vlatrack.cli.bars import WIDTH_OF_FILES, Bars
 from vlatrack.cli.delivery import delivery_line
-from vlatrack.cli.milestones import Milestones
 
 if TYPE_CHECKING:
     from vlatrack.evaluation.comparison import SuccessRate
     from vlatrack.evaluation.rows import EpisodeRow
     from vlatrack.runner.closed_loop import Options, SimulatedEvaluation
-
-_WIDTH_OF_FILES = 500
 
 
 def evaluate_and_show(
@@ -43,20 +40,10 @@ def _evaluate(
 ) -> None:
     from vlatrack.runner.closed_loop import evaluate_in_simulator
 
-    columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(elapsed_when_finished=True))
-    with Progress(
-        TextColumn("[bold]{task.description}"),
-        *columns,
-        TextColumn("{task.fields[rate]}", markup=False),
-        console=console,
-        disable=not console.is_terminal,
-    ) as bars:
-        bar, milestones = bars.add_task("episodes", total=None, rate=""), Milestones(console)
+    with Bars(console) as bars:
 
         def show(rows: Sequence["EpisodeRow"], total: int) -> None:
-            rate = rate_text(_rate_of(rows))
-            bars.update(bar, completed=len(rows), total=total, rate=rate)
-            milestones.report("episodes", len(rows), total, rate)
+            bars.advance("episodes", len(rows), total, unit="episode", details=[rate_text(_rate_of(rows))])
 
         found = evaluate_in_simulator(
             path,
@@ -74,7 +61,7 @@ def result_console(*, quiet: bool = False) -> Console:
     """For tables of results: a file has no width that they would have to fit into."""
     console = Console(highlight=False, quiet=quiet)
     if not console.is_terminal:
-        console.width = _WIDTH_OF_FILES
+        console.width = WIDTH_OF_FILES
     return console
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlatrack.cli.completion import complete_setting
 from vlatrack.errors import USER_ERROR
 
 if TYPE_CHECKING:
@@ -20,7 +21,12 @@ if TYPE_CHECKING:
 ExperimentFile = Annotated[Path, typer.Argument(metavar="FILE", help="The experiment's YAML file.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Changes to the file, such as optim.lr=1e-5.", show_default=False),
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Changes to the file, such as optim.lr=1e-5.",
+        show_default=False,
+        autocompletion=complete_setting,
+    ),
 ]
 
 

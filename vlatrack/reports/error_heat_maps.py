@@ -30,7 +30,7 @@ def draw_action_errors(file: Path, output: Path, *, run_name: str) -> bool:
     Raises:
         DataError: the file cannot be read, or is not such a table.
     """
-    grids = {key: (grid, f", epoch {epoch}") for key, (epoch, grid) in read_last_errors(file).items()}
+    grids = {key: (grid, f", epoch {epoch + 1}") for key, (epoch, grid) in read_last_errors(file).items()}
     return draw_error_grids(grids, output, run_name=run_name)
 
 

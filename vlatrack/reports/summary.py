@@ -1,15 +1,17 @@
 """The table at the end of a run: each documented loss after the first and the last epoch."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from vlatrack.metrics.schema import step_slot
 from vlatrack.reports.epoch_log import EpochLog
 
+_SPLIT_WIDTH = 19
 LOSSES = ("closs", "loss_ct", "z_loss", "loss")
 
 
@@ -23,6 +25,7 @@ class SummaryRow:
     """0-based step of the action chunk; None for a loss of the whole chunk"""
     split: str
     first_epoch: int
+    """counted from 0, as in the log files"""
     last_epoch: int
     first: float
     last: float
@@ -45,24 +48,49 @@ def first_last_table(logs: Sequence[EpochLog], *, horizon: int) -> list[SummaryR
     return [row for metric, step in metrics for log in logs if (row := _row(metric, step, log)) is not None]
 
 
-def render_summary(rows: Sequence[SummaryRow]) -> Table:
-    """A terminal table, 80 characters wide for usual values, with a row per metric and a column per split.
+def render_summary(rows: Sequence[SummaryRow], *, width: int | None = None) -> RenderableType:
+    """A terminal table with a row per metric and a column per split; three splits of usual values need 80 columns.
 
-    The 0-based step of the chunk follows the documented index where the two differ.
+    The 0-based step of the chunk follows the documented index where the two differ. Epochs are counted from 1.
+
+    Args:
+        width: columns of the terminal: splits that do not fit beside the others follow below; None: all are side by
+            side.
     """
     if not rows:
         return Table("nothing was logged yet", box=None)
-    splits = list(dict.fromkeys(row.split for row in rows))
-    table = Table(title=_title(rows), title_justify="left", pad_edge=False, padding=(0, 1, 0, 0), box=None)
-    table.add_column("metric (step)", style="bold", no_wrap=True)
-    for split in splits:
-        table.add_column(split, justify="right", min_width=19)
     cells = {(row.metric, row.split): row for row in rows}
-    for metric, step in dict.fromkeys((row.metric, row.step) for row in rows):
-        same = step is None or metric.endswith(f"_{step}")
-        label = metric if same else f"{metric} ({step})"
+    labels = {_label(row): row.metric for row in rows}
+    needed = {
+        split: max(_SPLIT_WIDTH, *(_cell(row).cell_len for row in rows if row.split == split))
+        for split in _splits(rows)
+    }
+    parts, used = [list[str]()], 0
+    for split, columns in needed.items():
+        if parts[-1] and width is not None and used + 1 + columns > width:
+            parts.append([])
+        used = 1 + columns + (used if parts[-1] else max(map(len, labels)))
+        parts[-1].append(split)
+    return Group(_title(rows), *(_table(part, labels, cells) for part in parts))
+
+
+def _table(splits: Sequence[str], labels: Mapping[str, str], cells: Mapping[tuple[str, str], SummaryRow]) -> Table:
+    table = Table(pad_edge=False, padding=(0, 1, 0, 0), box=None)
+    table.add_column("metric (step)", style="bold", no_wrap=True, min_width=max(map(len, labels)))
+    for split in splits:
+        table.add_column(split, justify="right", min_width=_SPLIT_WIDTH)
+    for label, metric in labels.items():
         table.add_row(label, *(_cell(cells.get((metric, split))) for split in splits))
     return table
+
+
+def _splits(rows: Sequence[SummaryRow]) -> list[str]:
+    return list(dict.fromkeys(row.split for row in rows))
+
+
+def _label(row: SummaryRow) -> str:
+    same = row.step is None or row.metric.endswith(f"_{row.step}")
+    return row.metric if same else f"{row.metric} ({row.step})"
 
 
 def _row(metric: str, step: int | None, log: EpochLog) -> SummaryRow | None:
@@ -73,22 +101,22 @@ def _row(metric: str, step: int | None, log: EpochLog) -> SummaryRow | None:
     return SummaryRow(metric, step, log.split, first_epoch, last_epoch, first, last)
 
 
-def _title(rows: Sequence[SummaryRow]) -> str:
+def _title(rows: Sequence[SummaryRow]) -> Text:
     first, last = min(row.first_epoch for row in rows), max(row.last_epoch for row in rows)
-    return f"epoch {first} → epoch {last}"
+    return Text(f"epoch {first + 1} → epoch {last + 1}", style="italic")  # people count from 1, log files from 0
 
 
 def _cell(row: SummaryRow | None) -> Text:
     if row is None:
         return Text("-", style="dim")
-    text = Text(f"{_number(row.first)} → {_number(row.last)}")
+    text = Text(f"{short_number(row.first)} → {short_number(row.last)}")
     change = row.change_percent
     if change is not None:
         text.append(f" {change:+.0f}%", style="green" if change < 0 else "red" if change > 0 else "")
     return text
 
 
-def _number(value: float) -> str:
+def short_number(value: float) -> str:
     """Five characters for usual losses: three decimals, fewer for larger numbers."""
     size = abs(value)
     if not math.isfinite(value) or value == 0 or not 0.01 <= size < 1000:

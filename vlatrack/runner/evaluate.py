@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -25,7 +26,7 @@ from vlatrack.runner.directory import RunDirectory, find_checkpoint, verify_chec
 from vlatrack.runner.evaluation_record import EvaluationFiles, EvaluationRecord, record_evaluation
 from vlatrack.runner.open_loop_details import DetailedEvaluation, SplitDetails, metrics_of, task_metrics_of
 from vlatrack.runner.open_loop_files import write_files
-from vlatrack.runner.open_loop_samples import SamplePass
+from vlatrack.runner.open_loop_samples import Count, SamplePass
 from vlatrack.runner.recorder import check_no_secret
 from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.identity import differences, flatten
@@ -91,10 +92,15 @@ class OpenLoopEvaluation:
                     world_model=self.world_model,
                     length_multiple=training.settings.length_multiple,
                     before_batch=self._check_signals,
+                    count_of=partial(Count, self._report, split),
                 )
                 for split in (VAL_IND, VAL_OOD)
                 if split in self.samples
             }
+
+    def _report(self, part: str, done: int, total: int, unit: str) -> None:
+        for callback in self.training.callbacks:
+            callback.on_evaluate(part, done, total, unit)
 
     def _check_signals(self) -> None:
         """Stop for a signal, all ranks at the same batch."""
@@ -147,6 +153,10 @@ def evaluate_run(
             for callback in callbacks:
                 callback.on_encode(split, done, total)
 
+        def on_evaluate(part: str, done: int, total: int, unit: str) -> None:
+            for callback in callbacks:
+                callback.on_evaluate(part, done, total, unit)
+
         cache = CodeCache(user_cache() if run is None else run.code_cache)
         samples = experiment.samples(encoding, cache, on_encode)
     evaluate = DetailedEvaluation(
@@ -157,7 +167,7 @@ def evaluate_run(
         for callback in callbacks:
             callback.on_stage(f"evaluating {chosen.name} on {split}: {len(split_samples)} samples")
         with group.noticing_lost_ranks(), telling_out_of_memory("open-loop evaluation", remedy=_REMEDY):
-            results[split] = evaluate.of_split(experiment.splits[split], split_samples)
+            results[split] = evaluate.of_split(split, experiment.splits[split], split_samples, on_evaluate)
     evaluation = Evaluation(
         checkpoint=chosen,
         policy_sha256=stored.record.policy_sha256,
@@ -226,17 +236,19 @@ def evaluate_split(
     world_model: bool = False,
     length_multiple: int = 1,
     before_batch: Callable[[], None] = lambda: None,
+    count_of: Callable[[int], Count] | None = None,
 ) -> SplitResult:
     """Open-loop metrics of one split over all ranks. All ranks call this.
 
     Args:
         world_model: whether to evaluate world-model samples of the split as well.
         length_multiple: see ``load_batches``.
+        count_of: makes a count of so many batches.
     """
     run = SamplePass(policy, accelerator, group, length_multiple, before_batch)
     order = even_subset(len(samples), batch_size=settings.batch_size, limit=settings.max_samples)
     with group.noticing_lost_ranks(), telling_out_of_memory("open-loop evaluation", remedy=_REMEDY):
-        own_states = run.own_states(samples, order)
+        own_states = run.own_states(samples, order, None if count_of is None else count_of(len(order)))
         if world_model and settings.world_samples:
             limit, size = settings.world_samples, settings.batch_size
             own_states += run.own_image_states(samples, limit=limit, batch_size=size)

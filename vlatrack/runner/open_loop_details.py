@@ -21,7 +21,7 @@ from vlatrack.evaluation.trajectories import Trajectory, choose_episodes, predic
 from vlatrack.metrics.states import MetricStates
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.reports.tasks import TaskMetrics
-from vlatrack.runner.open_loop_samples import SamplePass
+from vlatrack.runner.open_loop_samples import Count, Report, SamplePass
 from vlatrack.spec.training import EvaluateSpec, OpenLoopSpec
 from vlatrack.tokens.images import ImageTokenizer
 from vlatrack.training.process_group import ProcessGroup
@@ -95,13 +95,13 @@ class DetailedEvaluation:
         assert isinstance(self.encoding.images, ImageTokenizer)
         return self.encoding.images
 
-    def of_split(self, split: Split, samples: SampleSet) -> SplitDetails:
+    def of_split(self, name: str, split: Split, samples: SampleSet, report: Report) -> SplitDetails:
         """Evaluate one split, of which ``samples`` are the action chunks."""
-        images, frames = self._images(split, samples) if self.world_model else (MetricStates(), [])
+        images, frames = self._images(name, split, samples, report) if self.world_model else (MetricStates(), [])
         return SplitDetails(
-            by_task=self._by_task(samples),
+            by_task=self._by_task(name, samples, report),
             images=images,
-            trajectories=self._trajectories(split, samples),
+            trajectories=self._trajectories(name, split, samples, report),
             frames=frames,
             action_names=action_names(split.source),
             episodes=[episode.index for episode in split.episodes],
@@ -111,19 +111,23 @@ class DetailedEvaluation:
     def _pass(self) -> SamplePass:
         return SamplePass(self.policy, self.accelerator, self.group)
 
-    def _by_task(self, samples: SampleSet) -> dict[str, MetricStates]:
+    def _by_task(self, name: str, samples: SampleSet, report: Report) -> dict[str, MetricStates]:
         """The batches hold samples of one task each, so that one pass gives the states of each task and of all."""
         batch_size, limit = self.open_loop.batch_size, self.open_loop.max_samples
         numbers = list(chain.from_iterable(even_subset(len(samples), batch_size=batch_size, limit=limit)))
         freely = even_subset(len(numbers), batch_size=batch_size, limit=self.settings.details.free_samples)
         free_numbers = [numbers[place] for place in chain.from_iterable(freely)]
+        by_task = self._batches_by_task(samples, numbers)
+        count = Count(report, name, sum(map(len, by_task.values())))
         states = {
-            task: self.group.sum_states(self._pass.own_states(samples, batches))
-            for task, batches in self._batches_by_task(samples, numbers).items()
+            task: self.group.sum_states(self._pass.own_states(samples, batches, count))
+            for task, batches in by_task.items()
         }
-        for task, batches in self._batches_by_task(samples, free_numbers).items():
+        by_task = self._batches_by_task(samples, free_numbers)
+        count = Count(report, f"{name}, decoded freely", sum(map(len, by_task.values())))
+        for task, batches in by_task.items():
             own = load_batches(samples, list(map(self.group.shard, batches)), self.policy.layout)
-            decoded = evaluate_free_decoding(self.policy, own, self.accelerator)
+            decoded = evaluate_free_decoding(self.policy, count.over(own), self.accelerator)
             states[task] += self.group.sum_states(decoded)
         return states
 
@@ -133,13 +137,12 @@ class DetailedEvaluation:
 
         return batches_by_group(numbers, task_of, batch_size=self.open_loop.batch_size)
 
-    def _trajectories(self, split: Split, samples: SampleSet) -> list[Trajectory]:
+    def _trajectories(self, name: str, split: Split, samples: SampleSet, report: Report) -> list[Trajectory]:
         horizon = self.policy.action_head.time_horizon
         chosen = choose_episodes(samples.episodes, self.settings.details.trajectories, horizon=horizon)
-        own = [
-            (place, self._trajectory(split, samples, position))
-            for place, position in self.group.shard(list(enumerate(chosen)))
-        ]
+        places = self.group.shard(list(enumerate(chosen)))
+        count = Count(report, f"{name}, whole episodes", len(places), "episode")
+        own = [(place, self._trajectory(split, samples, position)) for place, position in count.over(places)]
         found = dict(chain.from_iterable(self.group.all_gather(own)))
         return [found[place] for place in sorted(found)]
 
@@ -156,7 +159,9 @@ class DetailedEvaluation:
             batch_size=self.open_loop.batch_size,
         )
 
-    def _images(self, split: Split, samples: SampleSet) -> tuple[MetricStates, list[PredictedFrames]]:
+    def _images(
+        self, name: str, split: Split, samples: SampleSet, report: Report
+    ) -> tuple[MetricStates, list[PredictedFrames]]:
         """The states of predicted images, and some of those images."""
         details, batch_size = self.settings.details, self.open_loop.batch_size
         states, kept = MetricStates(), []
@@ -168,16 +173,19 @@ class DetailedEvaluation:
             numbers = list(chain.from_iterable(order))
             generated = _spread(numbers, details.generated)
             shown = _spread(generated or numbers, SHOWN_FRAMES)
-            for frames in predict_frames(
+            own = list(map(self.group.shard, order))
+            count = Count(report, f"{name}, predicted images", sum(map(len, own)), "image")
+            predicted = predict_frames(
                 self.policy,
                 images,
-                list(map(self.group.shard, order)),
+                own,
                 self.accelerator,
                 generate=set(generated),
                 code_ids=self._tokenizer.code_ids,
                 decode=self._tokenizer.decode,
                 read_frames=_reader(split, self.encoding.cameras, self._tokenizer),
-            ):
+            )
+            for frames in count.over(predicted):
                 states = states + similarity_states(frames)
                 if frames.number in shown:
                     kept.append(frames)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from vlatrack.spec.base import CustomTarget, Model, Name, Options
 
@@ -64,11 +64,23 @@ class CustomBackend(Model):
 Backend = Annotated[MlflowBackend | WandbBackend | TensorboardBackend | CustomBackend, Field(discriminator="kind")]
 
 
+def _of_name(value: object) -> object:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+BackendOrName = Annotated[
+    Backend,
+    BeforeValidator(_of_name, json_schema_input_type=Backend | Literal["mlflow", "wandb", "tensorboard"]),
+]
+"""A tracker whose options are all as by default may be written as its name alone: ``[mlflow, wandb]``."""
+
+
 class TrackingSpec(Model):
     """Where metrics go, and how often."""
 
-    backends: tuple[Backend, ...] = Field(
-        (MlflowBackend(kind="mlflow"),), description="trackers that get every record; []: only the journal"
+    backends: tuple[BackendOrName, ...] = Field(
+        (MlflowBackend(kind="mlflow"),),
+        description="trackers that get every record, by name or with options; []: only the journal",
     )
     group: Name | None = Field(
         None, description="shows runs of a sweep together: children of one run in MLflow, a group in W&B"

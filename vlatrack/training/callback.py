@@ -91,6 +91,10 @@ class Callback:
     def on_epoch(self, state: "TrainState", results: EpochResults) -> None:
         """An epoch and its evaluations are done; ``state.epoch`` already counts it. Its checkpoint follows."""
 
+    def on_evaluate(self, part: str, done: int, total: int, unit: str) -> None:
+        """``done`` of ``total`` batches, episodes or images (``unit``, in the singular) of a part of an open-loop
+        evaluation, such as ``val_ind``, have been evaluated."""
+
     def on_early_stop(self, state: "TrainState", reason: str) -> None:
         """The training ends with this epoch, before its last one; ``reason`` is one line."""
 

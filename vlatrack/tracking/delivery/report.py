@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -116,21 +116,28 @@ class Unreadable:
 
 def run_overviews(runs: Path) -> list[RunOverview | Unreadable]:
     """Every run `<runs>/<experiment>/<run-id>` by name; TrackerError if the folder is missing or cannot be read."""
+    found = (entry if isinstance(entry, Unreadable) else overview_of(entry) for entry in run_directories(runs))
+    return [entry for entry in found if entry is not None]
+
+
+def run_directories(runs: Path) -> Iterator[Path | Unreadable]:
+    """What stands where runs are, `<runs>/<experiment>/<run-id>`, by name, and the experiments that cannot be read.
+
+    Raises TrackerError, at the first, if the folder is missing or cannot be read.
+    """
     resolved_path(runs)
     if not runs.is_dir():
         what = "not a folder" if runs.exists() else "no such folder"
         raise TrackerError(f"{runs}: {what}; give the folder that holds the runs with --runs")
     if not os.access(runs, os.R_OK | os.X_OK):
         raise TrackerError(f"{runs}: cannot be read; give the folder that holds the runs with --runs")
-    entries: list[RunOverview | Unreadable] = []
     for experiment in sorted(path for path in runs.iterdir() if not path.name.startswith(".")):
         try:
             run_dirs = sorted(experiment.iterdir()) if _is_folder(experiment) else []
         except OSError as error:
-            entries.append(Unreadable(experiment, str(error.strerror)))
+            yield Unreadable(experiment, str(error.strerror))
             continue
-        entries += [entry for run_dir in run_dirs if (entry := _overview(run_dir)) is not None]
-    return entries
+        yield from run_dirs
 
 
 def _is_folder(path: Path) -> bool:
@@ -141,7 +148,7 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def _overview(run_dir: Path) -> RunOverview | Unreadable | None:
+def overview_of(run_dir: Path) -> RunOverview | Unreadable | None:
     """None if there is no run; whatever is wrong with one must not keep the others from being shown."""
     try:
         if not _is_folder(run_dir) or not os.path.lexists(RunFiles(run_dir).journal):

@@ -1,5 +1,6 @@
 """What a run's journal tells: its metrics, its state, how much it holds, and what a resume goes back over."""
 
+import json
 import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +27,6 @@ REWOUND = "rewound"
 
 _REWOUND_TAG = "vlatrack.rewound."
 _START_MARK = b'"kind":"start"'
-_REWOUND_MARK = f'"name":"{REWOUND}"'.encode()
 
 
 @dataclass(frozen=True)
@@ -118,14 +118,15 @@ def last_event(journal: Path, name: str, data: Mapping[str, Scalar]) -> Record |
 
 
 def standing_events(journal: Path, name: str) -> list[Record]:
-    """The events of this name about a step, without those of steps that the run went back over later."""
-    reader, found = JournalReader(journal), list[Record]()
-    while (record := reader.read_to_other()) is not None:
-        if record.kind == Kind.EVENT and record.data["name"] == name:
-            found.append(record)
-        elif record.kind == Kind.EVENT and record.data["name"] == REWOUND:
-            first = record.data["data"]["from_step"]
-            found = [event for event in found if event.data["data"]["step"] < first]
+    """The events of this name, without those of steps that the run went back over later; found without decoding what
+    stands between them."""
+    found = list[Record]()
+    for event in _events(journal, name, REWOUND):
+        if event.data["name"] == name:
+            found.append(event)
+        else:
+            first = event.data["data"]["from_step"]
+            found = [event for event in found if event.data["data"].get("step", -1) < first]
     return found
 
 
@@ -146,13 +147,20 @@ def last_start(journal: Path) -> Record | None:
 
 def _rewound_in(journal: Path) -> dict[str, str]:
     """The tags of the rewinds that a journal tells of; a rollback has no tag of its own while training goes on."""
-    tags = {}
+    spans = [event.data["data"] for event in _events(journal, REWOUND)]
+    return {f"{_REWOUND_TAG}{span['number']}": f"{span['from_step']}-{span['to_step']}" for span in spans}
+
+
+def _events(journal: Path, *names: str) -> list[Record]:
+    """The events of these names, in the order of the journal. TrackerError for a damaged line among them."""
+    if journal.stat().st_size == 0:
+        return []
+    offsets = set[int]()
     with journal.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        found = content.find(_REWOUND_MARK)
-        while found >= 0:
-            records = JournalReader(journal, offset=content.rfind(b"\n", 0, found) + 1).read(1)
-            if records and records[0].kind == Kind.EVENT and records[0].data["name"] == REWOUND:
-                span = records[0].data["data"]
-                tags[f"{_REWOUND_TAG}{span['number']}"] = f"{span['from_step']}-{span['to_step']}"
-            found = content.find(_REWOUND_MARK, found + len(_REWOUND_MARK))
-    return tags
+        for mark in (f'"name":{json.dumps(name)}'.encode() for name in names):
+            found = content.find(mark)
+            while found >= 0:
+                offsets.add(content.rfind(b"\n", 0, found) + 1)
+                found = content.find(mark, found + len(mark))
+    records = [record for offset in sorted(offsets) for record in JournalReader(journal, offset=offset).read(1)]
+    return [record for record in records if record.kind == Kind.EVENT and record.data["name"] in names]
