@@ -2,7 +2,7 @@
 
 import mmap
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -13,7 +13,7 @@ from vlatrack.tracking.journal.records import Kind, Record, decode_record, last_
 
 LOSS_NAMES = tuple(f"{split}_{loss}" for split in SPLITS for loss in ("closs", "loss_ct", "z_loss", "loss"))
 """The documented losses of each split."""
-_PACE_RECORDS = 8
+PACE_RECORDS = 8
 """The pace is that of so many records of training metrics."""
 _FURTHEST_LOOK = 200
 """After so many lines that name a metric and do not count, it is taken for missing: somebody has made them."""
@@ -53,20 +53,30 @@ class TrainingProgress:
         start, last = last_start(journal), last_record(journal)
         if start is None or last is None:
             return cls(last_ms=None if last is None else last.t_ms)
-        params = start.data["params"]
-        epochs, max_steps = (_count(params.get(name)) for name in ("train.epochs", "train.max_steps"))
         with journal.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             lines = _Lines(content)
-            trained = list(lines.latest(b'"train_closs":', _PACE_RECORDS))
-            losses = {} if not trained else _losses(trained[0])
-            for split in SPLITS[1:]:
-                losses |= _losses(next(lines.latest(f'"{split}_closs":'.encode(), 1), None))
+            trained = list(lines.latest(b'"train_closs":', PACE_RECORDS))
+            marks = (f'"{split}_closs":'.encode() for split in SPLITS[1:])
+            evaluated = [record for mark in marks for record in lines.latest(mark, 1)]
+        return cls.from_records(start, trained, evaluated, last_ms=last.t_ms)
+
+    @classmethod
+    def from_records(
+        cls, start: Record, trained: Sequence[Record], evaluated: Sequence[Record], *, last_ms: int
+    ) -> Self:
+        """From the last start of the run, its last `PACE_RECORDS` records of training metrics, newest first, and the
+        last record of each validation split; ``last_ms`` is the time of the last record of any kind."""
+        params = start.data["params"]
+        epochs, max_steps = (_count(params.get(name)) for name in ("train.epochs", "train.max_steps"))
         newest = trained[0] if trained else None
         epoch = None if newest is None else newest.data.get("epoch")
+        losses = {} if newest is None else _losses(newest)
+        for record in evaluated:
+            losses |= _losses(record)
         return cls(
             name=start.data["name"],
             started_ms=start.t_ms,
-            last_ms=last.t_ms,
+            last_ms=last_ms,
             step=None if newest is None else newest.step,
             total_steps=_total_steps(newest, epochs, max_steps),
             epoch=epoch,
@@ -109,8 +119,8 @@ class _Lines:
             end = begin
 
 
-def _losses(record: Record | None) -> dict[str, float]:
-    return {} if record is None else {name: record.data[name] for name in LOSS_NAMES if name in record.data}
+def _losses(record: Record) -> dict[str, float]:
+    return {name: record.data[name] for name in LOSS_NAMES if name in record.data}
 
 
 def _total_steps(newest: Record | None, epochs: int | None, max_steps: int | None) -> int | None:
