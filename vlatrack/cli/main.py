@@ -14,6 +14,7 @@ from vlatrack.cli.compare import compare
 from vlatrack.cli.data import app as data_app
 from vlatrack.cli.delivery import reap, status, sync
 from vlatrack.cli.evaluate import evaluate, export
+from vlatrack.cli.health import health
 from vlatrack.cli.importing import import_logs
 from vlatrack.cli.run import run
 from vlatrack.cli.serve import serve
@@ -34,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (run, evaluate, compare, serve, export, validate, schema, ui, sync, status, reap):
+for command in (run, evaluate, compare, serve, export, validate, schema, ui, sync, status, health, reap):
     app.command()(command)
 app.command("import")(import_logs)
 app.add_typer(data_app, name="data")
