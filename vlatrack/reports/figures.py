@@ -4,9 +4,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from vlatrack.metrics.schema import SPLITS, TRAIN, Metric, MetricSchema
+from vlatrack.health.finding import Finding
+from vlatrack.metrics.schema import SPLITS, TRAIN, Metric, MetricSchema, split_and_name
 from vlatrack.metrics.simulation import simulation_name, simulation_parts
 from vlatrack.reports.panels import SUCCESS, SUCCESS_HIGH, SUCCESS_LOW, Panel, Points, save_panels
+from vlatrack.tracking.health import recorded_findings
 from vlatrack.tracking.journal.history import metric_history
 
 History = Mapping[str, Points]
@@ -18,14 +20,18 @@ def write_figures(run_dir: Path, *, output: Path) -> list[Path]:
 
     A figure without data is not written. Returns the paths of those that are.
     """
-    history = metric_history(run_dir / "journal.jsonl")
-    return draw_figures(history, output=output, run_name=f"{run_dir.parent.name} / {run_dir.name}")
+    journal = run_dir / "journal.jsonl"
+    run_name = f"{run_dir.parent.name} / {run_dir.name}"
+    return draw_figures(metric_history(journal), output=output, run_name=run_name, findings=recorded_findings(journal))
 
 
-def draw_figures(history: History, *, output: Path, run_name: str) -> list[Path]:
-    """Draw `history` as PNG files in the folder `output`, created if it is missing; returns their paths."""
+def draw_figures(history: History, *, output: Path, run_name: str, findings: Sequence[Finding] = ()) -> list[Path]:
+    """Draw `history` as PNG files in the folder `output`, created if it is missing; returns their paths.
+
+    A finding is marked at its step, in the panel of its metric and in that of the loss.
+    """
     output.mkdir(parents=True, exist_ok=True)
-    book = _PanelBook(history)
+    book = _PanelBook(history, findings)
     written = []
     for stem, caption, panels, shared_scale in book.figures():
         if panels:
@@ -38,7 +44,8 @@ def draw_figures(history: History, *, output: Path, run_name: str) -> list[Path]
 class _PanelBook:
     """Selects the panels of each figure from a history."""
 
-    def __init__(self, history: History) -> None:
+    def __init__(self, history: History, findings: Sequence[Finding] = ()) -> None:
+        self._marks = [(split_and_name(finding.metric)[1], finding.step) for finding in findings]
         self.history = {name: points for name, points in history.items() if points}
         self.schema = MetricSchema.covering(self.history)
 
@@ -69,7 +76,9 @@ class _PanelBook:
             if lines:
                 metric = self.schema[f"{next(iter(lines))}_{name}"]
                 speed = metric.group == "speed"
-                panels.append(Panel(_title(name, metric), metric.unit, metric.direction, lines, floor, from_zero=speed))
+                marks = sorted({step for plain, step in self._marks if name in (plain, "loss")})
+                title = _title(name, metric)
+                panels.append(Panel(title, metric.unit, metric.direction, lines, floor, marks, from_zero=speed))
         return panels
 
     def _success(self) -> list[Panel]:

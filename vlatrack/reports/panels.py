@@ -33,6 +33,9 @@ NOT_DRAWN = "#B00020"
 """Color of the note about values that cannot be drawn, and of the crosses at their steps."""
 
 
+MOST_MARKS = 20
+
+
 @dataclass(frozen=True)
 class Style:
     """The line style of a split or a success rate; the colours (Okabe and Ito) are safe for colour-blind readers."""
@@ -66,6 +69,8 @@ class Panel:
     lines: dict[str, Points]
     floor: float | None = None
     """A lower bound of the values, drawn as a dotted line; None: there is none."""
+    marks: Sequence[int] = ()
+    """Training steps at which something was found, drawn as vertical lines."""
     from_zero: bool = False
     """Whether the y axis starts at 0, so that noise in a speed does not look like a change."""
 
@@ -122,6 +127,8 @@ def _draw(axes: Axes, panel: Panel) -> None:
         )
     if panel.floor is not None and _can_draw(panel.floor):
         axes.axhline(panel.floor, color="black", linewidth=1.1, linestyle=":", label="floor set by the bins")
+    for step in [step for step in panel.marks if abs(step) < LARGEST][:MOST_MARKS]:
+        axes.axvline(step, color=NOT_DRAWN, linewidth=1.8, linestyle="--", zorder=1, label="health finding")
     missing = [point for points in panel.lines.values() for point in points if not _can_draw(point[1])]
     if missing:
         note = f"{len(missing)} values not finite"

@@ -152,3 +152,8 @@ class HealthSpec(Model):
     data_wait: Annotated[DataWaitSpec | None, OrOff] = Field(DataWaitSpec(), description=DataWaitSpec.__doc__)
     throughput: Annotated[ThroughputSpec | None, OrOff] = Field(ThroughputSpec(), description=ThroughputSpec.__doc__)
     gpu_idle: Annotated[GpuIdleSpec | None, OrOff] = Field(GpuIdleSpec(), description=GpuIdleSpec.__doc__)
+
+    @property
+    def any_on(self) -> bool:
+        """Whether at least one detector is on."""
+        return any(detector is not None for _, detector in self)

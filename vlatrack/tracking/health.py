@@ -11,7 +11,7 @@ from vlatrack.health.finding import Finding, verdict
 from vlatrack.health.monitor import HealthMonitor
 from vlatrack.health.thresholds import Thresholds
 from vlatrack.metrics.schema import TRAIN
-from vlatrack.tracking.journal.history import REWOUND, standing_events
+from vlatrack.tracking.journal.history import REWOUND
 from vlatrack.tracking.journal.records import JournalReader, Kind, Record
 from vlatrack.tracking.run_files import RunFiles
 
@@ -68,6 +68,10 @@ class JournalHealth:
                 self._take(record, offset)
             self.seq = records[-1].seq
 
+    def rewinds_over(self, step: int) -> int:
+        """How often the run has gone back over a step."""
+        return sum(step >= rewind.first for rewind in self._rewinds)
+
     def _take(self, record: Record, offset: int) -> None:
         match record.kind:
             case Kind.START:
@@ -77,7 +81,7 @@ class JournalHealth:
                 self._observe(record, offset)
             case Kind.FINISH:
                 self.has_ended = True
-            case Kind.EVENT if record.wrong_field() is None:
+            case Kind.EVENT if is_event(record):
                 self._take_event(record, offset)
 
     def _observe(self, record: Record, offset: int) -> None:
@@ -85,18 +89,20 @@ class JournalHealth:
         if self._was_left(step, offset):
             return
         values = {name: _float(value) for name, value in record.data.items()}
-        self._add(self._monitor.observe(values, step=step, t_ms=record.t_ms))
-        if f"{TRAIN}_loss" in values:
+        found = self._monitor.observe(values, step=step, t_ms=record.t_ms)
+        if self._has_not_finite:  # the record of a window in which no step was taken says the same once more
+            found = [finding for finding in found if finding.detector != NotFiniteDetector.name]
+        self._add(found)
+        if math.isfinite(values.get(f"{TRAIN}_loss", math.nan)):
             self._has_not_finite = False
 
     def _take_event(self, record: Record, offset: int) -> None:
-        name, data = record.data["name"], record.data["data"]
-        if name == REWOUND and type(first := data.get("from_step")) is int:
-            rewind = _Rewind(offset, first)
-            if rewind not in self._rewinds:
+        if (first := _rewound_to(record)) is not None:
+            if (rewind := _Rewind(offset, first)) not in self._rewinds:
                 self._rewinds.append(rewind)
                 self._begin()
             return
+        name, data = record.data["name"], record.data["data"]
         step = data.get("step")
         if type(step) is not int or self._was_left(step, offset):
             return
@@ -140,9 +146,17 @@ def thresholds_of(files: RunFiles) -> Thresholds | None:
 
 
 def recorded_findings(journal: Path) -> list[Finding]:
-    """The findings that stand in a journal, without those of steps that the run went back over."""
-    events = standing_events(journal, HEALTH)
-    return [finding for event in events if (finding := finding_of(event)) is not None]
+    """The findings that stand in a journal, without those of steps that the run went back over.
+
+    An event of that name that holds no finding, as somebody's script may have written one, is passed over.
+    """
+    reader, found = JournalReader(journal), list[Finding]()
+    while (record := reader.read_to_other()) is not None:
+        if (first := _rewound_to(record)) is not None:
+            found = [finding for finding in found if finding.step < first]
+        elif is_event(record) and record.data["name"] == HEALTH and (finding := finding_of(record)) is not None:
+            found.append(finding)
+    return found
 
 
 def health_of(run_dir: Path, thresholds: Thresholds | None = None) -> list[Finding]:
@@ -164,12 +178,24 @@ def verdict_of(journal: Path) -> str:
     return verdict(recorded_findings(journal))
 
 
+def is_event(record: Record) -> bool:
+    """Whether it is a whole event."""
+    return record.kind == Kind.EVENT and record.wrong_field() is None
+
+
+def _rewound_to(record: Record) -> int | None:
+    """The first step that the run goes back over, if the record says that it does."""
+    if not is_event(record) or record.data["name"] != REWOUND:
+        return None
+    first = record.data["data"].get("from_step")
+    return first if type(first) is int else None
+
+
 def _rewinds_in(journal: Path) -> list[_Rewind]:
     """Known before the first reading, so that a run that was resumed often is read once."""
     reader, found = JournalReader(journal), list[_Rewind]()
     while (record := reader.read_to_other()) is not None:
-        is_rewind = record.kind == Kind.EVENT and record.wrong_field() is None and record.data["name"] == REWOUND
-        if is_rewind and type(first := record.data["data"].get("from_step")) is int:
+        if (first := _rewound_to(record)) is not None:
             found.append(_Rewind(reader.begin, first))
     return found
 
