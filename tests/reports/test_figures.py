@@ -3,11 +3,13 @@
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from vlatrack.health.finding import Finding, Severity
 from vlatrack.metrics.schema import SPLITS, Direction, MetricSchema
 from vlatrack.reports.figures import History, draw_figures, write_figures
 from vlatrack.reports.panels import Panel, save_panels
@@ -161,3 +163,26 @@ def test_a_figure_replaces_the_one_before_and_is_the_same_for_the_same_numbers(t
         contents.append(path.read_bytes())
     assert contents[0] == contents[1] != b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_finding_of_the_detectors_is_marked_in_the_panels_of_its_metric_and_of_the_loss(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    finding = Finding("spike", Severity.WARNING, "train_loss_ct", 20, 3.0, "it jumped", "a lower optim.lr")
+    (tmp_path / "run").mkdir()
+    journal = Journal.open(tmp_path / "run" / "journal.jsonl", run="r", writer="trainer")
+    for step in (10, 20, 30):
+        journal.append("metrics", {"train_closs": 1.0, "train_loss_ct": 1.0, "train_loss": 2.0}, step=step)
+    journal.append("event", {"name": "health", "data": finding.data(), "alert": True})
+    journal.close()
+    marks: dict[str, list[int]] = {}
+    whole = save_panels
+
+    def note(panels: list[Panel], path: Path, **given: Any) -> None:
+        marks.update({panel.title: list(panel.marks) for panel in panels})
+        whole(panels, path, **given)
+
+    monkeypatch.setattr("vlatrack.reports.figures.save_panels", note)
+    (path,) = write_figures(tmp_path / "run", output=tmp_path / "report")
+    assert marks == {"closs": [], "loss_ct": [20], "loss": [20]}
+    assert has_color(path, (0xB0, 0x00, 0x20))

@@ -80,6 +80,36 @@ def test_halting_keeps_and_names_the_last_good_checkpoint(tmp_path: Path) -> Non
     assert _events(run, "non_finite")[0]["step"] == 4
 
 
+@pytest.mark.usefixtures("_nan_in_step_4")
+def test_what_is_known_of_the_lost_step_is_written_down_and_logged(tmp_path: Path) -> None:
+    run = _run(tmp_path, "train.non_finite=skip", "train.max_steps=6", "train.checkpoint.every_epochs=2")
+    (file,) = (run / "forensics").iterdir()
+    known = json.loads(file.read_text(), parse_constant=lambda text: pytest.fail(text))
+    assert (file.name, known["step"], known["loss"]) == ("step-00000004.json", 4, "NaN")
+    assert len(known["samples"]) == 16
+    assert all(sample["task"] == "push the square" for sample in known["samples"])
+    assert len({sample["number"] for sample in known["samples"]}) == 16
+    assert set(known["loss_terms"]) == {"closs", "loss_ct", "z_loss"}
+    assert any(module["non_finite"] for module in known["gradients"].values())
+    assert not any(module["non_finite"] for module in known["parameters"].values())
+    assert [record["step"] for record in known["last_records"]] == [1, 2, 3]
+    assert "forensics/step-00000004.json" in [record["data"]["name"] for record in _records(run, "artifact")]
+    (found,) = _events(run, "health")
+    assert (found["detector"], found["severity"], found["step"]) == ("not_finite", "critical", 4)
+    assert len([r for r in _records(run, "event") if r["data"]["alert"]]) == 1
+
+
+def test_of_many_lost_steps_the_first_three_are_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = VlaPolicy.loss
+    monkeypatch.setattr(VlaPolicy, "loss", lambda self, *arguments: whole(self, *arguments) * float("nan"))
+    with pytest.raises(NonFiniteError, match="step 11: "):
+        _run(tmp_path, "train.non_finite=skip")
+    (run,) = (tmp_path / "runs" / "toy").iterdir()
+    assert sorted(file.name for file in (run / "forensics").iterdir()) == [
+        f"step-{step:08d}.json" for step in (1, 2, 3)
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("_nan_in_step_4")
 def test_skipping_leaves_the_step_out_counts_it_and_says_so(tmp_path: Path) -> None:

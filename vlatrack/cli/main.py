@@ -15,6 +15,7 @@ from vlatrack.cli.compare import compare
 from vlatrack.cli.data import app as data_app
 from vlatrack.cli.delivery import reap, sync
 from vlatrack.cli.evaluate import evaluate, export
+from vlatrack.cli.health import health
 from vlatrack.cli.hints import correction
 from vlatrack.cli.importing import import_logs
 from vlatrack.cli.report import report
@@ -39,7 +40,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done; 1 something is incomplete or a check failed; 2 what you gave cannot be used; "
     "3 undecided (compare --gate); 129, 130, 143 ended by SIGHUP, Ctrl-C, SIGTERM. See docs/exit-codes.md.",
 )
-for command in (run, evaluate, compare, report, serve, export, validate, schema, ui, sync, status, reap):
+for command in (run, evaluate, compare, report, serve, export, validate, schema, ui, sync, status, health, reap):
     app.command()(command)
 app.command("import")(import_logs)
 app.add_typer(data_app, name="data")

@@ -18,7 +18,7 @@ from vlatrack.reports.summary import short_number
 from vlatrack.runner.processes import quiet_libraries
 from vlatrack.tracking.printable import printable
 from vlatrack.tracking.user import provide_user
-from vlatrack.training.callback import Callback, EpochResults, RunEnd
+from vlatrack.training.callback import Callback, EpochResults, HealthFinding, RunEnd
 
 if TYPE_CHECKING:
     from vlatrack.runner.evaluate import Evaluation
@@ -146,11 +146,16 @@ class TerminalDisplay(Callback):
     def on_non_finite(self, step: int, reason: str) -> None:
         self._say(f"{reason}; the step was not taken")
 
+    def on_health(self, finding: HealthFinding) -> None:
+        self._say(f"health: {finding.line()}")
+
     def on_rollback(self, state: "TrainState", from_step: int) -> None:
         self._say(f"back from step {from_step} to the checkpoint of step {state.step}")
 
     def on_run_end(self, end: RunEnd) -> None:
         self._bars.stop()
+        if end.health is not None:
+            self._say(f"health      {end.health}")
         if end.status == "FINISHED":
             self._show_results(end)
             return

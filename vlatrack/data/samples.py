@@ -98,6 +98,11 @@ class SampleSet:
         _, episode, step = self._index[number]
         return episode, step
 
+    def describe(self, number: int) -> dict[str, str | int]:
+        """Sample ``number`` as people find it: its kind, the position of its episode, its step, and the instruction."""
+        kind, episode, step = self._index[number]
+        return {"number": number, "kind": kind, "episode": episode, "step": step, "task": self.episodes[episode].task}
+
     def at(self, kind: SampleKind, episode: int, step: int) -> TokenSequence:
         """The sample of a kind at a step of the episode at that position, as far as the episode has it."""
         build = self._vla if kind == "vla" else self._world_model

@@ -38,6 +38,7 @@ _METADATA: Mapping[str, dict[str, str | None]] = {
     ".svg": {"Creator": "vlatrack", "Date": None},
 }
 """Without dates, so that the same run gives the same file."""
+MOST_MARKS = 20
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class Panel:
     lines: dict[str, Points]
     floor: float | None = None
     """A lower bound of the values, drawn as a dotted line; None: there is none."""
+    marks: Sequence[int] = ()
+    """Training steps at which something was found, drawn as vertical lines."""
     from_zero: bool = False
     """Whether the y axis starts at 0, so that noise in a speed does not look like a change."""
 
@@ -134,6 +137,8 @@ def _draw(axes: Axes, panel: Panel) -> None:
         )
     if panel.floor is not None and _can_draw(panel.floor):
         axes.axhline(panel.floor, color="black", linewidth=1.1, linestyle=":", label="floor set by the bins")
+    for step in [step for step in panel.marks if abs(step) < LARGEST][:MOST_MARKS]:
+        axes.axvline(step, color=NOT_DRAWN, linewidth=1.8, linestyle="--", zorder=1, label="health finding")
     missing = [point for points in panel.lines.values() for point in points if not _can_draw(point[1])]
     if missing:
         note = f"{len(missing)} values not finite"

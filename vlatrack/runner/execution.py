@@ -26,6 +26,7 @@ from vlatrack.data.baselines import baseline_errors, median_action
 from vlatrack.data.cache import CodeCache
 from vlatrack.data.episodes import NamesActions, action_names
 from vlatrack.data.samples import SampleSet
+from vlatrack.health.finding import Finding
 from vlatrack.metrics.schema import TRAIN, MetricSchema
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.reports.action_references import FILE as REFERENCES
@@ -40,6 +41,7 @@ from vlatrack.runner.profiling import StepProfiler
 from vlatrack.runner.recorder import RunRecorder, start_tracking
 from vlatrack.runner.simulations import Simulations
 from vlatrack.spec.experiment import ExperimentSpec
+from vlatrack.tracking.health import verdict_of
 from vlatrack.tracking.journal.history import metric_history
 from vlatrack.tracking.privacy import private_files, shareable_files
 from vlatrack.tracking.run import DatasetInput, TrackedRun
@@ -104,7 +106,7 @@ def _run_main_process(
     """Train, and record the end in the journal and at every tracker, however the training ends."""
     for callback in callbacks:
         callback.on_run_start(directory.path)
-    tracked, spec = _start_tracking(job, directory), job.experiment.spec
+    tracked, spec = _start_tracking(job, directory, callbacks), job.experiment.spec
     remove_reasons(directory)
     group.broadcast(None)  # the run is ours: until now, its directory may have been that of a living one
     failure: BaseException | None = None
@@ -149,7 +151,11 @@ def _run_main_process(
         _finish(directory, tracked, callbacks, ending, failure, spec)
 
 
-def _start_tracking(job: Job, directory: RunDirectory) -> TrackedRun:
+def _start_tracking(job: Job, directory: RunDirectory, callbacks: Sequence[Callback]) -> TrackedRun:
+    def tell(finding: Finding) -> None:
+        for callback in callbacks:
+            callback.on_health(finding)
+
     experiment, manifest, resume_from = job.experiment, job.manifest, job.resume_from
     spec, git = experiment.spec, manifest["git"] or {}
     tags = {
@@ -172,6 +178,7 @@ def _start_tracking(job: Job, directory: RunDirectory) -> TrackedRun:
         ],
         resume=resume_from is not None,
         resume_step=None if resume_from is None else step_of(resume_from),
+        on_health=tell,
     )
 
 
@@ -336,6 +343,7 @@ def _finish(
     """Draw figures, upload artifacts and wait for the trackers; the end is in the journal by now."""
     for callback in callbacks:
         callback.on_stage(f"{'drawing figures and ' if spec.tracking.figures else ''}delivering to the trackers")
+    tracked.settle_health()  # so that figures are marked, and the verdict is whole
     _upload_results(directory, tracked, failure, has_figures=spec.tracking.figures)
     end = RunEnd(
         directory=directory.path,
@@ -344,6 +352,7 @@ def _finish(
         resumable=bool(directory.checkpoints.all()),
         horizon=spec.action_head.time_horizon,
         backends=tracked.close().backends,
+        health=verdict_of(directory.journal) if spec.health.any_on else None,
     )
     for callback in callbacks:
         callback.on_run_end(end)

@@ -1,10 +1,16 @@
 """Records a run: its journal, its log files and its table of action errors."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from vlatrack.builders.health import build_thresholds
 from vlatrack.builders.trackers import build_backends
-from vlatrack.errors import SpecError
+from vlatrack.errors import SpecError, TrackerError
+from vlatrack.health.finding import Finding
 from vlatrack.metrics.declarations import action_error_grids
 from vlatrack.metrics.schema import TRAIN, MetricSchema
 from vlatrack.reports.action_errors import append_action_errors, drop_action_errors_from
@@ -14,11 +20,17 @@ from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.identity import flatten
 from vlatrack.spec.load import dump_spec
 from vlatrack.tracking.backends.base import Scalar
-from vlatrack.tracking.privacy import secret_within
+from vlatrack.tracking.journal.encoding import encode
+from vlatrack.tracking.privacy import private_directory, secret_within, write_private
 from vlatrack.tracking.run import DatasetInput, TrackedRun
 from vlatrack.tracking.trust import OWN_RUN, Trust
 from vlatrack.training.callback import Callback, EpochResults
+from vlatrack.training.forensics import MOST_OF_A_RUN, Forensics
 from vlatrack.training.state import TrainState
+
+LAST_RECORDS = 50
+"""Records of metrics that the forensics of a step hold."""
+_log = logging.getLogger(__name__)
 
 
 def start_tracking(
@@ -30,6 +42,7 @@ def start_tracking(
     resume: bool = False,
     resume_step: int | None = None,
     trust: Trust = OWN_RUN,
+    on_health: Callable[[Finding], None] = lambda finding: None,
 ) -> TrackedRun:
     """Open a run's journal and start the delivery to the trackers of its spec; see ``TrackedRun.start``."""
     return TrackedRun.start(
@@ -45,6 +58,8 @@ def start_tracking(
         resume=resume,
         resume_step=resume_step,
         trust=trust,
+        health=build_thresholds(spec.health),
+        on_health=on_health,
     )
 
 
@@ -67,6 +82,7 @@ class RunRecorder(Callback):
         self._directory, self._tracked, self._schema = directory, tracked, schema
         self._keep_last, self._processes = keep_last, processes
         self._has_alerted = False
+        self._last_records = deque[dict[str, Any]](maxlen=LAST_RECORDS)
         directory.evaluation.mkdir(exist_ok=True)  # runs of vlatrack 0.1.0 have none
 
     def on_resume(self, state: TrainState, checkpoint: Path, changes: tuple[str, ...]) -> None:
@@ -79,6 +95,7 @@ class RunRecorder(Callback):
 
     def on_log(self, state: TrainState, metrics: Mapping[str, float]) -> None:
         self._schema.check(metrics)
+        self._last_records.append({"step": state.step, "metrics": dict(metrics)})
         self._tracked.log(metrics, step=state.step)
 
     def on_epoch(self, state: TrainState, results: EpochResults) -> None:
@@ -98,6 +115,18 @@ class RunRecorder(Callback):
 
     def on_early_stop(self, state: TrainState, reason: str) -> None:
         self._tracked.event("early_stop", {"step": state.step, "epoch": state.epoch, "reason": reason})
+
+    def on_forensics(self, forensics: Forensics) -> None:
+        folder = self._directory.path / "forensics"
+        file = folder / f"step-{forensics.step:08d}.json"
+        try:
+            private_directory(folder, within=self._directory.path)
+            if len(list(folder.glob("step-*.json"))) >= MOST_OF_A_RUN and not file.exists():
+                return
+            write_private(file, encode(asdict(forensics) | {"last_records": list(self._last_records)}))
+            self._tracked.log_artifact(file, name=f"forensics/{file.name}")
+        except (OSError, TrackerError) as error:  # the training is not to end for that
+            _log.warning("%s: cannot be written (%s)", file, error)
 
     def on_non_finite(self, step: int, reason: str) -> None:
         # One alert, not one for each of the steps that train.non_finite: skip may leave out.

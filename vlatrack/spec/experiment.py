@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from vlatrack.metrics.schema import SIMULATION, MetricSchema
 from vlatrack.spec.base import Model, Name
 from vlatrack.spec.data import DataSpec
+from vlatrack.spec.health import HealthSpec
 from vlatrack.spec.policy import (
     ActionHeadSpec,
     BackboneSpec,
@@ -42,6 +43,7 @@ class ExperimentSpec(Model):
     train: TrainSpec = TrainSpec()
     evaluate: EvaluateSpec = EvaluateSpec()
     tracking: TrackingSpec = TrackingSpec()
+    health: HealthSpec = HealthSpec()
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

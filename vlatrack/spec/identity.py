@@ -10,12 +10,14 @@ from typing import cast
 from pydantic import JsonValue
 
 from vlatrack.spec.experiment import ExperimentSpec
+from vlatrack.spec.health import HealthSpec
 
 Scalar = str | int | float | bool | None
 
 NOT_DECIDING = (
     "name",
     "tracking.*",
+    "health.*",
     "train.device",
     "train.workers",
     "train.micro_batch",
@@ -123,9 +125,11 @@ def flatten(spec: ExperimentSpec) -> dict[str, Scalar]:
 def differences(before: Mapping[str, Scalar], after: Mapping[str, Scalar]) -> list[Difference]:
     """The differences between two flat experiments (see ``flatten``), in the order of the later one.
 
-    A setting of ``ADDED_LATER`` that is missing in the earlier one counts as having the value given there.
+    A setting of ``ADDED_LATER``, or of the detectors, that is missing in the earlier one counts as having the value
+    given there, or its default.
     """
-    known = {path: value for path, value in ADDED_LATER.items() if path in after} | dict(before)
+    detectors = dict(_leaves(HealthSpec().model_dump(mode="json"), "health"))
+    known = {path: value for path, value in {**ADDED_LATER, **detectors}.items() if path in after} | dict(before)
     paths = dict.fromkeys([*after, *known])
     return [Difference(path, known.get(path), after.get(path)) for path in paths if known.get(path) != after.get(path)]
 

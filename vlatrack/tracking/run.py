@@ -2,14 +2,18 @@
 
 import contextlib
 import logging
+import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from vlatrack.errors import TrackerError
+from vlatrack.health.detectors.not_finite import NotFiniteDetector
+from vlatrack.health.finding import Finding, Severity
+from vlatrack.health.thresholds import Thresholds
 from vlatrack.tracking.arguments import (
     check_status,
     checked_experiment,
@@ -35,7 +39,9 @@ from vlatrack.tracking.backends.registry import (
 )
 from vlatrack.tracking.delivery.report import BackendDelivery, DeliveryReport, delivery_report
 from vlatrack.tracking.delivery.supervisor import DeliveryProcess, end_delivery
+from vlatrack.tracking.delivery.webhook import VARIABLE as WEBHOOK
 from vlatrack.tracking.delivery.worker import PATIENCE_WITHOUT_TRAINER_S
+from vlatrack.tracking.health import HEALTH, NON_FINITE, NOTE
 from vlatrack.tracking.journal.history import REWOUND, Rewinds, RunStatus, last_start, metric_history, run_status
 from vlatrack.tracking.journal.journal import Journal
 from vlatrack.tracking.journal.records import Kind, last_record
@@ -43,6 +49,7 @@ from vlatrack.tracking.logged_values import LoggedValues
 from vlatrack.tracking.privacy import check_no_links, private_directory, redact, redact_param, write_private
 from vlatrack.tracking.run_files import RunFiles, checked_runs_folder, new_run_directory
 from vlatrack.tracking.trust import OWN_RUN, Trust, remember
+from vlatrack.tracking.watched_health import WatchedHealth
 
 __all__ = [
     "BackendConfig",
@@ -57,6 +64,7 @@ __all__ = [
 ]
 
 FULL_DISK_TIMEOUT_S = 60.0
+HEALTH_TIMEOUT_S = 5.0
 _INT64 = 1 << 63
 _OPEN_RUNS: "dict[Path, TrackedRun]" = {}
 """The runs that this process writes, by directory."""
@@ -133,7 +141,12 @@ class TrackedRun:
     """
 
     def __init__(
-        self, files: RunFiles, journal: Journal, backends: Sequence[BackendConfig], trust: Trust = OWN_RUN
+        self,
+        files: RunFiles,
+        journal: Journal,
+        backends: Sequence[BackendConfig],
+        trust: Trust = OWN_RUN,
+        watched: WatchedHealth | None = None,
     ) -> None:
         """Use `TrackedRun.start`."""
         self._files = files
@@ -142,14 +155,18 @@ class TrackedRun:
         """What a user should know of the trackers now, one line each."""
         self._labels = [backend_label(config, index) for index, config in enumerate(backends)]
         serves_custom = any(config.kind == "custom" for config in backends)
-        delivery = DeliveryProcess(self._place_now, serves_custom=serves_custom, trust=trust)
-        self._delivery = delivery if backends else None
+        self._health = watched
+        on_health = None if watched is None else watched.take
+        delivery = DeliveryProcess(self._place_now, serves_custom=serves_custom, trust=trust, on_health=on_health)
+        self._delivery = delivery if backends or watched is not None else None
         self._values = LoggedValues()
         self._ended = False
         self._report: DeliveryReport | None = None
         self._closing_in: set[int] = set()
         """The threads that are closing the run: a signal handler that does so as well must not wait for its thread."""
         self._rewinds = 0
+        self._told_of_non_finite = False
+        """Whether people have had an alert of a step that was not taken: the finding is not to be another one."""
         self.last_step = 0
         """The training step that was logged last."""
 
@@ -180,6 +197,8 @@ class TrackedRun:
         resume_step: int | None = None,
         t_ms: int | None = None,
         trust: Trust = OWN_RUN,
+        health: Thresholds | None = None,
+        on_health: Callable[[Finding], None] = lambda finding: None,
     ) -> "TrackedRun":
         """Open the journal of `run_dir` (`<runs>/<experiment>/<run-id>`) and start its delivery process.
 
@@ -187,6 +206,9 @@ class TrackedRun:
         runs continue, from training step `resume_step`: steps that were logged beyond it are marked as rewound, by an
         event and by a tag. Trackers show the runs of one `group` together. `t_ms` is when the run began in Unix
         milliseconds, now if None. `trust` is what is believed of `backends` that somebody else's run folder names.
+
+        `health` are the thresholds of the detectors that watch the run; None: none does. What they find becomes an
+        event, and `on_health` is called with it, from a thread.
 
         A run that this process has left open in that directory, as an interrupted cell of a notebook does, is KILLED
         first, and begins again: from `resume_step`, or else from the very start.
@@ -210,11 +232,14 @@ class TrackedRun:
             journal = _open_journal(files, uid)
             _check_continues(files, uid, experiment, resume)
             backends = _with_destinations(files, backends)
-            run = cls(files, journal, backends, trust)
+            watched = None if health is None or not health.any_on else WatchedHealth()
+            run = cls(files, journal, backends, trust, watched)
+            if watched is not None:
+                watched.listeners = (run._record_finding, on_health)
             end_delivery(files)
             rewinds = Rewinds.of(files.run_dir, resume_step)
             data["tags"] |= rewinds.tags
-            _begin(files, journal, backends, data, t_ms)
+            _begin(files, journal, backends, data, t_ms, health)
             run.last_step = max(resume_step or 0, 0)
             run._rewinds = len(rewinds.tags)
             if rewinds.new is not None:
@@ -306,6 +331,7 @@ class TrackedRun:
         if not isinstance(name, str):
             raise TrackerError(f"event {shown(name)}: its name is no text; write str(…)")
         plain = plain_params(data, f"event {name}")
+        self._told_of_non_finite |= name == NON_FINITE and bool(alert)
         safe = {key: redact_param(key, value) if isinstance(value, str) else value for key, value in plain.items()}
         self._journal.append(Kind.EVENT, {"name": redact(name), "data": safe, "alert": bool(alert)})
 
@@ -313,6 +339,14 @@ class TrackedRun:
         """Mark the training steps from one to another, inclusive, as ones that the run goes back over."""
         self._rewinds += 1
         self.event(REWOUND, {"number": self._rewinds, "from_step": from_step, "to_step": to_step})
+        if self._health is not None:
+            self._health.rewind(from_step, self._journal.records - 1)
+
+    def settle_health(self, timeout_s: float = HEALTH_TIMEOUT_S) -> None:
+        """After `end`: return when the detectors have seen everything, and what they found is in the journal; at the
+        latest after so many seconds."""
+        if self._health is not None and self._ended and self._delivery is not None:
+            self._health.await_end(min(timeout_s, HEALTH_TIMEOUT_S))
 
     def sync(self) -> None:
         """Return when everything logged so far is on the disk; OSError if the disk refuses."""
@@ -370,9 +404,12 @@ class TrackedRun:
             self._closing_in.add(thread)
             try:
                 self.end(status, reason, t_ms, disk_timeout_s=timeout_s)
+                self.settle_health(timeout_s)
                 self._release()
-                if self._delivery is not None:
+                if self._delivery is not None and self._labels:
                     self._delivery.await_end(timeout_s)
+                elif self._delivery is not None:  # it watches alone, and has told everything
+                    self._delivery.await_end(timeout_s if WEBHOOK in os.environ else 0)
             except BaseException:  # Ctrl-C above all: a notebook lives on, and would keep the lock
                 self._abandon(status, reason, t_ms)
                 raise
@@ -380,6 +417,11 @@ class TrackedRun:
                 self._closing_in.discard(thread)
             self._report = self._report_of_delivery()
         return self._report or self._report_of_delivery()
+
+    def _record_finding(self, finding: Finding) -> None:
+        is_fault = finding.severity is not Severity.INFO
+        is_known = finding.detector == NotFiniteDetector.name and self._told_of_non_finite
+        self.event(HEALTH if is_fault else NOTE, finding.data(), alert=is_fault and not is_known)
 
     def _abandon(self, status: Status, reason: str | None, t_ms: int | None) -> None:
         try:
@@ -391,6 +433,8 @@ class TrackedRun:
                 self._delivery = None  # which a later call must not wait for: another run may have it ended
 
     def _release(self) -> None:
+        if self._health is not None:
+            self._health.listeners = ()
         self._place_now()  # while the journal is open, it can be followed
         self._journal.close()
         for run_dir in [run_dir for run_dir, run in _OPEN_RUNS.items() if run is self]:
@@ -458,12 +502,21 @@ def _cannot_be_written(error: OSError, place: Path) -> TrackerError:
 
 
 def _begin(
-    files: RunFiles, journal: Journal, backends: Sequence[BackendConfig], data: Mapping[str, Any], t_ms: int | None
+    files: RunFiles,
+    journal: Journal,
+    backends: Sequence[BackendConfig],
+    data: Mapping[str, Any],
+    t_ms: int | None,
+    health: Thresholds | None,
 ) -> None:
     """Write the start record; first what trackers there are, so that a run that dies just then is known to the next
     sync. TrackerError if the disk does not take it."""
     try:
         write_private(files.backends, backends_text(backends))
+        if health is None:
+            files.health.unlink(missing_ok=True)
+        else:
+            write_private(files.health, health.to_json())
     except OSError as error:
         raise TrackerError(f"{files.backends}: {error.strerror}; free some disk space") from error
     if journal.append(Kind.START, data, t_ms=t_ms) is None:

@@ -49,6 +49,11 @@ class RunFiles:
         return self.delivery / "backends.json"
 
     @property
+    def health(self) -> Path:
+        """The thresholds of the detectors that watch the run; absent if none does."""
+        return self.delivery / "health.json"
+
+    @property
     def delivery_lock(self) -> Path:
         """Locked by the delivery process, whose id it holds."""
         return self.delivery / "deliver.lock"

@@ -5,34 +5,20 @@ import math
 import pwd
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from vlatrack.errors import TrackerError
+from vlatrack.health.finding import HEALTHY, Finding, Severity
 from vlatrack.tracking.delivery.causes import one_line
 from vlatrack.tracking.delivery.report import RunOverview, Unreadable, overview_of, run_directories
-from vlatrack.tracking.journal.history import standing_events
+from vlatrack.tracking.health import recorded_findings
 from vlatrack.tracking.journal.progress import TrainingProgress
 from vlatrack.tracking.run_files import RunFiles
 
-HEALTH = "health"
-"""Name of the events that say what a detector has found."""
 StateWord = Literal["RUNNING", "FINISHED", "FAILED", "KILLED", "STALE", "UNREADABLE"]
-_CRITICAL = "critical"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What a detector has found in the metrics of a run, and that stands: no later resume went back over that step."""
-
-    detector: str
-    severity: str
-    """warning or critical"""
-    step: int | None
-    message: str
-    remedy: str
 
 
 @dataclass(frozen=True)
@@ -67,9 +53,10 @@ class RunState:
 
     @property
     def health(self) -> str:
-        """``healthy``, ``warning`` or ``critical``."""
-        severities = {finding.severity for finding in self.findings}
-        return "healthy" if not severities else _CRITICAL if _CRITICAL in severities else "warning"
+        """``healthy``, ``warning`` or ``critical``; what is no fault does not count."""
+        severities = {finding.severity for finding in self.findings} - {Severity.INFO}
+        worst = Severity.CRITICAL if Severity.CRITICAL in severities else Severity.WARNING
+        return str(worst) if severities else HEALTHY
 
 
 def run_states(runs: Path) -> Iterator[RunState | Unreadable]:
@@ -87,8 +74,8 @@ def state_of(run_dir: Path) -> RunState | Unreadable | None:
         return overview
     journal = RunFiles(run_dir).journal
     try:
-        found = tuple(_finding(event.data["data"]) for event in standing_events(journal, HEALTH))
-        return RunState(run_dir, overview, TrainingProgress.of(journal), found, _user_of(run_dir))
+        found = recorded_findings(journal)
+        return RunState(run_dir, overview, TrainingProgress.of(journal), tuple(found), _user_of(run_dir))
     except (TrackerError, OSError) as error:
         return Unreadable(run_dir, str(error))
     except Exception as error:  # somebody has made this journal, to whom no rule applies
@@ -142,7 +129,7 @@ def _content_of(state: RunState) -> dict[str, Any]:
             "pid": writer.pid if writer is not None and writer.pid else None,
         },
         "health": state.health,
-        "findings": [asdict(finding) for finding in state.findings],
+        "findings": [finding.data() for finding in state.findings],
         "trackers": [
             {
                 "tracker": share.label,
@@ -155,17 +142,6 @@ def _content_of(state: RunState) -> dict[str, Any]:
             for share in overview.backends
         ],
     }
-
-
-def _finding(data: dict[str, Any]) -> Finding:
-    step = data.get("step")
-    return Finding(
-        detector=str(data.get("detector", "")),
-        severity=_CRITICAL if data.get("severity") == _CRITICAL else "warning",
-        step=step if isinstance(step, int) else None,
-        message=str(data.get("message", "")),
-        remedy=str(data.get("remedy", "")),
-    )
 
 
 def _user_of(run_dir: Path) -> str:

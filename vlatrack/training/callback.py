@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:  # the command line imports this before it sets the environment variables that torch reads
     from vlatrack.metrics.states import MetricStates
+    from vlatrack.training.forensics import Forensics
     from vlatrack.training.state import TrainState
 
 
@@ -46,6 +47,34 @@ class DeliveryState(Protocol):
     def error(self) -> str | None: ...
 
 
+class HealthFinding(Protocol):
+    """What a detector has found wrong with a run."""
+
+    @property
+    def detector(self) -> str: ...
+
+    @property
+    def severity(self) -> str:
+        """``info`` (no fault), ``warning`` or ``critical``."""
+
+    @property
+    def metric(self) -> str: ...
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def message(self) -> str:
+        """One sentence that says what was seen."""
+
+    @property
+    def remedy(self) -> str:
+        """What to try."""
+
+    def line(self) -> str:
+        """Both in one line."""
+
+
 @dataclass(frozen=True)
 class RunEnd:
     """How a run ended."""
@@ -56,6 +85,7 @@ class RunEnd:
     resumable: bool = False  # whether there is a checkpoint to resume from
     horizon: int = 0  # H, steps of an action chunk
     backends: Sequence[DeliveryState] = ()
+    health: str | None = None  # "healthy", or what the detectors found; None: the run was not watched
 
 
 class Callback:
@@ -101,8 +131,14 @@ class Callback:
     def on_checkpoint(self, state: "TrainState", path: Path, policy_sha256: str) -> None:
         """A checkpoint has been written to ``path``."""
 
+    def on_forensics(self, forensics: "Forensics") -> None:
+        """What is known of a step that was not taken because its loss or gradient was not finite, of the first few."""
+
     def on_non_finite(self, step: int, reason: str) -> None:
         """A step was not taken because its loss or gradient was not finite."""
+
+    def on_health(self, finding: HealthFinding) -> None:
+        """A detector has found something. Called from a thread beside the training, which does not wait for it."""
 
     def on_rollback(self, state: "TrainState", from_step: int) -> None:
         """Training went back from ``from_step`` to the checkpoint whose state is ``state``."""

@@ -22,10 +22,11 @@ from vlatrack.training.callback import Callback, EpochResults, SplitResult
 from vlatrack.training.early_stopping import EarlyStopping
 from vlatrack.training.ema import WeightAverage
 from vlatrack.training.flops import step_flops
+from vlatrack.training.forensics import Forensics, module_norms
 from vlatrack.training.gradient_share import gradient_shares
 from vlatrack.training.interruption import Interruption
 from vlatrack.training.non_finite import NonFiniteGuard, RollbackError
-from vlatrack.training.optimisation import train_step
+from vlatrack.training.optimisation import StepResult, train_step
 from vlatrack.training.out_of_memory import telling_out_of_memory
 from vlatrack.training.process_group import ProcessGroup
 from vlatrack.training.records import PendingRecord
@@ -144,7 +145,7 @@ class Training:
         """
         device = self.accelerator.device
         throughput = Throughput(device, flops_of=step_flops(self.policy), peak_flops=self.peak_flops)
-        guard = NonFiniteGuard(device, self.settings.non_finite, self.callbacks)
+        guard = NonFiniteGuard(device, self.settings.non_finite, self.callbacks, self._examine)
         while not self.is_complete(state):
             try:
                 self._train_epoch(state, checkpoints, throughput, guard)
@@ -206,6 +207,7 @@ class Training:
                 clip_grad=self.settings.clip_grad,
                 trains_head=trains_head,
                 step=state.step,
+                examines=not self._logs_late,  # else the GPU would be waited for in each step
                 enter=throughput.watch.enter,
             )
         state.add_step(result.states)
@@ -360,6 +362,22 @@ class Training:
         every = self.settings.save_every_steps
         inside = state.step_in_epoch < self.steps_per_epoch and state.step < self.total_steps
         return inside and every is not None and state.step % every == 0
+
+    def _examine(self, step: int, reason: str, result: StepResult | None) -> Forensics:
+        """What is known of a step that was not taken, on this rank. Synchronises with the device."""
+        epoch, position = divmod(step - 1, self.steps_per_epoch)
+        order = epoch_order(
+            len(self.samples), batch_size=self.settings.batch_size, seed=self.settings.seed, epoch=epoch
+        )
+        return Forensics(
+            step=step,
+            reason=reason,
+            samples=[self.samples.describe(number) for number in order[position]],
+            loss=None if result is None else result.loss.item(),
+            loss_terms=None if result is None else {name: t.item() for name, t in result.loss_totals.items()},
+            gradients=None if result is None else result.gradients,
+            parameters=module_norms(self.policy.named_parameters()),
+        )
 
     def _update_best(self, state: TrainState, results: EpochResults) -> bool:
         """Keep the best value so far of ``best_metric`` in the state; returns whether this epoch has it."""

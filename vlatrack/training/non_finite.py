@@ -1,6 +1,6 @@
 """Reacts to steps that were not taken because their loss or gradient was not finite."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from vlatrack.errors import NonFiniteError
 from vlatrack.models.losses.base import non_finite_terms
 from vlatrack.training.callback import Callback
+from vlatrack.training.forensics import MOST_OF_A_RUN, Forensics
 from vlatrack.training.optimisation import StepResult
 from vlatrack.training.state import TrainState
 
@@ -31,9 +32,18 @@ class NonFiniteGuard:
     """
 
     def __init__(
-        self, device: torch.device, action: Literal["halt", "skip", "rollback"], callbacks: Sequence[Callback]
+        self,
+        device: torch.device,
+        action: Literal["halt", "skip", "rollback"],
+        callbacks: Sequence[Callback],
+        examine: Callable[[int, str, StepResult | None], Forensics] | None = None,
     ) -> None:
-        self._action, self._callbacks = action, callbacks
+        """
+        Args:
+            examine: what is known of a step, by its number, the reason, and its result if that is still there.
+        """
+        self._action, self._callbacks, self._examine = action, callbacks, examine
+        self._examined = 0
         self._at_once = device.type == "cpu"
         self._none = torch.zeros((), dtype=torch.int64, device=device)
         self._count, self._first = self._none, self._none  # steps not taken since the last check, and the first of them
@@ -81,11 +91,13 @@ class NonFiniteGuard:
         if not count:
             return
         state.skipped_steps += count
+        is_last = count == 1 and first == last_step == state.step
         what = f"steps {first} and {count - 1} more" if count > 1 else f"step {first}"
         reason = f"{what}: loss or gradient is not finite"
-        if count == 1 and first == last_step == state.step and self._last is not None:
+        if is_last and self._last is not None:
             terms = ", ".join(non_finite_terms(self._last.loss_totals))
             reason += f" (loss {self._last.loss.item():g}{f', from {terms}' if terms else ''})"
+        self._tell_forensics(first, reason, self._last if is_last else None)
         for callback in self._callbacks:
             callback.on_non_finite(first, reason)
         if self._action == "halt":
@@ -94,3 +106,11 @@ class NonFiniteGuard:
             raise NonFiniteError(f"{reason}, as in the {in_a_row - 1} steps before it")
         if self._action == "rollback":
             raise RollbackError(first, reason)
+
+    def _tell_forensics(self, step: int, reason: str, result: StepResult | None) -> None:
+        if self._examine is None or not self._callbacks or self._examined >= MOST_OF_A_RUN:
+            return
+        self._examined += 1
+        forensics = self._examine(step, reason, result)
+        for callback in self._callbacks:
+            callback.on_forensics(forensics)

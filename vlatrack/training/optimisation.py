@@ -14,6 +14,7 @@ from vlatrack.metrics.states import MetricStates
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.tokens.batch import Batch
 from vlatrack.training.distributed import total_norm
+from vlatrack.training.forensics import ModuleNorm, module_norms
 from vlatrack.training.optimizers import prepare_step
 from vlatrack.training.process_group import ProcessGroup
 from vlatrack.training.throughput import Phase
@@ -28,6 +29,8 @@ class StepResult:
     loss_totals: Mapping[str, Tensor]  # [] each; this rank's total of each loss term
     grad_norm: Tensor  # [] over all ranks, before clipping
     finite: Tensor  # bool []; false: the step was not taken
+    gradients: Mapping[str, ModuleNorm] | None = None
+    """By module, before clipping, of a step that was not taken; None if they were not examined."""
 
 
 def train_step(
@@ -42,6 +45,7 @@ def train_step(
     clip_grad: float | None,
     trains_head: bool,
     step: int = 0,
+    examines: bool = False,
     enter: Callable[[Phase], None] = lambda phase: None,
 ) -> StepResult:
     """One optimiser step; the gradient equals that of one batch with the samples of all ranks. All ranks call this.
@@ -55,6 +59,7 @@ def train_step(
         clip_grad: largest gradient norm; None: no clipping.
         trains_head: whether any rank has rows with actions. If not, the ActionHead stays as it is, moments included.
         step: the number of steps before this one; stochastic rounding draws other numbers in each.
+        examines: measure the gradients if the step is not taken; this waits for the device.
         enter: called when a phase of the step begins.
     """
     prepare_step(optimizer, lr=lr, step=step)
@@ -80,9 +85,10 @@ def train_step(
     if not trains_head:
         for parameter in policy.action_head.parameters():
             parameter.grad = None
-    gradients = [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
-    norm = total_norm(gradients)  # on the host, as they are, if the parameters are offloaded
+    gradients = {name: parameter.grad for name, parameter in policy.named_parameters() if parameter.grad is not None}
+    norm = total_norm([*gradients.values()])  # on the host, as they are, if the parameters are offloaded
     norm = norm + not_finite.to(norm.device)
+    norms = module_norms(gradients.items()) if examines and not norm.isfinite() else None
     clip_grads_with_norm_(policy.parameters(), clip_grad if clip_grad is not None else math.inf, norm)
     finite = norm.isfinite()
     # The optimisers read found_inf on the device, as for GradScaler: 1 leaves weights and moments unchanged.
@@ -93,4 +99,4 @@ def train_step(
     for buffer, before in buffers:  # such as the running means of a backbone's batch norm
         buffer.copy_(torch.where(finite, buffer, before))
     enter("metrics")
-    return StepResult(states.where(finite), total, loss_totals, norm, finite)
+    return StepResult(states.where(finite), total, loss_totals, norm, finite, norms)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 import vlatrack
 from vlatrack.errors import TrackerError
 from vlatrack.tracking.backends.custom import delivery_environment
+from vlatrack.tracking.delivery.health_watch import Told
 from vlatrack.tracking.delivery.worker import COMPLETE, NONE_REACHABLE
 from vlatrack.tracking.lock import Holder, copied_from, lock_holder, process_here
 from vlatrack.tracking.privacy import open_private
@@ -42,8 +44,17 @@ class DeliveryProcess:
     `files` tells where the run is now: a process ends when the folder is moved, and the next one finds it.
     """
 
-    def __init__(self, files: Callable[[], RunFiles], *, serves_custom: bool, trust: Trust = OWN_RUN) -> None:
+    def __init__(
+        self,
+        files: Callable[[], RunFiles],
+        *,
+        serves_custom: bool,
+        trust: Trust = OWN_RUN,
+        on_health: Callable[[Told], None] | None = None,
+    ) -> None:
+        """`on_health` is called from a thread with what the detectors tell; None: the run is not watched."""
         self._files = files
+        self._on_health = on_health
         self._serves_custom = serves_custom
         self._trust = trust
         self._process: subprocess.Popen[bytes] | None = None
@@ -102,13 +113,40 @@ class DeliveryProcess:
 
     def _spawn(self) -> None:
         try:
-            self._process = start_worker(self._files(), serves_custom=self._serves_custom, trust=self._trust)
+            self._process = self._started()
         except OSError as error:  # no memory, no file handle: training is not to end for that
             self._process = None
             _log.warning("%s: its delivery process cannot be started now (%s)", self._files().run_dir, error)
 
+    def _started(self) -> "subprocess.Popen[bytes]":
+        start = functools.partial(start_worker, self._files(), serves_custom=self._serves_custom, trust=self._trust)
+        if self._on_health is None:
+            return start()
+        told, tell = os.pipe()
+        try:
+            process = start("--health", str(tell), inherits=tell)
+            threading.Thread(target=self._listen, args=(told,), name="health", daemon=True).start()
+        except BaseException:
+            os.close(told)
+            raise
+        finally:
+            os.close(tell)
+        return process
 
-def start_worker(files: RunFiles, *arguments: str, serves_custom: bool, trust: Trust) -> "subprocess.Popen[bytes]":
+    def _listen(self, told: int) -> None:
+        """Wait for lines until the process has ended; the training does not notice."""
+        assert self._on_health is not None, "nobody else starts this thread"
+        with os.fdopen(told, encoding="utf-8") as lines:
+            for line in lines:
+                try:
+                    self._on_health(Told.of(line))
+                except (ValueError, KeyError, TypeError) as error:
+                    _log.warning("%s: a finding came damaged (%s)", self._files().run_dir, error)
+
+
+def start_worker(
+    files: RunFiles, *arguments: str, serves_custom: bool, trust: Trust, inherits: int | None = None
+) -> "subprocess.Popen[bytes]":
     """Start a delivery process of this run, in a session of its own: Ctrl-C in the terminal does not reach it."""
     believed = [f"--trust-{field}" for field, is_believed in dataclasses.asdict(trust).items() if is_believed]
     log = open_private(files.delivery_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -120,6 +158,7 @@ def start_worker(files: RunFiles, *arguments: str, serves_custom: bool, trust: T
             stderr=log,
             env=delivery_environment(serves_custom=serves_custom and trust.backends),
             start_new_session=True,
+            pass_fds=() if inherits is None else (inherits,),
         )
     finally:
         os.close(log)

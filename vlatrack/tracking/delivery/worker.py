@@ -1,9 +1,10 @@
 """The delivery process of one run.
 
 Usage: `python -m vlatrack.tracking.delivery.worker RUN_DIR [--patience S] [--only LABEL…] [--trust-backends]
-[--trust-destination]`. It serves every backend from its own thread, closes the run as KILLED if the trainer dies, and
-ends when everything of a run that is over is delivered, or when its time is over: after `--patience` seconds without
-progress, or as `_Patience` says.
+[--trust-destination] [--health FD]`. It serves every backend from its own thread, closes the run as KILLED if the
+trainer dies, and ends when everything of a run that is over is delivered, or when its time is over: after `--patience`
+seconds without progress, or as `_Patience` says. With `--health FD` it runs the detectors as well, and tells its parent
+through that open file what they find.
 """
 
 import argparse
@@ -28,9 +29,12 @@ from vlatrack.tracking.backends.registry import connect
 from vlatrack.tracking.delivery.causes import one_line
 from vlatrack.tracking.delivery.configs import configs_of_run
 from vlatrack.tracking.delivery.cursor import CursorFile
+from vlatrack.tracking.delivery.health_watch import HealthWatch
 from vlatrack.tracking.delivery.log import log_to_standard_error
 from vlatrack.tracking.delivery.tail import Tail
 from vlatrack.tracking.delivery.uploads import Uploads
+from vlatrack.tracking.delivery.webhook import Webhook, WebhookSender
+from vlatrack.tracking.health import thresholds_of
 from vlatrack.tracking.journal.journal import Journal, is_being_written
 from vlatrack.tracking.journal.records import Kind, finish_record, last_record
 from vlatrack.tracking.lock import FileLock, LockHeldError, copied_from
@@ -56,9 +60,16 @@ COMPLETE, BUSY, LEFT, NONE_REACHABLE = 0, 3, 4, 5
 that this process may, or can, connect to."""
 
 
-def main(run_dir: Path, *, patience_s: float | None = None, only: Collection[str] = (), trust: Trust = NOTHING) -> int:
+def main(
+    run_dir: Path,
+    *,
+    patience_s: float | None = None,
+    only: Collection[str] = (),
+    trust: Trust = NOTHING,
+    health: int | None = None,
+) -> int:
     """Deliver to every backend, or to those in `only`; returns the exit code. `trust` is what of the folder is
-    believed."""
+    believed; `health` is the open file through which the parent is told of findings, None: nothing is watched."""
     files = RunFiles(run_dir)
     log_to_standard_error()
     try:
@@ -75,7 +86,8 @@ def main(run_dir: Path, *, patience_s: float | None = None, only: Collection[str
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
-    code = _serve(files, lock, stopping, patience_s, only, trust)
+    watching = _watching(files, health, stopping)
+    code = _serve(files, lock, stopping, patience_s, only, trust, watching)
     lock.release()
     if code != LEFT:
         return code
@@ -91,15 +103,17 @@ def _serve(
     patience_s: float | None,
     only: Collection[str],
     trust: Trust,
+    watching: Sequence[threading.Thread],
 ) -> int:
     if patience_s is not None and not is_being_written(files.journal):
         close_as_killed(files.journal)
     wanted = {label: config for label, config in configs_of_run(files.run_dir).items() if not only or label in only}
     found = [_tail_of(files, label, config, stopping, trust) for label, config in wanted.items()]
     tails = [tail for tail in found if tail is not None]
-    if found and not tails:
+    if found and not tails and not watching:
         return NONE_REACHABLE
     threads = [threading.Thread(target=tail.run, name="delivery", daemon=True) for tail in tails]
+    threads += watching
     for thread in threads:
         thread.start()
     patience = (
@@ -113,8 +127,33 @@ def _serve(
         if patience.is_over():
             _log.warning("time is over")
             return LEFT
+    if watching and not is_being_written(files.journal):
+        close_as_killed(files.journal)
+    if found and not tails:
+        return NONE_REACHABLE
     is_complete = not stopping.is_set() and all(tail is not None and tail.finished for tail in found)
     return COMPLETE if is_complete else LEFT
+
+
+def _watching(files: RunFiles, pipe: int | None, stopping: threading.Event) -> list[threading.Thread]:
+    """The threads, not started yet, that watch the run's health and tell people of it."""
+    if pipe is None:
+        return []
+    os.set_inheritable(pipe, False)  # the processes of the trackers are not to hold it open
+    try:
+        thresholds = thresholds_of(files)
+        webhook = Webhook.of_environment()
+    except TrackerError as error:
+        _log.warning("%s", error)
+        os.close(pipe)
+        return []
+    if thresholds is None:
+        os.close(pipe)
+        return []
+    bodies = [HealthWatch(files, thresholds, stopping, pipe).run]
+    if webhook is not None:
+        bodies.append(WebhookSender(files, webhook, stopping).run)
+    return [threading.Thread(target=body, name="health", daemon=True) for body in bodies]
 
 
 def _tail_of(
@@ -231,6 +270,7 @@ if __name__ == "__main__":
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--trust-backends", action="store_true")
     parser.add_argument("--trust-destination", action="store_true")
+    parser.add_argument("--health", type=int, metavar="FD")
     given = parser.parse_args()
     trust = Trust(given.trust_backends, given.trust_destination)
-    sys.exit(main(given.run_dir, patience_s=given.patience, only=given.only, trust=trust))
+    sys.exit(main(given.run_dir, patience_s=given.patience, only=given.only, trust=trust, health=given.health))

@@ -56,12 +56,15 @@ from vlatrack.tracking.backends.mlflow.store import (
 )
 from vlatrack.tracking.backends.mlflow.values import LARGEST_DOUBLE, count_values, stored_values
 from vlatrack.tracking.evaluated import Evaluated
+from vlatrack.tracking.health import HEALTH, verdict_of
+from vlatrack.tracking.journal.history import REWOUND
 from vlatrack.tracking.journal.records import Record
 from vlatrack.tracking.privacy import redact
 from vlatrack.tracking.run_files import RunFiles
 
 RECORDS_AT_ONCE = 500
 LONGEST_PARAM = 6000
+HEALTH_TAG = "vlatrack.health"
 INFINITE = "its values of ±1.797e308 are ±Infinity, which MLflow cannot store"
 
 
@@ -124,7 +127,7 @@ class MlflowBackend:
         if start.group is not None:
             join_group(self._client, run, start.group)
         refused = self._put_params(run, start.params)
-        refused += self._put_tags({mlflow_key(name): value for name, value in start.tags.items()})
+        refused += self._put_tags({mlflow_key(name): value for name, value in start.tags.items()} | self._health())
         refused += put_datasets(self._client, self._run_id, start.datasets)
         return [Rejection(start.seq, what, reason) for what, reason in refused]
 
@@ -173,6 +176,8 @@ class MlflowBackend:
                 run_dir=self._run_dir,
                 key_of=self.metric_key,
             )
+        if event.name in (HEALTH, REWOUND):
+            self._put_tags(self._health())
         if event.name != "checkpoint":
             return
         step, name = event.data.get("step"), event.data.get("name")
@@ -237,6 +242,11 @@ class MlflowBackend:
         if cut:
             tags["vlatrack.truncated_params"] = f"whole in the spec artifact: {', '.join(cut)}"
         return refused + self._put_tags(tags | long_names(params))
+
+    def _health(self) -> dict[str, str]:
+        """The verdict as a tag, by which the table of runs can be sorted; none of a run that is not watched."""
+        files = RunFiles(self._run_dir)
+        return {HEALTH_TAG: verdict_of(files.journal)} if files.health.exists() else {}
 
     def _put_tags(self, tags: Mapping[str, str]) -> Refused:
         return log_in_batches(self._client, self._run_id, tags=run_tags(tags))

@@ -1,0 +1,1 @@
+"""What is going wrong in a training, found in what it logs."""
