@@ -1,4 +1,4 @@
-"""`vlatrack health`: the verdict on a run, as lines and as JSON, and by the exit code."""
+"""What the command line says of the health of a run: `vlatrack health`, and the terminal of a training."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,9 @@ import pytest
 from health_curves import journal_text
 
 from vlatrack.cli import main as program
+from vlatrack.cli.progress import TerminalDisplay
+from vlatrack.health.finding import Finding, Severity
+from vlatrack.training.callback import RunEnd
 
 
 def run_main(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
@@ -51,3 +54,20 @@ def test_no_run_has_exit_code_2(
 ) -> None:
     assert run_main(monkeypatch, "health", str(tmp_path)) == 2
     assert "no run directory (journal.jsonl is missing)" in capsys.readouterr().err
+
+
+def test_the_terminal_shows_a_finding_in_one_line_and_ends_with_the_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finding = Finding(
+        "spike", Severity.WARNING, "train_closs", 7, 9.0, "train_\x1b[2Jcloss\njumped", "a lower optim.lr"
+    )
+    with TerminalDisplay() as display:
+        display.on_health(finding)
+        display.on_run_end(RunEnd(tmp_path, "FINISHED", health="warning: spike"))
+        display.on_run_end(RunEnd(tmp_path, "KILLED", health="healthy"))
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == r"health: train_\x1b[2Jcloss\njumped; try: a lower optim.lr"
+    assert told[1] == "health      warning: spike"
+    assert told[2].startswith("FINISHED ")
+    assert told[3:] == ["health      healthy", f"KILLED {tmp_path}"]

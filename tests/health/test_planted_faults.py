@@ -108,7 +108,7 @@ def test_a_head_that_never_learns_is_found_when_the_first_windows_are_over() -> 
 @pytest.mark.parametrize("run", ["quickstart-0", "seeing-1"])
 def test_a_rising_validation_loss_is_found_within_three_evaluations(run: str) -> None:
     lines = curves(run)
-    at = sum("val_ind_closs" in line.values for line in lines) // 2 + 1
+    at = sum("val_ind_closs" in line.values for line in lines) // 2
     best = [line.values["val_ind_closs"] for line in lines if "val_ind_closs" in line.values][at - 1]
 
     def rising(since: int, values: dict[str, float]) -> None:

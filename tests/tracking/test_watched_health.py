@@ -170,6 +170,8 @@ def test_mlflow_has_the_verdict_as_a_tag(start: Callable[..., TrackedRun], store
     store = MlflowClient(f"sqlite:///{stored_run_dir.parent.parent / 'mlflow.db'}")
     (found,) = store.search_runs([e.experiment_id for e in store.search_experiments()])
     assert found.data.tags["vlatrack.health"] == "warning: spike"
+    (alert,) = [text for name, text in found.data.tags.items() if name.startswith("vlatrack.alert.")]
+    assert alert.startswith("health: warning: train_closs jumped from ")
 
 
 def test_a_worker_that_watches_alone_loads_no_tracker(start: Callable[..., TrackedRun], run_dir: Path) -> None:

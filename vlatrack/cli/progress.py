@@ -154,12 +154,11 @@ class TerminalDisplay(Callback):
 
     def on_run_end(self, end: RunEnd) -> None:
         self._bars.stop()
-        if end.health is not None:
-            self._say(f"health      {end.health}")
         if end.status == "FINISHED":
             self._show_results(end)
             return
         self._print_undelivered(end)
+        self._print_health(end)
         where = _shown(end.directory)
         remedy = f" · continue it: vlatrack run --resume {where}" if end.resumable else ""
         why = f" · {end.reason}" if end.reason is not None else ""
@@ -180,12 +179,17 @@ class TerminalDisplay(Callback):
             self._say(f"{backend.label:<11} {state}, {backend.delivered} records; {backend.url or ''}")
             if backend.error:
                 self._say(f"            {backend.error}")
+        self._print_health(end)
         where = _shown(report if has_figures else end.directory)
         if any(backend.label.startswith("mlflow") for backend in end.backends):
             folder = _shown(end.directory.parent.parent)
             where = "vlatrack ui" if folder == "runs" else f"vlatrack ui --runs {folder}"
         self._say(f"FINISHED {_shown(end.directory)} · look at it: {where}")
         self._print_undelivered(end)
+
+    def _print_health(self, end: RunEnd) -> None:
+        if end.health is not None:
+            self._say(f"health      {end.health}")
 
     def _print_undelivered(self, end: RunEnd) -> None:
         left = {backend.label: backend.undelivered for backend in end.backends if backend.undelivered}

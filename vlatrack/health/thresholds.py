@@ -40,7 +40,7 @@ class Plateau:
 @dataclass(frozen=True)
 class Overfitting:
     rise: float = 0.15
-    evaluations: int = 2
+    evaluations: int = 3
 
 
 @dataclass(frozen=True)

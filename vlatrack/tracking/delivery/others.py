@@ -25,6 +25,7 @@ from vlatrack.tracking.backends.base import (
 from vlatrack.tracking.delivery.backoff import Backoff
 from vlatrack.tracking.delivery.causes import one_line
 from vlatrack.tracking.delivery.cursor import SetAside
+from vlatrack.tracking.health import HEALTH, finding_of
 from vlatrack.tracking.journal.records import JournalReader, Kind, Record
 from vlatrack.tracking.run_files import RunFiles
 
@@ -177,7 +178,9 @@ def deliver_record(backend: Backend, run_dir: Path, record: Record, *, alerts: b
                 if isinstance(backend, TakesEvents):
                     backend.event(RunEvent.of(record))
                 if data["alert"] and alerts:
-                    backend.alert(data["name"], _event_text(data["data"]), record)
+                    finding = finding_of(record) if data["name"] == HEALTH else None
+                    text = _event_text(data["data"]) if finding is None else f"{finding.severity}: {finding.line()}"
+                    backend.alert(data["name"], text, record)
             case _:
                 raise RejectedError("a record of a later vlatrack")
     except (RejectedError, TrackerError) as verdict:
