@@ -2,7 +2,6 @@
 
 import json
 import math
-import pwd
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from vlatrack.tracking.delivery.report import RunOverview, Unreadable, overview_
 from vlatrack.tracking.journal.history import standing_events
 from vlatrack.tracking.journal.progress import TrainingProgress
 from vlatrack.tracking.run_files import RunFiles
+from vlatrack.tracking.sharing import owner_of
 
 HEALTH = "health"
 """Name of the events that say what a detector has found."""
@@ -88,7 +88,7 @@ def state_of(run_dir: Path) -> RunState | Unreadable | None:
     journal = RunFiles(run_dir).journal
     try:
         found = tuple(_finding(event.data["data"]) for event in standing_events(journal, HEALTH))
-        return RunState(run_dir, overview, TrainingProgress.of(journal), found, _user_of(run_dir))
+        return RunState(run_dir, overview, TrainingProgress.of(journal), found, owner_of(run_dir))
     except (TrackerError, OSError) as error:
         return Unreadable(run_dir, str(error))
     except Exception as error:  # somebody has made this journal, to whom no rule applies
@@ -166,14 +166,6 @@ def _finding(data: dict[str, Any]) -> Finding:
         message=str(data.get("message", "")),
         remedy=str(data.get("remedy", "")),
     )
-
-
-def _user_of(run_dir: Path) -> str:
-    uid = run_dir.stat().st_uid
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:  # in a container
-        return f"uid-{uid}"
 
 
 def _time(t_ms: int | None) -> str | None:
