@@ -90,8 +90,11 @@ def test_a_run_meant_for_a_server_never_goes_to_the_local_store_because_a_variab
     for command in (["sync", run.dir], ["sync", "--runs", runs]):
         done = call(*command)
         assert done.exit_code == 1
-        assert f"mlflow-0: 5 of 5 records not delivered; {told}" in done.output
-    assert f"contract/run-1: mlflow-0: 5 of 5 records not delivered; {told}" in call("status", "--runs", runs).output
+        assert f"mlflow-0: 5 of 5 records not delivered, kept for `vlatrack sync`; {told}" in done.output
+    assert (
+        f"contract/run-1: mlflow-0: 5 of 5 records not delivered, kept for `vlatrack sync`; {told}"
+        in call("status", "--runs", runs).output
+    )
     audited = call("sync", run.dir, "--audit")
     assert (audited.exit_code, f"cannot be asked (TrackerError: {told})" in audited.output) == (1, True)
     assert [path.name for path in runs.iterdir()] == ["contract"]

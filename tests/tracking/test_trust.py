@@ -66,8 +66,10 @@ def test_a_class_that_only_a_run_folder_names_is_not_imported(tmp_path: Path, pa
     run = foreign_run(tmp_path, THEIRS, BackendConfig("tensorboard"))
     done = call("sync", run, "--audit")
     assert done.exit_code == 1
-    line = "custom-0: 5 of 5 records not delivered; its class their_tracker:Theirs is not loaded, since the run folder"
-    assert f"{line} alone names it; `vlatrack sync --trust-backends` loads it" in done.output
+    line = "custom-0: 5 of 5 records not delivered, kept for `vlatrack sync`; its class their_tracker:Theirs is not"
+    assert (
+        f"{line} loaded, since the run folder alone names it; `vlatrack sync --trust-backends` loads it" in done.output
+    )
     assert "tensorboard-1: complete, 5 records" in done.output
     assert not (package / MARKER).exists()
 

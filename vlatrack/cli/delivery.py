@@ -261,7 +261,8 @@ def delivery_line(share: "BackendDelivery") -> str:
     total = share.delivered + share.undelivered
     if share.undelivered:
         reason = share.error or ("not tried yet" if share.url is None else "no answer")
-        return f"{share.label}: {share.undelivered} of {total} records not delivered; {reason}"
+        told = f"{share.undelivered} of {total} records not delivered, kept for `vlatrack sync`"
+        return f"{share.label}: {told}; {reason}"
     refused = f", {share.dead_letters} refused (delivery/{share.label}.dead.jsonl)" if share.dead_letters else ""
     return f"{share.label}: complete, {total} records{refused}; {share.url or ''}"
 

@@ -178,7 +178,8 @@ class TerminalDisplay(Callback):
             state = "INCOMPLETE" if backend.undelivered or backend.dead_letters else "complete"
             self._say(f"{backend.label:<11} {state}, {backend.delivered} records; {backend.url or ''}")
             if backend.error:
-                self._say(f"            {backend.error}")
+                kept = "nothing is lost: the journal keeps it for `vlatrack sync`; why: " if backend.undelivered else ""
+                self._say(f"            {kept}{backend.error}")
         self._print_health(end)
         where = _shown(report if has_figures else end.directory)
         if any(backend.label.startswith("mlflow") for backend in end.backends):

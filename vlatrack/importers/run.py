@@ -19,9 +19,10 @@ from vlatrack.tracking.backends.base import BackendConfig
 from vlatrack.tracking.backends.registry import backend_label, backends_of
 from vlatrack.tracking.delivery.cursor import CursorFile
 from vlatrack.tracking.journal.records import Kind, finish_record, last_record, read_records
-from vlatrack.tracking.privacy import private_files, write_private
+from vlatrack.tracking.privacy import private_directory, private_files, write_private
 from vlatrack.tracking.run import DeliveryReport, TrackedRun
 from vlatrack.tracking.run_files import RunFiles
+from vlatrack.tracking.sharing import umask_for
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -110,7 +111,7 @@ def _is_delivered(files: RunFiles, backends: Sequence[BackendConfig]) -> bool:
 
 def _check_writable(runs: Path) -> None:
     try:
-        runs.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_directory(runs)
         with tempfile.TemporaryFile(dir=runs):
             pass
     except OSError as error:
@@ -129,13 +130,13 @@ def _keep_files(tracked: TrackedRun, files: RunFiles, sources: Sources) -> None:
     for split, path in sources.logs.items():
         copy = files.run_dir / LOG_FILES[split][0]
         shutil.copy2(path, copy)
-        copy.chmod(0o600)
+        copy.chmod(0o666 & ~umask_for(copy))
         tracked.log_artifact(copy, name=copy.name)
     manifest = files.run_dir / "manifest.json"
     described = {"vlatrack": __version__, "imported": [_describe(path) for path in sources.files]}
     write_private(manifest, json.dumps(described, indent=1) + "\n")
     tracked.log_artifact(manifest, name=manifest.name)
-    with private_files():
+    with private_files(files.run_dir):
         figures = write_figures(files.run_dir, output=files.run_dir / "report")
     for figure in figures:
         tracked.log_artifact(figure, name=f"figures/{figure.name}")

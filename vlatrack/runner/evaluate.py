@@ -36,7 +36,7 @@ from vlatrack.tracking.backends.base import DatasetInput
 from vlatrack.tracking.backends.registry import check_backend
 from vlatrack.tracking.delivery.report import DeliveryReport
 from vlatrack.tracking.evaluated import Result
-from vlatrack.tracking.privacy import redact
+from vlatrack.tracking.privacy import private_directory, redact
 from vlatrack.training.callback import Callback, EpochResults, SplitResult
 from vlatrack.training.loop import EvaluationStopped, Training
 from vlatrack.training.out_of_memory import telling_out_of_memory
@@ -217,7 +217,7 @@ def _result_file(checkpoint: Path, run: RunDirectory | None) -> Path:
     """
     file = checkpoint / "evaluation.json" if run is None else run.evaluation / f"{checkpoint.name}.json"
     try:
-        file.parent.mkdir(mode=0o700, exist_ok=True)  # runs of vlatrack 0.1.0 have none
+        private_directory(file.parent, within=file.parent.parent)  # runs of vlatrack 0.1.0 have none
         writable = os.access(file if file.exists() else file.parent, os.W_OK)
     except OSError:
         writable = False

@@ -79,12 +79,13 @@ class Job:
 def execute(job: Job, directory: RunDirectory, callbacks: Sequence[Callback], group: ProcessGroup) -> None:
     """Train to the end of the experiment. All ranks call this; only the main process writes and calls callbacks.
 
-    The files of the run are for this user alone; whether the cache of image codes is, the user's umask says.
+    The files of the run are for those who may read its folder, mostly this user alone; for whom the cache of image
+    codes is, the user's umask says.
     """
     spec = job.experiment.spec
     with (
         Interruption(group, grace_s=spec.train.grace_s) as interruption,
-        private_files(),
+        private_files(directory.path),
         process_group_of_one(needed=keeps_on_host(spec) and group.world_size == 1),
     ):
         if group.is_main_process:

@@ -29,6 +29,7 @@ from vlatrack.spec.identity import differences, flatten, split_by_resume
 from vlatrack.tracking.backends.registry import check_backend
 from vlatrack.tracking.journal.history import run_status
 from vlatrack.tracking.journal.journal import is_being_written
+from vlatrack.tracking.sharing import check_may_write
 from vlatrack.training.callback import Callback
 from vlatrack.training.checkpoint.contents import read_counters
 from vlatrack.training.process_group import ProcessGroup
@@ -130,6 +131,8 @@ def resume_run(
     group = group or ProcessGroup()
     with group.main_process_first():
         directory = RunDirectory.open(Path(path))
+        instead = f"begin one of yours with its weights: vlatrack run EXPERIMENT.yaml init_from={directory.path}"
+        check_may_write(directory.path, instead=instead)
         store = directory.checkpoints
         if group.is_main_process and directory.journal.exists() and not is_being_written(directory.journal):
             store.recover()

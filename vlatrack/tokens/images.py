@@ -14,7 +14,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn.functional import interpolate
 from transformers import ChameleonVQVAE, ChameleonVQVAEConfig
@@ -208,7 +208,8 @@ class ImageTokenizer:
         }
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            save_file({name: value.contiguous() for name, value in self._vq.state_dict().items()}, folder / _WEIGHTS)
+            weights = {name: value.contiguous() for name, value in self._vq.state_dict().items()}
+            (folder / _WEIGHTS).write_bytes(save(weights))  # `save_file` would not heed the umask
             if self.decoder is not None:
                 self.decoder.save(folder)
             (folder / _SETTINGS).write_text(json.dumps(settings) + "\n")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from vlatrack.errors import CheckpointError
 from vlatrack.tokens.layout import PIXELS_PER_CODE as P
@@ -60,7 +60,7 @@ class CodePatches:
     def save(self, folder: Path) -> None:
         """Write the patches into the folder of an image tokenizer, for `load`; raises CheckpointError."""
         try:
-            save_file({_NAME: torch.from_numpy(self._patches)}, folder / _FILE)
+            (folder / _FILE).write_bytes(save({_NAME: torch.from_numpy(self._patches)}))  # as the umask has it
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{folder}: the pixels of image codes cannot be written ({error})") from error
 

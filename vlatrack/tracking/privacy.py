@@ -19,6 +19,7 @@ from vlatrack.tracking.secret_shapes import (
     hide_shapes,
     names_secret,
 )
+from vlatrack.tracking.sharing import is_shared, share_directory, share_file, umask_for
 
 _SHORTEST_SECRET = 8
 """Shorter values (`1`, `true`) occur everywhere and are no secrets, except in variables that hold nothing else."""
@@ -87,9 +88,10 @@ _usual_umasks: list[int] = []
 
 
 @contextlib.contextmanager
-def private_files() -> Iterator[None]:
-    """What this process writes meanwhile, by whatever library, is for this user alone; its threads share that."""
-    _usual_umasks.append(os.umask(0o077))
+def private_files(of: Path | None = None) -> Iterator[None]:
+    """What this process writes meanwhile, by whatever library, is for those who may read the run `of`, or the next new
+    one, see `sharing.py`: mostly this user alone. Its threads share that."""
+    _usual_umasks.append(os.umask(umask_for(of)))
     try:
         yield
     finally:
@@ -110,16 +112,20 @@ def shareable_files() -> Iterator[None]:
 
 
 def private_directory(path: Path, *, within: Path | None = None) -> Path:
-    """Create the directory and its missing parents for this user alone (0700); `within` is one of these that is not to
-    be created, so that a folder which was moved away does not come back. FileNotFoundError if it is missing."""
+    """Create the directory and its missing parents for this user alone (0700), in a shared run for the group to read
+    (0750); `within` is one of these that is not to be created, so that a folder which was moved away does not come
+    back. FileNotFoundError if it is missing."""
     for directory in (*reversed(path.parents), path):
-        if within is None or (directory != within and directory.is_relative_to(within)):
+        if (within is None or (directory != within and directory.is_relative_to(within))) and not directory.is_dir():
             directory.mkdir(mode=0o700, exist_ok=True)
+            if is_shared(directory):
+                share_directory(directory)
     return path
 
 
 def open_private(path: Path, flags: int) -> int:
-    """`os.open` of a file of a run; one that it creates is for this user alone (0600).
+    """`os.open` of a file of a run; one that it creates is for this user alone (0600), in a shared run for the group to
+    read (0640).
 
     Raises TrackerError for what is no regular file: in a folder that somebody else made, a symbolic link may lead to
     any file of this user, and a pipe never answers. OSError if the disk refuses.
@@ -133,6 +139,8 @@ def open_private(path: Path, flags: int) -> int:
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise _no_file(path)
+    if flags & os.O_CREAT and is_shared(path):
+        share_file(fd)
     return fd
 
 
@@ -151,7 +159,7 @@ def _no_file(path: Path) -> TrackerError:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replace the file in one step, for this user alone (0600): readers see the old text or the new."""
+    """Replace the file in one step, with the mode of `open_private`: readers see the old text or the new."""
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     new.unlink(missing_ok=True)  # of an earlier process that had this id, and was killed
     fd = open_private(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vlatrack.errors import TrackerError
 from vlatrack.tracking.privacy import shareable_files
+from vlatrack.tracking.sharing import share_directory, shares_new_runs
 
 _FOLDERS = ("delivery", "tensorboard", "wandb")
 """In a run directory, what the delivery process writes into."""
@@ -100,8 +101,10 @@ def resolved_path(path: Path) -> Path:
 def checked_runs_folder(runs: Path) -> Path:
     """The resolved folder that is to hold all runs, which may be missing yet.
 
-    Raises TrackerError, before anything is created, if it is no folder or cannot be written.
+    Raises TrackerError, before anything is created, if it is no folder or cannot be written, or nobody can tell for
+    whom runs are to be.
     """
+    shares_new_runs()
     folder = resolved_path(runs)
     try:
         existing = next(path for path in (folder, *folder.parents) if path.exists())
@@ -118,12 +121,19 @@ def new_run_directory(folder: Path) -> Path:
     """A directory of a new run in the folder of its experiment, named after the time and four random characters, which
     no other process has made: of a hundred runs in the same second, two draw the same ones in one case of thirteen.
 
-    It is for this user alone; who may create runs beside it is the user's choice. Raises OSError if it cannot be made.
+    It is for this user alone, or for the group to read if that is asked for (`sharing.py`); who may create runs beside
+    it is the user's choice. Raises OSError if it cannot be made.
     """
+    is_for_group = shares_new_runs()
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     with shareable_files():
         folder.mkdir(parents=True, exist_ok=True)
+    for path in missing if is_for_group else ():
+        share_directory(path)
     while True:
         path = folder / f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         with contextlib.suppress(FileExistsError):
             path.mkdir(mode=0o700)
+            if is_for_group:
+                share_directory(path)
             return path

@@ -2,7 +2,6 @@
 
 import json
 import math
-import pwd
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from vlatrack.tracking.delivery.report import RunOverview, Unreadable, overview_
 from vlatrack.tracking.health import recorded_findings
 from vlatrack.tracking.journal.progress import TrainingProgress
 from vlatrack.tracking.run_files import RunFiles
+from vlatrack.tracking.sharing import owner_of
 
 StateWord = Literal["RUNNING", "FINISHED", "FAILED", "KILLED", "STALE", "UNREADABLE"]
 
@@ -75,7 +75,7 @@ def state_of(run_dir: Path) -> RunState | Unreadable | None:
     journal = RunFiles(run_dir).journal
     try:
         found = recorded_findings(journal)
-        return RunState(run_dir, overview, TrainingProgress.of(journal), tuple(found), _user_of(run_dir))
+        return RunState(run_dir, overview, TrainingProgress.of(journal), tuple(found), owner_of(run_dir))
     except (TrackerError, OSError) as error:
         return Unreadable(run_dir, str(error))
     except Exception as error:  # somebody has made this journal, to whom no rule applies
@@ -142,14 +142,6 @@ def _content_of(state: RunState) -> dict[str, Any]:
             for share in overview.backends
         ],
     }
-
-
-def _user_of(run_dir: Path) -> str:
-    uid = run_dir.stat().st_uid
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:  # in a container
-        return f"uid-{uid}"
 
 
 def _time(t_ms: int | None) -> str | None:

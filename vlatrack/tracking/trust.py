@@ -15,7 +15,7 @@ from pathlib import Path
 from vlatrack.tracking.backends.base import BackendConfig
 from vlatrack.tracking.backends.destinations import sqlite_uri, target_of
 from vlatrack.tracking.backends.wandb.account import resolve_mode
-from vlatrack.tracking.privacy import private_directory, redact
+from vlatrack.tracking.privacy import redact
 
 _ADDRESS = re.compile(r"(?i)([a-z][a-z0-9+.-]*)://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]+)?(/[a-z0-9._~%/+-]*)?")
 """An address that every library reads alike; of one with a login, a backslash or the like, libraries disagree which
@@ -75,7 +75,7 @@ def remember(configs: Iterable[BackendConfig]) -> None:
     named = {_host_of(str(uri)) for uri in uris if uri} | {sqlite_uri(Path(store)) for store in stores if store}
     for place in sorted(named - _remembered()) if named else ():
         try:
-            private_directory(_list().parent)
+            _list().parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # never shared, as runs may be
             # One short append, which no other run that starts at the same time can tear.
             fd = os.open(_list(), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
             with os.fdopen(fd, "w", encoding="utf-8") as file:

@@ -39,6 +39,7 @@ from vlatrack.tracking.journal.records import Kind, Record, finish_record, last_
 from vlatrack.tracking.lock import FileLock
 from vlatrack.tracking.privacy import open_private
 from vlatrack.tracking.run_files import RunFiles
+from vlatrack.tracking.sharing import umask_for
 from vlatrack.tracking.trust import NOTHING, Trust
 
 WAIT_S = 5.0
@@ -103,7 +104,7 @@ def repair_here(run_dir: Path, label: str) -> str | None:
 @contextlib.contextmanager
 def _nobody_else_delivers(files: RunFiles) -> Iterator[None]:
     lock = FileLock.acquire(files.delivery_lock, timeout_s=WAIT_S)
-    before = os.umask(0o077)
+    before = os.umask(umask_for(files.run_dir))
     try:
         yield
     finally:

@@ -39,6 +39,7 @@ from vlatrack.tracking.journal.journal import Journal, is_being_written
 from vlatrack.tracking.journal.records import Kind, finish_record, last_record
 from vlatrack.tracking.lock import FileLock, LockHeldError, copied_from
 from vlatrack.tracking.run_files import RunFiles
+from vlatrack.tracking.sharing import umask_for
 from vlatrack.tracking.trust import NOTHING, Trust, untrusted
 from vlatrack.tracking.user import provide_folders, provide_user
 
@@ -78,7 +79,7 @@ def main(
         _log.warning("%s delivers this run", error.holder)
         return BUSY
     lock.write(str(os.getpid()))
-    os.umask(0o077)
+    os.umask(umask_for(files.run_dir))
     _lower_priority()
     _raise_file_limit()
     provide_user()

@@ -17,6 +17,8 @@ PACE_RECORDS = 8
 """The pace is that of so many records of training metrics."""
 _FURTHEST_LOOK = 200
 """After so many lines that name a metric and do not count, it is taken for missing: somebody has made them."""
+_LAST_BYTES = 64 << 20
+"""Of a longer journal the end alone is looked at, which holds thousands of records."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class _Lines:
     """The lines of a journal that count, found by what stands in them."""
 
     def __init__(self, content: mmap.mmap) -> None:
-        self._content = content
+        self._content, self._first = content, max(0, len(content) - _LAST_BYTES)
         self._rewinds = [
             (record.seq, record.data["data"]["from_step"])
             for record in self._backwards(f'"name":"{REWOUND}"'.encode())
@@ -113,7 +115,7 @@ class _Lines:
     def _backwards(self, mark: bytes) -> Iterator[Record]:
         """ValueError, as any damage, if a line with the mark is no record."""
         end = self._content.rfind(b"\n") + 1
-        while (found := self._content.rfind(mark, 0, end)) >= 0:
+        while (found := self._content.rfind(mark, self._first, end)) >= 0:
             begin = self._content.rfind(b"\n", 0, found) + 1
             yield decode_record(self._content[begin : self._content.find(b"\n", found)])
             end = begin
