@@ -5,11 +5,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from pydantic import JsonValue
+if TYPE_CHECKING:  # comparing recorded settings needs no model of them, whose import takes half a second
+    from pydantic import JsonValue
 
-from vlatrack.spec.experiment import ExperimentSpec
+    from vlatrack.spec.experiment import ExperimentSpec
 
 Scalar = str | int | float | bool | None
 
@@ -95,7 +96,7 @@ class Difference:
         return f"{self.path}: {_shown(self.before)} -> {_shown(self.after)}"
 
 
-def canonical_hash(spec: ExperimentSpec, fingerprints: Mapping[str, str] | None = None) -> str:
+def canonical_hash(spec: "ExperimentSpec", fingerprints: Mapping[str, str] | None = None) -> str:
     """The sha256 (64 hex digits) of what decides the result: settings, with defaults, and data.
 
     It does not depend on the order or style of the YAML, on settings in ``NOT_DECIDING``, or on a setting that a later
@@ -115,7 +116,7 @@ def canonical_hash(spec: ExperimentSpec, fingerprints: Mapping[str, str] | None 
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def flatten(spec: ExperimentSpec) -> dict[str, Scalar]:
+def flatten(spec: "ExperimentSpec") -> dict[str, Scalar]:
     """Every setting by its dotted path, such as ``optim.lr``; lists of scalars are JSON text."""
     return dict(_leaves(spec.model_dump(mode="json"), ""))
 
@@ -146,7 +147,7 @@ def _matches(path: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
 
-def _leaves(value: JsonValue, path: str) -> Iterator[tuple[str, Scalar]]:
+def _leaves(value: "JsonValue", path: str) -> Iterator[tuple[str, Scalar]]:
     children = _children(value)
     if children:
         for key, child in children.items():
@@ -157,7 +158,7 @@ def _leaves(value: JsonValue, path: str) -> Iterator[tuple[str, Scalar]]:
         yield path, value
 
 
-def _children(value: JsonValue) -> dict[str, JsonValue]:
+def _children(value: "JsonValue") -> "dict[str, JsonValue]":
     """The entries of a mapping or of a list of mappings; a list of scalars is one value."""
     if isinstance(value, dict):
         return value
