@@ -66,7 +66,8 @@ def _print(comparison: "RunComparison") -> None:
         console.print(printable(line), markup=False, soft_wrap=True)
     _print_differences(console, comparison)
     if len(comparison.runs) <= _WIDE:
-        _print_metrics(console, comparison)
+        console.print()
+        console.print(metric_table(comparison.metrics, comparison.letters))
     else:
         _print_metrics_by_run(console, comparison)
     _print_groups(console, comparison)
@@ -96,14 +97,13 @@ def _print_differences(console: "Console", comparison: "RunComparison") -> None:
         console.print(f"… and {len(comparison.lines) - _MOST_LINES} more lines; --json has all", markup=False)
 
 
-def _print_metrics(console: "Console", comparison: "RunComparison") -> None:
-    """A row a metric: first → last, and the best value in between where it is not the last."""
-    table = _table("first → last (best)", comparison.letters)
-    for row in comparison.metrics:
+def metric_table(rows: "Sequence[MetricRow]", columns: Sequence[str]) -> "Table":
+    """A row a metric: first → last, and the best value in between where it is not the last; a column a run."""
+    table = _table("first → last (best)", columns)
+    for row in rows:
         cells = [_cell(value, is_best=row.best_run == i) for i, value in enumerate(row.values)]
         table.add_row(f"{_ARROWS[row.direction]} {printable(row.name)}", *cells)
-    console.print()
-    console.print(table)
+    return table
 
 
 def _print_metrics_by_run(console: "Console", comparison: "RunComparison") -> None:

@@ -17,6 +17,7 @@ from vlatrack.cli.evaluate import evaluate, export
 from vlatrack.cli.importing import import_logs
 from vlatrack.cli.run import run
 from vlatrack.cli.serve import serve
+from vlatrack.cli.show import show
 from vlatrack.cli.spec import schema, validate
 from vlatrack.cli.ui import ui
 from vlatrack.errors import DISK_IS_FULL, USER_ERROR, VlatrackError
@@ -34,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (run, evaluate, compare, serve, export, validate, schema, ui, sync, status, reap):
+for command in (run, evaluate, compare, show, serve, export, validate, schema, ui, sync, status, reap):
     app.command()(command)
 app.command("import")(import_logs)
 app.add_typer(data_app, name="data")

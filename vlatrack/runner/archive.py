@@ -5,6 +5,7 @@ import os
 import shutil
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -22,6 +23,8 @@ _MOST_BYTES = 64 << 30
 _MOST_PACKED_RATIO = 200
 """Text of numbers is packed to a tenth; a file that grows more than so many times is no run."""
 _RATIO_FROM = 64 << 20
+_MOST_AT_ONCE = 16 << 20
+"""What tarfile reads in one go is a header, of which no honest one is longer."""
 
 
 def is_archive(file: Path) -> bool:
@@ -66,6 +69,15 @@ def write_archive(run: Path, file: Path, *, with_checkpoints: bool = False) -> i
     return file.stat().st_size
 
 
+class _Headers(gzip.GzipFile):
+    """Refuses to read much at once: tarfile takes the length of a header from the header itself."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= _MOST_AT_ONCE:
+            raise ValueError(f"a header of {size:,} bytes" if size else "a header without length")
+        return super().read(size)
+
+
 @contextmanager
 def opened_archive(file: Path) -> Iterator[Path]:
     """The run directory in an archive, unpacked into a private temporary folder, which is removed afterwards.
@@ -76,7 +88,7 @@ def opened_archive(file: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="vlatrack-archive-") as folder:
         try:
             _unpack(file, Path(folder))
-        except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno in DISK_IS_FULL:
                 raise
             told = getattr(error, "strerror", None) or str(error)
@@ -108,7 +120,7 @@ def _add(archive: tarfile.TarFile, path: Path, name: str) -> None:
 def _unpack(file: Path, folder: Path) -> None:
     """Each member is looked at before its bytes are written: only plain files, below the folder, and not too much."""
     packed, total, count = file.stat().st_size, 0, 0
-    with tarfile.open(file, mode="r:gz") as archive:
+    with _Headers(file, "rb") as unpacked, tarfile.open(fileobj=unpacked, mode="r:") as archive:
         for member in archive:
             count, total = count + 1, total + max(0, member.size)
             if total > _MOST_BYTES or (total > _RATIO_FROM and total > packed * _MOST_PACKED_RATIO):
