@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vlatrack.models.losses.base import LossTerm
     from vlatrack.runner.acting import Policy
     from vlatrack.runner.closed_loop import evaluate_in_simulator
+    from vlatrack.runner.comparison.comparison import compare_runs
     from vlatrack.runner.evaluate import evaluate_run as evaluate
     from vlatrack.runner.export import export_policy as export
     from vlatrack.runner.run import resume_run as resume
@@ -45,6 +46,7 @@ __all__ = [
     "VlatrackError",
     "__version__",
     "compare",
+    "compare_runs",
     "errors",
     "evaluate",
     "evaluate_in_simulator",
@@ -69,6 +71,7 @@ _PLACES = {
     "TrackedRun": "vlatrack.tracking.run:TrackedRun",
     "VlatrackError": "vlatrack.errors:VlatrackError",
     "compare": "vlatrack.importers.episodes:compare_episodes",
+    "compare_runs": "vlatrack.runner.comparison.comparison:compare_runs",
     "evaluate": "vlatrack.runner.evaluate:evaluate_run",
     "evaluate_in_simulator": "vlatrack.runner.closed_loop:evaluate_in_simulator",
     "export": "vlatrack.runner.export:export_policy",

@@ -144,7 +144,7 @@ def test_other_episodes_are_refused_with_what_differs(tmp_path: Path) -> None:
         ("success > B", "is no gate; write it as success >= B - 2pp"),
         ("success <= B", "more success is better"),
         ("success >= B - 200pp", "between -100pp and 100pp"),
-        ("val_ind_closs <= B - 2pp", "pp is for success"),
+        ("val_ind_closs <= B - 2pp", "val_ind_closs is a metric of runs; of evaluations, write success >= B - 2pp"),
         ("", "is no gate"),
     ],
 )
@@ -202,7 +202,7 @@ def test_a_metric_of_two_runs_is_a_gate_too(tmp_path: Path) -> None:
     assert (code, "FAIL" in output, "0.21" in output) == (1, True, True)
     for gate, told in (
         ("val_ind_loss_ct >= B", "lower is better of val_ind_loss_ct; write val_ind_loss_ct <= B"),
-        ("val_ind_loss_cx <= B", r"has logged no val_ind_loss_cx \(did you mean val_ind_loss_ct\?\)"),
+        ("val_ind_loss_cx <= B", r"no run has logged val_ind_loss_cx \(did you mean val_ind_loss_ct\?\)"),
     ):
         with pytest.raises(VlatrackError, match=told):
             compare(a, b, "--gate", gate)
@@ -214,15 +214,17 @@ def test_a_sequential_gate_shows_the_e_values_that_decide_and_has_no_meaning_for
     assert (found["e_value_above_margin"] >= 40, found["e_value"] < 20, found["verdict"]) == (True, True, "pass")
     output = compare(*tables, "--gate", "success >= B - 20pp", "--sequential")[1]
     assert f"-20.0%: e-value above {found['e_value_above_margin']:.3g}, below 1; 40 decides" in output
-    with pytest.raises(VlatrackError, match=r"^--sequential: is for success, .* not for val_ind_loss_ct$"):
-        compare(*tables, "--gate", "val_ind_loss_ct <= B", "--sequential")
+    runs = run_with(tmp_path / "x", val_ind_closs=1.0), run_with(tmp_path / "y", val_ind_closs=1.0)
+    with pytest.raises(VlatrackError, match=r"^--sequential: is for success, .* not for metrics of runs$"):
+        compare(*runs, "--gate", "val_ind_closs <= B", "--sequential")
 
 
 def test_a_value_that_is_not_finite_never_passes_and_is_no_measure(tmp_path: Path) -> None:
     bad, good = (run_with(tmp_path / name, val_ind_loss_ct=value) for name, value in (("a", float("nan")), ("b", 0.2)))
-    assert compare(bad, good, "--gate", "val_ind_loss_ct <= B")[0] == 1
-    with pytest.raises(VlatrackError, match="which nothing can be compared with"):
-        compare(good, bad, "--gate", "val_ind_loss_ct <= B")
+    code, output = compare(bad, good, "--gate", "val_ind_loss_ct <= B")
+    assert (code, "FAIL  val_ind_loss_ct <= B: A has nan, which reaches nothing" in output) == (1, True)
+    code, output = compare(good, bad, "--gate", "val_ind_loss_ct <= B")
+    assert (code, "FAIL  val_ind_loss_ct <= B: B has nan, which reaches nothing" in output) == (1, True)
 
 
 def evaluation(folder: Path, outcomes: str, max_steps: int = 300) -> Path:

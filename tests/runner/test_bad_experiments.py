@@ -10,7 +10,7 @@ from program import TOY
 
 from vlatrack.builders.policy import backbone_factory, build_policy
 from vlatrack.errors import VlatrackError
-from vlatrack.runner import manifest
+from vlatrack.runner.git_state import git_state
 from vlatrack.runner.manifest import write_manifest
 from vlatrack.runner.run import resume_run, run_experiment
 from vlatrack.spec.load import load_spec
@@ -85,7 +85,9 @@ def test_uncommitted_text_that_is_not_utf8_is_described(tmp_path: Path) -> None:
     git("add", ".")
     git("commit", "-m", "first")
     (tmp_path / "notes.txt").write_bytes("café\n".encode("latin-1"))
-    assert "+caf\ufffd" in manifest._git(tmp_path)["diff"]
+    state = git_state(tmp_path)
+    assert state is not None
+    assert "+caf\ufffd" in state.diff
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch) -> None:

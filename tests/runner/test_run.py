@@ -89,7 +89,10 @@ def test_files_that_say_why_a_run_failed_are_for_its_user_alone(tmp_path: Path) 
 def test_manifest_says_what_the_run_was_made_of(finished_run: Path) -> None:
     manifest = json.loads((finished_run / "manifest.json").read_text())
     assert manifest["seed"] == 3
-    assert manifest["packages"]["torch"]
+    assert manifest["format"] == 2
+    assert {"torch", "pip", "numpy", "scipy", "pytest"} <= manifest["packages"].keys()
+    assert manifest["python"]["implementation"] == "CPython"
+    assert {"root", "remote", "commit", "branch", "diff", "untracked"} <= manifest["git"].keys()
     assert manifest["data"]["train"]["episodes"] == list(range(9))
     assert len(manifest["spec_hash"]) == 64
     assert manifest["statistics"]["actions"]["low"]

@@ -1,4 +1,4 @@
-"""`vlatrack compare`: policies on the same episodes, or runs by a metric; a gate for continuous integration."""
+"""`vlatrack compare`: runs, or policies on the same episodes; a gate for continuous integration."""
 
 import json
 from pathlib import Path
@@ -13,11 +13,12 @@ _EXIT_CODES = {"above": 0, "below": 1, "undecided": 3}
 
 
 def compare(
-    paths: Annotated[
-        list[Path],
+    words: Annotated[
+        list[str],
         typer.Argument(
             metavar="A B...",
-            help="Episode tables: CSV, or JSON or SQLite of vla-eval. With a metric as the gate: two runs.",
+            help="Runs: directories, archives, ids or the beginnings of ids, latest, latest~1. Or evaluations in a "
+            "simulator: their folders, or episode tables (CSV; JSON or SQLite of vla-eval).",
             show_default=False,
         ),
     ],
@@ -25,47 +26,80 @@ def compare(
         str | None,
         typer.Option(
             metavar="TEXT",
-            help="What A has to reach, such as 'success >= B - 2pp' or 'val_ind_loss_ct <= B + 1%'.",
+            help="What A has to reach: 'val_ind_loss_ct <= B * 1.02' of runs, 'success >= B - 2pp' of evaluations.",
             show_default=False,
         ),
     ] = None,
     sequential: Annotated[
         bool,
-        typer.Option("--sequential", help="Decide by an e-process, which may be looked at after every episode."),
+        typer.Option(
+            "--sequential", help="Of evaluations: decide by an e-process, which may be looked at after every episode."
+        ),
     ] = False,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Of runs: more metrics than the documented ones, such as 'val_ood_acc_*'; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Of runs: also write the comparison as one HTML file.", show_default=False),
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Folder of all runs, in which ids are looked for.")] = Path("runs"),
 ) -> None:
-    """Compare success rates on the same episodes: intervals, paired tests, and how many episodes a difference needs.
+    """Compare runs, or the success rates of policies on the same episodes.
 
-    The interval is that of the difference A - B, Newcombe's for pairs, 95 %. Episodes that are an error in one table
-    are left out of the pairs and counted. McNemar's p-value is for one look after a number of episodes that was fixed
-    beforehand; with --sequential one may look at any time. Of more than two policies, each is compared with each, and
-    p-values are adjusted by Holm's method.
+    Of 2 to 20 runs: the settings, data, code and packages in which they differ, and the metrics first, last and best.
+    Runs that differ in their seed alone are grouped: mean, spread, and a bootstrap interval from three seeds on.
 
-    Exit codes with --gate: 0 A passes, 1 A fails, 3 undecided: the interval contains the margin; without: 0.
+    Of evaluations: the interval is that of the difference A - B, Newcombe's for pairs, 95 %. Episodes that are an error
+    in one table are left out of the pairs and counted. McNemar's p-value is for one look after a number of episodes
+    that was fixed beforehand; with --sequential one may look at any time. Of more than two policies, each is compared
+    with each, and p-values are adjusted by Holm's method.
+
+    Exit codes with --gate: 0 A passes, 1 A fails, 3 undecided (of evaluations: the interval contains the margin).
 
     Examples:
 
-    [bold]vlatrack compare new.csv old.csv[/bold]
+    [bold]vlatrack compare latest latest~1[/bold]
+
+    [bold]vlatrack compare runs/goal/A runs/goal/B --gate "val_ind_loss_ct <= B * 1.02" --html comparison.html[/bold]
 
     [bold]vlatrack compare new.csv old.csv --gate "success >= B - 2pp" --sequential[/bold]
-
-    [bold]vlatrack compare runs/goal/A runs/goal/B --gate "val_ind_loss_ct <= B"[/bold]
     """
     from vlatrack.errors import SpecError
-    from vlatrack.evaluation.comparison import SUCCESS, Gate, compare_all
+    from vlatrack.runner.comparison.finding import names_run
+
+    if len(words) < 2:
+        raise SpecError("vlatrack compare: needs two runs or policies, or more: vlatrack compare latest latest~1")
+    are_runs = [names_run(word) for word in words]
+    if any(are_runs) and not all(are_runs):
+        other = words[are_runs.index(False)]
+        raise SpecError(f"{other}: episodes of an evaluation, beside a run; compare runs, or evaluations")
+    if all(are_runs):
+        if sequential:
+            raise SpecError("--sequential: is for success, of which there are episodes, not for metrics of runs")
+        from vlatrack.cli.compare_runs import compare_runs_and_show
+
+        compare_runs_and_show(words, runs, gate=gate, metrics=metrics or (), as_json=as_json, html=html)
+        return
+    if metrics or html is not None:
+        raise SpecError("--metrics and --html: are for runs; these are episodes of evaluations")
+    _compare_evaluations([Path(word) for word in words], gate, sequential=sequential, as_json=as_json)
+
+
+def _compare_evaluations(paths: list[Path], gate: str | None, *, sequential: bool, as_json: bool) -> None:
+    from vlatrack.errors import SpecError
+    from vlatrack.evaluation.comparison import Gate, compare_all
     from vlatrack.importers.episodes import read_policies
 
-    if len(paths) < 2:
-        raise SpecError("vlatrack compare: needs two policies or more: vlatrack compare A.csv B.csv")
     wanted = None if gate is None else Gate.parse(gate)
     if wanted is not None and len(paths) > 2:
         raise SpecError("--gate: is about two policies, A and B; leave it out to compare more")
-    if wanted is not None and wanted.metric != SUCCESS:
-        if sequential:
-            raise SpecError(f"--sequential: is for success, of which there are episodes, not for {wanted.metric}")
-        _compare_metric(paths, wanted, as_json=as_json)
-        return
     found = compare_all(read_policies(paths), margin=0.0 if wanted is None else wanted.margin, sequential=sequential)
     if as_json:
         contents = [_content(comparison, adjusted, wanted) for comparison, adjusted in found]
@@ -155,20 +189,3 @@ def _print(comparison: "Comparison", adjusted: float | None, gate: "Gate | None"
         lines.append((_word(comparison.verdict, gate).upper(), gate.text))
     for label, text in lines:
         console.print(f"{label:<10}{text}", soft_wrap=True, markup=False)
-
-
-def _compare_metric(paths: list[Path], gate: "Gate", *, as_json: bool) -> None:
-    from vlatrack.reports.metric_gate import check_metric
-
-    checked = check_metric(
-        paths[0], paths[1], gate.metric, at_least=gate.at_least, margin=gate.margin, relative=gate.relative
-    )
-    word = "pass" if checked.passes else "fail"
-    if as_json:
-        content = {"a": checked.a, "b": checked.b, "limit": checked.limit, "gate": gate.text, "verdict": word}
-        typer.echo(json.dumps(content, indent=1))
-    else:
-        for label, text in ((f"A {gate.metric}", f"{checked.a:.6g}"), (f"B {gate.metric}", f"{checked.b:.6g}")):
-            typer.echo(f"{label:<{len(gate.metric) + 4}}{text}")
-        typer.echo(f"{word.upper()}  {gate.text} = {checked.limit:.6g}")
-    raise typer.Exit(_EXIT_CODES["above" if checked.passes else "below"])

@@ -170,7 +170,12 @@ def export(
         ),
     ],
     folder: Annotated[
-        Path | None, typer.Argument(metavar="FOLDER", help="Folder of the policy, not there yet.", show_default=False)
+        Path | None,
+        typer.Argument(
+            metavar="FOLDER",
+            help="Folder of the policy, or with --archive the file, not there yet.",
+            show_default=False,
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The same as FOLDER.", show_default=False)
@@ -197,6 +202,17 @@ def export(
         ),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Of a repository that --push creates.")] = False,
+    archive: Annotated[
+        bool,
+        typer.Option(
+            "--archive",
+            help="Instead of the policy, pack the run into one file (RUN-ID.tar.gz unless named): what show, compare "
+            "and reproduce need, years later.",
+        ),
+    ] = False,
+    with_checkpoints: Annotated[
+        bool, typer.Option("--with-checkpoints", help="With --archive: its checkpoints as well.")
+    ] = False,
 ) -> None:
     """Copy the policy of a checkpoint to a new folder, without the optimiser, with a model card.
 
@@ -208,7 +224,17 @@ def export(
     [bold]vlatrack export runs/metaworld-quickstart/20260101-120000-ab12 policy[/bold]
 
     [bold]vlatrack export policy --push my-lab/my-policy --private[/bold]
+
+    [bold]vlatrack export runs/metaworld-quickstart/20260101-120000-ab12 --archive quickstart.tar.gz[/bold]
     """
+    if archive:
+        others = {"--checkpoint": checkpoint, "--episodes": episodes, "--log": log, "--push": push}
+        if given := [name for name, value in others.items() if value]:
+            raise SpecError(f"{given[0]}: is for a policy; leave it out with --archive")
+        _archive(path, folder or output, with_checkpoints=with_checkpoints)
+        return
+    if with_checkpoints:
+        raise SpecError("--with-checkpoints: is for --archive")
     target = folder or output
     if folder is not None and output is not None:
         raise SpecError("export: the folder is given twice; leave out --output")
@@ -233,3 +259,11 @@ def export(
             typer.echo(delivery_line(share))
     if hub is not None:
         typer.echo(f"pushed {hub.push(target or path, private=private)}")
+
+
+def _archive(run: Path, file: Path | None, *, with_checkpoints: bool) -> None:
+    from vlatrack.runner.archive import SUFFIX, write_archive
+
+    file = file or Path(f"{run.resolve().name}{SUFFIX}")
+    size = write_archive(run, file, with_checkpoints=with_checkpoints)
+    typer.echo(f"wrote {file}: {size / 1e6:.1f} MB · look at it: vlatrack show {file}")

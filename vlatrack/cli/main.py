@@ -21,6 +21,7 @@ from vlatrack.cli.importing import import_logs
 from vlatrack.cli.report import report
 from vlatrack.cli.run import run
 from vlatrack.cli.serve import serve
+from vlatrack.cli.show import show
 from vlatrack.cli.spec import schema, validate
 from vlatrack.cli.status import status
 from vlatrack.cli.ui import ui
@@ -40,7 +41,22 @@ app = typer.Typer(
     epilog="Exit codes: 0 done; 1 something is incomplete or a check failed; 2 what you gave cannot be used; "
     "3 undecided (compare --gate); 129, 130, 143 ended by SIGHUP, Ctrl-C, SIGTERM. See docs/exit-codes.md.",
 )
-for command in (run, evaluate, compare, report, serve, export, validate, schema, ui, sync, status, health, reap):
+for command in (
+    run,
+    evaluate,
+    compare,
+    report,
+    show,
+    serve,
+    export,
+    validate,
+    schema,
+    ui,
+    sync,
+    status,
+    health,
+    reap,
+):
     app.command()(command)
 app.command("import")(import_logs)
 app.add_typer(data_app, name="data")

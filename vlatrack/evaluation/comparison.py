@@ -33,31 +33,27 @@ _GATE = re.compile(
 
 @dataclass(frozen=True)
 class Gate:
-    """What A has to reach, measured by B: ``success >= B - 2pp``, ``val_ind_loss_ct <= B + 1%``."""
+    """What the success rate of A has to reach, measured by B: ``success >= B - 2pp``."""
 
-    metric: str
-    at_least: bool
-    margin: float  # is added to B: a fraction for success, in the metric's unit or a share of B's value otherwise
-    relative: bool
+    margin: float  # is added to B's rate, a fraction
     text: str
 
     @classmethod
     def parse(cls, text: str) -> "Gate":
         """Raises SpecError, with an example, for anything else."""
         found = _GATE.fullmatch(text)
-        example = "success >= B - 2pp, or val_ind_loss_ct <= B + 1%"
+        example = "success >= B - 2pp"
         if found is None:
             raise SpecError(f"--gate: {text!r} is no gate; write it as {example}")
-        metric, number, unit = found["metric"], float(found["number"] or 0), found["unit"]
-        is_success = metric == SUCCESS
-        if is_success and found["sign"] == "<=":
+        if found["metric"] != SUCCESS:
+            raise SpecError(f"--gate: {found['metric']} is a metric of runs; of evaluations, write {example}")
+        if found["sign"] == "<=":
             raise SpecError(f"--gate: {text!r}: more success is better; write it as {example}")
-        if not is_success and unit == "pp":
-            raise SpecError(f"--gate: {text!r}: pp is for success; write the number, or % of B's value")
-        margin = (-number if found["side"] == "-" else number) / (100 if unit else 1)
-        if is_success and not -1 < margin < 1:
+        number = float(found["number"] or 0) / (100 if found["unit"] else 1)
+        margin = -number if found["side"] == "-" else number
+        if not -1 < margin < 1:
             raise SpecError(f"--gate: {text!r}: the margin lies between -100pp and 100pp")
-        return cls(metric, found["sign"] == ">=", margin, unit == "%" and not is_success, text.strip())
+        return cls(margin, text.strip())
 
 
 @dataclass(frozen=True)

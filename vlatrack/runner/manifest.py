@@ -4,8 +4,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,23 +15,49 @@ import torch
 from vlatrack import __version__
 from vlatrack.builders.experiment import Experiment
 from vlatrack.runner.directory import write_in_run
+from vlatrack.runner.git_state import GitState, git_state, tracks
 from vlatrack.tracking.privacy import redact
 
 _PACKAGES = ("torch", "transformers", "accelerate", "numpy", "pyarrow", "av", "mlflow", "wandb", "pydantic")
-_MAX_DIFF = 1 << 20
+FORMAT = 2
+"""Manifests without one, of vlatrack 0.1.0, have ten packages, and of repositories vlatrack's commit and diff alone."""
+
+_ENVIRONMENT = (
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "GOMP_SPINCOUNT", "PYTHONHASHSEED"),
+    *("CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"),
+    *("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "NCCL_ALGO", "NCCL_PROTO", "MUJOCO_GL", "PYOPENGL_PLATFORM"),
+)
+"""Variables that may change a result or its speed; no other is recorded."""
+_IMAGE = ("VLATRACK_IMAGE_DIGEST", "VLATRACK_IMAGE")
+"""Variables that may say which container image this is; nothing inside a container knows it otherwise."""
 
 
-def describe_run(experiment: Experiment, command: Sequence[str], processes: int) -> dict[str, Any]:
-    """The manifest as JSON values; ``processes`` is the number of ranks."""
+def describe_run(
+    experiment: Experiment, command: Sequence[str], processes: int, *, runs: Path | None = None
+) -> dict[str, Any]:
+    """The manifest as JSON values.
+
+    Args:
+        processes: the number of ranks.
+        runs: the folder of all runs, whose files are no part of the code.
+    """
+    runs = None if runs is None else runs.resolve()
+    ours = _own_git(runs)
     return {
+        "format": FORMAT,
         "vlatrack": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": list(command),
+        "directory": str(Path.cwd()),
         "processes": processes,
         "spec_hash": experiment.hash,
         "seed": experiment.spec.seed,
-        "git": _git(Path(__file__).parent),
-        "packages": _packages(),
+        "git": None if ours is None else ours.to_json(),
+        "user_git": _user_git(command, ours, runs),
+        "python": {"version": platform.python_version(), "implementation": platform.python_implementation()},
+        "packages": _all_packages(),
+        "environment": {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+        "image": next((os.environ[name] for name in _IMAGE if os.environ.get(name)), None),
         "hardware": _hardware(),
         "data": {
             name: {
@@ -52,11 +76,11 @@ def describe_run(experiment: Experiment, command: Sequence[str], processes: int)
 
 def describe_machine() -> dict[str, Any]:
     """Hardware, packages and code, as JSON values, of what is measured here."""
-    git = _git(Path(__file__).parent)
+    git = _own_git()
     return {
         "vlatrack": __version__,
-        "commit": None if git is None else git["commit"],
-        "dirty": None if git is None else git["dirty"],
+        "commit": None if git is None else git.commit,
+        "dirty": None if git is None else git.dirty,
         "packages": _packages(),
         "hardware": _hardware(),
     }
@@ -65,6 +89,16 @@ def describe_machine() -> dict[str, Any]:
 def write_manifest(file: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest. It is uploaded to trackers, so keys in the command or in uncommitted code are redacted."""
     write_in_run(file, redact(json.dumps(manifest, indent=1)) + "\n")
+
+
+def _all_packages() -> dict[str, str]:
+    """The version of every installed distribution by its name; of two of one name, the one that is imported."""
+    found: dict[str, str] = {}
+    for distribution in importlib.metadata.distributions():
+        name = distribution.metadata["Name"]
+        if name:
+            found.setdefault(name, distribution.version)
+    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
 
 
 def _packages() -> dict[str, str]:
@@ -88,18 +122,18 @@ def _hardware() -> dict[str, Any]:
     }
 
 
-def _git(folder: Path) -> dict[str, Any] | None:
-    """Commit and uncommitted changes of the running code; None outside a git checkout."""
-    git = shutil.which("git")
-    if git is None:
-        return None
+def _own_git(runs: Path | None = None) -> GitState | None:
+    """The repository of the running code; None where it was installed from a package, also below another repository."""
+    folder = Path(__file__).parents[1]
+    return git_state(folder, leave_out=runs) if tracks(folder, folder / "__init__.py") else None
 
-    def run_git(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [git, "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
 
-    commit = run_git("rev-parse", "HEAD")
-    if commit.returncode != 0:
-        return None
-    diff = run_git("diff", "HEAD").stdout
-    return {"commit": commit.stdout.strip(), "dirty": bool(diff), "diff": diff[:_MAX_DIFF]}
+def _user_git(command: Sequence[str], ours: GitState | None, runs: Path | None) -> dict[str, Any] | None:
+    """The repository that holds the experiment's YAML, or else the working directory; None if that is none, or ours."""
+    yaml = next((Path(word) for word in command if word.endswith((".yaml", ".yml")) and Path(word).is_file()), None)
+    folders = [Path.cwd()] if yaml is None else [yaml.resolve().parent, Path.cwd()]
+    for folder in folders:
+        state = git_state(folder, leave_out=runs)
+        if state is not None:
+            return None if ours is not None and state.root == ours.root else state.to_json()
+    return None

@@ -58,7 +58,7 @@ def run_experiment(
         experiment = Experiment.new(spec, initial_policy(spec))
         sets = deciding_sets(spec, closed_loops)
         experiment = replace(experiment, fingerprints={**experiment.fingerprints, **sets})
-        manifest = describe_run(experiment, command, group.world_size)
+        manifest = describe_run(experiment, command, group.world_size, runs=Path(runs))
         job = Job(experiment, accelerator, manifest, closed_loops=closed_loops)
         if group.is_main_process:
             _check_simulators(job, callbacks)
@@ -157,7 +157,7 @@ def resume_run(
         experiment = Experiment.of(stored, spec)
         fingerprints = {**experiment.fingerprints, **deciding_sets(spec, closed_loops)}
         changes = _check_same_experiment(directory, stored, spec, fingerprints)
-        manifest = describe_run(experiment, command, group.world_size)
+        manifest = describe_run(experiment, command, group.world_size, runs=directory.runs)
         job = Job(experiment, accelerator, manifest, chosen, changes, closed_loops)
         if group.is_main_process:
             _check_simulators(job, callbacks)

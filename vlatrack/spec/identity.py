@@ -5,12 +5,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from pydantic import JsonValue
+if TYPE_CHECKING:  # comparing recorded settings needs no model of them, whose import takes half a second
+    from pydantic import JsonValue
 
-from vlatrack.spec.experiment import ExperimentSpec
-from vlatrack.spec.health import HealthSpec
+    from vlatrack.spec.experiment import ExperimentSpec
 
 Scalar = str | int | float | bool | None
 
@@ -97,7 +97,7 @@ class Difference:
         return f"{self.path}: {_shown(self.before)} -> {_shown(self.after)}"
 
 
-def canonical_hash(spec: ExperimentSpec, fingerprints: Mapping[str, str] | None = None) -> str:
+def canonical_hash(spec: "ExperimentSpec", fingerprints: Mapping[str, str] | None = None) -> str:
     """The sha256 (64 hex digits) of what decides the result: settings, with defaults, and data.
 
     It does not depend on the order or style of the YAML, on settings in ``NOT_DECIDING``, or on a setting that a later
@@ -117,7 +117,7 @@ def canonical_hash(spec: ExperimentSpec, fingerprints: Mapping[str, str] | None 
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def flatten(spec: ExperimentSpec) -> dict[str, Scalar]:
+def flatten(spec: "ExperimentSpec") -> dict[str, Scalar]:
     """Every setting by its dotted path, such as ``optim.lr``; lists of scalars are JSON text."""
     return dict(_leaves(spec.model_dump(mode="json"), ""))
 
@@ -128,6 +128,8 @@ def differences(before: Mapping[str, Scalar], after: Mapping[str, Scalar]) -> li
     A setting of ``ADDED_LATER``, or of the detectors, that is missing in the earlier one counts as having the value
     given there, or its default.
     """
+    from vlatrack.spec.health import HealthSpec  # a model, as above
+
     detectors = dict(_leaves(HealthSpec().model_dump(mode="json"), "health"))
     known = {path: value for path, value in {**ADDED_LATER, **detectors}.items() if path in after} | dict(before)
     paths = dict.fromkeys([*after, *known])
@@ -150,7 +152,7 @@ def _matches(path: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
 
-def _leaves(value: JsonValue, path: str) -> Iterator[tuple[str, Scalar]]:
+def _leaves(value: "JsonValue", path: str) -> Iterator[tuple[str, Scalar]]:
     children = _children(value)
     if children:
         for key, child in children.items():
@@ -161,7 +163,7 @@ def _leaves(value: JsonValue, path: str) -> Iterator[tuple[str, Scalar]]:
         yield path, value
 
 
-def _children(value: JsonValue) -> dict[str, JsonValue]:
+def _children(value: "JsonValue") -> "dict[str, JsonValue]":
     """The entries of a mapping or of a list of mappings; a list of scalars is one value."""
     if isinstance(value, dict):
         return value

@@ -1,0 +1,152 @@
+"""A run as its files tell it: the journal, and the manifest of any format."""
+
+import json
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlatrack.errors import DataError
+from vlatrack.spec.identity import ADDED_LATER, Scalar
+from vlatrack.tracking.journal.history import RunStatus, last_start, metric_history, run_status
+from vlatrack.tracking.run_files import RunFiles
+
+History = Mapping[str, Sequence[tuple[int, float]]]
+"""For each metric its (training step, value) pairs, ascending in step."""
+MANIFEST = "manifest.json"
+_MAX_MANIFEST = 64 << 20
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A git repository as a manifest tells it."""
+
+    root: str | None
+    remote: str | None
+    commit: str
+    branch: str | None
+    diff: str
+    diff_cut: bool
+    untracked: Mapping[str, str]
+    untracked_left_out: Sequence[str]
+    submodules: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class RecordedManifest:
+    """What a run was made of; what an earlier version did not record is empty."""
+
+    format: int = 0  # 0: there is no manifest
+    vlatrack: str | None = None
+    command: Sequence[str] = ()
+    processes: int = 1
+    directory: str | None = None
+    repositories: Mapping[str, Repository] = field(default_factory=dict)  # "vlatrack", "experiment"
+    python: str | None = None
+    packages: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    image: str | None = None
+    hardware: Mapping[str, str] = field(default_factory=dict)
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    statistics: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, file: Path) -> "RecordedManifest":
+        """Raises DataError for a file that is no manifest."""
+        if not file.exists():
+            return cls()
+        try:
+            status = file.lstat()
+            if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_MANIFEST:
+                raise DataError(f"{file}: no manifest of a run; restore it")
+            return cls.of(json.loads(file.read_text(encoding="utf-8")))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise DataError(f"{file}: no manifest of a run ({type(error).__name__}); restore it") from error
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> "RecordedManifest":
+        """Raises ValueError, TypeError, KeyError or AttributeError for what is none."""
+        packages = _texts(content.get("packages"))
+        old_python = packages.pop("python", None) if "format" not in content else None
+        repositories = {
+            name: _repository(content[key])
+            for name, key in (("vlatrack", "git"), ("experiment", "user_git"))
+            if content.get(key) is not None
+        }
+        return cls(
+            format=int(content.get("format", 1)),
+            vlatrack=_text(content.get("vlatrack")),
+            command=[str(word) for word in content.get("command", ())],
+            processes=int(content.get("processes", 1)),
+            directory=_text(content.get("directory")),
+            repositories=repositories,
+            python=old_python or _text((content.get("python") or {}).get("version")),
+            packages=packages,
+            environment=_texts(content.get("environment")),
+            image=_text(content.get("image")),
+            hardware={
+                name: ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+                for name, value in (content.get("hardware") or {}).items()
+            },
+            fingerprints=_texts(content.get("fingerprints"))
+            or {f"data.{split}": str(data["sha256"]) for split, data in (content.get("data") or {}).items()},
+            statistics=dict(content.get("statistics") or {}),
+        )
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """A run as it lies in a directory or an archive."""
+
+    place: str  # as it was named
+    name: str
+    experiment: str
+    settings: Mapping[str, Scalar]
+    tags: Mapping[str, str]
+    status: RunStatus
+    history: History
+    manifest: RecordedManifest
+
+    @classmethod
+    def read(cls, folder: Path, *, place: str | None = None) -> "RecordedRun":
+        """Raises DataError or TrackerError, in one line, for what is no run, or damaged."""
+        files = RunFiles(folder)
+        place = place or str(folder)
+        if not files.journal.is_file() or files.journal.is_symlink():
+            raise DataError(f"{place}: no run directory (journal.jsonl is missing)")
+        start = last_start(files.journal)
+        if start is None:
+            raise DataError(f"{place}: its journal is empty, so the run never began; leave it out")
+        return cls(
+            place=place,
+            name=files.run_dir.name,
+            experiment=str(start.data["experiment"]),
+            settings=(dict(ADDED_LATER) if "backbone.kind" in start.data["params"] else {}) | start.data["params"],
+            tags=start.data["tags"],
+            status=run_status(files.run_dir),
+            history=metric_history(files.journal),
+            manifest=RecordedManifest.read(files.run_dir / MANIFEST),
+        )
+
+
+def _repository(content: Mapping[str, Any]) -> Repository:
+    return Repository(
+        root=_text(content.get("root")),
+        remote=_text(content.get("remote")),
+        commit=str(content["commit"]),
+        branch=_text(content.get("branch")),
+        diff=str(content["diff"]),
+        diff_cut=bool(content.get("diff_cut", False)),
+        untracked=_texts(content.get("untracked")),
+        untracked_left_out=[str(name) for name in content.get("untracked_left_out", ())],
+        submodules=_texts(content.get("submodules")),
+    )
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _texts(value: Mapping[str, Any] | None) -> dict[str, str]:
+    return {str(key): str(item) for key, item in (value or {}).items()}
