@@ -15,6 +15,7 @@ from vlatrack.runner.evaluate import Evaluation, evaluate_run
 from vlatrack.runner.run import run_experiment
 from vlatrack.spec.load import load_spec
 from vlatrack.tokens.patches import CodePatches
+from vlatrack.training.callback import Callback
 
 SHORT = ("train.max_steps=4", "tracking.system_every_s=null")
 ALL = (
@@ -31,10 +32,26 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_experiment(load_spec(TOY, SHORT), runs=tmp_path_factory.mktemp("open-loop") / "runs").path
 
 
+class Counted(Callback):
+    """How far each part of an evaluation came last, and in what it is counted."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, tuple[int, int, str]] = {}
+
+    def on_evaluate(self, part: str, done: int, total: int, unit: str) -> None:
+        assert done == self.parts.get(part, (0, 0, ""))[0] + 1
+        self.parts[part] = (done, total, unit)
+
+
 @pytest.fixture(scope="module")
-def evaluation(run: Path) -> Evaluation:
+def counted() -> Counted:
+    return Counted()
+
+
+@pytest.fixture(scope="module")
+def evaluation(run: Path, counted: Counted) -> Evaluation:
     """Its val_ood has 12 episodes of two tasks."""
-    return evaluate_run(run, checkpoint="last", overrides=[TWO_TASKS, *ALL])
+    return evaluate_run(run, checkpoint="last", overrides=[TWO_TASKS, *ALL], callbacks=[counted])
 
 
 def rows_of(evaluation: Evaluation, name: str) -> list[Mapping[str, str]]:
@@ -63,6 +80,15 @@ def test_the_losses_of_action_chunks_do_not_change_with_the_images_beside_them(r
     of_chunks = {name: value for name, value in beside.metrics.items() if "image" not in name}
     assert {name: value for name, value in without.metrics.items() if "image" not in name} == of_chunks
     assert "val_ind_acc_image_codes" not in without.metrics
+
+
+@pytest.mark.usefixtures("evaluation")
+def test_an_evaluation_tells_how_far_each_of_its_parts_is(counted: Counted) -> None:
+    kinds = {"": "batch", ", decoded freely": "batch", ", whole episodes": "episode", ", predicted images": "image"}
+    units = {f"{split}{part}": unit for split in ("val_ind", "val_ood") for part, unit in kinds.items()}
+    assert {part: unit for part, (_, _, unit) in counted.parts.items()} == units
+    assert all(done == total for done, total, _ in counted.parts.values())
+    assert counted.parts["val_ood, whole episodes"] == (3, 3, "episode")
 
 
 def test_every_metric_is_declared_and_the_tables_have_the_same_numbers(evaluation: Evaluation) -> None:
