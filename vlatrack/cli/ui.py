@@ -22,6 +22,8 @@ LAST_PORT = 65535
 _ENDING_S = 5.0
 _AS_TRAINING = "workflowType=machine_learning"
 """Without it, MLflow opens on its pages for language model applications; its own links to an experiment lack it."""
+_VIEW = "viewStateShareKey=vla-losses&compareRunsMode=CHART"
+"""The charts of the saved view of an experiment; without it MLflow shows the documented metrics below all groups."""
 _MOST_SHOWN = 5
 _WITH_RUNS = (
     "SELECT experiments.experiment_id, experiments.name FROM experiments JOIN runs USING (experiment_id) "
@@ -46,7 +48,7 @@ def ui(
     experiments = f"http://{host}:{port}/#/experiments"
     typer.echo(f"MLflow on {store}: {experiments}?{_AS_TRAINING}  (Ctrl-C ends it)")
     for number, name in newest_experiments(store):
-        typer.echo(f"{printable(name)}: {experiments}/{number}/runs?{_AS_TRAINING}")
+        typer.echo(f"{printable(name)}: {experiments}/{number}/runs?{_AS_TRAINING}&{_VIEW}")
     raise typer.Exit(_serve(_server_command(store, host, port)))
 
 
