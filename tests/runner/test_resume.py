@@ -27,7 +27,8 @@ QUICK = (
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four steps, with checkpoints after two and four."""
-    return run_experiment(load_spec(TOY, QUICK), runs=tmp_path_factory.mktemp("trained") / "runs").path
+    runs = tmp_path_factory.mktemp("trained") / "runs"
+    return run_experiment(load_spec(TOY, QUICK), runs=runs, overrides=QUICK).path
 
 
 @pytest.fixture
@@ -102,8 +103,10 @@ def test_what_does_not_decide_the_result_may_change_and_is_recorded(run: Path) -
     (event,) = [r["data"]["data"] for r in records if r["kind"] == "event" and r["data"]["name"] == "resume"]
     assert event["changes"] == "train.max_steps: 4 -> 6; train.micro_batch: 8 -> 4; tracking.log_every: 4 -> 1"
     assert RunDirectory.open(run).spec().train.max_steps == 6
-    starts = [r["data"]["params"]["train.max_steps"] for r in records if r["kind"] == "start"]
-    assert starts == [4, 6]
+    first, second = [r["data"] for r in records if r["kind"] == "start"]
+    assert [start["params"]["train.max_steps"] for start in (first, second)] == [4, 6]
+    assert second["name"] == first["name"], "it is the same run"
+    assert second["tags"]["vlatrack.overrides"] == " ".join([*QUICK, *changes])
 
 
 def test_a_finished_run_says_that_nothing_is_left_to_train(run: Path) -> None:

@@ -8,6 +8,7 @@ import sqlite3
 import stat
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,10 @@ def test_a_run_leaves_everything_that_the_design_promises(finished_run: Path, jo
     records = journal_of(finished_run)
     assert [record["seq"] for record in records] == list(range(len(records)))
     kinds = [record["kind"] for record in records]
+    start = records[0]["data"]
+    began = datetime.strptime(finished_run.name[:15], "%Y%m%d-%H%M%S")
+    assert start["name"] == f"toy · {began}", "nothing that decides the result was changed"
+    assert start["tags"]["vlatrack.overrides"] == "tracking.figures=true"
     (end,) = [record for record in records if record["kind"] == "finish"]
     assert end["data"]["status"] == "FINISHED"
     assert set(kinds[end["seq"] + 1 :]) == {"artifact"}  # figures are drawn when nothing can change the status

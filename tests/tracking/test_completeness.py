@@ -100,7 +100,11 @@ def test_data_checkpoints_and_best_values_are_known_to_both(stored_run_dir: Path
     inputs = [(i.dataset.name, i.dataset.digest, i.tags[0].value) for i in stored.inputs.dataset_inputs]
     assert sorted(inputs) == [(f"demo ({split})", ("ab" * 32)[:36], split) for split in ("train", "val_ind")]
     assert models(store, stored_run_dir) == [
-        (f"step-{s:08d}", s, {"train_closs": 10.0 - s, "train_acc_action": s / 10, "train_lr": 1.0, "val_ind_closs": s})
+        (
+            f"step-{s:08d}",
+            s,
+            {"train_closs": 10.0 - s, "action/train_acc_action": s / 10, "optim/train_lr": 1.0, "val_ind_closs": s},
+        )
         for s in (4, 7)
     ]
     assert stored.data.metrics["val_ind_closs"] > 1e308

@@ -21,7 +21,7 @@ from mlflow.tracking import MlflowClient
 from wandb_double import WandbDouble
 from wandb_file import offline_exit_code
 
-from vlatrack.metrics.schema import documented
+from vlatrack.metrics.grouping import documented_name
 from vlatrack.testing.example_run import ExampleRun
 from vlatrack.tracking.backends.base import RunFinish, Status
 from vlatrack.tracking.backends.registry import connect
@@ -84,7 +84,7 @@ def journal_rows(run_dir: Path) -> list[tuple[str, int, int, float]]:
 
 def wandb_rows(server: WandbDouble, uid: str = "u1") -> list[tuple[str, int, int, float]]:
     rows = [
-        (documented(name), round(row["_timestamp"] * 1000), row["train_step"], value)
+        (documented_name(name), round(row["_timestamp"] * 1000), row["train_step"], value)
         for row in server.runs[uid].rows
         for name, value in row.items()
         if name != "train_step" and not name.startswith("_")

@@ -98,7 +98,7 @@ def run(
             from vlatrack.runner.run import resume_or_run, run_experiment
 
             start = run_experiment if resume is None else resume_or_run
-            start(spec, runs=runs, command=sys.argv, callbacks=callbacks, group=group)
+            start(spec, runs=runs, overrides=overrides, command=sys.argv, callbacks=callbacks, group=group)
 
 
 def _check_words(words: list[str], checkpoint: str, *, continues: bool) -> None:

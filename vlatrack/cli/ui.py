@@ -59,7 +59,13 @@ def ui(
 
 
 def _serve_mlflow(runs: Path, host: str, port: int) -> int:
-    from vlatrack.tracking.backends.mlflow.server import AS_TRAINING, MlflowServer, checked_store, newest_experiments
+    from vlatrack.tracking.backends.mlflow.server import (
+        AS_TRAINING,
+        VIEW,
+        MlflowServer,
+        checked_store,
+        newest_experiments,
+    )
 
     store = checked_store(runs)
     with _listener(host, port) as listener:
@@ -68,7 +74,7 @@ def _serve_mlflow(runs: Path, host: str, port: int) -> int:
     experiments = f"{server.address}/#/experiments"
     typer.echo(f"MLflow on {printable(str(store))}: {experiments}?{AS_TRAINING}  (Ctrl-C ends it)")
     for number, name in newest_experiments(store):
-        typer.echo(f"{printable(name)}: {experiments}/{number}?{AS_TRAINING}")
+        typer.echo(f"{printable(name)}: {experiments}/{number}/runs?{AS_TRAINING}&{VIEW}")
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # under nohup it outlives its terminal
         signal.signal(signal.SIGHUP, _interrupt)

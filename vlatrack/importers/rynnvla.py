@@ -12,7 +12,8 @@ from typing import NoReturn
 
 from vlatrack.errors import DataError
 from vlatrack.importers.tensorboard import EVENT_FILES, Row, read_scalars
-from vlatrack.metrics.schema import TRAIN, MetricSchema, documented
+from vlatrack.metrics.grouping import documented_name
+from vlatrack.metrics.schema import TRAIN, MetricSchema
 from vlatrack.reports.epoch_log import LOG_FILES, EpochLog, read_epoch_log
 
 _SPLIT_OF_FILE = {file: split for split, (file, _) in LOG_FILES.items()}
@@ -122,9 +123,9 @@ def _with_names(rows: Sequence[Row]) -> list[Row]:
 
 
 def _spelled(tag: str) -> str:
-    """`train/closs` as `train_closs`; a name without a split is the training's."""
-    name = documented(tag)
-    return name if name.startswith(("train_", "val_")) else f"{TRAIN}_{name}"
+    """`train/closs` and `speed/train_mfu` without what groups them; a plain name without a split is the training's."""
+    name = documented_name(tag)
+    return name if name != tag or name.startswith(("train_", "val_")) else f"{TRAIN}_{name}"
 
 
 def _names_of(tags: set[str], schema: MetricSchema) -> dict[str, str]:

@@ -60,7 +60,7 @@ __all__ = [
     "step_slot",
 ]
 
-_WEIGHTED_NAME = re.compile(rf"(?:{'|'.join(SPLITS)})_weighted_(\w+)")
+_OF_A_TERM = re.compile(rf"(?:{'|'.join(SPLITS)})_(?:weighted|gradient_share)_(\w+)")
 
 
 class MetricSchema:
@@ -102,8 +102,8 @@ class MetricSchema:
         """The schema of the smallest experiment that has all chunk steps, dimensions, loss terms and parameter groups
         among `names`.
 
-        A name `weighted_<term>` stands for a custom loss term. Metrics of simulators and of single tasks are declared
-        as they are named.
+        A name `weighted_<term>` or `gradient_share_<term>` stands for a custom loss term. Metrics of simulators and of
+        single tasks are declared as they are named.
         """
         known = tuple(names)
         experiment = cls.for_experiment(
@@ -179,7 +179,7 @@ class MetricSchema:
 
 
 def _custom_losses(names: Iterable[str]) -> dict[LossMetric, float]:
-    terms = {found[1]: None for found in map(_WEIGHTED_NAME.fullmatch, names) if found}
+    terms = {found[1]: None for found in map(_OF_A_TERM.fullmatch, names) if found}
     known = {metric.name for metric in DOCUMENTED_LOSSES}
     return {LossMetric(name, f"loss term {name}"): 1.0 for name in terms if name not in known}
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Self
 
@@ -79,6 +80,11 @@ class RunDirectory(RunFiles):
     @property
     def run_id(self) -> str:
         return self.run_dir.name
+
+    @property
+    def began(self) -> datetime:
+        """When the directory of a run that was started here was made, in local time, as its id tells it."""
+        return datetime.strptime("-".join(self.run_id.split("-")[:2]), "%Y%m%d-%H%M%S")  # local
 
     @property
     def uid(self) -> str:

@@ -41,6 +41,7 @@ from vlatrack.runner.profiling import StepProfiler
 from vlatrack.runner.recorder import RunRecorder, start_tracking
 from vlatrack.runner.simulations import Simulations
 from vlatrack.spec.experiment import ExperimentSpec
+from vlatrack.spec.run_name import overrides_text, run_name
 from vlatrack.tracking.health import verdict_of
 from vlatrack.tracking.journal.history import metric_history
 from vlatrack.tracking.privacy import private_files, shareable_files
@@ -57,6 +58,7 @@ from vlatrack.training.process_group import ProcessGroup
 from vlatrack.training.state import TrainState, seed_rank
 from vlatrack.training.torch_process_group import process_group_of_one
 
+OVERRIDES_TAG = "vlatrack.overrides"
 _log = logging.getLogger(__name__)
 
 
@@ -70,6 +72,8 @@ class Job:
     resume_from: Path | None = None  # a checkpoint
     changes: tuple[str, ...] = ()  # settings that differ from those of that checkpoint
     closed_loops: Sequence[ClosedLoop] = ()
+    name: str | None = None  # what trackers show; None: what the overrides change
+    overrides: Sequence[str] = ()  # of the command line
 
     def schema(self) -> MetricSchema:
         """Every metric that the run can log."""
@@ -158,7 +162,7 @@ def _start_tracking(job: Job, directory: RunDirectory, callbacks: Sequence[Callb
             callback.on_health(finding)
 
     experiment, manifest, resume_from = job.experiment, job.manifest, job.resume_from
-    spec, git = experiment.spec, manifest["git"] or {}
+    spec, git, resumes = experiment.spec, manifest["git"] or {}, resume_from is not None
     tags = {
         "vlatrack.spec_hash": experiment.hash,
         "vlatrack.version": manifest["vlatrack"],
@@ -169,15 +173,19 @@ def _start_tracking(job: Job, directory: RunDirectory, callbacks: Sequence[Callb
     }
     if experiment.lineage:
         tags["vlatrack.init_from"] = " < ".join(parent["policy_sha256"][:12] for parent in reversed(experiment.lineage))
+    earlier = directory.tags_at_start().get(OVERRIDES_TAG, "") if resumes else ""
+    if overrides := overrides_text(job.overrides, earlier):
+        tags[OVERRIDES_TAG] = overrides
     return start_tracking(
         directory,
         spec,
         tags=tags,
+        name=job.name if resumes or job.name else run_name(spec.name, job.overrides, directory.began),
         datasets=[
             DatasetInput(data["source"], getattr(spec.data, split).model_dump_json(), data["sha256"], split)
             for split, data in manifest["data"].items()
         ],
-        resume=resume_from is not None,
+        resume=resumes,
         resume_step=None if resume_from is None else step_of(resume_from),
         on_health=tell,
     )

@@ -21,6 +21,7 @@ from vlatrack.spec.identity import flatten
 from vlatrack.spec.load import dump_spec
 from vlatrack.tracking.backends.base import Scalar
 from vlatrack.tracking.journal.encoding import encode
+from vlatrack.tracking.journal.history import last_start
 from vlatrack.tracking.privacy import private_directory, secret_within, write_private
 from vlatrack.tracking.run import DatasetInput, TrackedRun
 from vlatrack.tracking.trust import OWN_RUN, Trust
@@ -38,17 +39,24 @@ def start_tracking(
     spec: ExperimentSpec,
     *,
     tags: Mapping[str, str],
+    name: str | None = None,
     datasets: Sequence[DatasetInput] = (),
     resume: bool = False,
     resume_step: int | None = None,
     trust: Trust = OWN_RUN,
     on_health: Callable[[Finding], None] = lambda finding: None,
 ) -> TrackedRun:
-    """Open a run's journal and start the delivery to the trackers of its spec; see ``TrackedRun.start``."""
+    """Open a run's journal and start the delivery to the trackers of its spec; see ``TrackedRun.start``.
+
+    Args:
+        name: what trackers show; None: as before on a resume, else the run's id.
+    """
+    if name is None and resume and (start := last_start(directory.journal)) is not None:
+        name = start.data["name"]
     return TrackedRun.start(
         directory.path,
         uid=directory.uid,
-        name=directory.run_id,
+        name=name or directory.run_id,
         experiment=spec.name,
         backends=build_backends(spec.tracking.backends),
         params=flatten(spec),

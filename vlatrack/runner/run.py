@@ -41,11 +41,17 @@ def run_experiment(
     spec: ExperimentSpec,
     *,
     runs: str | Path = "runs",
+    name: str | None = None,
+    overrides: Sequence[str] = (),
     command: Sequence[str] = (),
     callbacks: Sequence[Callback] = (),
     group: ProcessGroup | None = None,
 ) -> RunDirectory:
     """Train ``spec`` in a new run directory below ``runs``. All ranks call this.
+
+    Args:
+        name: what trackers and tables call the run; None: what ``overrides`` change, then when it began.
+        overrides: the ``key=value`` changes with which ``spec`` was loaded, which tell the run from others.
 
     Raises:
         VlatrackError: the spec, its data or its trackers cannot be used. What can be checked without reading frames is
@@ -59,7 +65,7 @@ def run_experiment(
         sets = deciding_sets(spec, closed_loops)
         experiment = replace(experiment, fingerprints={**experiment.fingerprints, **sets})
         manifest = describe_run(experiment, command, group.world_size, runs=Path(runs))
-        job = Job(experiment, accelerator, manifest, closed_loops=closed_loops)
+        job = Job(experiment, accelerator, manifest, closed_loops=closed_loops, name=name, overrides=overrides)
         if group.is_main_process:
             _check_simulators(job, callbacks)
     directory = RunDirectory.create(Path(runs), spec) if group.is_main_process else None
@@ -75,6 +81,7 @@ def resume_or_run(
     spec: ExperimentSpec,
     *,
     runs: str | Path = "runs",
+    overrides: Sequence[str] = (),
     command: Sequence[str] = (),
     callbacks: Sequence[Callback] = (),
     group: ProcessGroup | None = None,
@@ -97,7 +104,9 @@ def resume_or_run(
         callback.on_warning(told)
     try:
         if path is None:
-            return run_experiment(spec, runs=runs, command=command, callbacks=callbacks, group=group)
+            return run_experiment(
+                spec, runs=runs, overrides=overrides, command=command, callbacks=callbacks, group=group
+            )
         return resume_run(path, spec=spec, command=command, callbacks=callbacks, group=group)
     finally:
         if claimed is not None:
@@ -128,7 +137,7 @@ def resume_run(
     Raises:
         VlatrackError: there is no such run or checkpoint, or a setting or data that decides the result has changed.
     """
-    group = group or ProcessGroup()
+    group, overrides = group or ProcessGroup(), tuple(overrides)
     with group.main_process_first():
         directory = RunDirectory.open(Path(path))
         instead = f"begin one of yours with its weights: vlatrack run EXPERIMENT.yaml init_from={directory.path}"
@@ -158,7 +167,7 @@ def resume_run(
         fingerprints = {**experiment.fingerprints, **deciding_sets(spec, closed_loops)}
         changes = _check_same_experiment(directory, stored, spec, fingerprints)
         manifest = describe_run(experiment, command, group.world_size, runs=directory.runs)
-        job = Job(experiment, accelerator, manifest, chosen, changes, closed_loops)
+        job = Job(experiment, accelerator, manifest, chosen, changes, closed_loops, overrides=overrides)
         if group.is_main_process:
             _check_simulators(job, callbacks)
     execute(job, directory, callbacks, group)

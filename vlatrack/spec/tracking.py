@@ -7,7 +7,11 @@ from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, Posi
 from vlatrack.spec.base import CustomTarget, Model, Name, Options
 
 Naming = Annotated[
-    Literal["documented", "sections"], Field(description="`train_closs` (documented) or `train/closs` (sections)")
+    Literal["documented", "sections"],
+    Field(
+        description="documented: the documented metrics by their names, `train_closs`, and all others in groups, "
+        "`speed/train_mfu`; sections: by split, `train/closs`"
+    ),
 ]
 
 

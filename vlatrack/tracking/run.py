@@ -239,6 +239,8 @@ class TrackedRun:
             end_delivery(files)
             rewinds = Rewinds.of(files.run_dir, resume_step)
             data["tags"] |= rewinds.tags
+            if journal.first_seq == 0:
+                data["groups_metrics"] = True
             _begin(files, journal, backends, data, t_ms, health)
             run.last_step = max(resume_step or 0, 0)
             run._rewinds = len(rewinds.tags)

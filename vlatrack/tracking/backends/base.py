@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from vlatrack.errors import VlatrackError
+from vlatrack.metrics.grouping import grouped
 from vlatrack.metrics.schema import sectioned
 from vlatrack.tracking.journal.records import Record
 
 Scalar = str | int | float | bool | None
 NAMINGS = ("documented", "sections")
+UNGROUPED = "ungrouped"
+"""The naming of runs that an earlier release began with `documented`: every name as the journal has it."""
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
@@ -63,6 +66,8 @@ class RunStart:
     """What a tracker shows this run together with, inside its experiment: the runs of a sweep."""
     seq: int = 0
     """Its journal record: 0 of a new run, more of one that was resumed."""
+    groups_metrics: bool = False
+    """Of the first start: trackers have its metrics in groups; those of earlier releases have plain names."""
 
     @classmethod
     def of(cls, record: Record) -> "RunStart":
@@ -77,6 +82,7 @@ class RunStart:
             datasets=tuple(DatasetInput(**fields) for fields in data.get("datasets", ())),
             group=data.get("group"),
             seq=record.seq,
+            groups_metrics=data.get("groups_metrics") is True,
         )
 
 
@@ -318,9 +324,14 @@ def deliver_or_halve(
 
 
 def metric_name(name: str, naming: str) -> str:
-    """A documented name in the naming of a backend: `documented` or `sections`."""
-    assert naming in NAMINGS, naming
-    return sectioned(name) if naming == "sections" else name
+    """A name of the journal in the naming of a backend: `documented`, `sections` or `ungrouped`."""
+    match naming:
+        case "documented":
+            return grouped(name)
+        case "sections":
+            return sectioned(name)
+    assert naming == UNGROUPED, naming
+    return name
 
 
 def scalar_text(value: Any) -> str:

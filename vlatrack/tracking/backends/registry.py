@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from vlatrack.errors import MissingPackageError, TrackerError
-from vlatrack.tracking.backends.base import NAMINGS, Backend, BackendConfig
+from vlatrack.tracking.backends.base import NAMINGS, UNGROUPED, Backend, BackendConfig
 from vlatrack.tracking.backends.custom import check_options, load_backend_class
 from vlatrack.tracking.backends.destinations import target_of
 from vlatrack.tracking.backends.environment import configure_libraries, ignored_line, refusal
 from vlatrack.tracking.backends.wandb.account import NO_KEY, resolve_mode
+from vlatrack.tracking.journal.history import first_start
 from vlatrack.tracking.privacy import has_password
 from vlatrack.tracking.run_files import RunFiles
 from vlatrack.tracking.user import provide_user
@@ -105,7 +106,7 @@ def connect(config: BackendConfig, run_dir: Path) -> Backend:
     provide_user()
     configure_libraries()
     target = BUILT_IN[config.kind].target if config.kind in BUILT_IN else _target_of(config)
-    return load_backend_class(target)(run_dir, naming=config.naming, **destination.options)
+    return load_backend_class(target)(run_dir, naming=_naming_of(config, run_dir), **destination.options)
 
 
 def notices_of(config: BackendConfig, run_dir: Path) -> list[str]:
@@ -170,6 +171,13 @@ def backends_of(text: str) -> list[BackendConfig]:
         if not all(isinstance(value, str) for value in dict(config.started_with).values()):
             raise ValueError("started_with holds texts")
     return configs
+
+
+def _naming_of(config: BackendConfig, run_dir: Path) -> str:
+    """A run keeps the keys with which it began to its end: else trackers would have it twice."""
+    if config.naming == "documented" and not first_start(RunFiles(run_dir).journal).groups_metrics:
+        return UNGROUPED
+    return config.naming
 
 
 def _target_of(config: BackendConfig) -> str:

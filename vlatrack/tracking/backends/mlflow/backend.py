@@ -55,6 +55,7 @@ from vlatrack.tracking.backends.mlflow.store import (
     one_at_a_time,
 )
 from vlatrack.tracking.backends.mlflow.values import LARGEST_DOUBLE, count_values, stored_values
+from vlatrack.tracking.backends.mlflow.views import put_view
 from vlatrack.tracking.evaluated import Evaluated
 from vlatrack.tracking.health import HEALTH, verdict_of
 from vlatrack.tracking.journal.history import REWOUND
@@ -129,6 +130,7 @@ class MlflowBackend:
         refused = self._put_params(run, start.params)
         refused += self._put_tags({mlflow_key(name): value for name, value in start.tags.items()} | self._health())
         refused += put_datasets(self._client, self._run_id, start.datasets)
+        refused += put_view(self._client, run.info.experiment_id, start, self.metric_key)
         return [Rejection(start.seq, what, reason) for what, reason in refused]
 
     def deliver(self, records: Sequence[Record]) -> list[Rejection]:

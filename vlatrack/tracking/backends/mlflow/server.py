@@ -17,6 +17,8 @@ from vlatrack.tracking.backends.destinations import MLFLOW_STORE, sqlite_uri
 
 AS_TRAINING = "workflowType=machine_learning"
 """Without it, MLflow opens on its pages for language model applications; its own links to an experiment lack it."""
+VIEW = "viewStateShareKey=vla-losses&compareRunsMode=CHART"
+"""The charts of the saved view of an experiment; without it MLflow shows the documented metrics below all groups."""
 
 _STARTING_S = 120.0
 _ENDING_S = 5.0
@@ -137,8 +139,10 @@ class MlflowOnDemand:
                 self._server = server
         found = newest_experiments(store)
         number = next((number for number, name in found if name == experiment), found[0][0] if found else None)
-        where = "" if number is None else f"/{number}"
-        return f"{self._server.address}/#/experiments{where}?{AS_TRAINING}"
+        experiments = f"{self._server.address}/#/experiments"
+        if number is None:
+            return f"{experiments}?{AS_TRAINING}"
+        return f"{experiments}/{number}/runs?{AS_TRAINING}&{VIEW}"
 
     def __enter__(self) -> "MlflowOnDemand":
         return self

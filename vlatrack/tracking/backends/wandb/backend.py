@@ -17,7 +17,8 @@ from typing import Literal
 import wandb
 from wandb.apis.public import Run as PublicRun
 
-from vlatrack.metrics.schema import Direction, MetricSchema, documented
+from vlatrack.metrics.grouping import documented_name
+from vlatrack.metrics.schema import Direction, MetricSchema
 from vlatrack.tracking.artifacts import CopyRule
 from vlatrack.tracking.backends.base import (
     Artifact,
@@ -120,7 +121,7 @@ class WandbBackend:
         run.define_metric("*", step_metric=X_AXIS)
         known = dict(run.summary).items()
         self._best = BestValues(
-            {documented(k.removeprefix(BEST)): float(v) for k, v in known if k.startswith(BEST) and v is not None}
+            {documented_name(k.removeprefix(BEST)): float(v) for k, v in known if k.startswith(BEST) and v is not None}
         )
         if self._online:
             self.url = run.url
