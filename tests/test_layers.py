@@ -48,7 +48,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"inference", "envs", "models", "data", "tokens", "metrics", "errors"},
     "serving": {"inference", "data", "errors"},
     "tracking": {"health", "metrics", "errors"},
-    "reports": {"health", "metrics", "tracking", "errors"},
+    "reports": {"health", "spec", "metrics", "tracking", "errors"},
     "importers": {"evaluation", "tracking", "reports", "metrics", "errors"},
     "testing": {"tracking", "envs", "data", "metrics", "errors"},
     "builders": LIBRARY | {"plugins"},

@@ -108,7 +108,7 @@ def test_runs_are_compared_by_their_lines_and_by_the_settings_that_differ(
         eventually(lambda: status_of(asked) == 200)
         content = get(asked)
         assert [entry["row"]["id"] for entry in content["runs"]] == [f"toy/{one.run_id}", f"toy/{other.run_id}"]
-        assert content["differences"] == [{"path": "seed", "values": [1, 2]}]
+        assert content["differences"] == [{"path": "seed", "values": [1, 2], "decides": True}]
         best = {row["metric"]: [cell["best"]["step"] for cell in row["cells"]] for row in content["best"]}
         assert best["train_loss"] == [30, 40]
         assert status_of(f"{asked}&run=toy/none") == 404

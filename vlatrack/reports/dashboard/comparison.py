@@ -8,18 +8,17 @@ from vlatrack.metrics.schema import MetricSchema
 from vlatrack.reports.charts import ChartBook
 from vlatrack.reports.run_content import group_content, line_content, start_params, value_cell
 from vlatrack.reports.run_rows import RunRow
+from vlatrack.spec.setting_differences import setting_differences, with_defaults
 from vlatrack.tracking.journal.series import JournalSeries
 
 _POINTS = 600
-_NOT_COMPARED = ("name",)
 
 
 def comparison_content(runs: Sequence[tuple[RunRow, JournalSeries]]) -> dict[str, Any]:
     """Rows, charts, lines and best values of each run, and the settings in which they differ."""
     names = list(dict.fromkeys(name for _, series in runs for name in series.metrics))
     book = ChartBook(names)
-    settings = [start_params(series.others) for _, series in runs]
-    paths = list(dict.fromkeys(path for params in settings for path in params if path not in _NOT_COMPARED))
+    settings = [with_defaults(start_params(series.others)) for _, series in runs]
     return {
         "runs": [
             {
@@ -31,11 +30,7 @@ def comparison_content(runs: Sequence[tuple[RunRow, JournalSeries]]) -> dict[str
             for (row, series), params in zip(runs, settings, strict=True)
         ],
         "groups": [group_content(group) for group in book.page()],
-        "differences": [
-            {"path": path, "values": [params.get(path) for params in settings]}
-            for path in paths
-            if len({repr(params.get(path)) for params in settings}) > 1
-        ],
+        "differences": [asdict(difference) for difference in setting_differences(settings)],
         "best": _best_table(book.schema, names, runs),
     }
 

@@ -10,16 +10,15 @@ from typing import Any
 from vlatrack.errors import SpecError
 from vlatrack.runner.comparison.differences import (
     FactDifference,
-    SettingDifference,
     code_differences,
     data_differences,
     line_differences,
-    setting_differences,
 )
 from vlatrack.runner.comparison.finding import read_runs
 from vlatrack.runner.comparison.groups import Group, GroupDifference, find_groups, group_differences
 from vlatrack.runner.comparison.metrics import MetricRow, metric_rows
 from vlatrack.runner.comparison.recorded import RecordedRun
+from vlatrack.spec.setting_differences import SettingDifference, setting_differences
 
 FEWEST, MOST = 2, 20
 
@@ -92,7 +91,7 @@ def compare_recorded(recorded: Sequence[RecordedRun], metrics: Sequence[str] = (
         lines = [line for name in a for line in line_differences(a[name], b.get(name))]
     return RunComparison(
         runs=tuple(recorded),
-        settings=tuple(setting_differences(recorded)),
+        settings=tuple(setting_differences([run.settings for run in recorded])),
         metrics=tuple(rows),
         data=tuple(data_differences(recorded)),
         code=tuple(code_differences(recorded)),

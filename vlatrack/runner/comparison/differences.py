@@ -1,26 +1,13 @@
-"""In which settings, data and code runs differ; what is the same in all is left out."""
+"""In which data and code runs differ; what is the same in all is left out."""
 
-import fnmatch
 import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vlatrack.runner.comparison.recorded import RecordedManifest, RecordedRun, Repository
-from vlatrack.spec.identity import NOT_DECIDING, Scalar
 
-_PATHS = ("name", "data.*.path", "backbone.checkpoint", "tokenizer.checkpoint", "init_from", "tracking.*")
-"""Settings of which only the content counts, which fingerprints compare, and those of trackers."""
 _FILE = re.compile(r"^diff --git a/.* b/(.*)$")
-
-
-@dataclass(frozen=True)
-class SettingDifference:
-    """A setting in which runs differ; None also stands for one that a run does not have."""
-
-    path: str
-    values: tuple[Scalar, ...]
-    decides: bool  # the result; else speed, or what is measured beside it
 
 
 @dataclass(frozen=True)
@@ -29,24 +16,6 @@ class FactDifference:
 
     what: str
     values: tuple[str | None, ...]
-
-
-def decides(path: str) -> bool:
-    """Whether a setting decides the result."""
-    return not any(fnmatch.fnmatchcase(path, pattern) for pattern in NOT_DECIDING)
-
-
-def setting_differences(runs: Sequence[RecordedRun]) -> list[SettingDifference]:
-    """By what settings mean: a missing one has its default, numbers are compared as numbers, paths do not count."""
-    paths = dict.fromkeys(path for run in runs for path in run.settings)
-    found = []
-    for path in paths:
-        if any(fnmatch.fnmatchcase(path, pattern) for pattern in _PATHS):
-            continue
-        values = tuple(run.settings.get(path) for run in runs)
-        if any(not _same(values[0], value) for value in values):
-            found.append(SettingDifference(path, values, decides(path)))
-    return sorted(found, key=lambda difference: not difference.decides)
 
 
 def data_differences(runs: Sequence[RecordedRun]) -> list[FactDifference]:
@@ -147,10 +116,6 @@ def _comparable_packages(manifests: Sequence[RecordedManifest]) -> list[str]:
     if all(manifest.format > 1 for manifest in recorded):
         return names
     return [name for name in names if all(name in manifest.packages for manifest in recorded)]
-
-
-def _same(a: Scalar, b: Scalar) -> bool:
-    return a == b and isinstance(a, bool) == isinstance(b, bool)
 
 
 def _short(digest: str | None) -> str | None:

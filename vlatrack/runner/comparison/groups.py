@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from vlatrack.runner.comparison.differences import decides
 from vlatrack.runner.comparison.metrics import MetricRow
 from vlatrack.runner.comparison.recorded import RecordedRun
 from vlatrack.spec.identity import Scalar
+from vlatrack.spec.setting_differences import decides
 
 CONFIDENCE = 0.95
 FEWEST_FOR_INTERVAL = 3

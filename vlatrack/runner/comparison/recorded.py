@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vlatrack.errors import DataError
-from vlatrack.spec.identity import ADDED_LATER, Scalar
+from vlatrack.spec.identity import Scalar
+from vlatrack.spec.setting_differences import with_defaults
 from vlatrack.tracking.journal.history import RunStatus, last_start, metric_history, run_status
 from vlatrack.tracking.run_files import RunFiles
 
@@ -122,7 +123,7 @@ class RecordedRun:
             place=place,
             name=files.run_dir.name,
             experiment=str(start.data["experiment"]),
-            settings=(dict(ADDED_LATER) if "backbone.kind" in start.data["params"] else {}) | start.data["params"],
+            settings=with_defaults(start.data["params"]),
             tags=start.data["tags"],
             status=run_status(files.run_dir),
             history=metric_history(files.journal),

@@ -37,7 +37,7 @@
     if (!content.differences.length) return VT.h("p", {}, "the settings are the same");
     return VT.h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "settings" }, VT.h("table", { class: "plain-table" },
       VT.h("thead", {}, VT.h("tr", {}, VT.h("th", { scope: "col" }, "setting"), labels.map((label) => VT.h("th", { scope: "col" }, label)))),
-      VT.h("tbody", {}, content.differences.map((one) => VT.h("tr", {}, VT.h("th", { scope: "row" }, one.path),
+      VT.h("tbody", {}, content.differences.map((one) => VT.h("tr", {}, VT.h("th", { scope: "row" }, one.path, one.decides ? null : VT.h("span", { class: "muted" }, " does not decide the result")),
         one.values.map((value) => VT.h("td", {}, shown(value))))))));
   }
 
