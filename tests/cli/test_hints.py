@@ -26,6 +26,7 @@ MEANT = {
     "run exp.yaml --resume": "run exp.yaml --resume auto",
     "run --resume exp.yaml train.epochs=3": "run --resume auto exp.yaml train.epochs=3",
     "run --resume": "run --resume latest",
+    "run exp.yaml --resume latest seed=1": "run --resume latest seed=1",
     "run quickstart": "run experiments/quickstart.yaml",
     "validate --config=exp.yaml": "validate exp.yaml",
     "bench train exp.yaml --layers 2 --max_steps 8": "bench train exp.yaml --layers 2 train.max_steps=8",

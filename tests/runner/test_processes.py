@@ -31,7 +31,7 @@ def one_and_two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path
         _, err = alone.communicate(timeout=250)
         assert alone.returncode == 0, err
         assert together.returncode == 0, together.stderr
-        assert together.stdout.count("epoch 1/1") == 1
+        assert together.stdout.count("epoch 1/1    train") == 1
         yield one.only_run(), two.only_run()
     finally:
         one.close()

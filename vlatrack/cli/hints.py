@@ -1,5 +1,6 @@
 """What people type from habit with other programs, and the command that they meant."""
 
+import itertools
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -90,7 +91,16 @@ class _Settings:
                 done.append(f"{word}={waiting.pop(0)}")
             else:
                 done.append(self._file(word) if not done else word)
-        return done
+        return self._without_file(done) if self._command == ("run",) else done
+
+    def _without_file(self, words: list[str]) -> list[str]:
+        """The words of `vlatrack run`, without a YAML file beside a run that has its own."""
+        if not any(before == "--resume" and run != "auto" for before, run in itertools.pairwise(words)):
+            return words
+        left = [word for word in words if "=" in word or not word.endswith(_YAML)]
+        if left != words:
+            self._said.append("--resume RUN goes on with the run's own spec; --resume auto takes a file")
+        return left
 
     def _lacks_run(self, waiting: Sequence[str]) -> bool:
         return self._command == ("run",) and (
