@@ -355,3 +355,17 @@ def test_a_run_that_is_opened_again_without_a_training_is_not_watched_and_keeps_
         log(again, spiked())
     assert health_events(run_dir) == []
     assert RunFiles(run_dir).health.read_text() == thresholds
+
+
+def test_what_is_no_fault_is_a_note_without_an_alert_and_leaves_the_run_healthy(
+    start: Callable[..., TrackedRun], run_dir: Path
+) -> None:
+    told: list[Finding] = []
+    run = start(told=told)
+    for step in range(10):
+        run.log({"train_l1_loss_action": 0.002, "train_quantisation_floor": 0.002}, step=step)
+    run.finish("FINISHED")
+    assert [finding.detector for finding in told] == ["quantisation_floor"]
+    notes = [r.data for r in read_records(RunFiles(run_dir).journal) if r.data.get("name") == "health_note"]
+    assert [note["alert"] for note in notes] == [False]
+    assert verdict_of(RunFiles(run_dir).journal) == "healthy"
