@@ -112,7 +112,7 @@ def test_a_rising_validation_loss_is_found_within_three_evaluations(run: str) ->
     best = [line.values["val_ind_closs"] for line in lines if "val_ind_closs" in line.values][at - 1]
 
     def rising(since: int, values: dict[str, float]) -> None:
-        values["val_ind_closs"] = best * (1.2 + 0.1 * since)
+        values["val_ind_closs"] = best * (1.3 + 0.1 * since)
 
     lines = planted(lines, rising, at=at, of="val_ind_closs")
     assert windows_until(lines, "overfitting", at=at, of="val_ind_closs") in range(1, WITHIN + 1)

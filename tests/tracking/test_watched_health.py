@@ -340,3 +340,32 @@ def test_only_https_or_this_machine_gets_findings(url: str, monkeypatch: pytest.
     with pytest.raises(TrackerError, match=VARIABLE) as caught:
         Webhook.of_environment()
     assert url == "https://" or url not in str(caught.value)
+
+
+def test_a_run_that_is_opened_again_without_a_training_is_not_watched_and_keeps_its_thresholds(
+    start: Callable[..., TrackedRun], run_dir: Path
+) -> None:
+    run = start()
+    log(run, spiked()[:10])
+    run.finish("FINISHED")
+    thresholds = RunFiles(run_dir).health.read_text()
+    with TrackedRun.start(
+        run_dir, uid="u1", name="watched", experiment="exp", backends=[], params={}, tags={}, resume=True
+    ) as again:
+        log(again, spiked())
+    assert health_events(run_dir) == []
+    assert RunFiles(run_dir).health.read_text() == thresholds
+
+
+def test_what_is_no_fault_is_a_note_without_an_alert_and_leaves_the_run_healthy(
+    start: Callable[..., TrackedRun], run_dir: Path
+) -> None:
+    told: list[Finding] = []
+    run = start(told=told)
+    for step in range(10):
+        run.log({"train_l1_loss_action": 0.002, "train_quantisation_floor": 0.002}, step=step)
+    run.finish("FINISHED")
+    assert [finding.detector for finding in told] == ["quantisation_floor"]
+    notes = [r.data for r in read_records(RunFiles(run_dir).journal) if r.data.get("name") == "health_note"]
+    assert [note["alert"] for note in notes] == [False]
+    assert verdict_of(RunFiles(run_dir).journal) == "healthy"

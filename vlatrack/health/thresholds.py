@@ -20,14 +20,14 @@ class NotFinite:
 
 @dataclass(frozen=True)
 class Spike:
-    z: float = 8.0
-    factor: float = 1.6
+    z: float = 10.0
+    factor: float = 2.0
     windows: int = 30
 
 
 @dataclass(frozen=True)
 class Divergence:
-    factor: float = 2.0
+    factor: float = 2.5
     windows: int = 3
 
 
@@ -39,7 +39,7 @@ class Plateau:
 
 @dataclass(frozen=True)
 class Overfitting:
-    rise: float = 0.15
+    rise: float = 0.2
     evaluations: int = 3
 
 

@@ -44,9 +44,11 @@ def start_tracking(
     resume: bool = False,
     resume_step: int | None = None,
     trust: Trust = OWN_RUN,
-    on_health: Callable[[Finding], None] = lambda finding: None,
+    on_health: Callable[[Finding], None] | None = None,
 ) -> TrackedRun:
     """Open a run's journal and start the delivery to the trackers of its spec; see ``TrackedRun.start``.
+
+    Without ``on_health`` the run is not watched: what it was trained like is no news when it is evaluated or exported.
 
     Args:
         name: what trackers show; None: as before on a resume, else the run's id.
@@ -66,8 +68,8 @@ def start_tracking(
         resume=resume,
         resume_step=resume_step,
         trust=trust,
-        health=build_thresholds(spec.health),
-        on_health=on_health,
+        health=None if on_health is None else build_thresholds(spec.health),
+        on_health=on_health or (lambda finding: None),
     )
 
 

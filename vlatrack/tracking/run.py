@@ -515,9 +515,7 @@ def _begin(
     sync. TrackerError if the disk does not take it."""
     try:
         write_private(files.backends, backends_text(backends))
-        if health is None:
-            files.health.unlink(missing_ok=True)
-        else:
+        if health is not None:
             write_private(files.health, health.to_json())
     except OSError as error:
         raise TrackerError(f"{files.backends}: {error.strerror}; free some disk space") from error

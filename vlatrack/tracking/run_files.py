@@ -51,7 +51,7 @@ class RunFiles:
 
     @property
     def health(self) -> Path:
-        """The thresholds of the detectors that watch the run; absent if none does."""
+        """The thresholds of the detectors that watch the training; absent if it was never watched."""
         return self.delivery / "health.json"
 
     @property

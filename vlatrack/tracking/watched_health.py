@@ -4,8 +4,8 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 
-from vlatrack.errors import TrackerError
 from vlatrack.health.finding import Finding
+from vlatrack.tracking.arguments import described
 from vlatrack.tracking.delivery.health_watch import Told
 
 _log = logging.getLogger(__name__)
@@ -30,8 +30,8 @@ class WatchedHealth:
             for listener in self.listeners:
                 try:
                     listener(finding)
-                except TrackerError as error:
-                    _log.warning("a finding is not recorded (%s)", error)
+                except Exception as error:  # a callback of a user's may raise anything; the next finding is to come
+                    _log.warning("a finding was not passed on to all (%s)", described(error))
         if finding is None and told.has_ended:
             self._has_ended.set()
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
-from vlatrack.errors import TrackerError
+from vlatrack.errors import TrackerError, VlatrackError
 from vlatrack.tracking.health import HEALTH, finding_of, is_event
 from vlatrack.tracking.journal.journal import is_being_written
 from vlatrack.tracking.journal.records import JournalReader, Record, finish_record
@@ -26,7 +26,7 @@ _LONGEST = 3000
 _log = logging.getLogger(__name__)
 
 
-class WebhookRefusedError(Exception):
+class WebhookRefusedError(VlatrackError):
     """The server's answer says that it will not take this; its status is the text."""
 
 
