@@ -15,6 +15,7 @@ from vlatrack.cli.data import app as data_app
 from vlatrack.cli.delivery import reap, status, sync
 from vlatrack.cli.evaluate import evaluate, export
 from vlatrack.cli.importing import import_logs
+from vlatrack.cli.reproduce import reproduce
 from vlatrack.cli.run import run
 from vlatrack.cli.serve import serve
 from vlatrack.cli.show import show
@@ -35,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (run, evaluate, compare, show, serve, export, validate, schema, ui, sync, status, reap):
+for command in (run, evaluate, compare, reproduce, show, serve, export, validate, schema, ui, sync, status, reap):
     app.command()(command)
 app.command("import")(import_logs)
 app.add_typer(data_app, name="data")
