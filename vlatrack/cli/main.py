@@ -19,6 +19,7 @@ from vlatrack.cli.health import health
 from vlatrack.cli.hints import correction
 from vlatrack.cli.importing import import_logs
 from vlatrack.cli.report import report
+from vlatrack.cli.reproduce import reproduce
 from vlatrack.cli.run import run
 from vlatrack.cli.serve import serve
 from vlatrack.cli.show import show
@@ -46,6 +47,7 @@ for command in (
     evaluate,
     compare,
     report,
+    reproduce,
     show,
     serve,
     export,

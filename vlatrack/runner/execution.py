@@ -1,6 +1,7 @@
 """Execute a run on every rank: start its tracking, train, record how it ended, upload what it made."""
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -171,6 +172,8 @@ def _start_tracking(job: Job, directory: RunDirectory, callbacks: Sequence[Callb
         "vlatrack.host": manifest["hardware"]["host"],
         "vlatrack.gpu": ", ".join(manifest["hardware"]["gpus"]) or "none",
     }
+    if reproduces := os.environ.get("VLATRACK_REPRODUCES"):
+        tags["vlatrack.reproduces"] = reproduces
     if experiment.lineage:
         tags["vlatrack.init_from"] = " < ".join(parent["policy_sha256"][:12] for parent in reversed(experiment.lineage))
     earlier = directory.tags_at_start().get(OVERRIDES_TAG, "") if resumes else ""

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +23,7 @@ _PACKAGES = ("torch", "transformers", "accelerate", "numpy", "pyarrow", "av", "m
 FORMAT = 2
 """Manifests without one, of vlatrack 0.1.0, have ten packages, and of repositories vlatrack's commit and diff alone."""
 
-_ENVIRONMENT = (
+RECORDED_VARIABLES = (
     *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "GOMP_SPINCOUNT", "PYTHONHASHSEED"),
     *("CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"),
     *("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "NCCL_ALGO", "NCCL_PROTO", "MUJOCO_GL", "PYOPENGL_PLATFORM"),
@@ -41,8 +42,6 @@ def describe_run(
         processes: the number of ranks.
         runs: the folder of all runs, whose files are no part of the code.
     """
-    runs = None if runs is None else runs.resolve()
-    ours = _own_git(runs)
     return {
         "format": FORMAT,
         "vlatrack": __version__,
@@ -52,13 +51,8 @@ def describe_run(
         "processes": processes,
         "spec_hash": experiment.hash,
         "seed": experiment.spec.seed,
-        "git": None if ours is None else ours.to_json(),
-        "user_git": _user_git(command, ours, runs),
-        "python": {"version": platform.python_version(), "implementation": platform.python_implementation()},
-        "packages": _all_packages(),
-        "environment": {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+        **describe_code(command, runs=runs),
         "image": next((os.environ[name] for name in _IMAGE if os.environ.get(name)), None),
-        "hardware": _hardware(),
         "data": {
             name: {
                 "source": split.source.name,
@@ -71,6 +65,20 @@ def describe_run(
         "statistics": experiment.norm_stats.to_json(),
         "fingerprints": dict(experiment.fingerprints),
         "lineage": [dict(parent) for parent in experiment.lineage],
+    }
+
+
+def describe_code(command: Sequence[str], *, runs: Path | None) -> dict[str, Any]:
+    """Repositories, packages, variables and hardware as they are here and now, as JSON values."""
+    runs = None if runs is None else runs.resolve()
+    ours = _own_git(runs)
+    return {
+        "git": None if ours is None else ours.to_json(),
+        "user_git": _user_git(command, ours, runs),
+        "python": {"version": platform.python_version(), "implementation": platform.python_implementation()},
+        "packages": _all_packages(),
+        "environment": {name: os.environ[name] for name in RECORDED_VARIABLES if name in os.environ},
+        "hardware": _hardware(),
     }
 
 
@@ -115,11 +123,22 @@ def _hardware() -> dict[str, Any]:
     return {
         "host": platform.node(),
         "platform": platform.platform(),
+        "cpu": _cpu(),
         "cpu_cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
+
+
+def _cpu() -> str:
+    """The model of the processor, which decides in which order some kernels add."""
+    try:
+        described = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = re.search(r"^model name\s*:\s*(.+)$", described, re.MULTILINE)
+    return found[1].strip() if found else platform.machine()
 
 
 def _own_git(runs: Path | None = None) -> GitState | None:
