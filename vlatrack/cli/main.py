@@ -18,6 +18,7 @@ from vlatrack.cli.importing import import_logs
 from vlatrack.cli.run import run
 from vlatrack.cli.serve import serve
 from vlatrack.cli.spec import schema, validate
+from vlatrack.cli.sweep import sweep
 from vlatrack.cli.ui import ui
 from vlatrack.errors import DISK_IS_FULL, USER_ERROR, VlatrackError
 from vlatrack.tracking.delivery.log import warn_on_terminal
@@ -34,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (run, evaluate, compare, serve, export, validate, schema, ui, sync, status, reap):
+for command in (run, sweep, evaluate, compare, serve, export, validate, schema, ui, sync, status, reap):
     app.command()(command)
 app.command("import")(import_logs)
 app.add_typer(data_app, name="data")

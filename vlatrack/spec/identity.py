@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import cast
 
-from pydantic import JsonValue
+from pydantic import BaseModel, JsonValue
 
 from vlatrack.spec.experiment import ExperimentSpec
 
@@ -108,14 +108,14 @@ def canonical_hash(spec: ExperimentSpec, fingerprints: Mapping[str, str] | None 
     deciding = {
         path: value
         for path, value in flat.items()
-        if not _matches(path, NOT_DECIDING) and not (path in ADDED_LATER and value == ADDED_LATER[path])
+        if not matches(path, NOT_DECIDING) and not (path in ADDED_LATER and value == ADDED_LATER[path])
     }
     content = {"settings": deciding, "content": dict(fingerprints or {})}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def flatten(spec: ExperimentSpec) -> dict[str, Scalar]:
+def flatten(spec: BaseModel) -> dict[str, Scalar]:
     """Every setting by its dotted path, such as ``optim.lr``; lists of scalars are JSON text."""
     return dict(_leaves(spec.model_dump(mode="json"), ""))
 
@@ -136,13 +136,14 @@ def split_by_resume(changes: Iterable[Difference]) -> tuple[list[Difference], li
     allowed: list[Difference] = []
     for change in changes:
         shortens = change.path == "train.epochs" and cast(int, change.after) < cast(int, change.before)
-        may_change = _matches(change.path, (*NOT_DECIDING, *EXTENDING)) and change.path not in OF_A_NEW_RUN
+        may_change = matches(change.path, (*NOT_DECIDING, *EXTENDING)) and change.path not in OF_A_NEW_RUN
         may_change = may_change and not shortens
         (allowed if may_change else forbidden).append(change)
     return forbidden, allowed
 
 
-def _matches(path: str, patterns: Iterable[str]) -> bool:
+def matches(path: str, patterns: Iterable[str]) -> bool:
+    """Whether one of the patterns, such as ``tracking.*``, is that of a setting."""
     return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
 
