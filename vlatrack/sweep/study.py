@@ -154,7 +154,7 @@ class SweepStudy:
             if len(trials) >= self.sweep.trials:
                 return None
             if self.sweep.grid_size is not None:
-                self.study.enqueue_trial(next_of_grid(self.sweep.axes, [trial.params for trial in trials]))
+                self.study.enqueue_trial(next_of_grid(self.sweep.axes, [_params(trial) for trial in trials]))
         trial = self.study.ask()
         holder = process_here(os.getpid())
         assert holder is not None, "this process lives"
@@ -256,7 +256,7 @@ class SweepStudy:
         kept = {name: value for name, value in trial.user_attrs.items() if name.startswith((_RUN, _VALUES, _PRUNING))}
         self._leave_out(number)
         kept |= {_DEATHS: deaths, _RETRY_OF: number, _FIRST: first_number_of(trial)}
-        self.study.enqueue_trial(trial.params, user_attrs=kept)
+        self.study.enqueue_trial(_params(trial), user_attrs=kept)
 
     def beat(self, trials: Sequence[LiveTrial]) -> None:
         """Say that this worker lives, to those on other machines."""
@@ -361,7 +361,8 @@ def runs_of(trial: "FrozenTrial") -> dict[int, str]:
 
 def settings_of(trial: "FrozenTrial", axes: Sequence[Axis]) -> dict[str, Setting]:
     """The values of a trial by their paths; without those that it was not given yet."""
-    return {axis.path: _value(axis, trial.params[axis.path]) for axis in axes if axis.path in trial.params}
+    params = _params(trial)
+    return {axis.path: _value(axis, params[axis.path]) for axis in axes if axis.path in params}
 
 
 def _beside(name: str) -> str:
@@ -405,6 +406,11 @@ def _suggest(trial: "Trial", axis: Axis) -> Setting:
     if axis.number is int:
         return trial.suggest_int(axis.path, int(low), int(high), step=int(step or 1), log=is_log)
     return trial.suggest_float(axis.path, low, high, step=step, log=is_log)
+
+
+def _params(trial: "FrozenTrial") -> dict[str, Any]:
+    """The parameters of a trial; of one that waits, those that it will have."""
+    return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
 
 
 def _value(axis: Axis, param: Any) -> Setting:
