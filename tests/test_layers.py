@@ -54,11 +54,13 @@ ALLOWED: dict[str, set[str]] = {
     "builders": LIBRARY | {"plugins"},
     "runner": LIBRARY | {"builders"},
     "bench": LIBRARY | {"builders", "runner"},
+    "sweep": LIBRARY | {"builders", "runner"},
     # A command may reach into the room that it shows: `data record` into envs, `ui` into tracking.
     "cli": {
         "builders",
         "runner",
         "bench",
+        "sweep",
         "evaluation",
         "importers",
         "spec",
@@ -85,6 +87,7 @@ HEAVY = (
     "h5py",
     "pyarrow",
     "metaworld",
+    "optuna",
 )
 
 

@@ -25,6 +25,7 @@ from vlatrack.cli.serve import serve
 from vlatrack.cli.show import show
 from vlatrack.cli.spec import schema, validate
 from vlatrack.cli.status import status
+from vlatrack.cli.sweep import sweep
 from vlatrack.cli.ui import ui
 from vlatrack.errors import DISK_IS_FULL, USER_ERROR, SpecError, VlatrackError
 from vlatrack.tracking.delivery.log import warn_on_terminal
@@ -44,6 +45,7 @@ app = typer.Typer(
 )
 for command in (
     run,
+    sweep,
     evaluate,
     compare,
     report,

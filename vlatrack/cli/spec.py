@@ -49,7 +49,7 @@ def validate(
         ),
     ] = None,
 ) -> None:
-    """Check an experiment, or an evaluation in a simulator, and show a summary of it.
+    """Check an experiment, an evaluation in a simulator or a sweep, and show a summary of it.
 
     Each mistake is one line with its place, and the exit code is 2. Missing data is only noted, so that an experiment
     can be checked before its data exists.
@@ -64,8 +64,14 @@ def validate(
 
     from vlatrack.cli.memory import parse_gpus, parse_memory, show_memory
     from vlatrack.spec.load import is_evaluation, load_spec
+    from vlatrack.spec.sweep_file import is_sweep
 
     words = overrides or ()
+    if is_sweep(file):
+        console = Console(markup=False, highlight=False)
+        console.print(_overview_table(_sweep_overview(file, words)))
+        console.print("OK")
+        return
     if is_evaluation(file):
         console = Console(markup=False, highlight=False)
         console.print(_overview_table(_evaluation_overview(file, words)))
@@ -88,8 +94,9 @@ def schema(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write to this file instead of the terminal.")
     ] = None,
+    sweep: Annotated[bool, typer.Option("--sweep", help="The schema of a sweep instead of an experiment.")] = False,
 ) -> None:
-    """Print the JSON Schema of an experiment, for completion and checks in editors.
+    """Print the JSON Schema of an experiment or a sweep, for completion and checks in editors.
 
     Example: [bold]vlatrack schema --output experiment.schema.json[/bold]
     """
@@ -97,8 +104,10 @@ def schema(
 
     from vlatrack.errors import SpecError
     from vlatrack.spec.experiment import ExperimentSpec
+    from vlatrack.spec.sweep import SweepSpec
 
-    document = {"$schema": "https://json-schema.org/draft/2020-12/schema", **ExperimentSpec.model_json_schema()}
+    model = SweepSpec if sweep else ExperimentSpec
+    document = {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}
     text = json.dumps(document, indent=2, ensure_ascii=False)
     if output is None:
         typer.echo(text)
@@ -150,6 +159,26 @@ def _evaluation_overview(file: Path, overrides: "Sequence[str]") -> dict[str, st
         "acting": ", ".join(
             f"{key} {_one_line(value)}" for key, value in spec.acting.settings().items() if value not in (None, False)
         ),
+    }
+
+
+def _sweep_overview(file: Path, overrides: "Sequence[str]") -> dict[str, str]:
+    from vlatrack.errors import SpecError
+    from vlatrack.spec.sweep_file import load_sweep
+
+    if overrides:
+        raise SpecError(f"{file}: a sweep; overrides of its experiment stand in it, under overrides")
+    sweep = load_sweep(file)
+    judged = ", ".join(f"{objective.metric} ({objective.take})" for objective in sweep.spec.objectives)
+    pruner = sweep.spec.pruner
+    return {
+        "sweep": sweep.spec.name,
+        "experiment": str(sweep.experiment_file),
+        "space": ", ".join(axis.path for axis in sweep.axes),
+        "objectives": judged,
+        "trials": f"{sweep.trials} with {len(sweep.seeds)} seed(s), {sweep.spec.parallel} side by side",
+        "sampler": sweep.spec.sampler.kind,
+        "pruner": "none" if pruner is None else f"{pruner.kind}, by {sweep.spec.pruned_by}",
     }
 
 

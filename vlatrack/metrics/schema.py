@@ -162,14 +162,20 @@ class MetricSchema:
 
     def why_not_best(self, name: str) -> str | None:
         """Why `name` cannot determine the best checkpoint; None if it can."""
+        if (problem := self.why_no_objective(name)) is not None:
+            return problem
+        if self._metrics[name].value is None and not name.startswith(SIMULATION):
+            return f"{name} is not a mean over an epoch"
+        return None
+
+    def why_no_objective(self, name: str) -> str | None:
+        """Why runs cannot be ranked by `name`; None if they can."""
         if name not in self._metrics:
             return f"no metric is called {self.suggest(name)}"
         if self._metrics[name].direction is Direction.NONE:
             return f"neither lower nor higher is better of {name}"
         if name.startswith(EVALUATE):
             return f"{name} is what `vlatrack evaluate` measures; training measures {name.removeprefix(EVALUATE)}"
-        if self._metrics[name].value is None and not name.startswith(SIMULATION):
-            return f"{name} is not a mean over an epoch"
         return None
 
     def suggest(self, name: str) -> str:

@@ -10,6 +10,7 @@ from vlatrack.runner.directory import RunDirectory
 from vlatrack.tracking.backends.base import Status
 from vlatrack.tracking.journal.encoding import sendable
 from vlatrack.tracking.privacy import redact, write_private
+from vlatrack.training.callback import StopTraining
 from vlatrack.training.interruption import REASONS, Interruption, Terminated
 from vlatrack.training.process_group import ProcessGroup, RankLostError
 
@@ -72,7 +73,7 @@ def remove_reasons(directory: RunDirectory) -> None:
 
 
 def _is_external(error: BaseException) -> bool:
-    return isinstance(error, RankLostError | Terminated | KeyboardInterrupt)
+    return isinstance(error, RankLostError | StopTraining | Terminated | KeyboardInterrupt)
 
 
 def _reason(error: BaseException) -> str:
@@ -80,7 +81,7 @@ def _reason(error: BaseException) -> str:
         return REASONS[error.number]
     if isinstance(error, KeyboardInterrupt):
         return REASONS[signal.SIGINT]
-    if isinstance(error, RankLostError):
+    if isinstance(error, RankLostError | StopTraining):
         return str(error)
     return f"{type(error).__name__}: {error}"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:  # comparing recorded settings needs no model of them, whose import takes half a second
-    from pydantic import JsonValue
+    from pydantic import BaseModel, JsonValue
 
     from vlatrack.spec.experiment import ExperimentSpec
 
@@ -117,7 +117,7 @@ def canonical_hash(spec: "ExperimentSpec", fingerprints: Mapping[str, str] | Non
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def flatten(spec: "ExperimentSpec") -> dict[str, Scalar]:
+def flatten(spec: "BaseModel") -> dict[str, Scalar]:
     """Every setting by its dotted path, such as ``optim.lr``; lists of scalars are JSON text."""
     return dict(_leaves(spec.model_dump(mode="json"), ""))
 

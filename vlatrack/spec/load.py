@@ -30,12 +30,12 @@ def load_spec(path: str | Path, overrides: Sequence[str] = (), *, stored: bool =
     Raises:
         SpecError: one line for each mistake, first those of the file, then those of the overrides.
     """
-    tree = _read_mapping(Path(path))
+    tree = read_mapping(Path(path))
     tree.root = migrate(tree.root) if stored else renamed(tree.root)
     for override in overrides:
         apply_override(tree, override)
     tree.root = renamed(tree.root)  # an override may have the old name
-    return _checked(tree, ExperimentSpec)
+    return checked(tree, ExperimentSpec)
 
 
 def load_evaluation(path: str | Path, overrides: Sequence[str] = ()) -> EvaluationSpec:
@@ -44,10 +44,10 @@ def load_evaluation(path: str | Path, overrides: Sequence[str] = ()) -> Evaluati
     Raises:
         SpecError: as ``load_spec``.
     """
-    tree = _read_mapping(Path(path))
+    tree = read_mapping(Path(path))
     for override in overrides:
         apply_override(tree, override, EvaluationSpec)
-    return _checked(tree, EvaluationSpec)
+    return checked(tree, EvaluationSpec)
 
 
 def is_evaluation(path: str | Path) -> bool:
@@ -56,7 +56,7 @@ def is_evaluation(path: str | Path) -> bool:
     Raises:
         SpecError: it cannot be read, or is no mapping.
     """
-    root = _read_mapping(Path(path)).root
+    root = read_mapping(Path(path)).root
     return isinstance(root, dict) and "suite" in root and "backbone" not in root
 
 
@@ -104,20 +104,30 @@ def _read_text(path: Path) -> str:
         raise SpecError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _read_mapping(path: Path) -> Tree:
+def read_mapping(path: Path) -> Tree:
+    """The YAML file at `path`.
+
+    Raises:
+        SpecError: it cannot be read, or is no mapping.
+    """
     tree = read_tree(_read_text(path), name=str(path))
     if not isinstance(tree.root, dict):
         found = "the file is empty" if tree.root is None else "this is not one"
         problem = Problem(tree.place(()), (), f"expected a mapping of keys such as 'name: my-experiment'; {found}")
-        raise _spec_error(tree.problems or [problem])
+        raise spec_error(tree.problems or [problem])
     return tree
 
 
-def _checked(tree: Tree, model: type[_Spec]) -> _Spec:
+def checked(tree: Tree, model: type[_Spec]) -> _Spec:
+    """The spec that a tree holds.
+
+    Raises:
+        SpecError: one line for each mistake.
+    """
     tree.problems += find_secrets(tree)
     spec = _validate(tree, model)
     if spec is None or tree.problems:
-        raise _spec_error(tree.problems)
+        raise spec_error(tree.problems)
     return spec
 
 
@@ -133,7 +143,8 @@ def _validate(tree: Tree, model: type[_Spec]) -> _Spec | None:
         return None
 
 
-def _spec_error(problems: Iterable[Problem]) -> SpecError:
+def spec_error(problems: Iterable[Problem]) -> SpecError:
+    """One line for each problem, in the order of the file."""
     in_order = sorted(problems, key=lambda problem: (problem.place.line == 0, problem.place.line))
     return SpecError("\n".join(map(str, in_order)))
 

@@ -88,6 +88,11 @@ class RunEnd:
     health: str | None = None  # "healthy", or what the detectors found; None: the run was not watched
 
 
+class StopTraining(Exception):  # noqa: N818 (a request, not an error)
+    """A callback raises it to end the run, which then is KILLED with this reason, a line. What was done since the last
+    checkpoint is lost."""
+
+
 class Callback:
     """Base class of callbacks; override the methods you need, the others do nothing.
 

@@ -1,0 +1,1 @@
+"""Sweeps: many runs of one experiment with other settings, chosen and ended early by Optuna."""
