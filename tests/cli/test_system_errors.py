@@ -81,9 +81,9 @@ def test_runs_that_cannot_be_made_are_refused_before_anything_starts(
 def test_an_error_of_the_system_that_nobody_foresaw_names_its_file(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(main_module, "app", (tmp_path / "none").read_text)
+    monkeypatch.setattr(main_module, "_check_habits", lambda *_: (tmp_path / "none").read_text())
     assert error_of(capsys, monkeypatch) == f"{tmp_path / 'none'}: No such file or directory"
-    monkeypatch.setattr(main_module, "app", lambda: os.close(-1))
+    monkeypatch.setattr(main_module, "_check_habits", lambda *_: os.close(-1))
     with pytest.raises(OSError, match="Bad file descriptor"):
         main()
 
@@ -103,10 +103,10 @@ def test_a_current_directory_that_was_deleted_is_told(
 def test_a_full_disk_that_nobody_foresaw_says_to_free_some_space(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, where: str | None
 ) -> None:
-    def write() -> None:
+    def write(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), where)
 
-    monkeypatch.setattr(main_module, "app", write)
+    monkeypatch.setattr(main_module, "_check_habits", write)
     place = "" if where is None else f"{where}: "
     assert error_of(capsys, monkeypatch) == f"{place}No space left on device; free some disk space"
 

@@ -166,7 +166,7 @@ def test_packages_that_differ_are_named_by_any_spelling() -> None:
     assert package_differences(recorded, here) == {"numpy": ("2.0", "2.1"), "gone": ("3", None)}
 
 
-@pytest.mark.parametrize("package", [("--index-url=x", "1.0"), ("numpy", "1.0 --pre"), ("a/b", "1"), ("-r", "1")])
+@pytest.mark.parametrize("package", [("--target=x", "1.0"), ("numpy", "1.0 --pre"), ("a/b", "1"), ("-r", "1")])
 def test_a_package_of_a_manifest_cannot_be_an_option_of_pip(tmp_path: Path, package: tuple[str, str]) -> None:
     with pytest.raises(VlatrackError, match="is no package"):
         make_environment(tmp_path / "environment", dict([package]))

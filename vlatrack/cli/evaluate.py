@@ -160,6 +160,17 @@ def api_key_in(variable: str | None) -> str | None:
     return key
 
 
+CardEpisodes = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FILE",
+        help="Episodes of this policy (CSV, or a result of vla-eval), whose success the model card tells; may be "
+        "given several times.",
+        show_default=False,
+    ),
+]
+
+
 def export(
     path: Annotated[
         Path,
@@ -181,15 +192,7 @@ def export(
         Path | None, typer.Option("--output", "-o", help="The same as FOLDER.", show_default=False)
     ] = None,
     checkpoint: Checkpoint = None,
-    episodes: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE",
-            help="Episodes of this policy (CSV, or a result of vla-eval), whose success the model card tells; may be "
-            "given several times.",
-            show_default=False,
-        ),
-    ] = None,
+    episodes: CardEpisodes = None,
     log: Annotated[
         bool, typer.Option("--log", help="Also log the policy to the trackers of its run, which copy it whole.")
     ] = False,
@@ -235,15 +238,28 @@ def export(
         return
     if with_checkpoints:
         raise SpecError("--with-checkpoints: is for --archive")
-    target = folder or output
     if folder is not None and output is not None:
         raise SpecError("export: the folder is given twice; leave out --output")
+    target = folder or output
     if target is None and push is None:
         raise SpecError("export: give the FOLDER to write, or --push ORG/NAME for a policy that is exported")
     if target is None and log:
         raise SpecError("--log: is for a new export; give its FOLDER")
     if private and push is None:
         raise SpecError("--private: is for --push ORG/NAME")
+    _export_policy(path, target, checkpoint, episodes or [], log=log, push=push, private=private)
+
+
+def _export_policy(
+    path: Path,
+    target: Path | None,
+    checkpoint: str | None,
+    episodes: list[Path],
+    *,
+    log: bool,
+    push: str | None,
+    private: bool,
+) -> None:
     from vlatrack.cli.progress import prepare_process
 
     prepare_process()
@@ -253,7 +269,7 @@ def export(
     hub = None if push is None else HubPolicy.of_name(push)
     if target is not None:
         name = None if hub is None else hub.repository
-        digest = export_policy(path, target, checkpoint=checkpoint, episodes=episodes or [], hub_name=name)
+        digest = export_policy(path, target, checkpoint=checkpoint, episodes=episodes, hub_name=name)
         typer.echo(f"wrote {target}: policy {digest[:12]}")
         for share in log_policy(path, target, checkpoint=checkpoint).backends if log else ():
             typer.echo(delivery_line(share))
