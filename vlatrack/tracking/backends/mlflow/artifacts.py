@@ -166,6 +166,34 @@ def put_checkpoint(
         _put_model_files(client, run_id, model, data, path=path, root=root)
 
 
+def is_rotated_away(checkpoint: Path) -> bool:
+    """Whether a checkpoint was deleted where the run has others; without their folder nothing is known."""
+    return checkpoint.parent.is_dir() and not checkpoint.exists()
+
+
+def remove_rotated_models(client: MlflowClient, run_id: str, run_dir: Path) -> None:
+    """Delete the LoggedModels of checkpoints that were rotated away and of which the run has no copy."""
+    run, token = client.get_run(run_id), None
+    while True:
+        try:
+            page = client.search_logged_models(
+                [run.info.experiment_id], f"source_run_id = '{run_id}'", page_token=token
+            )
+        except MlflowException as error:
+            if error.error_code != ErrorCode.Name(ENDPOINT_NOT_FOUND):
+                raise
+            return  # a server older than MLflow 3, which has none
+        for model in page:
+            path = Path(model.tags.get("vlatrack.path", ""))
+            copies = {mlflow_key(f"vlatrack.artifact.{kind}{path.name}") for kind in (POLICIES, CHECKPOINTS)}
+            is_ours = path.parent == run_dir / "checkpoints"
+            if is_ours and is_rotated_away(path) and not copies & run.data.tags.keys():
+                client.delete_logged_model(model.model_id)
+        token = page.token
+        if not token:
+            return
+
+
 def _major_version(uri: str) -> int:
     """Asked when an address was not found, which a proxy in front of the server may have caused as well."""
     return int(http_request(get_default_host_creds(uri), "/version", "GET").text.partition(".")[0])
