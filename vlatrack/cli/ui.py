@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from vlatrack.errors import TrackerError
-from vlatrack.tracking.backends.destinations import MLFLOW_STORE, sqlite_uri
+from vlatrack.tracking.backends.destinations import MLFLOW_STORE, MLFLOW_VIEW, sqlite_uri
 from vlatrack.tracking.printable import printable
 from vlatrack.tracking.run_files import resolved_path
 
@@ -22,7 +22,7 @@ LAST_PORT = 65535
 _ENDING_S = 5.0
 _AS_TRAINING = "workflowType=machine_learning"
 """Without it, MLflow opens on its pages for language model applications; its own links to an experiment lack it."""
-_VIEW = "viewStateShareKey=vla-losses&compareRunsMode=CHART"
+_VIEW = f"viewStateShareKey={MLFLOW_VIEW}&compareRunsMode=CHART"
 """The charts of the saved view of an experiment; without it MLflow shows the documented metrics below all groups."""
 _MOST_SHOWN = 5
 _WITH_RUNS = (
