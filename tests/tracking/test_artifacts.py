@@ -238,14 +238,14 @@ def test_an_artifact_that_was_cut_goes_on_with_the_file_that_was_cut(
     with pytest.raises(Exception, match=r"(?i)connection"):
         backend.put_artifact(artifact)
     files, tags = at_server(mlflow_server, "cut")
-    assert tags["vlatrack.artifact.report"] == f"{artifact.sha256} 3/8"
+    assert tags["mlflow.vlatrack.artifact.report"] == f"{artifact.sha256} 3/8"
     assert sorted(files) == ["report/0.bin", "report/1.bin", "report/2.bin"]
     again = connect(BackendConfig("mlflow", options={"tracking_uri": proxy.url}), filled_run_dir)
     again.open(start("cut"), 0)
     again.put_artifact(artifact)
     assert uploads == [f"{i}.bin" for i in (0, 1, 2, 3, 3, 4, 5)] + ["large.bin", "small.bin"]
     files, tags = at_server(mlflow_server, "cut")
-    assert tags["vlatrack.artifact.report"] == artifact.sha256
+    assert tags["mlflow.vlatrack.artifact.report"] == artifact.sha256
     assert {name: digest(path) for name, path in files.items()} == {
         f"report/{f.name}": f.sha256 for f in artifact.files
     }

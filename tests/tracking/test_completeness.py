@@ -45,6 +45,7 @@ def log_part(run: TrackedRun, run_dir: Path, steps: range, checkpoint: int) -> N
         run.log({"train_closs": 10.0 - step, "train_acc_action": step / 10, "train_lr": 1.0}, step=step)
         if step == checkpoint:
             run.log({"val_ind_closs": float(step)}, step=step)
+            (run_dir / "checkpoints" / f"step-{step:08d}").mkdir(parents=True, exist_ok=True)
             run.event("checkpoint", {"step": step, "epoch": 1, "name": f"step-{step:08d}"})
 
 

@@ -68,7 +68,7 @@ def mlflow_rows(run_dir: Path) -> list[tuple[str, int, int, float]]:
     """(key, timestamp, step, value) of everything in the store."""
     run = mlflow_run(run_dir)
     histories = [client(run_dir).get_metric_history(run.info.run_id, key) for key in run.data.metrics]
-    return sorted((m.key, m.timestamp, m.step, m.value) for history in histories for m in history)
+    return sorted((documented_name(m.key), m.timestamp, m.step, m.value) for history in histories for m in history)
 
 
 def mlflow_has(run_dir: Path, key: str) -> bool:

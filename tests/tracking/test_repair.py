@@ -111,7 +111,7 @@ def test_a_store_restored_from_an_older_backup_gets_exactly_what_it_lacks(
     assert mlflow_rows(store, run.uid) == journal_rows(run)
     client = MlflowClient(f"sqlite:///{store}")
     (stored,) = runs_with_uid(client, "1", run.uid)
-    assert "vlatrack.artifact.spec.yaml" in stored.data.tags
+    assert "mlflow.vlatrack.artifact.spec.yaml" in stored.data.tags
 
 
 @happens(
@@ -132,7 +132,7 @@ def test_a_file_that_cannot_be_stored_again_does_not_hold_up_a_repair(
     (run.dir / "b.txt").unlink()
     with contextlib.closing(sqlite3.connect(store)) as database, database:
         database.execute("DELETE FROM metrics WHERE step = 3")
-        database.execute("DELETE FROM tags WHERE key LIKE 'vlatrack.artifact.%'")
+        database.execute("DELETE FROM tags WHERE key LIKE '%vlatrack.artifact.%'")
         database.execute("UPDATE runs SET status = 'RUNNING'")
 
     def refused(*_: object) -> None:

@@ -15,6 +15,8 @@ from vlatrack.tracking.privacy import redact, redact_param
 
 MLFLOW_STORE = "mlflow.db"
 """In the runs folder: where MLflow's runs go without any setting."""
+MLFLOW_VIEW = "vla-losses"
+"""The id of the saved view that each experiment of MLflow has."""
 LOCAL_STORE = "the store in the runs folder"
 DEFAULT_PROJECT = "vlatrack"
 

@@ -175,7 +175,8 @@ def backends_of(text: str) -> list[BackendConfig]:
 
 def _naming_of(config: BackendConfig, run_dir: Path) -> str:
     """A run keeps the keys with which it began to its end: else trackers would have it twice."""
-    if config.naming == "documented" and not first_start(RunFiles(run_dir).journal).groups_metrics:
+    journal = RunFiles(run_dir).journal
+    if config.naming == "documented" and journal.exists() and not first_start(journal).groups_metrics:
         return UNGROUPED
     return config.naming
 

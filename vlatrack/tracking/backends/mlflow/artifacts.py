@@ -34,6 +34,12 @@ SLOWEST_UPLOAD_PER_S = 40_000
 """Bytes."""
 MOST_PATIENCE_S = 900
 
+ARTIFACT_TAG = "mlflow.vlatrack.artifact."
+"""Begins the tags with the digests of a run's artifacts; MLflow's pages do not show tags that begin with its name."""
+EARLIER_ARTIFACT_TAG = "vlatrack.artifact."
+"""Of runs that vlatrack 0.1 has delivered."""
+_TAGS = (ARTIFACT_TAG, EARLIER_ARTIFACT_TAG)
+
 MODEL_FILES = "vlatrack.model_files"
 """Tag of a LoggedModel that has the files which MLflow loads it by."""
 
@@ -54,8 +60,8 @@ def put_artifact(client: MlflowClient, run_id: str, artifact: Artifact, rule: Co
     The tag of the artifact holds its SHA-256 when it is complete, before that also how many of its files are: an upload
     that was cut goes on with the file that was cut.
     """
-    tag = mlflow_key(f"vlatrack.artifact.{artifact.name}")
-    state = client.get_run(run_id).data.tags.get(tag, "")
+    tag, tags = mlflow_key(f"{ARTIFACT_TAG}{artifact.name}"), client.get_run(run_id).data.tags
+    state = tags.get(tag) or tags.get(mlflow_key(f"{EARLIER_ARTIFACT_TAG}{artifact.name}"), "")
     if state == artifact.sha256:
         return
     left = rule.by_reference(artifact)
@@ -164,6 +170,34 @@ def put_checkpoint(
         client.log_outputs(run_id, [LoggedModelOutput(model_id, step)])
     if MODEL_FILES not in model.tags and isinstance(data.get("policy_sha256"), str):
         _put_model_files(client, run_id, model, data, path=path, root=root)
+
+
+def is_rotated_away(checkpoint: Path) -> bool:
+    """Whether a checkpoint was deleted where the run has others; without their folder nothing is known."""
+    return checkpoint.parent.is_dir() and not checkpoint.exists()
+
+
+def remove_rotated_models(client: MlflowClient, run_id: str, run_dir: Path) -> None:
+    """Delete the LoggedModels of checkpoints that were rotated away and of which the run has no copy."""
+    run, token = client.get_run(run_id), None
+    while True:
+        try:
+            page = client.search_logged_models(
+                [run.info.experiment_id], f"source_run_id = '{run_id}'", page_token=token
+            )
+        except MlflowException as error:
+            if error.error_code != ErrorCode.Name(ENDPOINT_NOT_FOUND):
+                raise
+            return  # a server older than MLflow 3, which has none
+        for model in page:
+            path = Path(model.tags.get("vlatrack.path", ""))
+            copies = {mlflow_key(f"{tag}{kind}{path.name}") for tag in _TAGS for kind in (POLICIES, CHECKPOINTS)}
+            is_ours = path.parent == run_dir / "checkpoints"
+            if is_ours and is_rotated_away(path) and not copies & run.data.tags.keys():
+                client.delete_logged_model(model.model_id)
+        token = page.token
+        if not token:
+            return
 
 
 def _major_version(uri: str) -> int:

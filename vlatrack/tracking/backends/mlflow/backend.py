@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -28,8 +27,14 @@ from vlatrack.tracking.backends.base import (
     scalar_text,
 )
 from vlatrack.tracking.backends.destinations import MLFLOW_STORE, sqlite_path, sqlite_uri
-from vlatrack.tracking.backends.mlflow.artifacts import put_artifact, put_checkpoint
+from vlatrack.tracking.backends.mlflow.artifacts import (
+    is_rotated_away,
+    put_artifact,
+    put_checkpoint,
+    remove_rotated_models,
+)
 from vlatrack.tracking.backends.mlflow.datasets import put_datasets
+from vlatrack.tracking.backends.mlflow.description import first_line, put_description
 from vlatrack.tracking.backends.mlflow.evaluations import put_evaluation
 from vlatrack.tracking.backends.mlflow.readback import check_ended, check_stored
 from vlatrack.tracking.backends.mlflow.runs import (
@@ -100,7 +105,6 @@ class MlflowBackend:
         """Tags that say what MLflow does not show of a metric."""
 
     def open(self, start: RunStart, acknowledged: int) -> Position:
-        note = f"Run directory: `{self._run_dir}` on {socket.gethostname()}"
         # Only the shared local store: a server that hangs must not hold up the other backends.
         with one_at_a_time(self._runs / ".mlflow.lock") if self._uri is None else contextlib.nullcontext():
             location = None
@@ -112,7 +116,7 @@ class MlflowBackend:
             if (database := sqlite_path(self._store)) is not None:
                 forget_connections(self._client)
             experiment = find_or_create_experiment(self._client, self._experiment or start.experiment, location)
-            run, is_new = find_or_create_run(self._client, experiment, start, note)
+            run, is_new = find_or_create_run(self._client, experiment, start, first_line(self._run_dir))
         if database is not None:
             give_number(database)
         self._run_id = run.info.run_id
@@ -125,6 +129,8 @@ class MlflowBackend:
         run = self._client.get_run(self._run_id)
         if run.info.end_time is None or run.info.end_time <= start.t_ms:
             self._client.update_run(self._run_id, status="RUNNING")
+            if start.seq > 0:
+                put_description(self._client, self._run_id, self._run_dir, "RUNNING")
         if start.group is not None:
             join_group(self._client, run, start.group)
         refused = self._put_params(run, start.params)
@@ -168,7 +174,8 @@ class MlflowBackend:
 
     def event(self, event: RunEvent) -> None:
         """A checkpoint becomes a LoggedModel at its step, with the metrics of that step; its weights stay where they
-        are, and MLflow loads them from there. An evaluation gives it more metrics, and the run a dataset."""
+        are, and MLflow loads them from there. An evaluation gives it more metrics, and the run a dataset. Checkpoints
+        that were rotated away have none. A finding about the run's health stands in its description."""
         if (evaluated := Evaluated.of(event)) is not None:
             put_evaluation(
                 self._client,
@@ -180,12 +187,17 @@ class MlflowBackend:
             )
         if event.name in (HEALTH, REWOUND):
             self._put_tags(self._health())
+        if event.name == HEALTH:
+            put_description(self._client, self._run_id, self._run_dir, self._client.get_run(self._run_id).info.status)
         if event.name != "checkpoint":
             return
         step, name = event.data.get("step"), event.data.get("name")
         if not isinstance(step, int) or not isinstance(name, str):
             raise RejectedError("a checkpoint event has a step and a name")
+        remove_rotated_models(self._client, self._run_id, self._run_dir)
         path = str(self._run_dir / "checkpoints" / name)
+        if is_rotated_away(Path(path)):
+            return
         identity = f"{self._uid}:{event.seq}"
         root = self._artifact_root if self._uri is None else None
         put_checkpoint(self._client, self._run_id, event.data, identity=identity, path=path, step=step, root=root)
@@ -195,6 +207,8 @@ class MlflowBackend:
             self._put_tags({"vlatrack.reason": finish.reason})
         self._client.set_terminated(self._run_id, finish.status, finish.t_ms)
         check_ended(self._client, self._run_id, finish.status)
+        remove_rotated_models(self._client, self._run_id, self._run_dir)
+        put_description(self._client, self._run_id, self._run_dir, finish.status)
 
     def audit(self, start: RunStart) -> Audit:
         client = self._existing_store()

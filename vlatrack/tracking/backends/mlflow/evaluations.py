@@ -8,7 +8,7 @@ from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
 
 from vlatrack.tracking.backends.base import RejectedError, Scalar
-from vlatrack.tracking.backends.mlflow.artifacts import MODEL_METRICS_PER_BATCH, find_or_create_model
+from vlatrack.tracking.backends.mlflow.artifacts import MODEL_METRICS_PER_BATCH, find_or_create_model, is_rotated_away
 from vlatrack.tracking.backends.mlflow.datasets import put_datasets, stored_dataset
 from vlatrack.tracking.backends.mlflow.runs import batches, verdicts
 from vlatrack.tracking.evaluated import Evaluated
@@ -36,6 +36,8 @@ def put_evaluation(
         "policy_sha256": evaluated.policy_sha256,
     }
     path = str(run_dir / "checkpoints" / evaluated.checkpoint)
+    if is_rotated_away(Path(path)):
+        return
     model = find_or_create_model(client, run, known, f"{uid}:{evaluated.checkpoint_seq}", path)
     with verdicts(client, run_id):
         for result in evaluated.results:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from vlatrack.errors import TrackerError
-from vlatrack.tracking.backends.destinations import MLFLOW_STORE, sqlite_uri
+from vlatrack.tracking.backends.destinations import MLFLOW_STORE, MLFLOW_VIEW, sqlite_uri
 
 AS_TRAINING = "workflowType=machine_learning"
 """Without it, MLflow opens on its pages for language model applications; its own links to an experiment lack it."""
-VIEW = "viewStateShareKey=vla-losses&compareRunsMode=CHART"
+VIEW = f"viewStateShareKey={MLFLOW_VIEW}&compareRunsMode=CHART"
 """The charts of the saved view of an experiment; without it MLflow shows the documented metrics below all groups."""
 
 _STARTING_S = 120.0

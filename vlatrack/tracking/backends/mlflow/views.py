@@ -20,9 +20,10 @@ from mlflow.tracking import MlflowClient
 
 from vlatrack.metrics.names import SPLITS, STEP_SLOTS, TRAIN, VAL_IND, VAL_OOD
 from vlatrack.tracking.backends.base import RunStart
+from vlatrack.tracking.backends.destinations import MLFLOW_VIEW
 from vlatrack.tracking.backends.mlflow.runs import Refused
 
-VIEW_TAG, VIEW_NAME = "mlflow.sharedViewState.vla-losses", "VLA losses"
+VIEW_TAG, VIEW_NAME = f"mlflow.sharedViewState.{MLFLOW_VIEW}", "VLA losses"
 OWN_TAG = "vlatrack.view"
 """Of an experiment: the SHA-256 of the view that vlatrack has written."""
 
