@@ -156,6 +156,34 @@ def api_key_in(variable: str | None) -> str | None:
     return key
 
 
+Target = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="FOLDER",
+        help="Folder of the policy, or with --archive the file, not there yet.",
+        show_default=False,
+    ),
+]
+EpisodeFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FILE",
+        help="Episodes of this policy (CSV, or a result of vla-eval), whose success the model card tells; may be "
+        "given several times.",
+        show_default=False,
+    ),
+]
+Archive = Annotated[
+    bool,
+    typer.Option(
+        "--archive",
+        help="Instead of the policy, pack the run into one file (RUN-ID.tar.gz unless named): what show, compare "
+        "and reproduce need, years later.",
+    ),
+]
+WithCheckpoints = Annotated[bool, typer.Option("--with-checkpoints", help="With --archive: its checkpoints as well.")]
+
+
 def export(
     path: Annotated[
         Path,
@@ -164,27 +192,12 @@ def export(
             help="Run directory runs/<experiment>/<run-id>, one of its checkpoints, or an exported policy.",
         ),
     ],
-    folder: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="FOLDER",
-            help="Folder of the policy, or with --archive the file, not there yet.",
-            show_default=False,
-        ),
-    ] = None,
+    folder: Target = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The same as FOLDER.", show_default=False)
     ] = None,
     checkpoint: Checkpoint = None,
-    episodes: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE",
-            help="Episodes of this policy (CSV, or a result of vla-eval), whose success the model card tells; may be "
-            "given several times.",
-            show_default=False,
-        ),
-    ] = None,
+    episodes: EpisodeFiles = None,
     log: Annotated[
         bool, typer.Option("--log", help="Also log the policy to the trackers of its run, which copy it whole.")
     ] = False,
@@ -197,17 +210,8 @@ def export(
         ),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Of a repository that --push creates.")] = False,
-    archive: Annotated[
-        bool,
-        typer.Option(
-            "--archive",
-            help="Instead of the policy, pack the run into one file (RUN-ID.tar.gz unless named): what show, compare "
-            "and reproduce need, years later.",
-        ),
-    ] = False,
-    with_checkpoints: Annotated[
-        bool, typer.Option("--with-checkpoints", help="With --archive: its checkpoints as well.")
-    ] = False,
+    archive: Archive = False,
+    with_checkpoints: WithCheckpoints = False,
 ) -> None:
     """Copy the policy of a checkpoint to a new folder, without the optimiser, with a model card.
 
