@@ -58,7 +58,7 @@ def test_a_run_is_repeated_to_the_last_digit_and_another_package_is_named(finish
     result = reproduce_run(str(run), runs=tmp_path / "runs", steps=8, here=True, tell=told.append)
     assert result.records is not None
     assert (result.records.verdict, result.records.first, result.records.last_step) == ("identical", None, 8)
-    assert result.records.values > 50
+    assert result.records.values >= 50
     assert any(line.startswith("package numpy: 1.0 then, ") for line in told)
     assert result.run is not None
     start = last_start(result.run / "journal.jsonl")
@@ -84,13 +84,13 @@ def test_a_changed_line_of_the_users_code_is_named_and_the_recorded_one_gives_th
     git(mine, "init")
     git(mine, "add", ".")
     git(mine, "commit", "-m", "first")
-    frame = "    def frames(self, episode, camera):\n        return super().frames(episode, camera) // {}\n"
+    frame = "    def frames(self, episode, camera):\n        return super().frames(episode, camera).swapaxes(1, {})\n"
     source.write_text(source.read_text() + frame.format(1))
     monkeypatch.chdir(mine)
     command = [sys.executable, "-m", "vlatrack", "run", "experiment.yaml", "--runs", str(tmp_path / "runs")]
     subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": _places(mine)})
     (run,) = (tmp_path / "runs" / "toy").iterdir()
-    source.write_text(source.read_text().replace("// 1", "// 3"))
+    source.write_text(source.read_text().replace("(1, 1)", "(1, 2)"))
     monkeypatch.syspath_prepend(str(mine))
 
     def again(*, here: bool) -> Reproduction:
@@ -153,11 +153,10 @@ def test_of_a_quick_check_its_last_evaluation_counts_only_if_both_have_it() -> N
 def test_the_tolerance_follows_the_hardware() -> None:
     cpu = {"cpu": "Xeon", "threads": "2", "gpus": "none"}
     gpu = cpu | {"gpus": "H100"}
-    assert Tolerance.of(cpu, cpu, deterministic=False).relative == 0.0
-    assert Tolerance.of(cpu, cpu | {"threads": "1"}, deterministic=False).relative == OTHER_PROCESSOR
-    assert Tolerance.of(gpu, gpu, deterministic=True).relative == 0.0
-    assert Tolerance.of(gpu, gpu, deterministic=False).relative > 0
-    assert "GPU H100 then, none now" in Tolerance.of(gpu, cpu, deterministic=True).why
+    assert Tolerance.of(cpu, cpu).relative == 0.0
+    assert Tolerance.of(cpu, cpu | {"threads": "1"}).relative == OTHER_PROCESSOR
+    assert Tolerance.of(gpu, gpu).relative > 0
+    assert "GPU H100 then, none now" in Tolerance.of(gpu, cpu).why
 
 
 def test_packages_that_differ_are_named_by_any_spelling() -> None:
@@ -166,7 +165,7 @@ def test_packages_that_differ_are_named_by_any_spelling() -> None:
     assert package_differences(recorded, here) == {"numpy": ("2.0", "2.1"), "gone": ("3", None)}
 
 
-@pytest.mark.parametrize("package", [("--target=x", "1.0"), ("numpy", "1.0 --pre"), ("a/b", "1"), ("-r", "1")])
+@pytest.mark.parametrize("package", [("--pre", "1.0"), ("numpy", "1.0 --pre"), ("a/b", "1"), ("-r", "1")])
 def test_a_package_of_a_manifest_cannot_be_an_option_of_pip(tmp_path: Path, package: tuple[str, str]) -> None:
     with pytest.raises(VlatrackError, match="is no package"):
         make_environment(tmp_path / "environment", dict([package]))

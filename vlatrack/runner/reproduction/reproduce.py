@@ -101,7 +101,7 @@ def reproduce_run(
         new = _train(spec_file, recorded, setup, runs, steps=steps, track=track, spec=spec)
         again = RecordedRun.read(new)
         told = recorded.manifest.hardware, again.manifest.hardware
-        tolerance = Tolerance.of(*told, deterministic=bool(recorded.settings.get("train.deterministic", False)))
+        tolerance = Tolerance.of(*told)
         records = compare_records(recorded.history, again.history, tolerance=tolerance.relative, up_to=steps)
         result = Reproduction(recorded.name, new, setup.differences, records, tolerance)
         _write_result(new, result)
