@@ -129,4 +129,6 @@ def storage_name(folder: SweepFolder) -> str:
     if not url:
         return str(folder.database)
     parts = urlsplit(url)
+    if not parts.scheme:
+        return f"the database in {STORAGE}"
     return f"{parts.scheme.partition('+')[0]} at {parts.hostname or 'this machine'}{parts.path}"
