@@ -1,5 +1,6 @@
 """A sweep's file: what it asks for is checked against its experiment before any trial begins."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from vlatrack.errors import SpecError
 from vlatrack.spec.load import load_spec
 from vlatrack.spec.sweep_file import Sweep, is_sweep, load_sweep
 
+ROOT = Path(__file__).parents[2]
 SWEEP = """\
 name: toy-sweep
 experiment: toy.yaml
@@ -119,3 +121,17 @@ def test_a_grid_is_as_large_as_its_combinations(write) -> None:
 def test_a_sweep_is_told_from_an_experiment(write) -> None:
     assert is_sweep(write(SWEEP))
     assert not is_sweep(TOY)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "experiments" / "sweeps").glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_shipped_sweep_fits_its_experiment(file: Path) -> None:
+    assert load_sweep(file).experiment.tracking.group == load_sweep(file).spec.name
+
+
+def test_the_sweep_of_the_documentation_fits_the_quickstart(tmp_path: Path) -> None:
+    (shown,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "sweeps.md").read_text(), re.DOTALL)
+    shutil.copy(ROOT / "experiments" / "quickstart.yaml", tmp_path)
+    file = tmp_path / "sweep.yaml"
+    file.write_text(shown.replace("../quickstart.yaml", "quickstart.yaml"))
+    sweep = load_sweep(file)
+    assert (sweep.trials, sweep.seeds) == (40, (0, 1, 2))

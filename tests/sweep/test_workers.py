@@ -34,9 +34,9 @@ def first_lines(process: "subprocess.Popen[str]", until: str) -> list[str]:
 
 
 def begun_run(folder: Path, eventually) -> Path:
-    """The run that is training."""
+    """The run that has taken its first steps."""
     runs = folder / "runs" / "toy"
-    eventually(lambda: any('"kind":"metrics"' in file.read_text() for file in runs.glob("*/journal.jsonl")), 240)
+    eventually(lambda: any('"train_closs"' in file.read_text() for file in runs.glob("*/journal.jsonl")), 240)
     (run,) = runs.iterdir()
     return run
 
@@ -48,7 +48,7 @@ def journal(run: Path) -> list[dict]:
 def test_a_sweep_whose_worker_is_killed_goes_on_with_the_same_run_and_counts_it_once(
     program, sweep_file, eventually
 ) -> None:
-    file = sweep_file(trials=1, overrides=LONG | {"train.max_steps": 200})
+    file = sweep_file(trials=1, overrides=LONG | {"train.max_steps": 40})
     process = program.start("sweep", file)
     first_lines(process, "trial 1/1 begins")
     run = begun_run(program.folder, eventually)

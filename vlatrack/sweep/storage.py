@@ -1,8 +1,9 @@
 """Where a sweep lies: its folder below the runs, and the database that its workers share."""
 
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ STORAGE = "VLATRACK_SWEEP_STORAGE"
 
 _LOCKED_S = 60
 """So long a process waits for another one that writes to SQLite, or begins a trial."""
+_TRIES, _PAUSE_S = 5, 1.0
 
 
 @dataclass(frozen=True)
@@ -91,12 +93,17 @@ def open_storage(folder: SweepFolder) -> "RDBStorage":
     """
     from optuna.exceptions import StorageInternalError
     from optuna.storages import RDBStorage
-    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
     url = os.environ.get(STORAGE)
     options = {} if url else {"connect_args": {"timeout": _LOCKED_S}}
+    address = url or f"sqlite:///{folder.database.resolve()}"
     try:
-        return RDBStorage(url or f"sqlite:///{folder.database.resolve()}", engine_kwargs=options)
+        for _ in range(_TRIES):
+            with suppress(IntegrityError, ProgrammingError):  # a worker on another machine makes the tables just now
+                return RDBStorage(address, engine_kwargs=options)
+            time.sleep(_PAUSE_S)
+        return RDBStorage(address, engine_kwargs=options)
     except ImportError as error:
         raise MissingPackageError(
             f"{STORAGE}: the driver of this database is not installed ({error}); pip install psycopg2-binary"
@@ -129,4 +136,6 @@ def storage_name(folder: SweepFolder) -> str:
     if not url:
         return str(folder.database)
     parts = urlsplit(url)
+    if not parts.scheme:
+        return f"the database in {STORAGE}"
     return f"{parts.scheme.partition('+')[0]} at {parts.hostname or 'this machine'}{parts.path}"
