@@ -45,10 +45,12 @@ def blocks(file: Path, language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    """The calls of vlatrack in the shell blocks of README.md and the page of the first evaluation, without comments and
+    """The calls of vlatrack in the shell blocks of README.md and of the pages in docs, without comments and
     without what launches them."""
-    lines = [line for file in (README, FIRST_EVALUATION) for block in blocks(file, "sh") for line in block.splitlines()]
-    found = [re.search(r"(?:^|/|-m )vlatrack (.*)", line) for line in lines]
+    files = (README, *sorted((ROOT / "docs").glob("*.md")))
+    shells = [block.replace("\\\n", " ") for file in files for block in blocks(file, "sh")]
+    lines = [line.partition(" > ")[0] for block in shells for line in block.splitlines()]
+    found = [re.search(r"(?:^|/|-m )vlatrack ((?!--install-completion).*)", line) for line in lines]
     return [match[1] for match in found if match]
 
 
