@@ -1,5 +1,6 @@
 """Sweeps of the toy experiment."""
 
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +17,8 @@ def _fast_sqlite() -> Iterator[None]:
     """No test cuts the power, so nothing has to be on the disk after each of the many transactions."""
 
     def relax(connection, _) -> None:
-        connection.execute("pragma synchronous=off")
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("pragma synchronous=off")
 
     sqlalchemy.event.listen(sqlalchemy.Engine, "connect", relax)
     yield

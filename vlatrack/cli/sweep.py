@@ -89,11 +89,13 @@ class _Progress:
         from vlatrack.sweep.results import SweepResults, write_results
         from vlatrack.sweep.study import first_number_of
 
+        is_first = self.results is None
         self.results = results = SweepResults.of(study)
         folder = self._folder
         write_results(results, self._sweep, page=folder.page, table=folder.table, best=folder.best)
         if first_number is None:
-            _say(f"sweep {results.name}: {_counted(results)} · {folder.path}")
+            if is_first:
+                _say(f"sweep {results.name}: {_counted(results)} · {folder.path}")
             return
         numbers = [first_number_of(trial) for trial in study.trials()]
         if first_number in numbers:

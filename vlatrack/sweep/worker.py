@@ -242,7 +242,7 @@ def work_on(sweep: Sweep, folder: SweepFolder, changed: Callable[[SweepStudy, in
     """Work on a sweep until it is done or a signal asks for the end.
 
     Args:
-        changed: called with the number of each trial that begins or ends, and first with None.
+        changed: called with the number of each trial that begins or ends, and first and last with None.
 
     Raises:
         VlatrackError: the database cannot be used, or holds another sweep of this name.
@@ -253,6 +253,7 @@ def work_on(sweep: Sweep, folder: SweepFolder, changed: Callable[[SweepStudy, in
         changed(study, None)
         worker = SweepWorker(study, lambda number: changed(study, number))
         worker.run()
+        changed(study, None)  # what other workers have done since
     return worker
 
 
