@@ -123,7 +123,7 @@ def _train(task: RunTask, talk: "_Talk") -> None:
         talk.send(Began(task.run))
         resume_run(task.run, spec=spec, command=sys.argv, callbacks=[talk])
     else:
-        run_experiment(spec, runs=task.runs, command=sys.argv, callbacks=[talk])
+        run_experiment(spec, runs=task.runs, overrides=task.overrides, command=sys.argv, callbacks=[talk])
 
 
 def _can_resume(directory: "RunDirectory") -> bool:
