@@ -13,10 +13,13 @@ from vlatrack.tracking.journal.records import Kind
 
 MLFLOW = BackendConfig("mlflow")
 FINDING = {
+    "detector": "spike",
     "severity": "warning",
+    "metric": "train_closs",
     "step": 2,
+    "value": 9.0,
     "message": "train_closs\njumped to 9.0",
-    "remedy": "Lower optim.lr.",
+    "remedy": "lower optim.lr",
 }
 
 
@@ -42,8 +45,8 @@ def test_the_description_has_the_verdict_and_the_documented_metrics_unless_a_per
     client = MlflowClient(f"sqlite:///{stored_run_dir.parents[1] / 'mlflow.db'}")
     (stored,) = client.search_runs(["1"])
     verdict, findings, table, place = stored.data.tags["mlflow.note.content"].split("\n\n")
-    assert verdict == "**FINISHED, 1 health finding**"
-    assert findings == "- warning: train_closs jumped to 9.0 Lower optim.lr."
+    assert verdict == "**FINISHED, warning: spike**"
+    assert findings == "- warning: train_closs jumped to 9.0; try: lower optim.lr"
     assert table.splitlines()[2:] == [
         "| train_closs | 3 | nan | 3 | 1 |",
         "| train_l1_loss_action_9 | 0.5 | 0.1667 | 0.1667 | 3 |",

@@ -10,12 +10,12 @@ import pytest
 from happens import happens
 from typer.testing import CliRunner
 
-from vlatrack.cli import ui
 from vlatrack.cli.main import app
 from vlatrack.errors import TrackerError
 from vlatrack.testing.example_run import ExampleRun
 from vlatrack.tracking.backends.base import BackendConfig
 from vlatrack.tracking.backends.mlflow.backend import MlflowBackend
+from vlatrack.tracking.backends.mlflow.server import MlflowServer
 from vlatrack.tracking.backends.registry import backends_text
 from vlatrack.tracking.backends.wandb.backend import WandbBackend
 from vlatrack.tracking.delivery.sync import sync_run
@@ -108,11 +108,12 @@ def test_the_user_interface_opens_the_store_that_a_linked_runs_folder_leads_to(
     runs = run.parent.parent
     sqlite3.connect(runs / "mlflow.db").close()
     served: list[list[str]] = []
-    monkeypatch.setattr(ui, "_serve", lambda command: served.append(command) or 0)
+    monkeypatch.setattr(MlflowServer, "start", lambda server: served.append(server.command))
+    monkeypatch.setattr(MlflowServer, "wait", lambda server: 0)
     link = _through_a_linked_runs_folder(run).parents[1]
-    call("ui", "--runs", link, "--port", "0")
+    call("ui", "--mlflow", "--runs", link, "--port", "0")
     os.chdir(runs)
-    call("ui", "--runs", ".", "--port", "0")
+    call("ui", "--mlflow", "--runs", ".", "--port", "0")
     stores = [command[command.index("--backend-store-uri") + 1] for command in served]
     assert stores == [f"sqlite:///{runs / 'mlflow.db'}"] * 2
 

@@ -48,9 +48,10 @@ def test_a_step_that_needs_more_memory_than_there_is_ends_the_run_in_one_line(tm
     with pytest.raises(TrainingError, match=told):
         run_experiment(spec, runs=tmp_path)
     (run,) = (tmp_path / "toy").iterdir()
-    *_, last = map(json.loads, (run / "journal.jsonl").read_text().splitlines())
-    assert last["data"]["status"] == "FAILED"
-    assert "step 3 with 16 rows" in last["data"]["reason"]
+    records = map(json.loads, (run / "journal.jsonl").read_text().splitlines())
+    (end,) = [record["data"] for record in records if record["kind"] == "finish"]
+    assert end["status"] == "FAILED"
+    assert "step 3 with 16 rows" in end["reason"]
 
 
 class GreedyOutsideOfTraining(LossTerm):

@@ -31,7 +31,7 @@ def comparison_page(comparison: RunComparison) -> str:
     """The page, in UTF-8."""
     letters = comparison.letters
     runs = _table(
-        ("", "run", "experiment", "status", "last step"),
+        ("letter", "run", "experiment", "status", "last step"),
         [
             (letter, run.name, run.experiment, run.status.status, _text(run.status.last_step))
             for letter, run in zip(letters, comparison.runs, strict=True)
@@ -49,11 +49,11 @@ def comparison_page(comparison: RunComparison) -> str:
     parts += [_section("Metrics: first → last, best", _metrics(comparison))]
     parts += [_section("Seeds", _groups(comparison))] if comparison.groups else []
     parts += [
-        _section(title, _table(("", *letters), rows) if rows else "<p class=quiet>the same</p>")
+        _section(title, _table(("what", *letters), rows) if rows else "<p class=quiet>the same</p>")
         for title, rows in facts.items()
     ]
     if comparison.lines:
-        parts.append(_section("Uncommitted lines that one run alone had", f"<pre>{_lines(comparison.lines)}</pre>"))
+        parts.append(_section("Uncommitted lines that one run alone had", f"<pre tabindex=0>{_lines(comparison.lines)}</pre>"))
     policy = "default-src 'none'; style-src 'unsafe-inline'"
     title = _escaped(f"{len(letters)} runs compared")
     return (
