@@ -53,7 +53,8 @@ def comparison_page(comparison: RunComparison) -> str:
         for title, rows in facts.items()
     ]
     if comparison.lines:
-        parts.append(_section("Uncommitted lines that one run alone had", f"<pre tabindex=0>{_lines(comparison.lines)}</pre>"))
+        lines = f'<pre tabindex="0">{_lines(comparison.lines)}</pre>'
+        parts.append(_section("Uncommitted lines that one run alone had", lines))
     policy = "default-src 'none'; style-src 'unsafe-inline'"
     title = _escaped(f"{len(letters)} runs compared")
     return (
