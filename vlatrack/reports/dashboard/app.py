@@ -17,7 +17,14 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
+from starlette.responses import (
+    FileResponse,
+    HTMLResponse,
+    PlainTextResponse,
+    RedirectResponse,
+    Response,
+    StreamingResponse,
+)
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -65,9 +72,9 @@ def dashboard(
     """
     pages = _Pages(watcher, mlflow)
     routes = [
-        Route("/", pages.page("list.html")),
-        Route("/run/{experiment}/{run}", pages.page("run.html")),
-        Route("/compare", pages.page("compare.html")),
+        Route("/", _page("common", "list")),
+        Route("/run/{experiment}/{run}", _page("uplot", "common", "charts", "run", "run-live")),
+        Route("/compare", _page("uplot", "common", "charts", "compare")),
         Route("/mlflow", pages.to_mlflow),
         Route("/api/runs", pages.rows),
         Route("/api/sparks", pages.sparks),
@@ -124,12 +131,6 @@ class _Pages:
 
     def __init__(self, watcher: RunsWatcher, mlflow: Callable[[str | None], str] | None) -> None:
         self._watcher, self._mlflow = watcher, mlflow
-
-    def page(self, name: str) -> Callable[[Request], Response]:
-        def respond(request: Request) -> Response:
-            return FileResponse(STATIC / name, media_type="text/html")
-
-        return respond
 
     def rows(self, request: Request) -> Response:
         rows, _, version = self._watcher.rows()
@@ -244,6 +245,13 @@ class _Pages:
             kind = "application/octet-stream"
             headers["content-disposition"] = f"attachment; filename*=utf-8''{quote(path.name)}"
         return FileResponse(path, media_type=kind, headers=headers)
+
+
+def _page(*scripts: str) -> Callable[[Request], Response]:
+    """Answers with a page that these scripts fill."""
+    loaded = "\n".join(f'<script src="/static/{name}.js" defer></script>' for name in scripts)
+    text = (STATIC / "page.html").read_text(encoding="utf-8").replace("<!-- scripts -->", loaded)
+    return lambda request: HTMLResponse(text)
 
 
 def _run_id(request: Request) -> str:

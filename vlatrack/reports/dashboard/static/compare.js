@@ -75,6 +75,7 @@
   }
 
   async function begin() {
+    document.title = "comparison · vlatrack";
     document.getElementById("right").append(VT.themeButton());
     const connection = document.getElementById("connection");
     connection.replaceChildren(VT.h("button", { type: "button", onclick: () => load().catch((error) => VT.failed(main, error)) }, "read again"));

@@ -199,6 +199,7 @@
 
   async function begin() {
     info = await VT.fetchJson("/api/runs");
+    document.title = "runs · vlatrack";
     document.getElementById("place").textContent = info.runs;
     build();
     take(info.rows);
