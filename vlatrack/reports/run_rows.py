@@ -140,7 +140,16 @@ def _progress(journal: Path, start: Record | None, rewind: tuple[int, int] | Non
     trained: list[Record] = []
     evaluated: dict[str, Record] = {}
     last_ms: int | None = None
-    for record in _backwards(journal):
+    for line in _lines_backwards(journal):
+        missing = [split for split in SPLITS[1:] if split not in evaluated]
+        if len(trained) == PACE_RECORDS and not any(f'"{split}_'.encode() in line for split in missing):
+            if not missing:
+                break
+            continue  # undecoded: a run that is watched is read again every second
+        try:
+            record = decode_record(line)
+        except ValueError:  # damaged
+            continue
         last_ms = last_ms or record.t_ms
         if record.kind != Kind.METRICS or record.step is None:
             continue
@@ -148,26 +157,19 @@ def _progress(journal: Path, start: Record | None, rewind: tuple[int, int] | Non
             continue
         if is_of_training(record) and len(trained) < PACE_RECORDS and any(n.startswith("train_") for n in record.data):
             trained.append(record)
-        for split in SPLITS[1:]:
+        for split in missing:
             if any(f"{split}_{loss}" in record.data for loss in LOSSES):
-                evaluated.setdefault(split, record)
-        if len(trained) == PACE_RECORDS and len(evaluated) == len(SPLITS) - 1:
-            break
+                evaluated[split] = record
     if start is None or last_ms is None:
         return TrainingProgress(last_ms=last_ms)
     return TrainingProgress.from_records(start, trained, list(evaluated.values()), last_ms=last_ms)
 
 
-def _backwards(journal: Path) -> Iterator[Record]:
-    """The records in the last part of a journal, newest first; lines that are none are passed over."""
+def _lines_backwards(journal: Path) -> Iterator[bytes]:
+    """The complete lines in the last part of a journal, newest first."""
     with journal.open("rb") as file:
         size = file.seek(0, 2)
         end = newline_before(file.fileno(), size) + 1
         begin = newline_before(file.fileno(), max(0, end - _TAIL_BYTES)) + 1
         file.seek(begin)
-        lines = file.read(end - begin).splitlines(keepends=True)
-    for line in reversed(lines):
-        try:
-            yield decode_record(line)
-        except ValueError:
-            continue
+        yield from reversed(file.read(end - begin).splitlines(keepends=True))

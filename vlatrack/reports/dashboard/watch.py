@@ -17,7 +17,7 @@ from vlatrack.reports.run_rows import RunReader, RunRow
 from vlatrack.tracking.delivery.causes import one_line
 from vlatrack.tracking.journal.series import JournalSeries
 
-POLL_S = 0.5
+POLL_S = 0.7
 """Between two looks at the journals."""
 _FOLDERS_EVERY_S = 2.0
 """Between two looks for new runs."""
