@@ -99,7 +99,7 @@ def test_the_command_shows_rates_with_intervals(scene: Scene) -> None:
     done = CliRunner().invoke(app, words, catch_exceptions=False)
     assert done.exit_code == 0
     assert "4/6  66.7%  [30.0%, 90.3%]" in done.output
-    assert "\nepisodes 3/6  " in done.output, "a log file, too, tells how far it is"
+    assert "\nepisodes 6/6  " in done.output, "a log file, too, tells how far it is"
     assert "result, 6 videos" in done.output
     with pytest.raises(VlatrackError, match="--output and --force are for an evaluation in a simulator"):
         CliRunner().invoke(app, ["evaluate", str(scene.trained), "--force"], catch_exceptions=False)
