@@ -14,6 +14,7 @@ from vlatrack.cli.bench import app as bench_app
 from vlatrack.cli.compare import compare
 from vlatrack.cli.data import app as data_app
 from vlatrack.cli.delivery import reap, sync
+from vlatrack.cli.doctor import doctor
 from vlatrack.cli.evaluate import evaluate, export
 from vlatrack.cli.health import health
 from vlatrack.cli.hints import correction
@@ -60,6 +61,7 @@ for command in (
     status,
     health,
     reap,
+    doctor,
 ):
     app.command()(command)
 app.command("import")(import_logs)
