@@ -111,3 +111,14 @@ def test_every_build_argument_of_the_compose_files_is_one_of_the_image() -> None
     assert arguments.keys() | SERVER["build"]["args"].keys() <= declared
     run = [sys.executable, "docker/requirements.py", *arguments["EXTRAS"].split()]
     assert subprocess.run(run, cwd=ROOT, capture_output=True, check=False).returncode == 0
+
+
+def test_an_image_knows_of_which_commit_it_is_and_a_run_in_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vlatrack.runner import manifest
+
+    assert ("ENV", "VLATRACK_COMMIT=${COMMIT}") in instructions()
+    assert ("LABEL", "org.opencontainers.image.revision=${COMMIT}") in instructions()
+    monkeypatch.setattr(manifest, "_own_git", lambda runs=None: None)  # no checkout, as in the image
+    for value, told in (("ab12" * 10, "ab12" * 10), ("", None), ("main; rm -rf /", None)):
+        monkeypatch.setenv("VLATRACK_COMMIT", value)
+        assert manifest.describe_code([], runs=None)["image_commit"] == told

@@ -167,7 +167,7 @@ def _start_tracking(job: Job, directory: RunDirectory, callbacks: Sequence[Callb
     tags = {
         "vlatrack.spec_hash": experiment.hash,
         "vlatrack.version": manifest["vlatrack"],
-        "vlatrack.commit": git.get("commit", "none"),
+        "vlatrack.commit": git.get("commit") or manifest["image_commit"] or "none",
         "vlatrack.dirty": str(git.get("dirty", False)).lower(),
         "vlatrack.host": manifest["hardware"]["host"],
         "vlatrack.gpu": ", ".join(manifest["hardware"]["gpus"]) or "none",

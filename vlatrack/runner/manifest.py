@@ -31,6 +31,8 @@ RECORDED_VARIABLES = (
 """Variables that may change a result or its speed; no other is recorded."""
 _IMAGE = ("VLATRACK_IMAGE_DIGEST", "VLATRACK_IMAGE")
 """Variables that may say which container image this is; nothing inside a container knows it otherwise."""
+_IMAGE_COMMIT = "VLATRACK_COMMIT"
+"""The variable that says of which commit the image was built, which holds no checkout."""
 
 
 def describe_run(
@@ -75,6 +77,7 @@ def describe_code(command: Sequence[str], *, runs: Path | None) -> dict[str, Any
     return {
         "git": None if ours is None else ours.to_json(),
         "user_git": _user_git(command, ours, runs),
+        "image_commit": _image_commit() if ours is None else None,
         "python": {"version": platform.python_version(), "implementation": platform.python_implementation()},
         "packages": _all_packages(),
         "environment": {name: os.environ[name] for name in RECORDED_VARIABLES if name in os.environ},
@@ -97,6 +100,11 @@ def describe_machine() -> dict[str, Any]:
 def write_manifest(file: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest. It is uploaded to trackers, so keys in the command or in uncommitted code are redacted."""
     write_in_run(file, redact(json.dumps(manifest, indent=1)) + "\n")
+
+
+def _image_commit() -> str | None:
+    commit = os.environ.get(_IMAGE_COMMIT, "")
+    return commit if re.fullmatch(r"[0-9a-f]{7,64}", commit) else None
 
 
 def _all_packages() -> dict[str, str]:

@@ -34,6 +34,7 @@ def code_differences(runs: Sequence[RecordedRun]) -> list[FactDifference]:
         _fact("vlatrack", [m.vlatrack for m in told]),
         _fact("Python", [m.python for m in told]),
         _fact("container image", [m.image for m in told]),
+        _fact("commit of the image", [m.image_commit for m in told]),
         _fact("processes", [str(m.processes) if m.format else None for m in told]),
     ]
     for name in dict.fromkeys(name for m in told for name in m.repositories):

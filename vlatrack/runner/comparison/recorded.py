@@ -48,6 +48,7 @@ class RecordedManifest:
     packages: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     image: str | None = None
+    image_commit: str | None = None
     hardware: Mapping[str, str] = field(default_factory=dict)
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     statistics: Mapping[str, Any] = field(default_factory=dict)
@@ -86,6 +87,7 @@ class RecordedManifest:
             packages=packages,
             environment=_texts(content.get("environment")),
             image=_text(content.get("image")),
+            image_commit=_text(content.get("image_commit")),
             hardware={
                 name: ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
                 for name, value in (content.get("hardware") or {}).items()
