@@ -52,6 +52,7 @@ from vlatrack.training.callback import Callback, RunEnd
 from vlatrack.training.checkpoint.contents import TrainingParts
 from vlatrack.training.checkpoint.saving import RunCheckpoints
 from vlatrack.training.checkpoint.store import CheckpointStore, name_of, step_of
+from vlatrack.training.determinism import deterministic_algorithms
 from vlatrack.training.early_stopping import EarlyStopping
 from vlatrack.training.interruption import Interruption
 from vlatrack.training.out_of_memory import WHAT_FITS, telling_out_of_memory
@@ -92,6 +93,7 @@ def execute(job: Job, directory: RunDirectory, callbacks: Sequence[Callback], gr
         Interruption(group, grace_s=spec.train.grace_s) as interruption,
         private_files(directory.path),
         process_group_of_one(needed=keeps_on_host(spec) and group.world_size == 1),
+        deterministic_algorithms(wanted=spec.train.deterministic),
     ):
         if group.is_main_process:
             _run_main_process(job, directory, callbacks, group, interruption)

@@ -25,6 +25,7 @@ NOT_DECIDING = (
     "train.memory.offload",
     "train.group_by_length",
     "train.compile",
+    "train.deterministic",
     "train.attention",
     "train.profile",
     "train.profile.*",

@@ -234,6 +234,9 @@ class TrainSpec(Model):
     workers: Annotated[int, Field(ge=0, le=64)] = Field(
         0, description="workers that assemble batches, for each process"
     )
+    deterministic: bool = Field(
+        False, description="on a GPU, only kernels that give the same bits each time; slower, see docs/reproduce.md"
+    )
     compile: Literal["auto"] | bool = Field(
         "auto",
         description="compile the decoder layers, in one graph for all, and pad rows to multiples of 64 positions; "
