@@ -16,7 +16,8 @@ def reproduce(
         str,
         typer.Argument(
             metavar="RUN",
-            help="Run directory, archive (vlatrack export RUN --archive), run id or its beginning, latest, latest~1.",
+            help="Run directory, archive (vlatrack export RUN --archive), run id or its beginning, latest, latest~1, "
+            "or mlflow:RUN_ID of a run that MLflow has.",
         ),
     ],
     steps: Annotated[

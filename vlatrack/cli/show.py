@@ -24,7 +24,8 @@ def show(
         str,
         typer.Argument(
             metavar="RUN",
-            help="Run directory, archive (vlatrack export RUN --archive), run id or its beginning, latest, latest~1.",
+            help="Run directory, archive (vlatrack export RUN --archive), run id or its beginning, latest, latest~1, "
+            "or mlflow:RUN_ID of a run that MLflow has.",
         ),
     ],
     runs: Annotated[Path, typer.Option(help="Folder of all runs, in which ids are looked for.")] = Path("runs"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vlatrack.errors import DataError, SpecError
 from vlatrack.runner.archive import is_archive, opened_archive
+from vlatrack.runner.comparison.from_mlflow import PREFIX, run_of_mlflow
 from vlatrack.runner.comparison.recorded import RecordedRun
 
 _LATEST = re.compile(r"latest(?:~(\d{1,6}))?")
@@ -27,14 +28,18 @@ def names_run(word: str) -> bool:
 
 @contextmanager
 def run_folder(word: str, runs: Path) -> Iterator[Path]:
-    """The directory of the run that a word means, while it lasts: an archive is unpacked into a private folder.
+    """The directory of the run that a word means, while it lasts: of an archive, or of a run that MLflow has
+    (`mlflow:RUN_ID`), a private folder.
 
     Raises:
         SpecError: no run or several are meant.
         DataError: an archive is none of a run.
     """
     path = Path(word)
-    if path.is_file():
+    if word.startswith(PREFIX):
+        with run_of_mlflow(word, runs) as folder:
+            yield folder
+    elif path.is_file():
         if not is_archive(path):
             raise SpecError(f"{word}: neither a run directory nor an archive of one (vlatrack export RUN --archive)")
         with opened_archive(path) as folder:
