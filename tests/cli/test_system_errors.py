@@ -44,6 +44,13 @@ def test_a_port_that_does_not_exist(
     assert told == f"--port {port}: no such port; choose one from 1024 to 65535, or 0 for any free one"
 
 
+def test_a_port_that_browsers_refuse(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, runs: Path
+) -> None:
+    told = error_of(capsys, monkeypatch, "ui", "--runs", runs, "--port", "5061")
+    assert told == "--port 5061: browsers refuse to open a page there; choose another, such as 5081"
+
+
 def test_a_privileged_port(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, runs: Path) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")

@@ -187,7 +187,7 @@ def test_reap_ends_runs_whose_process_is_gone_everywhere_and_touches_no_other(tm
     journal.append("start", {"name": "n", "experiment": "e", "params": {}, "tags": {}})
     shown = call("status", "--runs", runs)
     rows = {words[0]: " ".join(words[1:]) for words in lines_of(shown) if words}
-    assert rows["contract/run-1"].startswith("RUNNING (stale) 9 0.083 1.286 healthy ")
+    assert rows["contract/run-1"].startswith("RUNNING (stale) 9 0.083 1.286 ")
     assert "custom-0 11, tensorboard-1 11" in rows["contract/run-1"]
     assert rows["contract/run-2"].startswith("RUNNING - ")
     assert "no backends" in rows["contract/run-2"]

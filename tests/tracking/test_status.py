@@ -60,6 +60,7 @@ class Trainer:
     def __init__(self, runs: Path, place: str, *, name: str = "", tracker: bool = False) -> None:
         self.dir = runs / place
         (self.dir / "delivery").mkdir(parents=True)
+        (self.dir / "delivery" / "health.json").write_text("{}")  # it is watched
         if tracker:
             (self.dir / "delivery" / "backends.json").write_text(backends_text([BackendConfig("tensorboard")]))
         self.journal = Journal.open(self.dir / "journal.jsonl", run="u", writer="trainer")
@@ -238,7 +239,7 @@ def test_the_progress_of_a_journal_without_any_training_is_empty(tmp_path: Path)
     assert (progress.name, progress.step, progress.total_steps, progress.losses) == ("run-1", None, None, {})
     (entry,) = run_states(run.dir.parents[1])
     assert not isinstance(entry, Unreadable)
-    assert entry.health == "healthy"
+    assert entry.health is None, "nobody has watched it"
 
 
 def test_a_watch_shows_a_new_step_and_ends_with_ctrl_c_and_exit_code_0(runs: Path) -> None:

@@ -112,7 +112,7 @@ def _speed(state: RunState) -> str:
 
 
 def _health(state: RunState) -> str:
-    return state.health
+    return state.health or _NOTHING
 
 
 def _undelivered(state: RunState) -> str:

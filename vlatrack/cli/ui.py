@@ -15,6 +15,10 @@ from vlatrack.tracking.printable import printable
 from vlatrack.tracking.run_files import resolved_path
 
 LAST_PORT = 65535
+REFUSED_BY_BROWSERS = frozenset(
+    {1719, 1720, 1723, 2049, 3659, 4045, 4190, 5060, 5061, 6000, 6566, *range(6665, 6670), 6697, 10080}
+)
+"""Ports above 1023 on the list of bad ports in the Fetch standard: Chrome and Firefox open no page there."""
 TOKEN = "VLATRACK_TOKEN"  # noqa: S105 (the name of a variable)
 
 
@@ -91,6 +95,10 @@ def _listener(host: str, wanted: int) -> socket.socket:
     """A listening socket on the wanted port, or another one if that is taken."""
     if not 0 <= wanted <= LAST_PORT:
         raise TrackerError(f"--port {wanted}: no such port; choose one from 1024 to {LAST_PORT}, or 0 for any free one")
+    if wanted in REFUSED_BY_BROWSERS:
+        raise TrackerError(
+            f"--port {wanted}: browsers refuse to open a page there; choose another, such as {wanted + 20}"
+        )
     for port in (wanted, 0):
         try:
             family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

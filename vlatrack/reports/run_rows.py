@@ -44,6 +44,8 @@ class RunRow:
     losses: Mapping[str, float] = field(default_factory=dict)
     """The last value of each documented loss on each split, by its documented name."""
     findings: tuple[Finding, ...] = ()
+    is_watched: bool = False
+    """Whether its health was looked at while it trained; else nobody knows of it without findings."""
     undelivered: Mapping[str, int] = field(default_factory=dict)
     refused: Mapping[str, int] = field(default_factory=dict)
     host: str | None = None
@@ -91,6 +93,7 @@ class RunReader:
             eta_s=progress.left_s if status == "RUNNING" else None,
             losses=progress.losses,
             findings=standing_findings(others),
+            is_watched=self.files.health.exists(),
             undelivered={share.label: share.undelivered for share in shares if share.undelivered},
             refused={share.label: share.dead_letters for share in shares if share.dead_letters},
             host=host,

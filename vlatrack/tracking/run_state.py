@@ -52,11 +52,14 @@ class RunState:
         return self.progress.left_s if self.is_running else None
 
     @property
-    def health(self) -> str:
-        """``healthy``, ``warning`` or ``critical``; what is no fault does not count."""
+    def health(self) -> str | None:
+        """``healthy``, ``warning`` or ``critical``; what is no fault does not count. None of a run that was not watched
+        and has no finding: nobody knows."""
         severities = {finding.severity for finding in self.findings} - {Severity.INFO}
         worst = Severity.CRITICAL if Severity.CRITICAL in severities else Severity.WARNING
-        return str(worst) if severities else HEALTHY
+        if not severities:
+            return HEALTHY if RunFiles(self.run_dir).health.exists() else None
+        return str(worst)
 
 
 def run_states(runs: Path) -> Iterator[RunState | Unreadable]:

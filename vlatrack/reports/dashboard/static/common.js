@@ -129,6 +129,7 @@ VT.health = (row) => {
   const finds = row.findings ?? [];
   const bad = row.damaged_lines ? [`${row.damaged_lines} damaged lines in the journal`] : [];
   if (!finds.length && !bad.length) {
+    if (!row.is_watched) return VT.h("span", { class: "muted", title: "its health was not looked at: vlatrack health RUN does" }, "not watched");
     const lost = row.status === "FAILED" || row.status === "KILLED";
     return VT.h("span", { class: lost ? "health" : "health good" }, lost ? "–" : "healthy");
   }
