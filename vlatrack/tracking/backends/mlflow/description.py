@@ -45,9 +45,10 @@ def put_description(client: MlflowClient, run_id: str, run_dir: Path, status: st
 
 def description(run_dir: Path, status: str) -> str:
     """Markdown; `status` is RUNNING, FINISHED, FAILED or KILLED."""
-    journal = RunFiles(run_dir).journal
-    found = recorded_findings(journal)
-    verdict_line = f"**{status}, {verdict(found)}**"
+    files = RunFiles(run_dir)
+    journal, found = files.journal, recorded_findings(files.journal)
+    is_known = bool(found) or files.health.exists()  # of a run that was not watched nobody knows
+    verdict_line = f"**{status}, {verdict(found)}**" if is_known else f"**{status}**"
     findings = [f"- {finding.severity}: {_plain(finding.line())}" for finding in found[-_MOST_FINDINGS:]]
     table = "\n".join(_table(metric_history(journal)))
     return "\n\n".join(part for part in (verdict_line, "\n".join(findings), table, first_line(run_dir)) if part)
