@@ -387,7 +387,6 @@ def _upload_results(
                 tracked.log_artifact(file, name=file.relative_to(directory.path).as_posix())
         if not directory.has_epochs:
             return
-        tracked.log_artifact(write_report(directory.path, directory.report / "report.html"), name="report/report.html")
         for figure in _draw_figures(directory) if has_figures else ():
             tracked.log_artifact(figure, name=f"figures/{figure.name}")
         tracked.log_artifact(directory.tokenizer, name="tokenizer")
@@ -395,6 +394,7 @@ def _upload_results(
             best = directory.checkpoints.find("best")
             digests = directory.checkpoints.check(best).sha256
             tracked.log_artifact(best, name=f"checkpoints/{best.name}", aliases=["best"], sha256=digests)
+        tracked.log_artifact(write_report(directory.path, directory.report / "report.html"), name="report/report.html")
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         _log.warning("%s: figures or uploads are incomplete (%s)", directory.path, reason)
