@@ -81,17 +81,20 @@ def test_a_sweep_that_is_stopped_saves_its_trial_and_says_how_to_go_on(program, 
 
 
 def test_two_workers_share_a_sweep_and_one_trial_that_fails_ends_nothing(program, sweep_file) -> None:
-    space = {"data.val_ood.options": {"choices": [{}, {"fail_in_episode": 11}]}, "optim.lr": {"choices": [1e-3, 1e-4]}}
+    space = {
+        "loss.loss_ct_weights": {"choices": [1, 10]},
+        "optim.lr": {"choices": [1e-3, 1e30]},
+    }  # no weight lives that
     file = sweep_file(space=space, sampler={"kind": "grid"}, trials=None)
     workers = [program.start("sweep", file) for _ in range(2)]
     outs = [worker.communicate(timeout=500) for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], outs
     begun = [re.findall(r"trial (\d)/4 begins", out) for out, _ in outs]
     assert sorted(begun[0] + begun[1]) == ["1", "2", "3", "4"]
-    assert "DONE 4 of 4 trials (2 complete, 2 failed)" in outs[0][0]
+    assert "DONE 4 of 4 trials (2 complete, 2 failed)" in outs[0][0], outs
     failed = [line for out, _ in outs for line in out.splitlines() if " failed " in line and line.startswith("trial")]
     assert len(failed) == 2
-    assert all("the disk caught fire" in line for line in failed)
+    assert all("loss or gradient is not finite" in line for line in failed), failed
 
 
 def test_a_pruned_trial_is_a_run_that_says_so(program, sweep_file) -> None:
@@ -103,7 +106,7 @@ def test_a_pruned_trial_is_a_run_that_says_so(program, sweep_file) -> None:
     assert "DONE 2 of 2 trials (1 complete, 1 pruned)" in done.stdout
     ends = [finish_of(run) for run in sorted((program.folder / "runs" / "toy").iterdir())]
     assert [end["status"] for end in ends] == ["FINISHED", "KILLED"]
-    assert ends[1]["reason"].startswith("pruned after epoch 1: val_ind_loss_ct")
+    assert re.match(r"pruned after epoch [12]: val_ind_loss_ct 0\.\d+", ends[1]["reason"])
 
 
 def test_postgresql_holds_a_sweep_of_workers_that_share_no_folder(program, sweep_file, tmp_path: Path) -> None:
