@@ -97,7 +97,7 @@ VT.RunPage = class {
     const head = VT.h("tr", {}, VT.h("th", { scope: "col" }, "metric"),
       splits.map((split) => VT.h("th", { scope: "col", class: "n" }, `${split}: first → last`)),
       splits.filter((split) => split !== "train").map((split) => VT.h("th", { scope: "col", class: "n" }, `${split}: best (step)`)),
-      baselineSplit ? seen.map(([, label]) => VT.h("th", { scope: "col", class: "n", title: "the error of a policy that sees nothing" }, `${baselineSplit}: ${label}`)) : null);
+      baselineSplit ? seen.map(([, label]) => VT.h("th", { scope: "col", class: "n", title: "the error of a policy that sees nothing" }, `${label} on ${baselineSplit}`)) : null);
     const change = (cell) => {
       const by = cell.first.value ? (100 * (cell.last.value - cell.first.value)) / Math.abs(cell.first.value) : null;
       return VT.h("span", {}, `${VT.number(cell.first.value)} → `, VT.h("b", {}, VT.number(cell.last.value)),
