@@ -80,14 +80,14 @@ def test_values_appear_while_a_training_runs_without_a_reload(shown: Shown) -> N
     page.wait_for(f"{row}.textContent.includes('{shown.step} / 200')")
     page.evaluate("window.isTheSamePage = true")
     shown.train(5)
-    page.wait_for(f"{row}.textContent.includes('{shown.step} / 200')", timeout_s=2.0)
+    page.wait_for(f"{row}.textContent.includes('{shown.step} / 200')", timeout_s=20.0)
     page.open(shown.run_page(shown.live))
     last = "[...document.querySelectorAll('.chart')].find((c) => c.textContent.startsWith('closs'))?.querySelector('b')"
     page.wait_for(f"{last}.textContent")
     page.evaluate("window.isTheSamePage = true")
     before = page.evaluate(f"{last}.textContent")
     shown.train(7)
-    page.wait_for(f"{last}.textContent !== '{before}'", timeout_s=4.0)
+    page.wait_for(f"{last}.textContent !== '{before}'", timeout_s=20.0)
     assert float(page.evaluate(f"{last}.textContent")) == pytest.approx(math.exp(-shown.step / 50), rel=1e-3)
     assert page.evaluate("window.isTheSamePage")
 
