@@ -193,3 +193,18 @@ def test_another_writer_s_whole_numbers_and_nested_names_are_read(tmp_path: Path
     odd = {"kind": 3, 'a"b': 1, "<script>": 2.5}
     path.write_text("".join(json.dumps(record | {"step": step, "data": odd}) + "\n" for step in range(3)))
     assert history_of(series_of(path)) == {name: [(step, value) for step in range(3)] for name, value in odd.items()}
+
+
+@pytest.mark.parametrize("wrong", [{"run": "../elsewhere"}, {"t_ms": None}, {"step": "3"}])
+def test_lines_that_only_look_like_records_are_named_on_both_ways(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, object]
+) -> None:
+    path, good = tmp_path / "journal.jsonl", {"v": 1, "run": "a", "writer": "w", "seq": 0, "t_ms": 5}
+    record = {**good, "kind": "metrics", "step": 1, "data": {"train_loss": 0.5}}
+    lines = [json.dumps(record) + "\n", json.dumps(record | wrong) + "\n"]
+    path.write_text("".join(lines))
+    for arrow_from in (1, 1 << 30):
+        monkeypatch.setattr(series_module, "_ARROW_FROM_BYTES", arrow_from)
+        series = series_of(path)
+        assert [line.offset for line in series.damaged] == [len(lines[0])]
+        assert history_of(series) == {"train_loss": [(1, 0.5)]}

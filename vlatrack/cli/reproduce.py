@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlatrack.cli.show import RecordedRunWord
 from vlatrack.tracking.printable import printable
 
 if TYPE_CHECKING:
@@ -12,14 +13,7 @@ if TYPE_CHECKING:
 
 
 def reproduce(
-    run: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN",
-            help="Run directory, archive (vlatrack export RUN --archive), run id or its beginning, latest, latest~1, "
-            "or mlflow:RUN_ID of a run that MLflow has.",
-        ),
-    ],
+    run: RecordedRunWord,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Train and compare so many steps only.", show_default=False)
     ] = None,

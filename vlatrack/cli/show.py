@@ -19,15 +19,18 @@ _SETTINGS = (
 )
 
 
+RecordedRunWord = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="Run directory, archive (vlatrack export RUN --archive), run id or its beginning, latest, latest~1, "
+        "or mlflow:RUN_ID of a run that MLflow has.",
+    ),
+]
+
+
 def show(
-    run: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN",
-            help="Run directory, archive (vlatrack export RUN --archive), run id or its beginning, latest, latest~1, "
-            "or mlflow:RUN_ID of a run that MLflow has.",
-        ),
-    ],
+    run: RecordedRunWord,
     runs: Annotated[Path, typer.Option(help="Folder of all runs, in which ids are looked for.")] = Path("runs"),
 ) -> None:
     """Show what a run is: its settings, results, code and data, and how to reproduce it.

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vlatrack.reports.line_files import replace_text
 from vlatrack.reports.run_content import json_text, run_content
 from vlatrack.reports.run_rows import RunReader
 from vlatrack.tracking.journal.series import JournalSeries
@@ -41,7 +42,8 @@ def write_report(run_dir: Path, output: Path) -> Path:
     """Write the report of a run as it is now, replacing the file in one step; returns its path.
 
     Raises:
-        TrackerError, OSError: the run cannot be read, or the file not be written.
+        TrackerError, OSError: the run cannot be read, or the folder not be made.
+        DataError: the file cannot be written.
     """
     row = replace(RunReader(run_dir).row(), undelivered={}, refused={})  # that changes after the report is written
     series = JournalSeries(run_dir / "journal.jsonl")
@@ -52,9 +54,7 @@ def write_report(run_dir: Path, output: Path) -> Path:
         if len(page.encode()) <= MOST_BYTES:
             break
     output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(f".{output.name}.part")
-    unfinished.write_text(page, encoding="utf-8")
-    unfinished.replace(output)
+    replace_text(output, page)
     return output
 
 

@@ -52,11 +52,16 @@ def run_of_mlflow(word: str, runs: Path) -> Iterator[Path]:
         run = client.get_run(run_id)
     except MlflowException as error:
         first = str(error).splitlines()[0]
-        raise SpecError(f"{word}: {redact(uri)} has no such run, or does not answer ({first})") from None
+        raise SpecError(f"{word}: {redact(uri)} has no such run, or does not answer ({redact(first)})") from None
     with tempfile.TemporaryDirectory(prefix="vlatrack-mlflow-") as temporary:
         folder = private_directory(Path(temporary) / "mlflow" / (_plain(run.info.run_name or "") or run_id))
-        _download(client, run_id, folder, word)
-        write_private(folder / "journal.jsonl", "".join(f"{encode(line)}\n" for line in _lines(client, run, folder)))
+        try:
+            _download(client, run_id, folder, word)
+            lines = "".join(f"{encode(line)}\n" for line in _lines(client, run, folder))
+        except MlflowException as error:
+            first = str(error).splitlines()[0]
+            raise DataError(f"{word}: {redact(uri)} does not hand it out ({redact(first)}); try again later") from None
+        write_private(folder / "journal.jsonl", lines)
         yield folder
 
 

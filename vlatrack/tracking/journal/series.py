@@ -107,9 +107,12 @@ class JournalSeries:
             steps, times = (_numbers(table.column(name)) for name in ("step", "t_ms"))
             data = table.column("data")
             data = data.chunk(0) if data.num_chunks else None
-        except (pa.ArrowException, KeyError):
+            last_step = _last_step(stretch)
+        except (pa.ArrowException, KeyError, ValueError):
             return False
         if steps is None or times is None or data is None or not pa.types.is_struct(data.type):
+            return False
+        if np.isnan(times).any():
             return False
         self._flush()
         columns = {field.name: _numbers(data.field(number)) for number, field in enumerate(data.type)}
@@ -125,19 +128,8 @@ class JournalSeries:
             self.metrics.setdefault(name, DecimatedSeries()).extend(points if is_there.all() else points[is_there])
         self.records += len(placed)
         self.last_t_ms = int(times[-1])
-        self._find_last_step(stretch)
+        self.last_step = self.last_step if last_step is None else last_step
         return True
-
-    def _find_last_step(self, stretch: bytes) -> None:
-        """From the last record of training in it, which is nearly always the very last one."""
-        end = len(stretch)
-        while end:
-            begin = stretch.rfind(b"\n", 0, end - 1) + 1
-            record = decode_record(stretch[begin:end])
-            if is_of_training(record):
-                self.last_step = record.step
-                return
-            end = begin
 
     def _add_lines(self, stretch: bytes, offset: int) -> None:
         for line in stretch.splitlines(keepends=True):
@@ -194,6 +186,21 @@ def _stretches(block: bytes) -> Iterator[tuple[int, bytes]]:
         yield begin, block[begin:done]
     if done < len(block):
         yield done, block[done:]
+
+
+def _last_step(stretch: bytes) -> int | None:
+    """The step of the last record of training, which is nearly always the very last one; None if there is none.
+
+    Raises ValueError for a line that is no record.
+    """
+    end = len(stretch)
+    while end:
+        begin = stretch.rfind(b"\n", 0, end - 1) + 1
+        record = decode_record(stretch[begin:end])
+        if is_of_training(record):
+            return record.step
+        end = begin
+    return None
 
 
 def _numbers(column: object) -> "np.ndarray[tuple[int], np.dtype[np.float64]] | None":

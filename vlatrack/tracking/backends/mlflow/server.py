@@ -76,6 +76,10 @@ class MlflowServer:
             self.command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
         )
 
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
     def wait(self) -> int:
         """Until it ends by itself; returns its exit status."""
         assert self._process is not None, "started"
@@ -126,7 +130,7 @@ class MlflowOnDemand:
         """
         store = checked_store(self._runs)
         with self._lock:
-            if self._server is None:
+            if self._server is None or not self._server.is_running:
                 with socket.create_server(("127.0.0.1", 0)) as listener:
                     port = int(listener.getsockname()[1])
                 server = MlflowServer(store, "127.0.0.1", port)
