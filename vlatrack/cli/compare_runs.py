@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from vlatrack.errors import RunError, SpecError
+from vlatrack.errors import SpecError
 from vlatrack.tracking.printable import printable
 
 if TYPE_CHECKING:
@@ -37,9 +37,10 @@ def compare_runs_and_show(
     comparison = compare_runs(*words, metrics=metrics, runs_folder=runs)
     result = None if wanted is None else wanted.check([run.history for run in comparison.runs])
     if html is not None:
+        from vlatrack.reports.line_files import replace_text
         from vlatrack.runner.comparison.page import comparison_page
 
-        _write(html, comparison_page(comparison))
+        replace_text(html, comparison_page(comparison))
     if as_json:
         content = comparison.to_json()
         if wanted is not None and result is not None:
@@ -201,10 +202,3 @@ def _shown(value: object) -> str:
 
 def _finite(value: float | None) -> float | str | None:
     return value if value is None or abs(value) < float("inf") else str(value)
-
-
-def _write(file: Path, text: str) -> None:
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"{file}: cannot be written ({error.strerror}); choose another --html") from error

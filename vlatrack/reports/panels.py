@@ -220,6 +220,9 @@ def _add_legend(figure: Figure) -> None:
 def write_figure(figure: Figure, path: Path) -> None:
     """Save as PNG, PDF or SVG, as the path ends, and rename, so that a reader never sees an incomplete figure."""
     unfinished = path.with_name(f".{path.name}.part")
-    with rc_context({"svg.hashsalt": "vlatrack"}):  # without it, an SVG's ids are random
-        figure.savefig(unfinished, format=path.suffix[1:], metadata=_METADATA[path.suffix])
-    unfinished.replace(path)
+    try:
+        with rc_context({"svg.hashsalt": "vlatrack"}):  # without it, an SVG's ids are random
+            figure.savefig(unfinished, format=path.suffix[1:], metadata=_METADATA[path.suffix])
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)  # of a full disk

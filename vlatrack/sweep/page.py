@@ -75,8 +75,8 @@ def render_page(results: SweepResults) -> str:
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(results.name)}: sweep</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        f"{''.join(part for part in parts if part)}<script>{_SORT}</script>\n</body>\n</html>\n"
+        f"<title>{escape(results.name)}: sweep</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"{''.join(part for part in parts if part)}</main><script>{_SORT}</script>\n</body>\n</html>\n"
     )
 
 
