@@ -30,12 +30,6 @@ ELSEWHERE = (
     ("README.md", "with vlatrack.start_run(", "tests/tracking/test_start_run.py"),
     ("CONTRIBUTING.md", 'yield Metric("acc_near"', "tests/metrics/test_metric_recipe.py"),
     ("CONTRIBUTING.md", 'states["acc_near"]', "tests/metrics/test_metric_recipe.py"),
-    ("CONTRIBUTING.md", "class ChunkSmoothness", "tests/models/test_loss_term_recipe.py"),
-    ("CONTRIBUTING.md", "class TestMyTracker", "tests/tracking/test_tracker_recipe.py"),
-    ("CONTRIBUTING.md", "# npz_folder.py", "tests/data/test_adding_a_dataset_format.py"),
-    ("CONTRIBUTING.md", "class TestNpzFolder", "tests/data/test_adding_a_dataset_format.py"),
-    ("CONTRIBUTING.md", "# arena.py", "tests/envs/test_adding_a_simulator.py"),
-    ("CONTRIBUTING.md", "class TestArena", "tests/envs/test_adding_a_simulator.py"),
 )
 """Examples that another test carries out: the document, what the example holds, and that test."""
 

@@ -50,7 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     "tracking": {"health", "metrics", "errors"},
     "reports": {"health", "spec", "metrics", "tracking", "errors"},
     "importers": {"evaluation", "tracking", "reports", "metrics", "errors"},
-    "testing": {"tracking", "envs", "data", "metrics", "errors"},
+    "testing": {"tracking", "envs", "data", "models", "tokens", "metrics", "errors"},
     "builders": LIBRARY | {"plugins"},
     "runner": LIBRARY | {"builders"},
     "bench": LIBRARY | {"builders", "runner"},

@@ -62,6 +62,10 @@ def test_what_cannot_be_made_is_one_line(target: str, options: dict[str, object]
     assert "\n" not in str(error.value)
 
 
+def test_compiled_code_that_does_not_tell_its_arguments_is_called() -> None:
+    assert make_plugin("collections:OrderedDict", group=GROUP, options={"arms": 1}) == {"arms": 1}
+
+
 def test_an_error_of_the_class_itself_passes() -> None:
     with pytest.raises(DataError, match="too many arms"):
         make_plugin("robot", group=GROUP, options={"arms": 3})

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.metadata import entry_points
 
 from vlatrack.errors import SpecError
@@ -20,10 +21,12 @@ def make_plugin(target: str, *, group: str, options: Mapping[str, object]) -> ob
         SpecError: there is no such class, or it does not accept the options. Its own exceptions propagate.
     """
     found = load_plugin(target, group)
-    try:
-        inspect.signature(found).bind(**options)
-    except TypeError as error:
-        raise SpecError(f"{target}: options: {error}; correct the options") from error
+    with suppress(ValueError):  # of compiled code that does not say what its arguments are
+        signature = inspect.signature(found)
+        try:
+            signature.bind(**options)
+        except TypeError as error:
+            raise SpecError(f"{target}: options: {error}; correct the options") from error
     return found(**options)
 
 

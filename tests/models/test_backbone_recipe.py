@@ -1,12 +1,12 @@
-"""CONTRIBUTING.md, "Adding a backbone": the recipe, followed for a backbone that lies outside vlatrack."""
+"""The backbone of docs/write-a-backbone.md, which lies outside vlatrack: training, checkpoints, and its mistakes."""
 
 import json
 
 import pytest
 import torch
 from program import TOY
+from recipes import module_of
 from safetensors.torch import load_file
-from torch import Tensor, nn
 
 from vlatrack.builders.policy import backbone_factory, build_policy
 from vlatrack.errors import BackboneError, SpecError
@@ -17,43 +17,8 @@ from vlatrack.tokens.layout import TokenLayout
 from vlatrack.tokens.text import ByteTokenizer
 
 
-class TorchBackbone(Backbone):
-    """A decoder of torch's own layers, with learned positions and one matrix as embedding and output layer."""
-
-    layout = TokenLayout.after(2, pad=0, bos=1)
-
-    def __init__(self, *, max_seq_len: int, size: int = 32, layers: int = 1, dropout: float = 0.0) -> None:
-        super().__init__()
-        self._geometry = {"max_seq_len": max_seq_len, "size": size, "layers": layers}
-        self.tokens = nn.Embedding(self.layout.vocabulary_size, size)
-        self.positions = nn.Embedding(max_seq_len, size)
-        self._blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(size, 2, 2 * size, dropout, batch_first=True, norm_first=True)
-            for _ in range(layers)
-        )
-        self.norm = nn.LayerNorm(size)
-
-    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        hidden = self.tokens(input_ids) + self.positions.weight[: input_ids.shape[1]]
-        hidden_keys = ~mask.repeat_interleave(2, dim=0)  # torch's mask says what is hidden, for each head
-        for block in self._blocks:
-            hidden = block(hidden, src_mask=hidden_keys)
-        return self.norm(hidden)
-
-    @property
-    def output_layer(self) -> Tensor:
-        return self.tokens.weight
-
-    @property
-    def width(self) -> int:
-        return self.norm.normalized_shape[0]
-
-    @property
-    def blocks(self) -> nn.ModuleList:
-        return self._blocks
-
-    def geometry(self) -> Geometry:
-        return self._geometry
+class TorchBackbone(module_of("write-a-backbone.md", "my_backbone.py").SmallDecoder):
+    """The page's, as a class of this module."""
 
 
 def toy(target: str = "TorchBackbone", options: str = "{layers: 2, dropout: 0.1}"):

@@ -1,12 +1,10 @@
-"""What every backbone keeps of the protocol."""
+"""What every backbone that ships keeps, beside the contract (test_model_contracts.py): activations, dropout, sizes."""
 
-import json
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -43,25 +41,6 @@ def new(factory: BackboneFactory) -> Backbone:
 def hidden_states(backbone: Backbone) -> torch.Tensor:
     ids = torch.from_numpy(np.random.default_rng(1).integers(0, len(backbone.output_layer), (2, 12)))
     return backbone(ids, attention_mask(ids, backbone.layout))
-
-
-def test_stored_geometry_and_weights_make_the_same_backbone_again(make, tmp_path) -> None:
-    before = new(make(0.0))
-    geometry = json.loads(json.dumps(before.geometry()))
-    save_file(before.state_dict(), tmp_path / "weights.safetensors")
-    after = make(0.0).from_geometry(geometry).eval()
-    after.load_state_dict(load_file(tmp_path / "weights.safetensors"))
-    assert after.layout == before.layout
-    assert torch.equal(hidden_states(after), hidden_states(before))
-
-
-def test_width_vocabulary_and_blocks_are_those_of_the_module(make) -> None:
-    backbone = new(make(0.0))
-    assert hidden_states(backbone).shape == (2, 12, backbone.width)
-    assert backbone.output_layer.shape == (backbone.layout.vocabulary_size, backbone.width)
-    within = {id(parameter) for block in backbone.blocks for parameter in block.parameters()}
-    assert len(backbone.blocks) == 2
-    assert within < {id(parameter) for parameter in backbone.parameters()}
 
 
 def step(backbone: Backbone) -> dict[str, torch.Tensor]:

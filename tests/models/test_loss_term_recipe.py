@@ -1,32 +1,23 @@
-"""CONTRIBUTING's "Adding a loss term", followed to the letter: one file and some lines of YAML."""
+"""The loss term of docs/write-a-loss-term.md: what it computes, what training on it does, and what is logged."""
 
 import json
-import re
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from program import TOY, Program
+from recipes import files_of, module_of, write_files
 
 from vlatrack.models.losses.base import LossTerm
 from vlatrack.tokens.batch import collate
 from vlatrack.tokens.layout import TokenLayout
 
-CONTRIBUTING = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
-
-
-def _blocks(language: str) -> list[str]:
-    (section,) = re.findall(r"^## Adding a loss term\n(.*?)^## ", CONTRIBUTING, re.MULTILINE | re.DOTALL)
-    return re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)
+PAGE = "write-a-loss-term.md"
 
 
 @pytest.fixture
 def smoothness() -> LossTerm:
-    (source,) = _blocks("python")
-    names: dict = {}
-    exec(compile(source, "my_package/smoothness.py", "exec"), names)
-    term: LossTerm = names["ChunkSmoothness"](weight=0.1)
+    term: LossTerm = module_of(PAGE, "my_terms.py").ChunkSmoothness(weight=0.1)
     return term
 
 
@@ -59,11 +50,8 @@ def test_training_on_the_example_makes_chunks_smoother(make_policy, rows, smooth
 
 @pytest.mark.slow
 def test_a_run_with_the_example_logs_it_raw_and_weighted_on_every_split(program: Program, journal_of) -> None:
-    (source,), (lines,) = _blocks("python"), _blocks("yaml")
-    package = program.folder / "my_package"
-    package.mkdir()
-    (package / "smoothness.py").write_text(source)
-    experiment = yaml.safe_load(TOY.read_text()) | yaml.safe_load(lines)
+    write_files(PAGE, program.folder)
+    experiment = yaml.safe_load(TOY.read_text()) | yaml.safe_load(files_of(PAGE)["smooth.yaml"])
     (program.folder / "experiment.yaml").write_text(yaml.safe_dump(experiment))
     done = program.run("run", "experiment.yaml", "train.epochs=1", "train.max_steps=8")
     assert done.returncode == 0, done.stderr
@@ -80,8 +68,7 @@ def test_a_run_with_the_example_logs_it_raw_and_weighted_on_every_split(program:
 
 @pytest.mark.slow
 def test_a_run_whose_own_term_is_no_scalar_ends_with_one_line(program: Program) -> None:
-    (source,) = _blocks("python")
-    (program.folder / "wrong.py").write_text(source.replace(".square().sum()", ".square()"))
+    (program.folder / "wrong.py").write_text(files_of(PAGE)["my_terms.py"].replace(".square().sum()", ".square()"))
     terms = '[{kind: custom, target: "wrong:ChunkSmoothness", weight: 1}]'
     done = program.run("run", TOY, f"loss.terms={terms}")
     assert done.returncode == 2
