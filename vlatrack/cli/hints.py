@@ -18,6 +18,9 @@ COMMANDS = {
     "ps": ("status",),
     "check": ("validate",),
     "dashboard": ("ui",),
+    "init": ("new",),
+    "create": ("new",),
+    "example": ("new",),
 }
 """Names that other programs have for a command of ours."""
 _WITH_SETTINGS = (("run",), ("validate",), ("bench", "train"), ("bench", "act"), ("evaluate",))

@@ -19,6 +19,7 @@ from vlatrack.cli.evaluate import evaluate, export
 from vlatrack.cli.health import health
 from vlatrack.cli.hints import correction
 from vlatrack.cli.importing import import_logs
+from vlatrack.cli.new import new
 from vlatrack.cli.report import report
 from vlatrack.cli.reproduce import reproduce
 from vlatrack.cli.run import run
@@ -45,6 +46,7 @@ app = typer.Typer(
     "3 undecided (compare --gate); 129, 130, 143 ended by SIGHUP, Ctrl-C, SIGTERM. See docs/exit-codes.md.",
 )
 for command in (
+    new,
     run,
     sweep,
     evaluate,

@@ -1,0 +1,117 @@
+"""`vlatrack new`: an experiment that ships with vlatrack as files of your own, to train or to change."""
+
+import shlex
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlatrack.errors import MissingPackageError, SpecError
+from vlatrack.tracking.printable import printable
+
+
+@dataclass(frozen=True)
+class _Shipped:
+    """An experiment, its files below experiments/ (a folder stands for all in it), and what has to be brought along."""
+
+    about: str
+    files: tuple[str, ...]
+    needs: str = ""
+
+
+def _libero(suite: str, steps: int) -> _Shipped:
+    name = suite.removeprefix("libero_").replace("_", "-")
+    return _Shipped(
+        f"Chameleon 7B on LIBERO-{name.capitalize()}, chunks of {steps} actions",
+        (f"{suite}.yaml", f"evaluation/{suite}.yaml"),
+        f"put its demonstrations into data/{suite} and a Chameleon into checkpoints/chameleon-7b: "
+        f"experiments/{suite}.yaml says where both come from",
+    )
+
+
+SHIPPED = {
+    "quickstart": _Shipped(
+        "a small policy from scratch on Meta-World demonstrations, which come along; a CPU is enough",
+        ("quickstart.yaml", "evaluation/metaworld.yaml", "sweeps/quickstart.yaml", "data/metaworld-mini"),
+    ),
+    "libero_goal": _libero("libero_goal", 5),
+    "libero_object": _libero("libero_object", 5),
+    "libero_spatial": _libero("libero_spatial", 10),
+    "libero_10": _libero("libero_10", 10),
+}
+
+
+def new(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(metavar="DIR", help="Where to write it; made if it is not there.", show_default=False),
+    ] = None,
+    experiment: Annotated[str, typer.Option(help="Which one; --list shows them.")] = "quickstart",
+    show_list: Annotated[bool, typer.Option("--list", help="Show the experiments that there are.")] = False,
+) -> None:
+    """Write an experiment that ships with vlatrack into a folder, with what belongs to it.
+
+    The files lie in DIR/experiments, as in a checkout, so that the commands of the documentation work in DIR. No file
+    is overwritten.
+
+    Examples:
+
+    [bold]vlatrack new my-vla[/bold]
+
+    [bold]vlatrack new my-vla --experiment libero_goal[/bold]
+    """
+    if show_list:
+        for name, shipped in SHIPPED.items():
+            typer.echo(f"{name:<16} {shipped.about}")
+        return
+    if folder is None:
+        raise SpecError("vlatrack new: give the folder to write to, such as my-vla")
+    if experiment not in SHIPPED:
+        close = get_close_matches(experiment, SHIPPED, n=1)
+        meant = f"did you mean {close[0]}? " if close else ""
+        raise SpecError(f"vlatrack new: no experiment {experiment!r}; {meant}There are {', '.join(SHIPPED)}")
+    chosen = SHIPPED[experiment]
+    _copy(_source(), folder / "experiments", chosen.files)
+    for name in chosen.files:
+        typer.echo(f"wrote {printable(str(folder / 'experiments' / name))}")
+    change = "" if folder.resolve() == Path.cwd() else f"cd {shlex.quote(str(folder))} && "
+    if chosen.needs:
+        typer.echo(f"next: {chosen.needs}; then {printable(change)}vlatrack run experiments/{experiment}.yaml")
+    else:
+        typer.echo(f"next: {printable(change)}vlatrack run experiments/{experiment}.yaml")
+
+
+def _source() -> Path:
+    """The experiments: in the package of a wheel, beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    for place in (package / "experiments", package.parent / "experiments"):
+        if (place / "quickstart.yaml").is_file():
+            return place
+    raise MissingPackageError("vlatrack new: this installation lacks the experiments; install vlatrack again")
+
+
+def _copy(source: Path, target: Path, names: Sequence[str]) -> None:
+    """Copy all or nothing; SpecError if something is there."""
+    files = [file for name in names for file in _files_of(source / name)]
+    places = {file: target / file.relative_to(source) for file in files}
+    for place in places.values():
+        if place.exists() or place.is_symlink():
+            raise SpecError(f"{place}: is there, and nothing was written; choose another folder, or move it away")
+    written = list[Path]()
+    try:
+        for file, place in places.items():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            written.append(place)
+            shutil.copyfile(file, place)
+    except BaseException:
+        for place in written:
+            place.unlink(missing_ok=True)
+        raise
+
+
+def _files_of(path: Path) -> list[Path]:
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
