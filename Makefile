@@ -16,7 +16,7 @@ PARALLEL := -n $(WORKERS) --dist loadfile --max-worker-restart 0
 INSTALLED_TORCH = $(BIN)/python -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' 2>/dev/null
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test slow simulators storm check clean always
+.PHONY: help quickstart test slow simulators storm check packages notes clean always
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +41,16 @@ check: $(VENV)/dev.stamp  ## ruff, mypy --strict, the import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layers.py
+
+packages: $(VENV)/venv.stamp  ## build sdist and wheel of the last commit, in dist/
+	@rm -rf dist build/packages && mkdir -p dist build/packages
+	@git archive HEAD | tar x -C build/packages
+	@cd build/packages && $(CURDIR)/$(BIN)/python -c 'import setuptools.build_meta as b; b.build_sdist("$(CURDIR)/dist")' > log
+	@$(BIN)/python -m pip --disable-pip-version-check -q wheel --no-deps --no-index --no-build-isolation -w dist dist/*.tar.gz
+	@ls -l dist
+
+notes:  ## print the release notes of VERSION, or what has to be set before it can be tagged (docs/releasing.md)
+	@$(PYTHON) .ci/release_notes.py '$(VERSION)'
 
 clean:  ## remove .venv, builds and caches (runs/ stays)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
