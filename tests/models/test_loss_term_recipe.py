@@ -64,13 +64,3 @@ def test_a_run_with_the_example_logs_it_raw_and_weighted_on_every_split(program:
         assert last[f"{split}_loss"] == pytest.approx(sum(parts) + last[f"{split}_weighted_smoothness"])
     logged = json.loads((program.only_run() / "log_train.txt").read_text())
     assert "train_weighted_smoothness" in logged
-
-
-@pytest.mark.slow
-def test_a_run_whose_own_term_is_no_scalar_ends_with_one_line(program: Program) -> None:
-    (program.folder / "wrong.py").write_text(files_of(PAGE)["my_terms.py"].replace(".square().sum()", ".square()"))
-    terms = '[{kind: custom, target: "wrong:ChunkSmoothness", weight: 1}]'
-    done = program.run("run", TOY, f"loss.terms={terms}")
-    assert done.returncode == 2
-    assert "loss term smoothness: total() returned a tensor of shape" in done.stderr
-    assert "Traceback" not in done.stderr
