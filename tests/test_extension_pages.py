@@ -50,15 +50,17 @@ def test_the_index_leads_to_every_page_and_every_block_of_code_is_a_file_that_te
         assert len(text_of(page).splitlines()) <= 155, page
 
 
-@pytest.mark.parametrize(("page", "file"), [(page, file) for page in PAGES for file in files_of(page)])
-def test_yaml_of_a_page_is_an_experiment_or_a_part_of_one(page: str, file: str, tmp_path: Path) -> None:
-    if not file.endswith(".yaml"):
-        return
+@pytest.mark.parametrize(
+    ("page", "file"), [(page, file) for page in PAGES for file in files_of(page) if file.endswith(".yaml")]
+)
+def test_yaml_of_a_page_is_an_experiment_an_evaluation_or_a_part_of_an_experiment(
+    page: str, file: str, tmp_path: Path
+) -> None:
     shown = yaml.safe_load(files_of(page)[file])
-    if "suite" not in shown:
-        experiment = yaml.safe_load((ROOT / "experiments" / "quickstart.yaml").read_text())
-        (tmp_path / file).write_text(yaml.safe_dump(shown if "data" in shown else experiment | shown))
-        load_spec(tmp_path / file)
+    experiment = yaml.safe_load((ROOT / "experiments" / "quickstart.yaml").read_text())
+    is_part = "name" not in shown
+    (tmp_path / file).write_text(yaml.safe_dump(experiment | shown if is_part else shown))
+    (load_evaluation if "suite" in shown else load_spec)(tmp_path / file)
 
 
 @pytest.mark.parametrize("page", PAGES)

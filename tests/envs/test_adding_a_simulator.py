@@ -17,16 +17,10 @@ class TestArena(EnvironmentContract):
         return ARENA.Arena()
 
 
-def test_a_mistake_about_the_simulator_is_one_line(program: Program) -> None:
+def test_a_simulator_without_an_expert_is_refused_in_one_line_and_leaves_no_folder(program: Program) -> None:
     silent = "\n\nclass Silent(Arena):\n    expert_action = None\n"
     (program.folder / "arena.py").write_text(files_of(PAGE)["arena.py"] + silent)
-    for options, told in (
-        (["--env", "arena:Arean"], "arena:Arean: cannot be loaded (AttributeError: module 'arena' has no attribute"),
-        (["--env", "arena:Arena", "--env-option", "size=3"], "arena:Arena: options: got an unexpected keyword"),
-        (["--env", "arena:Silent"], "arena:Silent: has no scripted expert"),
-        (["--env", "arena"], "arena: no installed package offers it (entry points of vlatrack.environments: none)"),
-    ):
-        done = program.run("data", "record", "red", *options, "-o", "demos")
-        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
-        assert told in done.stderr
+    done = program.run("data", "record", "red", "--env", "arena:Silent", "-o", "demos")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert "arena:Silent: has no scripted expert" in done.stderr
     assert not (program.folder / "demos").exists()

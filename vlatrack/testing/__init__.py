@@ -1,1 +1,1 @@
-"""For those who write a tracker, a simulator or a dataset format: their contracts as tests, and an example tracker."""
+"""Contracts of each kind of extension (docs/extending.md), as tests to subclass, and an example tracker."""
