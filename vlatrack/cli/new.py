@@ -50,7 +50,9 @@ def new(
         Path | None,
         typer.Argument(metavar="DIR", help="Where to write it; made if it is not there.", show_default=False),
     ] = None,
-    experiment: Annotated[str, typer.Option(help="Which one; --list shows them.")] = "quickstart",
+    experiment: Annotated[
+        str, typer.Option(help="Which one; --list shows them.", autocompletion=lambda: list(SHIPPED))
+    ] = "quickstart",
     show_list: Annotated[bool, typer.Option("--list", help="Show the experiments that there are.")] = False,
 ) -> None:
     """Write an experiment that ships with vlatrack into a folder, with what belongs to it.
@@ -79,10 +81,8 @@ def new(
     for name in chosen.files:
         typer.echo(f"wrote {printable(str(folder / 'experiments' / name))}")
     change = "" if folder.resolve() == Path.cwd() else f"cd {shlex.quote(str(folder))} && "
-    if chosen.needs:
-        typer.echo(f"next: {chosen.needs}; then {printable(change)}vlatrack run experiments/{experiment}.yaml")
-    else:
-        typer.echo(f"next: {printable(change)}vlatrack run experiments/{experiment}.yaml")
+    before = f"{chosen.needs}; then " if chosen.needs else ""
+    typer.echo(f"next: {before}{printable(change)}vlatrack run experiments/{experiment}.yaml")
 
 
 def _source() -> Path:
