@@ -13,6 +13,7 @@ from vlatrack.spec.load import load_spec
 from vlatrack.spec.tracking import MlflowBackend, WandbBackend
 
 MEANT = {
+    "init mine": "new mine",
     "train exp.yaml --max-steps 8": "run exp.yaml train.max_steps=8",
     "train exp.yaml --lr=1e-4 --epochs 3": "run exp.yaml optim.lr=1e-4 train.epochs=3",
     "eval runs/a/b --checkpoint last": "evaluate runs/a/b --checkpoint last",
