@@ -16,7 +16,7 @@ from vlatrack.runner.archive import is_archive
 from vlatrack.runner.comparison.differences import line_differences
 from vlatrack.runner.comparison.finding import run_folder
 from vlatrack.runner.comparison.from_mlflow import PREFIX
-from vlatrack.runner.comparison.recorded import RecordedManifest, RecordedRun, Repository
+from vlatrack.runner.comparison.recorded import History, RecordedManifest, RecordedRun, Repository
 from vlatrack.runner.git_state import git_state
 from vlatrack.runner.manifest import RECORDED_VARIABLES, describe_code
 from vlatrack.runner.reproduction.checkout import check_out, is_same, local_repository, remove_checkout
@@ -25,7 +25,8 @@ from vlatrack.runner.reproduction.records import RecordComparison, Tolerance, co
 from vlatrack.runner.run import initial_policy
 from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.load import dump_spec, load_spec
-from vlatrack.tracking.journal.records import Kind, read_records
+from vlatrack.tracking.journal.history import metric_history
+from vlatrack.tracking.journal.records import JournalDamage, Kind, read_records
 from vlatrack.tracking.privacy import write_private
 
 REPRODUCES = "VLATRACK_REPRODUCES"
@@ -85,6 +86,8 @@ def reproduce_run(
     """
     with run_folder(word, runs) as folder, ExitStack() as stack:
         recorded = RecordedRun.read(folder, place=word)
+        if recorded.damaged is not None:
+            tell(f"{recorded.damaged}; what the run may have logged there does not count")
         spec = _spec_of(folder, recorded)
         if changed := _data_differences(spec, recorded.manifest):
             for line in changed:
@@ -103,10 +106,21 @@ def reproduce_run(
         again = RecordedRun.read(new)
         told = recorded.manifest.hardware, again.manifest.hardware
         tolerance = Tolerance.of(*told)
-        records = compare_records(recorded.history, again.history, tolerance=tolerance.relative, up_to=steps)
+        records = compare_records(
+            _whole_history(folder),
+            _whole_history(new),
+            tolerance=tolerance.relative,
+            up_to=steps,
+            is_whole=recorded.damaged is None,
+        )
         result = Reproduction(recorded.name, new, setup.differences, records, tolerance)
         _write_result(new, result)
         return result
+
+
+def _whole_history(run: Path) -> History:
+    journal = run / "journal.jsonl"
+    return metric_history(journal, damage=JournalDamage(journal))
 
 
 def _spec_of(folder: Path, recorded: RecordedRun) -> ExperimentSpec:
