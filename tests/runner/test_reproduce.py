@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,10 +115,12 @@ def test_data_that_is_not_what_it_was_is_named_and_nothing_is_trained(finished_r
     run = tmp_path / "moved"
     shutil.copytree(finished_run, run)
     spec = (run / "spec.yaml").read_text()
-    (run / "spec.yaml").write_text(spec.replace("options: {}", "options: {shift: 0.001}", 1))
+    (run / "spec.yaml").write_text(spec.replace("options: {}", "options: {changed_frame: 7}", 1))
     done = CliRunner().invoke(app, ["reproduce", str(run), "--runs", str(tmp_path / "runs")], catch_exceptions=False)
     assert done.exit_code == 1
     assert "data.train: is not what it was (" in done.output
+    assert "  episode 3 of train (toy): front: frame 7 differs\n" in done.output
+    assert "episode 2" not in done.output
     assert "DIFFERS  the data is not what it was, so nothing was trained" in done.output
     assert not (tmp_path / "runs").exists()
 
@@ -169,6 +172,80 @@ def test_packages_that_differ_are_named_by_any_spelling() -> None:
 def test_a_package_of_a_manifest_cannot_be_an_option_of_pip(tmp_path: Path, package: tuple[str, str]) -> None:
     with pytest.raises(VlatrackError, match="is no package"):
         make_environment(tmp_path / "environment", dict([package]))
+
+
+def wheel(folder: Path, version: str, module: str) -> None:
+    """A package of one module, as pip installs it without any index."""
+    folder.mkdir(exist_ok=True)
+    told, info = f"Metadata-Version: 2.1\nName: toy-scale\nVersion: {version}\n", f"toy_scale-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"toy_scale-{version}-py3-none-any.whl", "w") as packed:
+        packed.writestr("toy_scale.py", module)
+        packed.writestr(f"{info}/METADATA", told)
+        packed.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        packed.writestr(f"{info}/RECORD", "")
+
+
+@pytest.fixture
+def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only place in which pip finds packages."""
+    for version, scale in (("1.0", 1), ("2.0", 2)):
+        wheel(tmp_path / "wheels", version, f"scale = {scale}\n")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
+    return tmp_path / "wheels"
+
+
+@pytest.mark.slow
+def test_a_recorded_version_is_installed_and_one_that_is_not_to_be_had_is_one_line(
+    wheels: Path, tmp_path: Path
+) -> None:
+    python, installed = make_environment(tmp_path / "environment", {"toy-scale": "1.0"})
+    told = subprocess.run([python, "-c", "import toy_scale, numpy; print(toy_scale.scale)"], capture_output=True)
+    assert told.stdout == b"1\n"
+    assert (installed / "toy_scale.py").is_file()
+    with pytest.raises(VlatrackError, match=r"packages cannot be installed \(.*toy-scale==3\.0\); --here") as caught:
+        make_environment(tmp_path / "other", {"toy-scale": "3.0"})
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_another_version_of_a_package_is_named_and_the_recorded_one_gives_the_same(
+    wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, site = tmp_path / "mine", tmp_path / "site"
+    mine.mkdir()
+    turned = (
+        "    def frames(self, episode, camera):\n        return super().frames(episode, camera) // toy_scale.scale\n"
+    )
+    (mine / "my_source.py").write_text(
+        f"import toy_scale\nimport toy_source\n\n\nclass Mine(toy_source.ToySource):\n{turned}"
+    )
+    spec = yaml.safe_load(TOY.read_text())
+    for split in ("train", "val_ind", "val_ood"):
+        spec["data"][split]["target"] = "my_source:Mine"
+    spec["train"]["max_steps"] = 8
+    (mine / "experiment.yaml").write_text(yaml.safe_dump(spec))
+    monkeypatch.chdir(mine)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), _places(mine)]))
+
+    def install(version: str) -> None:
+        shutil.rmtree(site, ignore_errors=True)
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(site), f"toy-scale=={version}"]
+        subprocess.run(command, check=True, capture_output=True)
+
+    def call(*words: str) -> str:
+        command = [sys.executable, "-m", "vlatrack", *words]
+        return subprocess.run(command, check=False, capture_output=True, text=True).stdout
+
+    install("1.0")
+    call("run", "experiment.yaml", "--runs", str(tmp_path / "runs"))
+    (run,) = (tmp_path / "runs" / "toy").iterdir()
+    install("2.0")
+    told = call("reproduce", str(run), "--runs", str(tmp_path / "again"))
+    assert "package toy-scale: 1.0 then, 2.0 now; the recorded ones are used" in told
+    assert "IDENTICAL" in told.splitlines()[-1]
+    (again,) = (tmp_path / "again" / "toy").iterdir()
+    assert json.loads((again / "manifest.json").read_text())["packages"]["toy-scale"] == "1.0"
 
 
 def repository(**changes: Any) -> Repository:

@@ -96,7 +96,8 @@ def summary_rows(schema: MetricSchema, metrics: Mapping[str, DecimatedSeries]) -
     families = [*LOSSES, *(name for name in _bare_names(metrics) if name.startswith("l1_loss_action_"))]
     rows = []
     for family in families:
-        names = {split: f"{split}_{family}" for split in SPLITS if f"{split}_{family}" in metrics}
+        logged = {split: name for split in SPLITS if (name := f"{split}_{family}") in metrics}
+        names = {split: name for split, name in logged.items() if name in schema}  # others only look like it
         cells = {split: cell for split, name in names.items() if (cell := value_cell(schema, name, metrics[name]))}
         if cells:
             metric = schema[next(iter(names.values()))]

@@ -17,6 +17,8 @@ from vlatrack.runner.comparison.differences import line_differences
 from vlatrack.runner.comparison.finding import run_folder
 from vlatrack.runner.comparison.from_mlflow import PREFIX
 from vlatrack.runner.comparison.recorded import History, RecordedManifest, RecordedRun, Repository
+from vlatrack.runner.data_digests import FILE as DATA_DIGESTS
+from vlatrack.runner.data_digests import read_data_digests, told_differences
 from vlatrack.runner.git_state import git_state
 from vlatrack.runner.manifest import RECORDED_VARIABLES, describe_code
 from vlatrack.runner.reproduction.checkout import check_out, is_same, local_repository, remove_checkout
@@ -89,7 +91,7 @@ def reproduce_run(
         if recorded.damaged is not None:
             tell(f"{recorded.damaged}; what the run may have logged there does not count")
         spec = _spec_of(folder, recorded)
-        if changed := _data_differences(spec, recorded.manifest):
+        if changed := _data_differences(spec, recorded.manifest, folder):
             for line in changed:
                 tell(line)
             return Reproduction(recorded.name, None, tuple(changed), None, None)
@@ -133,16 +135,19 @@ def _spec_of(folder: Path, recorded: RecordedRun) -> ExperimentSpec:
     return load_spec(folder / "spec.yaml", stored=True)
 
 
-def _data_differences(spec: ExperimentSpec, manifest: RecordedManifest) -> list[str]:
-    """What is not as it was recorded; DataError if the data is missing."""
+def _data_differences(spec: ExperimentSpec, manifest: RecordedManifest, run: Path) -> list[str]:
+    """What is not as it was recorded, with the files, episodes and frames; DataError if the data is missing."""
     from vlatrack.builders.experiment import Experiment
 
-    experiment = Experiment.new(spec, initial_policy(spec))
-    changed = [
-        f"{name}: is not what it was ({manifest.fingerprints[name][:12]} then, {digest[:12]} now)"
-        for name, digest in experiment.fingerprints.items()
-        if name in manifest.fingerprints and manifest.fingerprints[name] != digest
-    ]
+    experiment, recorded = Experiment.new(spec, initial_policy(spec)), read_data_digests(run / DATA_DIGESTS)
+    changed = list[str]()
+    for name, digest in experiment.fingerprints.items():
+        then = manifest.fingerprints.get(name, digest)
+        if then != digest:
+            changed.append(f"{name}: is not what it was ({then[:12]} then, {digest[:12]} now)")
+            split = name.removeprefix("data.")
+            if split in experiment.splits:
+                changed += [f"  {line}" for line in told_differences(recorded, split, experiment.splits[split])]
     now = json.loads(json.dumps(experiment.norm_stats.to_json()))
     if manifest.statistics and now != manifest.statistics:
         changed.append("statistics: the ranges of actions or states are not what they were")
@@ -187,7 +192,9 @@ def _setup(manifest: RecordedManifest, runs: Path, *, here: bool) -> Iterator[_S
             differences.append(f"Python: {manifest.python} then, {present.python} now")
         python = Path(sys.executable)
         if packages and not here:
-            python = make_environment(Path(temporary, "environment"), {n: then for n, (then, _) in packages.items()})
+            wanted = {name: then for name, (then, _) in packages.items()}
+            python, installed = make_environment(Path(temporary, "environment"), wanted)
+            code.append(installed)  # before what PYTHONPATH has already
         used = "the present ones are used" if here else "the recorded ones are used"
         told = [f"{line}; {used}" if not line.startswith(("  ", "Python")) else line for line in differences]
         yield _Setup(python, tuple(code), tuple(told), is_present)
