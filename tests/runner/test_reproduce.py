@@ -19,7 +19,8 @@ from vlatrack.cli.main import app
 from vlatrack.errors import VlatrackError
 from vlatrack.runner.archive import write_archive
 from vlatrack.runner.comparison.recorded import RecordedManifest, Repository
-from vlatrack.runner.reproduction.checkout import check_out
+from vlatrack.runner.git_state import git_state
+from vlatrack.runner.reproduction.checkout import check_out, is_same, remove_checkout
 from vlatrack.runner.reproduction.packages import make_environment, package_differences
 from vlatrack.runner.reproduction.records import OTHER_PROCESSOR, Tolerance, compare_records
 from vlatrack.runner.reproduction.reproduce import Reproduction, reproduce_run
@@ -275,6 +276,40 @@ def test_code_that_cannot_be_had_is_one_line(tmp_path: Path) -> None:
             check_out("code", repository(**changes), where, tmp_path / f"tree-{len(list(tmp_path.iterdir()))}")
         assert len(str(caught.value).splitlines()) == 1
     assert not (tmp_path / "outside.py").exists()
+
+
+def test_submodules_and_binary_changes_are_checked_out_as_they_were(tmp_path: Path) -> None:
+    module, clone = tmp_path / "module", tmp_path / "clone"
+    for folder, text in ((module, b"old"), (clone, b"\0\1\2")):
+        folder.mkdir()
+        (folder / "file").write_bytes(text)
+        git(folder, "init")
+        git(folder, "add", ".")
+        git(folder, "commit", "-m", "first")
+    git(clone, "-c", "protocol.file.allow=always", "submodule", "add", str(module), "inside/module")
+    git(clone, "commit", "-m", "second")
+    (clone / "file").write_bytes(b"\0\3\4")
+    (clone / "notes.bin").write_bytes(b"\0")
+    state = git_state(clone)
+    assert state is not None
+    recorded = RecordedManifest.of({"git": state.to_json()}).repositories["vlatrack"]
+    assert is_same(recorded, state)
+    (clone / "inside" / "module" / "file").write_bytes(b"new")
+    git(clone / "inside" / "module", "commit", "-am", "third")
+    now = git_state(clone)
+    assert not is_same(recorded, now)
+    check_out("code", recorded, clone, tmp_path / "tree")
+    assert (tmp_path / "tree" / "file").read_bytes() == b"\0\3\4"
+    assert (tmp_path / "tree" / "inside" / "module" / "file").read_bytes() == b"old"
+    remove_checkout(recorded, clone, tmp_path / "tree")
+    assert not (tmp_path / "tree").exists()
+    for folder in (clone, clone / "inside" / "module"):
+        assert len(git(folder, "worktree", "list").splitlines()) == 1
+    lost = repository(commit=recorded.commit, submodules={"inside/module": "1" * 40})
+    with pytest.raises(
+        VlatrackError, match=r"commit 111111111111 of its submodule inside/module is not in .*; git sub"
+    ):
+        check_out("code", lost, clone, tmp_path / "other")
 
 
 def test_what_cannot_be_repeated_is_one_line(finished_run: Path, tmp_path: Path) -> None:

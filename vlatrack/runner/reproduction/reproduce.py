@@ -181,9 +181,10 @@ def _setup(manifest: RecordedManifest, runs: Path, *, here: bool) -> Iterator[_S
                 continue
             differences += _code_lines(name, repository, present.repositories.get(name))
             if not here:
-                folder = check_out(name, repository, clone, Path(temporary, name))
-                if clone is not None:
-                    stack.callback(remove_checkout, clone, folder)
+                folder = Path(temporary, name)
+                if clone is not None:  # before it is whole: one that fails half-way is removed as well
+                    stack.callback(remove_checkout, repository, clone, folder)
+                check_out(name, repository, clone, folder)
                 code = [folder, *_place_within(folder, repository, directory), *code]
                 is_present = is_present and name != "vlatrack"
         packages = package_differences(manifest.packages, present.packages)
@@ -207,6 +208,11 @@ def _code_lines(name: str, then: Repository, now: Repository | None) -> list[str
         f"  {line.replace('A  ', 'then ', 1) if line.startswith('A') else line.replace('B  ', 'now  ', 1)}"
         for line in line_differences(then, now)
     ]
+    modules = then.submodules if now is None else dict(then.submodules.items() - now.submodules.items())
+    lines += [f"  submodule {path}: commit {commit[:12]} then" for path, commit in modules.items()]
+    if left_out := list(then.untracked_left_out):
+        some = ", ".join(left_out[:3]) + (f" and {len(left_out) - 3} more" if len(left_out) > 3 else "")
+        lines.append(f"  not recorded, since binary, large or named like a key: {some}")
     return [f"code of {name}: {what}", *lines[:_MOST_LINES]]
 
 
