@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from program import ENVIRONMENT
 from typer.testing import CliRunner
@@ -17,7 +18,10 @@ import vlatrack
 from vlatrack.cli.main import app
 from vlatrack.errors import VlatrackError
 from vlatrack.runner.comparison.comparison import RunComparison, compare_runs
+from vlatrack.runner.comparison.metrics import metric_rows
 from vlatrack.runner.comparison.page import comparison_page
+from vlatrack.runner.comparison.recorded import RecordedRun
+from vlatrack.tracking.journal import history as history_module
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m"
 
@@ -258,3 +262,27 @@ def test_two_runs_are_compared_without_torch_or_a_tracker(finished_run: Path, tm
     )
     assert {"torch", "mlflow", "wandb", "scipy", "numpy"}.isdisjoint(done.stderr.split())
     assert "val_ind_closs" in done.stdout
+
+
+def test_of_a_long_run_first_last_and_best_are_those_of_all_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read by another way than a short one, also where it went back, ended not finite, and has damaged lines."""
+    values = np.random.default_rng(0).normal(size=9000)
+    values[[4000, 7000]] = -9.0, -8.0
+    with vlatrack.start_run("exp", runs=tmp_path, backends=[]) as run:
+        for step, value in enumerate(values):
+            run.log({"val_ind_closs": value, "val_ood_closs": value if step < 8000 else float("inf")}, step=step)
+            if step == 6999:
+                run.rewind(3900, 6999)
+    journal = Path(run.path) / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    lines[7003] = lines[7003][:100] + b"\n"
+    journal.write_bytes(b"".join(lines))
+    short = metric_rows([RecordedRun.read(run.path).history])
+    monkeypatch.setattr(history_module, "_LONG_FROM_BYTES", 1)
+    found = RecordedRun.read(run.path)
+    assert metric_rows([found.history]) == short
+    assert [row.values[0].best_step for row in short if row.values[0] is not None] == [7000, 7000]
+    assert len(found.history["val_ind_closs"]) < 5000
+    assert found.damaged == "journal.jsonl, line 7,004 is damaged (left out)"

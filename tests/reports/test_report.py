@@ -23,7 +23,10 @@ def run_dir(tmp_path: Path) -> Path:
     with start_run("toy", name=HOSTILE, runs=tmp_path, backends=[], params=params) as run:
         for step in range(1, 31):
             values = {f"train_{name}": 3 / step for name in ("closs", "loss_ct", "loss", "l1_loss_action_9")}
-            run.log({**values, "train_grad_norm": 2.0, "epoch": step / 10}, step=step)
+            run.log(
+                {**values, "train_grad_norm": 2.0, "epoch": step / 10, f"train_l1_loss_action_{HOSTILE}": 1.0},
+                step=step,
+            )
             if step % 10 == 0:
                 run.log({"val_ind_loss_ct": abs(step - 20) + 1.0, "val_ind_closs": 4 / step}, step=step)
         (run.path / "evaluation").mkdir()

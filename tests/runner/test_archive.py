@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from vlatrack.cli.main import app
 from vlatrack.errors import VlatrackError
+from vlatrack.reports.line_files import replace_text
 from vlatrack.runner import archive as module
 from vlatrack.runner.archive import opened_archive, write_archive
 from vlatrack.runner.comparison.comparison import compare_runs
@@ -147,6 +148,16 @@ def test_an_archive_that_is_too_much_or_damaged_is_one_line(
     with pytest.raises(VlatrackError) as caught, opened_archive(file):
         pass
     assert told in str(caught.value)
+
+
+def test_an_archive_and_a_page_that_cannot_be_written_are_one_line_with_their_own_names(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "journal.jsonl").touch()
+    (tmp_path / "file").touch()
+    with pytest.raises(VlatrackError, match=r"^\S*/file/a\.tar\.gz: cannot be written \(Not a directory\); choose"):
+        write_archive(tmp_path / "run", tmp_path / "file" / "a.tar.gz")
+    with pytest.raises(VlatrackError, match=r"^\S*/file/c\.html: cannot be written \(Not a directory\)"):
+        replace_text(tmp_path / "file" / "c.html", "x")
 
 
 def test_a_file_that_is_no_archive_is_one_line(tmp_path: Path) -> None:

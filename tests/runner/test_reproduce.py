@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from vlatrack.cli.main import app
 from vlatrack.errors import VlatrackError
 from vlatrack.runner.archive import write_archive
 from vlatrack.runner.comparison.recorded import RecordedManifest, Repository
-from vlatrack.runner.reproduction.checkout import check_out
+from vlatrack.runner.git_state import git_state
+from vlatrack.runner.reproduction.checkout import check_out, is_same, remove_checkout
 from vlatrack.runner.reproduction.packages import make_environment, package_differences
 from vlatrack.runner.reproduction.records import OTHER_PROCESSOR, Tolerance, compare_records
 from vlatrack.runner.reproduction.reproduce import Reproduction, reproduce_run
@@ -114,10 +116,12 @@ def test_data_that_is_not_what_it_was_is_named_and_nothing_is_trained(finished_r
     run = tmp_path / "moved"
     shutil.copytree(finished_run, run)
     spec = (run / "spec.yaml").read_text()
-    (run / "spec.yaml").write_text(spec.replace("options: {}", "options: {shift: 0.001}", 1))
+    (run / "spec.yaml").write_text(spec.replace("options: {}", "options: {changed_frame: 7}", 1))
     done = CliRunner().invoke(app, ["reproduce", str(run), "--runs", str(tmp_path / "runs")], catch_exceptions=False)
     assert done.exit_code == 1
     assert "data.train: is not what it was (" in done.output
+    assert "  episode 3 of train (toy): front: frame 7 differs\n" in done.output
+    assert "episode 2" not in done.output
     assert "DIFFERS  the data is not what it was, so nothing was trained" in done.output
     assert not (tmp_path / "runs").exists()
 
@@ -171,6 +175,80 @@ def test_a_package_of_a_manifest_cannot_be_an_option_of_pip(tmp_path: Path, pack
         make_environment(tmp_path / "environment", dict([package]))
 
 
+def wheel(folder: Path, version: str, module: str) -> None:
+    """A package of one module, as pip installs it without any index."""
+    folder.mkdir(exist_ok=True)
+    told, info = f"Metadata-Version: 2.1\nName: toy-scale\nVersion: {version}\n", f"toy_scale-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"toy_scale-{version}-py3-none-any.whl", "w") as packed:
+        packed.writestr("toy_scale.py", module)
+        packed.writestr(f"{info}/METADATA", told)
+        packed.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        packed.writestr(f"{info}/RECORD", "")
+
+
+@pytest.fixture
+def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only place in which pip finds packages."""
+    for version, scale in (("1.0", 1), ("2.0", 2)):
+        wheel(tmp_path / "wheels", version, f"scale = {scale}\n")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
+    return tmp_path / "wheels"
+
+
+@pytest.mark.slow
+def test_a_recorded_version_is_installed_and_one_that_is_not_to_be_had_is_one_line(
+    wheels: Path, tmp_path: Path
+) -> None:
+    python, installed = make_environment(tmp_path / "environment", {"toy-scale": "1.0"})
+    told = subprocess.run([python, "-c", "import toy_scale, numpy; print(toy_scale.scale)"], capture_output=True)
+    assert told.stdout == b"1\n"
+    assert (installed / "toy_scale.py").is_file()
+    with pytest.raises(VlatrackError, match=r"packages cannot be installed \(.*toy-scale==3\.0\); --here") as caught:
+        make_environment(tmp_path / "other", {"toy-scale": "3.0"})
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_another_version_of_a_package_is_named_and_the_recorded_one_gives_the_same(
+    wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, site = tmp_path / "mine", tmp_path / "site"
+    mine.mkdir()
+    turned = (
+        "    def frames(self, episode, camera):\n        return super().frames(episode, camera) // toy_scale.scale\n"
+    )
+    (mine / "my_source.py").write_text(
+        f"import toy_scale\nimport toy_source\n\n\nclass Mine(toy_source.ToySource):\n{turned}"
+    )
+    spec = yaml.safe_load(TOY.read_text())
+    for split in ("train", "val_ind", "val_ood"):
+        spec["data"][split]["target"] = "my_source:Mine"
+    spec["train"]["max_steps"] = 8
+    (mine / "experiment.yaml").write_text(yaml.safe_dump(spec))
+    monkeypatch.chdir(mine)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), _places(mine)]))
+
+    def install(version: str) -> None:
+        shutil.rmtree(site, ignore_errors=True)
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(site), f"toy-scale=={version}"]
+        subprocess.run(command, check=True, capture_output=True)
+
+    def call(*words: str) -> str:
+        command = [sys.executable, "-m", "vlatrack", *words]
+        return subprocess.run(command, check=False, capture_output=True, text=True).stdout
+
+    install("1.0")
+    call("run", "experiment.yaml", "--runs", str(tmp_path / "runs"))
+    (run,) = (tmp_path / "runs" / "toy").iterdir()
+    install("2.0")
+    told = call("reproduce", str(run), "--runs", str(tmp_path / "again"))
+    assert "package toy-scale: 1.0 then, 2.0 now; the recorded ones are used" in told
+    assert "IDENTICAL" in told.splitlines()[-1]
+    (again,) = (tmp_path / "again" / "toy").iterdir()
+    assert json.loads((again / "manifest.json").read_text())["packages"]["toy-scale"] == "1.0"
+
+
 def repository(**changes: Any) -> Repository:
     known: dict[str, Any] = {"root": None, "remote": None, "commit": "0" * 40, "branch": None, "diff": ""}
     known |= {"diff_cut": False, "untracked": {}, "untracked_left_out": [], "submodules": {}}
@@ -198,6 +276,40 @@ def test_code_that_cannot_be_had_is_one_line(tmp_path: Path) -> None:
             check_out("code", repository(**changes), where, tmp_path / f"tree-{len(list(tmp_path.iterdir()))}")
         assert len(str(caught.value).splitlines()) == 1
     assert not (tmp_path / "outside.py").exists()
+
+
+def test_submodules_and_binary_changes_are_checked_out_as_they_were(tmp_path: Path) -> None:
+    module, clone = tmp_path / "module", tmp_path / "clone"
+    for folder, text in ((module, b"old"), (clone, b"\0\1\2")):
+        folder.mkdir()
+        (folder / "file").write_bytes(text)
+        git(folder, "init")
+        git(folder, "add", ".")
+        git(folder, "commit", "-m", "first")
+    git(clone, "-c", "protocol.file.allow=always", "submodule", "add", str(module), "inside/module")
+    git(clone, "commit", "-m", "second")
+    (clone / "file").write_bytes(b"\0\3\4")
+    (clone / "notes.bin").write_bytes(b"\0")
+    state = git_state(clone)
+    assert state is not None
+    recorded = RecordedManifest.of({"git": state.to_json()}).repositories["vlatrack"]
+    assert is_same(recorded, state)
+    (clone / "inside" / "module" / "file").write_bytes(b"new")
+    git(clone / "inside" / "module", "commit", "-am", "third")
+    now = git_state(clone)
+    assert not is_same(recorded, now)
+    check_out("code", recorded, clone, tmp_path / "tree")
+    assert (tmp_path / "tree" / "file").read_bytes() == b"\0\3\4"
+    assert (tmp_path / "tree" / "inside" / "module" / "file").read_bytes() == b"old"
+    remove_checkout(recorded, clone, tmp_path / "tree")
+    assert not (tmp_path / "tree").exists()
+    for folder in (clone, clone / "inside" / "module"):
+        assert len(git(folder, "worktree", "list").splitlines()) == 1
+    lost = repository(commit=recorded.commit, submodules={"inside/module": "1" * 40})
+    with pytest.raises(
+        VlatrackError, match=r"commit 111111111111 of its submodule inside/module is not in .*; git sub"
+    ):
+        check_out("code", lost, clone, tmp_path / "other")
 
 
 def test_what_cannot_be_repeated_is_one_line(finished_run: Path, tmp_path: Path) -> None:

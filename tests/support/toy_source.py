@@ -18,8 +18,15 @@ class ToySource:
     fps = 10.0
 
     def __init__(
-        self, *, episodes: int = 12, shift: float = 0.0, fail_in_episode: int | None = None, reverse: bool = False
+        self,
+        *,
+        episodes: int = 12,
+        shift: float = 0.0,
+        fail_in_episode: int | None = None,
+        reverse: bool = False,
+        changed_frame: int | None = None,
     ) -> None:
+        """`changed_frame`: the step of a frame of episode 3 of which one pixel is another."""
         generator = np.random.default_rng(0)
         self._fail_in_episode, self._episodes = fail_in_episode, []
         for index in range(episodes):
@@ -32,7 +39,7 @@ class ToySource:
             task = "push the square" if index < 10 else "pull the square"
             self._episodes.append(Episode(index, task, np.asarray(actions, np.float32), np.asarray(states, np.float32)))
 
-        self._reverse = reverse
+        self._reverse, self._changed_frame = reverse, changed_frame
 
     def episodes(self) -> list[Episode]:
         """With `reverse` the same files are read in another order."""
@@ -46,8 +53,11 @@ class ToySource:
         corners = np.clip((episode.states + 2) * 7, 0, 26).astype(int)
         for frame, (x, y) in zip(frames, corners, strict=True):
             frame[x : x + 6, y : y + 6] = 200
+        if self._changed_frame is not None and episode.index == 3:
+            frames[self._changed_frame, 0, 0] = 1
         return frames
 
     def fingerprint(self) -> str:
         content = b"".join(episode.states.tobytes() + episode.actions.tobytes() for episode in self._episodes)
-        return hashlib.sha256(content).hexdigest()
+        changed = b"" if self._changed_frame is None else bytes([self._changed_frame])
+        return hashlib.sha256(content + changed).hexdigest()

@@ -12,6 +12,7 @@ import pytest
 from happens import happens
 from test_commands import call
 
+from vlatrack import start_run
 from vlatrack.testing.example_run import ExampleRun
 from vlatrack.tracking.backends.base import BackendConfig
 from vlatrack.tracking.backends.registry import backends_text
@@ -75,6 +76,36 @@ def test_a_bad_run_is_one_row_with_its_reason_and_the_others_are_served(runs: Pa
     assert len(row) > len(str(bad)) + 10
     assert "tensorboard-0: complete, 7 records" in done.output
     assert run_status(runs / "contract" / "run-1").status == "KILLED"
+
+
+@happens(
+    "place",
+    "a line of a journal is damaged, also that of the start or the end",
+    "`status`, `health`, `show`, `compare` and `report` name the line once and show the rest; delivery stops there",
+)
+@pytest.mark.parametrize(("kind", "told"), [("start", "line 1 is"), ("metrics", "line 3 is"), ("finish", "line 8 is")])
+def test_a_damaged_line_is_named_by_every_command_and_the_rest_is_shown(tmp_path: Path, kind: str, told: str) -> None:
+    with start_run("toy", runs=tmp_path, backends=[]) as run:
+        for step in range(1, 7):
+            run.log({"train_closs": 1 / step, "train_loss": 2 / step}, step=step)
+    journal = Path(run.path) / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    place = {"start": 0, "metrics": 2, "finish": 7}[kind]
+    lines[place] = lines[place][:140] + b"\x1b[31m\n"
+    journal.write_bytes(b"".join(lines) + b'{"v":1,"run":"cut')
+    line = f"journal.jsonl, {told} damaged (left out)"
+    status = "STALE" if kind == "finish" else "FINISHED"
+    shown = call("status", "--runs", tmp_path)
+    assert shown.output.count(line) == 1
+    assert (json.loads(call("status", "--runs", tmp_path, "--json").output)["status"]) == status
+    for words in (("show", run.path), ("health", run.path), ("report", run.path, "--html", "--tables")):
+        done = call(*words)
+        assert (done.exit_code, done.output.count(line)) == (0, 1), done.output
+    done = call("compare", run.path, run.path)
+    assert (done.exit_code, done.output.count(line)) == (0, 2), done.output  # of A and of B
+    assert "1 → 0.1667" in done.output
+    assert json.loads(call("compare", run.path, run.path, "--json").output)["runs"][0]["damaged"] == line
+    assert line in (Path(run.path) / "report" / "report.html").read_text()
 
 
 def test_reaping_goes_on_after_a_run_that_cannot_be_ended(runs: Path) -> None:

@@ -151,7 +151,8 @@ def test_a_damaged_line_is_named_and_the_rest_is_read(
     lines[9] = b"\xff\x00 not JSON at all\n"
     path.write_bytes(b"".join(lines))
     series = series_of(path)
-    assert [line.offset for line in series.damaged] == [sum(map(len, lines[:5])), sum(map(len, lines[:9]))]
+    assert list(series.damage.reasons) == [sum(map(len, lines[:5])), sum(map(len, lines[:9]))]
+    assert series.damage.told() == "journal.jsonl, lines 6 and 10 are damaged (left out)"
     assert len(series.metrics["train_loss"]) == 18
     assert series.others[-1].kind == "finish"
 
@@ -206,5 +207,5 @@ def test_lines_that_only_look_like_records_are_named_on_both_ways(
     for arrow_from in (1, 1 << 30):
         monkeypatch.setattr(series_module, "_ARROW_FROM_BYTES", arrow_from)
         series = series_of(path)
-        assert [line.offset for line in series.damaged] == [len(lines[0])]
+        assert list(series.damage.reasons) == [len(lines[0])]
         assert history_of(series) == {"train_loss": [(1, 0.5)]}

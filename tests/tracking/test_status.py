@@ -28,6 +28,7 @@ from vlatrack.tracking.delivery.report import Unreadable
 from vlatrack.tracking.journal.encoding import sendable
 from vlatrack.tracking.journal.journal import Journal
 from vlatrack.tracking.journal.progress import TrainingProgress
+from vlatrack.tracking.journal.records import JournalDamage
 from vlatrack.tracking.run_files import RunFiles
 from vlatrack.tracking.run_state import run_states
 
@@ -168,7 +169,7 @@ def test_runs_are_filtered_by_experiment_status_age_and_name_and_sorted_by_a_los
 @happens(
     "place",
     "a journal is damaged, or its texts are hostile, and `status --json` reads it",
-    "each run is one line of strict JSON with the same keys, the damaged one with the reason",
+    "each run is one line of strict JSON with the same keys; damaged lines are named, and the rest is shown",
 )
 def test_every_run_is_one_strict_json_object_with_the_same_keys_also_a_damaged_one(runs: Path) -> None:
     evil = "<script>\x1b[2J\u202e\nname"
@@ -182,8 +183,8 @@ def test_every_run_is_one_strict_json_object_with_the_same_keys_also_a_damaged_o
         journal.write('{"name":"health"\n')
     shown = objects("--runs", runs)
     assert shown[0].keys() == shown[1].keys()
-    assert (shown[0]["status"], shown[0]["losses"]) == ("UNREADABLE", {})
-    assert "begins no journal record; remove that line" in shown[0]["error"]
+    assert (shown[0]["status"], shown[0]["reason"]) == ("STALE", "the end of its journal is damaged")
+    assert (shown[0]["damaged"], shown[1]["damaged"]) == ("journal.jsonl, line 2 is damaged (left out)", None)
     assert (shown[1]["name"], shown[1]["losses"]["train_closs"]) == (sendable(evil), "Infinity")
     assert (shown[1]["health"], [finding["message"] for finding in shown[1]["findings"]]) == (
         "warning",
@@ -235,7 +236,8 @@ def test_what_trackers_lack_is_told_before_the_losses(runs: Path) -> None:
 
 def test_the_progress_of_a_journal_without_any_training_is_empty(tmp_path: Path) -> None:
     run = ExampleRun(tmp_path)
-    progress = TrainingProgress.of(RunFiles(run.dir).journal)
+    journal = RunFiles(run.dir).journal
+    progress = TrainingProgress.of(journal, damage=JournalDamage(journal))
     assert (progress.name, progress.step, progress.total_steps, progress.losses) == ("run-1", None, None, {})
     (entry,) = run_states(run.dir.parents[1])
     assert not isinstance(entry, Unreadable)

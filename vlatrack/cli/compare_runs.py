@@ -65,6 +65,8 @@ def _print(comparison: "RunComparison") -> None:
         step = "no step" if run.status.last_step is None else f"step {run.status.last_step}"
         line = f"{letter}  {run.experiment}/{run.name}  {run.status.status}, {step}"
         console.print(printable(line), markup=False, soft_wrap=True)
+        if run.damaged is not None:
+            console.print(f"   {run.damaged}", markup=False, soft_wrap=True)
     _print_differences(console, comparison)
     if len(comparison.runs) <= _WIDE:
         console.print()

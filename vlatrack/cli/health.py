@@ -28,15 +28,26 @@ def health(
     """
     from vlatrack.health.finding import HEALTHY, verdict
     from vlatrack.tracking.health import health_of
+    from vlatrack.tracking.journal.records import JournalDamage
 
-    findings = health_of(run)
+    damage = JournalDamage(run / "journal.jsonl")
+    findings = health_of(run, damage=damage)
     told = verdict(findings)
     if as_json:
         typer.echo(
-            json.dumps({"verdict": told, "findings": [_plain(finding.data()) for finding in findings]}, indent=1)
+            json.dumps(
+                {
+                    "verdict": told,
+                    "findings": [_plain(finding.data()) for finding in findings],
+                    "damaged": damage.told(),
+                },
+                indent=1,
+            )
         )
     else:
         typer.echo(printable(f"{run}: {told}"))
+        if (damaged := damage.told()) is not None:
+            typer.echo(damaged)
         for finding in findings:
             typer.echo(printable(f"{finding.severity} {finding.detector}: {finding.line()}"))
     if told != HEALTHY:

@@ -1,12 +1,15 @@
 """`vlatrack report`: what a run was, as files to keep, to send and to print."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from vlatrack.errors import TrackerError
 from vlatrack.tracking.printable import printable
+
+if TYPE_CHECKING:
+    from vlatrack.tracking.journal.records import JournalDamage
 
 
 def report(
@@ -52,27 +55,32 @@ def report(
 
 
 def _write(run: Path, folder: Path, *, html: bool, pdf: bool, figures: str | None, tables: bool) -> list[Path]:
+    from vlatrack.tracking.journal.records import JournalDamage
+
+    damage = JournalDamage(run / "journal.jsonl")
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     if html:
         from vlatrack.reports.html_report import write_report
 
-        written.append(write_report(run, folder / "report.html"))
+        written.append(write_report(run, folder / "report.html", damage=damage))
     if figures is not None:
         from vlatrack.reports.figures import write_figures
 
-        written += write_figures(run, output=folder, kind=figures)
+        written += write_figures(run, output=folder, kind=figures, damage=damage)
     if pdf or tables:
-        written += _write_results(run, folder, pdf=pdf, tables=tables)
+        written += _write_results(run, folder, damage, pdf=pdf, tables=tables)
+    if (damaged := damage.told()) is not None:
+        typer.echo(printable(f"{run}: {damaged}"))
     return written
 
 
-def _write_results(run: Path, folder: Path, *, pdf: bool, tables: bool) -> list[Path]:
+def _write_results(run: Path, folder: Path, damage: "JournalDamage", *, pdf: bool, tables: bool) -> list[Path]:
     from vlatrack.reports.run_content import summary_of
     from vlatrack.reports.run_rows import RunReader
     from vlatrack.reports.tables import results_csv, results_latex
 
-    row, summary, written = RunReader(run).row(), summary_of(run), []
+    row, summary, written = RunReader(run).row(), summary_of(run, damage=damage), []
     if tables:
         for file, text in (
             (folder / "results.csv", results_csv(summary)),
@@ -84,5 +92,6 @@ def _write_results(run: Path, folder: Path, *, pdf: bool, tables: bool) -> list[
         from vlatrack.reports.pdf_report import write_pdf_report
         from vlatrack.tracking.journal.history import metric_history
 
-        written.append(write_pdf_report(row, summary, metric_history(run / "journal.jsonl"), folder / "report.pdf"))
+        history = metric_history(run / "journal.jsonl", damage=damage)
+        written.append(write_pdf_report(row, summary, history, folder / "report.pdf"))
     return written

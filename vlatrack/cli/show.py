@@ -67,6 +67,7 @@ def _what(run: "RecordedRun") -> list[tuple[str, str]]:
     reason = "" if status.reason is None else f", {status.reason}"
     told = [("run", f"{run.experiment}/{run.name}"), ("status", f"{status.status} after {step}{reason}")]
     shown = [f"{path}={run.settings[path]}" for path in _SETTINGS if run.settings.get(path) is not None]
+    told += [] if run.damaged is None else [("damaged", run.damaged)]
     return [*told, *([("settings", " ".join(shown))] if shown else [])]
 
 

@@ -114,6 +114,9 @@ def _remarks(entries: "Sequence[RunState | Unreadable]", runs: Path) -> Iterator
 
     states = [entry for entry in entries if isinstance(entry, RunState)]
     findings = [(state, finding) for state in states for finding in state.findings]
+    for state in states:
+        if state.damaged is not None:
+            yield f"{_called(state, runs)}: {state.damaged}"
     for state, found in findings if len(findings) <= _MOST_FINDINGS else []:
         yield f"{_called(state, runs)}: {found.severity}: {found.message} {found.remedy}".rstrip()
     if len(findings) > _MOST_FINDINGS:

@@ -19,13 +19,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vlatrack.data.episodes import Episode, EpisodeSource, checked_frames
+from vlatrack.data.episodes import Episode, EpisodeSource, checked_frames, frame_digests
 from vlatrack.errors import DataError
 
 Codes = NDArray[np.int64]
 Progress = Callable[[int, int], None]  # frames done, frames in all
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
+_COLUMNS = ("codes", "frame_digests")
 _UNFINISHED = ".partial"
 _UNTIL_LOCKED_S = 1.0
 """A new file is locked a moment after it appears."""
@@ -74,9 +75,7 @@ class CodeCache:
             DataError: the dataset cannot be read, an episode's frames and actions differ in number, or the cache
                 cannot be read or written.
         """
-        parts = (source.fingerprint(), camera, encoder.fingerprint(), ",".join(str(e.index) for e in episodes))
-        key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
-        file = self._folder / f"{key}.arrow"
+        file = self._file(source, episodes, camera, encoder)
         lengths, side = [episode.length for episode in episodes], encoder.codes_per_side
         stored = _read(file, lengths, side)
         if stored is None:
@@ -86,9 +85,24 @@ class CodeCache:
                 raise DataError(f"{file}: damaged right after it was written; check the disk")
         return stored
 
-    def _write(self, file: Path, encoded: Iterator[Codes], side: int) -> None:
+    def frame_digests(
+        self, source: EpisodeSource, episodes: Sequence[Episode], camera: str, encoder: FrameEncoder
+    ) -> list[NDArray[np.uint32]] | None:
+        """Digests uint32 [T] of the frames that the codes of each episode were made from; None if they are not cached,
+        or an earlier vlatrack, which kept none, has encoded them."""
+        columns = _columns(self._file(source, episodes, camera, encoder), [episode.length for episode in episodes])
+        if columns is None or any(len(of_episode) < len(_COLUMNS) for of_episode in columns):
+            return None
+        return [of_episode[1].to_numpy() for of_episode in columns]
+
+    def _file(self, source: EpisodeSource, episodes: Sequence[Episode], camera: str, encoder: FrameEncoder) -> Path:
+        parts = (source.fingerprint(), camera, encoder.fingerprint(), ",".join(str(e.index) for e in episodes))
+        return self._folder / f"{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:32]}.arrow"
+
+    def _write(self, file: Path, encoded: Iterator[tuple[Codes, NDArray[np.uint32]]], side: int) -> None:
         """One record batch for each episode, into a file that appears when it is whole."""
-        schema = pa.schema([("codes", pa.list_(pa.int32(), side**2))])
+        types = (pa.list_(pa.int32(), side**2), pa.uint32())
+        schema = pa.schema(list(zip(_COLUMNS, types, strict=True)))
         # A name of its own: two runs that start together must not write into one another's file. The pid alone would
         # not do, since runs in containers may share both it and the host's name.
         unfinished = file.with_suffix(f".{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(8)}{_UNFINISHED}")
@@ -102,10 +116,10 @@ class CodeCache:
                 with suppress(OSError):  # where there are no locks, the age of the file speaks for this process
                     _lock(claim)
                 writer = pa.ipc.new_file(sink, schema)
-            for codes in encoded:
+            for codes, digests in encoded:
                 column = pa.FixedSizeListArray.from_arrays(pa.array(codes.astype(np.int32).ravel()), side**2)
                 with _may_fail(self._folder):
-                    writer.write_batch(pa.record_batch([column], schema=schema))
+                    writer.write_batch(pa.record_batch([column, pa.array(digests)], schema=schema))
             with _may_fail(self._folder):
                 writer.close()
                 sink.close()
@@ -125,10 +139,11 @@ def _encode(
     camera: str,
     encoder: FrameEncoder,
     progress: Progress | None,
-) -> Iterator[Codes]:
+) -> Iterator[tuple[Codes, NDArray[np.uint32]]]:
     done, total = 0, sum(episode.length for episode in episodes)
     for episode in episodes:
-        yield encoder.encode(checked_frames(source, episode, camera))
+        frames = checked_frames(source, episode, camera)
+        yield encoder.encode(frames), frame_digests(frames)
         done += episode.length
         if progress is not None:
             progress(done, total)
@@ -136,6 +151,15 @@ def _encode(
 
 def _read(file: Path, lengths: Sequence[int], side: int) -> list[Codes] | None:
     """The codes of each episode; None if there is no file, or a damaged one."""
+    columns = _columns(file, lengths)
+    if columns is None:
+        return None
+    flat = [codes.flatten().to_numpy(zero_copy_only=False).astype(np.int64) for codes, *_ in columns]
+    return [codes.reshape(-1, side, side) for codes in flat]
+
+
+def _columns(file: Path, lengths: Sequence[int]) -> list[list[pa.Array]] | None:
+    """What is kept of each episode; None if there is no file, or a damaged one."""
     try:
         with pa.memory_map(str(file)) as mapped:
             whole = mapped.read_buffer()
@@ -143,15 +167,12 @@ def _read(file: Path, lengths: Sequence[int], side: int) -> list[Codes] | None:
             if hashlib.sha256(content).digest() != digest.to_pybytes():
                 return None
             stored = pa.ipc.open_file(content)
-            columns = [stored.get_batch(number).column(0) for number in range(stored.num_record_batches)]
-            if [len(column) for column in columns] != list(lengths):
-                return None
-            flat = [column.flatten().to_numpy(zero_copy_only=False).astype(np.int64) for column in columns]
+            batches = [stored.get_batch(number) for number in range(stored.num_record_batches)]
+            return [batch.columns for batch in batches] if [len(b) for b in batches] == list(lengths) else None
     except PermissionError:
         raise DataError(f"{file}: image codes cannot be read; make the file readable, or remove it") from None
     except (pa.ArrowException, OSError):  # pyarrow raises either for a file that is cut off
         return None
-    return [codes.reshape(-1, side, side) for codes in flat]
 
 
 def _remove_abandoned(folder: Path) -> None:

@@ -4,7 +4,7 @@ Legend: T = time steps of an episode, A = numbers in an action, N = numbers in a
 """
 
 import hashlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -84,6 +84,14 @@ class KnowsImageSizes(Protocol):
 
 
 @runtime_checkable
+class KnowsFiles(Protocol):
+    """A dataset of files, which can tell them apart."""
+
+    def file_digests(self) -> Mapping[str, str]:
+        """SHA-256 (hex) of the content of each file by its name in the dataset."""
+
+
+@runtime_checkable
 class NamesActions(Protocol):
     """What a dataset offers besides `EpisodeSource` if it knows what the numbers of its actions are, for figures."""
 
@@ -148,21 +156,33 @@ def checked_frames(source: EpisodeSource, episode: Episode, camera: str) -> NDAr
     return frames
 
 
-def content_fingerprint(root: Path, files: Iterable[Path]) -> str:
-    """SHA-256 (hex) over the names below `root` and the contents of `files`, in the order of the names.
+def frame_digests(frames: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    """A short digest of each frame [T, height, width, 3]: two frames have the same by chance once in four billion."""
+    digests = b"".join(hashlib.blake2b(frame.tobytes(), digest_size=4).digest() for frame in frames)
+    return np.frombuffer(digests, dtype=np.uint32)
+
+
+def digests_of(root: Path, files: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 (hex) of the content of each file by its name below `root`, in the order of the names.
 
     Raises:
         DataError: a file cannot be read.
     """
-    total = hashlib.sha256()
+    digests = {}
     for name, path in sorted((file.relative_to(root).as_posix(), file) for file in files):
         try:
             with path.open("rb") as stream:
                 content = hashlib.file_digest(stream, "sha256")
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror}); restore the file") from None
-        total.update(f"{content.hexdigest()}  {name}\n".encode())
-    return total.hexdigest()
+        digests[name] = content.hexdigest()
+    return digests
+
+
+def content_fingerprint(digests: Mapping[str, str]) -> str:
+    """SHA-256 (hex) over the names and contents of files, as `digests_of` has them."""
+    lines = "".join(f"{digest}  {name}\n" for name, digest in digests.items())
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def episodes_digest(episodes: Sequence[Episode]) -> str:

@@ -9,20 +9,23 @@ from vlatrack.reports.charts import Chart, ChartBook, ChartGroup
 from vlatrack.reports.panels import Panel, Points, save_panels
 from vlatrack.tracking.health import recorded_findings
 from vlatrack.tracking.journal.history import metric_history
+from vlatrack.tracking.journal.records import JournalDamage
 
 History = Mapping[str, Points]
 """The logged points of each metric, by its full documented name such as ``val_ind_closs``."""
 FORMATS = ("png", "pdf", "svg")
 
 
-def write_figures(run_dir: Path, *, output: Path, kind: str = "png") -> list[Path]:
+def write_figures(run_dir: Path, *, output: Path, kind: str = "png", damage: JournalDamage | None = None) -> list[Path]:
     """Draw every documented metric in the journal of `run_dir` as files of a kind in the folder `output`.
 
-    A figure without data is not written. Returns the paths of those that are.
+    A figure without data is not written. Returns the paths of those that are. Raises TrackerError for a damaged line of
+    the journal, unless such are left out.
     """
     journal = run_dir / "journal.jsonl"
-    run_name, findings = f"{run_dir.parent.name} / {run_dir.name}", recorded_findings(journal)
-    return draw_figures(metric_history(journal), output=output, run_name=run_name, kind=kind, findings=findings)
+    run_name, findings = f"{run_dir.parent.name} / {run_dir.name}", recorded_findings(journal, damage=damage)
+    history = metric_history(journal, damage=damage)
+    return draw_figures(history, output=output, run_name=run_name, kind=kind, findings=findings)
 
 
 def draw_figures(

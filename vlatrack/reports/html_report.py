@@ -7,6 +7,7 @@ from typing import Any
 from vlatrack.reports.line_files import replace_text
 from vlatrack.reports.run_content import json_text, run_content
 from vlatrack.reports.run_rows import RunReader
+from vlatrack.tracking.journal.records import JournalDamage
 from vlatrack.tracking.journal.series import JournalSeries
 
 STATIC = Path(__file__).parent / "dashboard" / "static"
@@ -38,15 +39,17 @@ script-src 'unsafe-inline'; img-src data:">
 """
 
 
-def write_report(run_dir: Path, output: Path) -> Path:
+def write_report(run_dir: Path, output: Path, *, damage: JournalDamage | None = None) -> Path:
     """Write the report of a run as it is now, replacing the file in one step; returns its path.
+
+    The lines of its journal that are left out are noted in ``damage``; the page names them.
 
     Raises:
         TrackerError, OSError: the run cannot be read, or the folder not be made.
         DataError: the file cannot be written.
     """
     row = replace(RunReader(run_dir).row(), undelivered={}, refused={})  # that changes after the report is written
-    series = JournalSeries(run_dir / "journal.jsonl")
+    series = JournalSeries(run_dir / "journal.jsonl", damage=damage)
     series.read_all()
     for points in _POINTS:
         content = run_content(run_dir, row, series, most_points=points) | {"files": []}

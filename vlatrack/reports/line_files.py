@@ -34,7 +34,8 @@ def replace_text(path: Path, text: str) -> None:
     except OSError as error:
         raise _cannot_be_written(path, error) from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        if unfinished.exists():  # on a disk that is read-only, the removal of nothing fails too
+            unfinished.unlink()
 
 
 def _cannot_be_written(path: Path, error: OSError) -> DataError:

@@ -22,7 +22,7 @@ from vlatrack.reports.action_references import ActionReferences
 from vlatrack.reports.charts import ChartBook, ChartGroup
 from vlatrack.reports.run_rows import LOSSES, RunRow
 from vlatrack.tracking.journal.decimation import STEP, TIME, VALUE, DecimatedSeries, thinned
-from vlatrack.tracking.journal.records import Kind, Record
+from vlatrack.tracking.journal.records import JournalDamage, Kind, Record
 from vlatrack.tracking.journal.series import JournalSeries
 
 MOST_POINTS = 1500
@@ -51,7 +51,7 @@ def run_content(run_dir: Path, row: RunRow, series: JournalSeries, *, most_point
         "params": params,
         "best": _best(params, series.metrics, book.schema),
         "files": _files(run_dir),
-        "damaged": [asdict(line) for line in series.damaged[:100]],
+        "damaged": series.damage.told(),
         "read": series.progress,
     }
 
@@ -84,9 +84,9 @@ def line_content(
     return {"axes": axes, "lines": lines, "settled": settled if math.isfinite(settled) else None}
 
 
-def summary_of(run_dir: Path) -> list[dict[str, Any]]:
+def summary_of(run_dir: Path, *, damage: JournalDamage | None = None) -> list[dict[str, Any]]:
     """`summary_rows` of a run directory; OSError if its journal cannot be read."""
-    series = JournalSeries(run_dir / "journal.jsonl")
+    series = JournalSeries(run_dir / "journal.jsonl", damage=damage)
     series.read_all()
     return summary_rows(MetricSchema.covering(series.metrics), series.metrics)
 
@@ -96,7 +96,8 @@ def summary_rows(schema: MetricSchema, metrics: Mapping[str, DecimatedSeries]) -
     families = [*LOSSES, *(name for name in _bare_names(metrics) if name.startswith("l1_loss_action_"))]
     rows = []
     for family in families:
-        names = {split: f"{split}_{family}" for split in SPLITS if f"{split}_{family}" in metrics}
+        logged = {split: name for split in SPLITS if (name := f"{split}_{family}") in metrics}
+        names = {split: name for split, name in logged.items() if name in schema}  # others only look like it
         cells = {split: cell for split, name in names.items() if (cell := value_cell(schema, name, metrics[name]))}
         if cells:
             metric = schema[next(iter(names.values()))]

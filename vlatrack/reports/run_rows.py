@@ -12,7 +12,7 @@ from vlatrack.health.finding import Finding
 from vlatrack.metrics.names import SPLITS
 from vlatrack.tracking.delivery.report import delivery_report, targets_of
 from vlatrack.tracking.health import HEALTH, finding_of, is_event
-from vlatrack.tracking.journal.history import REWOUND, is_of_training
+from vlatrack.tracking.journal.history import is_of_training, reason_without_end, rewound_to
 from vlatrack.tracking.journal.progress import PACE_RECORDS, TrainingProgress
 from vlatrack.tracking.journal.records import Kind, Record, decode_record, newline_before
 from vlatrack.tracking.journal.series import JournalSeries
@@ -75,7 +75,8 @@ class RunReader:
         status, reason, host = self._state()
         progress = _progress(self.files.journal, starts[-1] if starts else None, _first_step_gone(others))
         targets = targets_of(self.files.run_dir)
-        shares = delivery_report(self.files.run_dir, targets, targets=targets).backends
+        damage = self._others.damage
+        shares = delivery_report(self.files.run_dir, targets, targets=targets, damage=damage).backends
         start = starts[-1].data if starts else {"tags": {}}
         return RunRow(
             id=self.id,
@@ -99,7 +100,7 @@ class RunReader:
             host=host,
             group=start.get("group"),
             overrides=start["tags"].get("vlatrack.overrides"),
-            damaged_lines=len(self._others.damaged),
+            damaged_lines=damage.count,
         )
 
     def _state(self) -> tuple[str, str | None, str | None]:
@@ -113,7 +114,7 @@ class RunReader:
             return "RUNNING", None, holder.host or None
         if copied_from(self.files.journal) is not None:
             return "RUNNING", "a copy of a run that had not ended", None
-        return "KILLED", "the training process is gone", None
+        return "KILLED", reason_without_end(self.files.journal), None
 
 
 def standing_findings(others: Sequence[Record]) -> tuple[Finding, ...]:
@@ -121,9 +122,8 @@ def standing_findings(others: Sequence[Record]) -> tuple[Finding, ...]:
     over later."""
     found: list[Finding] = []
     for record in filter(is_event, others):
-        if record.data["name"] == REWOUND:
-            first = record.data["data"].get("from_step")
-            found = [finding for finding in found if not isinstance(first, int) or finding.step < first]
+        if (first := rewound_to(record)) is not None:
+            found = [finding for finding in found if finding.step < first]
         elif record.data["name"] == HEALTH and (finding := finding_of(record)) is not None:
             found.append(finding)
     return tuple(found)
@@ -132,9 +132,8 @@ def standing_findings(others: Sequence[Record]) -> tuple[Finding, ...]:
 def _first_step_gone(others: Sequence[Record]) -> tuple[int, int] | None:
     """Of the last rewind its record and the first step that it goes back over; None if there was none."""
     for record in reversed(others):
-        if is_event(record) and record.data["name"] == REWOUND:
-            first = record.data["data"].get("from_step")
-            return (record.seq, first) if isinstance(first, int) else None
+        if (first := rewound_to(record)) is not None:
+            return record.seq, first
     return None
 
 
@@ -163,8 +162,8 @@ def _progress(journal: Path, start: Record | None, rewind: tuple[int, int] | Non
         for split in missing:
             if any(f"{split}_{loss}" in record.data for loss in LOSSES):
                 evaluated[split] = record
-    if start is None or last_ms is None:
-        return TrainingProgress(last_ms=last_ms)
+    if last_ms is None:
+        return TrainingProgress()
     return TrainingProgress.from_records(start, trained, list(evaluated.values()), last_ms=last_ms)
 
 

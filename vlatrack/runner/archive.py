@@ -65,7 +65,8 @@ def write_archive(run: Path, file: Path, *, with_checkpoints: bool = False) -> i
         remedy = "free some disk space" if error.errno in DISK_IS_FULL else "choose another file"
         raise RunError(f"{file}: cannot be written ({error.strerror}); {remedy}") from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        if unfinished.exists():  # on a disk that is read-only, the removal of nothing fails too
+            unfinished.unlink()
     return file.stat().st_size
 
 

@@ -35,6 +35,8 @@ from vlatrack.reports.action_references import ActionReferences
 from vlatrack.reports.error_heat_maps import draw_action_errors
 from vlatrack.reports.figures import write_figures
 from vlatrack.reports.html_report import write_report
+from vlatrack.runner.data_digests import FILE as DATA_DIGESTS
+from vlatrack.runner.data_digests import SplitDigests, write_data_digests
 from vlatrack.runner.directory import RunDirectory
 from vlatrack.runner.endings import Ending, describe_ending, remove_reasons, write_reason, write_traceback
 from vlatrack.runner.evaluate import OpenLoopEvaluation
@@ -219,9 +221,15 @@ def _train(
         notify("on_stage", "preparing the image tokenizer")
         encoding = experiment.encoding(policy.layout, directory.tokenizer, device)
         with shareable_files():
-            samples = experiment.samples(encoding, CodeCache(directory.code_cache), partial(notify, "on_encode"))
+            cache = CodeCache(directory.code_cache)
+            samples = experiment.samples(encoding, cache, partial(notify, "on_encode"))
     if group.is_main_process:
         _write_references(experiment, samples, directory)
+        cameras = experiment.spec.data.cameras
+        digests = {
+            name: SplitDigests.of(split, cameras, encoding.images, cache) for name, split in experiment.splits.items()
+        }
+        write_data_digests(directory.path / DATA_DIGESTS, digests)
     if fill is None:
         group.broadcast_weights(policy)
     train_samples = samples.pop(TRAIN)

@@ -1,7 +1,6 @@
 """The health of a run, found in its journal: as far as it is written, and again whenever more of it is."""
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ from vlatrack.health.finding import Finding, verdict
 from vlatrack.health.monitor import HealthMonitor
 from vlatrack.health.thresholds import Thresholds
 from vlatrack.metrics.schema import TRAIN
-from vlatrack.tracking.journal.history import REWOUND
-from vlatrack.tracking.journal.records import JournalReader, Kind, Record
+from vlatrack.tracking.journal.history import Rewind, rewinds_in, rewound_to
+from vlatrack.tracking.journal.records import JournalDamage, JournalReader, Kind, Record
 from vlatrack.tracking.run_files import RunFiles
 
 HEALTH, NOTE = "health", "health_note"
@@ -24,14 +23,6 @@ MOST_FINDINGS = 200
 _AT_ONCE = 500
 
 
-@dataclass(frozen=True)
-class _Rewind:
-    """Behind byte `offset` the run went back to before step `first`."""
-
-    offset: int
-    first: int
-
-
 class JournalHealth:
     """Follows a journal and runs the detectors over it.
 
@@ -39,13 +30,13 @@ class JournalHealth:
     the findings depend on the journal alone, whoever reads it, however often.
     """
 
-    def __init__(self, journal: Path, thresholds: Thresholds) -> None:
-        self._journal, self._thresholds = journal, thresholds
-        self._rewinds = _rewinds_in(journal)
+    def __init__(self, journal: Path, thresholds: Thresholds, *, damage: JournalDamage | None = None) -> None:
+        self._journal, self._thresholds, self._damage = journal, thresholds, damage
+        self._rewinds = rewinds_in(journal, damage=damage)
         self._begin()
 
     def _begin(self) -> None:
-        self._reader = JournalReader(self._journal)
+        self._reader = JournalReader(self._journal, damage=self._damage)
         self._monitor = HealthMonitor(self._thresholds)
         self._has_not_finite = False
         self.found: list[Finding] = []
@@ -58,7 +49,10 @@ class JournalHealth:
         """Whether the last part of the run has its finish record."""
 
     def read(self) -> None:
-        """Take notice of what was written since the last call. Raises TrackerError for a damaged line."""
+        """Take notice of what was written since the last call.
+
+        Raises TrackerError for a damaged line, unless such are left out.
+        """
         while True:
             offset = self._reader.offset
             records = self._reader.read(_AT_ONCE)
@@ -97,8 +91,8 @@ class JournalHealth:
             self._has_not_finite = False
 
     def _take_event(self, record: Record, offset: int) -> None:
-        if (first := _rewound_to(record)) is not None:
-            if (rewind := _Rewind(offset, first)) not in self._rewinds:
+        if (first := rewound_to(record)) is not None:
+            if (rewind := Rewind(offset, first)) not in self._rewinds:
                 self._rewinds.append(rewind)
                 self._begin()
             return
@@ -145,30 +139,32 @@ def thresholds_of(files: RunFiles) -> Thresholds | None:
         raise TrackerError(f"{files.health}: damaged ({error}); resume the run to write it anew") from error
 
 
-def recorded_findings(journal: Path) -> list[Finding]:
+def recorded_findings(journal: Path, *, damage: JournalDamage | None = None) -> list[Finding]:
     """The findings that stand in a journal, without those of steps that the run went back over.
 
     An event of that name that holds no finding, as somebody's script may have written one, is passed over.
     """
-    reader, found = JournalReader(journal), list[Finding]()
+    reader, found = JournalReader(journal, damage=damage), list[Finding]()
     while (record := reader.read_to_other()) is not None:
-        if (first := _rewound_to(record)) is not None:
+        if (first := rewound_to(record)) is not None:
             found = [finding for finding in found if finding.step < first]
         elif is_event(record) and record.data["name"] == HEALTH and (finding := finding_of(record)) is not None:
             found.append(finding)
     return found
 
 
-def health_of(run_dir: Path, thresholds: Thresholds | None = None) -> list[Finding]:
+def health_of(
+    run_dir: Path, thresholds: Thresholds | None = None, *, damage: JournalDamage | None = None
+) -> list[Finding]:
     """What the detectors find in the journal of a run, whether or not it was watched; `thresholds` are those that the
     run was watched with, or else the defaults, if None.
 
-    Raises TrackerError: there is no such run, or its journal is damaged.
+    Raises TrackerError: there is no such run, or its journal is damaged and no `damage` is given.
     """
     files = RunFiles(run_dir)
     if not files.journal.exists():
         raise TrackerError(f"{run_dir}: no run directory (journal.jsonl is missing)")
-    health = JournalHealth(files.journal, thresholds or thresholds_of(files) or Thresholds())
+    health = JournalHealth(files.journal, thresholds or thresholds_of(files) or Thresholds(), damage=damage)
     health.read()
     return health.found
 
@@ -181,23 +177,6 @@ def verdict_of(journal: Path) -> str:
 def is_event(record: Record) -> bool:
     """Whether it is a whole event."""
     return record.kind == Kind.EVENT and record.wrong_field() is None
-
-
-def _rewound_to(record: Record) -> int | None:
-    """The first step that the run goes back over, if the record says that it does."""
-    if not is_event(record) or record.data["name"] != REWOUND:
-        return None
-    first = record.data["data"].get("from_step")
-    return first if type(first) is int else None
-
-
-def _rewinds_in(journal: Path) -> list[_Rewind]:
-    """Known before the first reading, so that a run that was resumed often is read once."""
-    reader, found = JournalReader(journal), list[_Rewind]()
-    while (record := reader.read_to_other()) is not None:
-        if (first := _rewound_to(record)) is not None:
-            found.append(_Rewind(reader.begin, first))
-    return found
 
 
 def _float(value: Any) -> float:

@@ -15,6 +15,7 @@ from vlatrack.tracking.delivery.causes import one_line
 from vlatrack.tracking.delivery.report import RunOverview, Unreadable, overview_of, run_directories
 from vlatrack.tracking.health import recorded_findings
 from vlatrack.tracking.journal.progress import TrainingProgress
+from vlatrack.tracking.journal.records import JournalDamage
 from vlatrack.tracking.run_files import RunFiles
 from vlatrack.tracking.sharing import owner_of
 
@@ -31,6 +32,8 @@ class RunState:
     findings: tuple[Finding, ...]
     user: str
     """who owns the directory"""
+    damaged: str | None = None
+    """the lines of its journal that are left out, as far as they were met"""
 
     @property
     def word(self) -> StateWord:
@@ -72,13 +75,17 @@ def run_states(runs: Path) -> Iterator[RunState | Unreadable]:
 
 def state_of(run_dir: Path) -> RunState | Unreadable | None:
     """None if there is no run; whatever is wrong with one must not keep the others from being shown."""
-    overview = overview_of(run_dir)
+    damage = JournalDamage(run_dir / "journal.jsonl")
+    overview = overview_of(run_dir, damage=damage)
     if not isinstance(overview, RunOverview):
         return overview
     journal = RunFiles(run_dir).journal
     try:
-        found = recorded_findings(journal)
-        return RunState(run_dir, overview, TrainingProgress.of(journal), tuple(found), owner_of(run_dir))
+        found = recorded_findings(journal, damage=damage)
+        progress = TrainingProgress.of(journal, damage=damage)
+        if damage.count and progress.last_ms is None:
+            return Unreadable(run_dir, "its journal holds no record")
+        return RunState(run_dir, overview, progress, tuple(found), owner_of(run_dir), damage.told())
     except (TrackerError, OSError) as error:
         return Unreadable(run_dir, str(error))
     except Exception as error:  # somebody has made this journal, to whom no rule applies
@@ -102,6 +109,7 @@ def as_json(entry: RunState | Unreadable, runs: Path) -> str:
         "health": None,
         "findings": [],
         "trackers": [],
+        "damaged": None,
     }
     if isinstance(entry, Unreadable):
         content["error"] = entry.reason
@@ -144,6 +152,7 @@ def _content_of(state: RunState) -> dict[str, Any]:
             }
             for share in overview.backends
         ],
+        "damaged": state.damaged,
     }
 
 

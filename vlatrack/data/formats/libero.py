@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from vlatrack.data.episodes import Episode, content_fingerprint
+from vlatrack.data.episodes import Episode, content_fingerprint, digests_of
 from vlatrack.errors import DataError
 
 FPS = 20.0
@@ -101,13 +101,17 @@ class LiberoDataset:
 
     def fingerprint(self) -> str:
         """SHA-256 over the *.hdf5 files, the choice of steps and the turn of images, which decide what is shown."""
-        return self._fingerprint
-
-    @cached_property
-    def _fingerprint(self) -> str:
-        content = content_fingerprint(self.root, self._files)
+        content = content_fingerprint(self._file_digests)
         choices = [name for name, made in (("with no-ops", not self._skip_no_ops), ("rotated", self._rotated)) if made]
         return hashlib.sha256(" ".join([content, *choices]).encode()).hexdigest() if choices else content
+
+    def file_digests(self) -> Mapping[str, str]:
+        """SHA-256 of each *.hdf5 file."""
+        return self._file_digests
+
+    @cached_property
+    def _file_digests(self) -> dict[str, str]:
+        return digests_of(self.root, self._files)
 
     @cached_property
     def _content(self) -> list[tuple[Episode, _Recording]]:

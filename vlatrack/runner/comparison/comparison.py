@@ -51,6 +51,7 @@ class RunComparison:
                     "place": run.place,
                     "status": run.status.status,
                     "last_step": run.status.last_step,
+                    "damaged": run.damaged,
                 }
                 for letter, run in zip(self.letters, self.runs, strict=True)
             ],

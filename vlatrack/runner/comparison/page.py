@@ -45,6 +45,8 @@ def comparison_page(comparison: RunComparison) -> str:
         "Data": [(fact.what, *map(_text, fact.values)) for fact in comparison.data],
         "Code and machine": [(fact.what, *map(_text, fact.values)) for fact in comparison.code],
     }
+    damaged = [f"{letter}: {run.damaged}" for letter, run in zip(letters, comparison.runs, strict=True) if run.damaged]
+    runs += "".join(f'<p class="quiet">{_escaped(line)}</p>' for line in damaged)
     parts = [_section("Runs", runs)]
     parts += [_section("Metrics: first → last, best", _metrics(comparison))]
     parts += [_section("Seeds", _groups(comparison))] if comparison.groups else []

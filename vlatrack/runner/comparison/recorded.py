@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from vlatrack.errors import DataError
-from vlatrack.spec.identity import Scalar
+from vlatrack.spec.identity import Scalar, flatten
 from vlatrack.spec.setting_differences import with_defaults
-from vlatrack.tracking.journal.history import RunStatus, last_start, metric_history, run_status
+from vlatrack.tracking.journal.history import RunStatus, few_points, last_start, run_status
+from vlatrack.tracking.journal.records import JournalDamage, Record, last_record
 from vlatrack.tracking.run_files import RunFiles
 
 History = Mapping[str, Sequence[tuple[int, float]]]
@@ -108,29 +109,45 @@ class RecordedRun:
     settings: Mapping[str, Scalar]
     tags: Mapping[str, str]
     status: RunStatus
-    history: History
+    history: History  # of a long run few points, see `few_points`
     manifest: RecordedManifest
+    damaged: str | None = None  # the lines of its journal that are left out
 
     @classmethod
     def read(cls, folder: Path, *, place: str | None = None) -> "RecordedRun":
-        """Raises DataError or TrackerError, in one line, for what is no run, or damaged."""
+        """Damaged lines of the journal are left out. DataError or TrackerError, in one line, for what is no run."""
         files = RunFiles(folder)
         place = place or str(folder)
         if not files.journal.is_file() or files.journal.is_symlink():
             raise DataError(f"{place}: no run directory (journal.jsonl is missing)")
-        start = last_start(files.journal)
-        if start is None:
-            raise DataError(f"{place}: its journal is empty, so the run never began; leave it out")
+        damage = JournalDamage(files.journal)
+        start = last_start(files.journal, damage=damage)
+        if start is None and last_record(files.journal, damage=damage) is None:
+            raise DataError(f"{place}: its journal holds no record, so nothing is known of the run; leave it out")
+        experiment, params = _begun(start, files.run_dir)
         return cls(
             place=place,
             name=files.run_dir.name,
-            experiment=str(start.data["experiment"]),
-            settings=with_defaults(start.data["params"]),
-            tags=start.data["tags"],
-            status=run_status(files.run_dir),
-            history=metric_history(files.journal),
+            experiment=experiment,
+            settings=with_defaults(params),
+            tags={} if start is None else start.data["tags"],
+            status=run_status(files.run_dir, damage=damage),
+            history=few_points(files.journal, damage=damage),
             manifest=RecordedManifest.read(files.run_dir / MANIFEST),
+            damaged=damage.told(),
         )
+
+
+def _begun(start: Record | None, run_dir: Path) -> tuple[str, Mapping[str, Scalar]]:
+    """The experiment's name and the settings; if the record of the start is damaged, as the files beside it say."""
+    if start is not None:
+        return str(start.data["experiment"]), start.data["params"]
+    if not (run_dir / "spec.yaml").is_file():
+        return run_dir.parent.name, {}
+    from vlatrack.spec.load import load_spec  # takes half a second
+
+    spec = load_spec(run_dir / "spec.yaml", stored=True)
+    return spec.name, flatten(spec)
 
 
 def _repository(content: Mapping[str, Any]) -> Repository:

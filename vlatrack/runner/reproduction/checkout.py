@@ -18,6 +18,7 @@ def is_same(recorded: Repository, here: GitState | None) -> bool:
         here is not None
         and (here.commit, here.diff) == (recorded.commit, recorded.diff)
         and here.untracked == dict(recorded.untracked)
+        and here.submodules == dict(recorded.submodules)
     )
 
 
@@ -30,7 +31,7 @@ def local_repository(recorded: Repository) -> Path | None:
     return None
 
 
-def check_out(name: str, recorded: Repository, clone: Path | None, folder: Path) -> Path:
+def check_out(name: str, recorded: Repository, clone: Path | None, folder: Path) -> None:
     """Make a worktree of the clone in the new ``folder``, and bring it into the recorded state.
 
     Raises:
@@ -47,27 +48,46 @@ def check_out(name: str, recorded: Repository, clone: Path | None, folder: Path)
         )
         raise RunError(f"{name}: what was uncommitted {why}; --here uses the code as it is")
     private_directory(folder.parent)
-    done = run_git(clone, "worktree", "add", "--detach", str(folder), recorded.commit)
-    if done is None or done.returncode != 0:
-        said = "git is missing" if done is None else done.stderr.strip().splitlines()[-1]
-        raise RunError(f"{name}: cannot be checked out ({said}); --here uses the code as it is")
+    _add_worktree(name, clone, folder, recorded.commit)
+    for path, commit in recorded.submodules.items():  # an outer one stands before those in it
+        target, module = _inside(name, folder, path), clone / path
+        if not (module.is_dir() and _has_commit(module, commit)):
+            raise RunError(
+                f"{name}: commit {commit[:12]} of its submodule {path} is not in {module}; "
+                "git submodule update --init gets it, or use --here"
+            )
+        _add_worktree(name, module, target, commit)
     if recorded.diff:
         _apply(name, recorded.diff, folder)
     for file, text in recorded.untracked.items():
-        parts = PurePosixPath(file).parts
-        if file.startswith("/") or ".." in parts or parts[:1] == (".git",):
-            raise RunError(f"{name}: the manifest names an untracked file {file!r}, which lies outside; it is not used")
-        target = folder.joinpath(*parts)
-        if not target.parent.resolve().is_relative_to(folder.resolve()):
-            raise RunError(f"{name}: the untracked file {file!r} lies outside by a symbolic link; it is not used")
+        target = _inside(name, folder, file)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")
-    return folder
 
 
-def remove_checkout(clone: Path, folder: Path) -> None:
-    """Remove a worktree, whose files are in the clone and the manifest."""
+def remove_checkout(recorded: Repository, clone: Path, folder: Path) -> None:
+    """Remove a worktree, whose files are in the clone and the manifest, with those of its submodules."""
+    for path in reversed(list(recorded.submodules)):
+        run_git(clone / path, "worktree", "remove", "--force", str(folder / path))
     run_git(clone, "worktree", "remove", "--force", str(folder))
+
+
+def _add_worktree(name: str, clone: Path, folder: Path, commit: str) -> None:
+    done = run_git(clone, "worktree", "add", "--detach", str(folder), commit)
+    if done is None or done.returncode != 0:
+        said = "git is missing" if done is None else done.stderr.strip().splitlines()[-1]
+        raise RunError(f"{name}: cannot be checked out ({said}); --here uses the code as it is")
+
+
+def _inside(name: str, folder: Path, path: str) -> Path:
+    """Where a file or submodule that a manifest names lies in a worktree; RunError if that is outside of it."""
+    parts = PurePosixPath(path).parts
+    if path.startswith("/") or ".." in parts or parts[:1] == (".git",):
+        raise RunError(f"{name}: the manifest names {path!r}, which lies outside; it is not used")
+    target = folder.joinpath(*parts)
+    if not target.parent.resolve().is_relative_to(folder.resolve()):
+        raise RunError(f"{name}: {path!r} lies outside by a symbolic link; it is not used")
+    return target
 
 
 def _has_commit(folder: Path, commit: str) -> bool:

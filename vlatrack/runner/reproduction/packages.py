@@ -27,8 +27,9 @@ def package_differences(recorded: Mapping[str, str], here: Mapping[str, str]) ->
     }
 
 
-def make_environment(folder: Path, wanted: Mapping[str, str]) -> Path:
-    """A virtual environment on top of the present one, in which these packages have these versions; its Python.
+def make_environment(folder: Path, wanted: Mapping[str, str]) -> tuple[Path, Path]:
+    """A virtual environment on top of the present one, in which these packages have these versions: its Python, and the
+    folder of the packages, for which PYTHONPATH must not stand first.
 
     What pip is configured with, such as another index, holds. Nothing else than the wanted packages is installed.
 
@@ -38,7 +39,10 @@ def make_environment(folder: Path, wanted: Mapping[str, str]) -> Path:
     for name, version in wanted.items():
         if _NAME.fullmatch(name) is None or _VERSION.fullmatch(version) is None:
             raise RunError(f"manifest.json: {name!r} {version!r} is no package; --here uses those that are installed")
-    venv.create(folder, symlinks=True, with_pip=False)
+    try:
+        venv.create(folder, symlinks=True, with_pip=False)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise RunError(f"{folder}: no environment can be made ({error}); --here uses the present packages") from error
     python = folder / "bin" / "python"
     below = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
     (below / "present.pth").write_text("".join(f"{place}\n" for place in _present_places()), encoding="utf-8")
@@ -48,7 +52,7 @@ def make_environment(folder: Path, wanted: Mapping[str, str]) -> Path:
     if done.returncode != 0:
         said = [line for line in done.stderr.splitlines() if line.strip()] or ["pip gave no reason"]
         raise RunError(f"the recorded packages cannot be installed ({said[-1].strip()}); --here uses the present ones")
-    return python
+    return python, below
 
 
 def _present_places() -> list[str]:

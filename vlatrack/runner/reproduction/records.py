@@ -54,12 +54,15 @@ class RecordComparison:
     first: Divergence | None  # beyond the tolerance, or else the first that is not identical
 
 
-def compare_records(recorded: History, now: History, *, tolerance: float, up_to: int | None = None) -> RecordComparison:
+def compare_records(
+    recorded: History, now: History, *, tolerance: float, up_to: int | None = None, is_whole: bool = True
+) -> RecordComparison:
     """Compare every value of every metric that does not measure time or the machine.
 
     Args:
         up_to: the last step that the new run was to reach. Of its last step only metrics that both have count, since
             it ends there with an evaluation, and a window that the recorded run may not have; None: the whole run.
+        is_whole: false for a recorded run whose journal has damaged lines: what it lacks does not count.
     """
     schema = MetricSchema.covering(dict.fromkeys([*recorded, *now]))
     names = [n for n in dict.fromkeys([*recorded, *now]) if n != "epoch" and not measures_machine(n, schema)]
@@ -70,6 +73,8 @@ def compare_records(recorded: History, now: History, *, tolerance: float, up_to:
         for step in sorted({*of_recorded, *of_now}):
             a, b = of_recorded.get(step), of_now.get(step)
             if up_to is not None and (step > up_to or (step == up_to and None in (a, b))):
+                continue
+            if a is None and not is_whole:
                 continue
             values += 1
             compared.add(name)

@@ -16,7 +16,9 @@ from vlatrack.runner.archive import is_archive
 from vlatrack.runner.comparison.differences import line_differences
 from vlatrack.runner.comparison.finding import run_folder
 from vlatrack.runner.comparison.from_mlflow import PREFIX
-from vlatrack.runner.comparison.recorded import RecordedManifest, RecordedRun, Repository
+from vlatrack.runner.comparison.recorded import History, RecordedManifest, RecordedRun, Repository
+from vlatrack.runner.data_digests import FILE as DATA_DIGESTS
+from vlatrack.runner.data_digests import read_data_digests, told_differences
 from vlatrack.runner.git_state import git_state
 from vlatrack.runner.manifest import RECORDED_VARIABLES, describe_code
 from vlatrack.runner.reproduction.checkout import check_out, is_same, local_repository, remove_checkout
@@ -25,7 +27,8 @@ from vlatrack.runner.reproduction.records import RecordComparison, Tolerance, co
 from vlatrack.runner.run import initial_policy
 from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.load import dump_spec, load_spec
-from vlatrack.tracking.journal.records import Kind, read_records
+from vlatrack.tracking.journal.history import metric_history
+from vlatrack.tracking.journal.records import JournalDamage, Kind, read_records
 from vlatrack.tracking.privacy import write_private
 
 REPRODUCES = "VLATRACK_REPRODUCES"
@@ -85,8 +88,10 @@ def reproduce_run(
     """
     with run_folder(word, runs) as folder, ExitStack() as stack:
         recorded = RecordedRun.read(folder, place=word)
+        if recorded.damaged is not None:
+            tell(f"{recorded.damaged}; what the run may have logged there does not count")
         spec = _spec_of(folder, recorded)
-        if changed := _data_differences(spec, recorded.manifest):
+        if changed := _data_differences(spec, recorded.manifest, folder):
             for line in changed:
                 tell(line)
             return Reproduction(recorded.name, None, tuple(changed), None, None)
@@ -103,10 +108,21 @@ def reproduce_run(
         again = RecordedRun.read(new)
         told = recorded.manifest.hardware, again.manifest.hardware
         tolerance = Tolerance.of(*told)
-        records = compare_records(recorded.history, again.history, tolerance=tolerance.relative, up_to=steps)
+        records = compare_records(
+            _whole_history(folder),
+            _whole_history(new),
+            tolerance=tolerance.relative,
+            up_to=steps,
+            is_whole=recorded.damaged is None,
+        )
         result = Reproduction(recorded.name, new, setup.differences, records, tolerance)
         _write_result(new, result)
         return result
+
+
+def _whole_history(run: Path) -> History:
+    journal = run / "journal.jsonl"
+    return metric_history(journal, damage=JournalDamage(journal))
 
 
 def _spec_of(folder: Path, recorded: RecordedRun) -> ExperimentSpec:
@@ -119,16 +135,19 @@ def _spec_of(folder: Path, recorded: RecordedRun) -> ExperimentSpec:
     return load_spec(folder / "spec.yaml", stored=True)
 
 
-def _data_differences(spec: ExperimentSpec, manifest: RecordedManifest) -> list[str]:
-    """What is not as it was recorded; DataError if the data is missing."""
+def _data_differences(spec: ExperimentSpec, manifest: RecordedManifest, run: Path) -> list[str]:
+    """What is not as it was recorded, with the files, episodes and frames; DataError if the data is missing."""
     from vlatrack.builders.experiment import Experiment
 
-    experiment = Experiment.new(spec, initial_policy(spec))
-    changed = [
-        f"{name}: is not what it was ({manifest.fingerprints[name][:12]} then, {digest[:12]} now)"
-        for name, digest in experiment.fingerprints.items()
-        if name in manifest.fingerprints and manifest.fingerprints[name] != digest
-    ]
+    experiment, recorded = Experiment.new(spec, initial_policy(spec)), read_data_digests(run / DATA_DIGESTS)
+    changed = list[str]()
+    for name, digest in experiment.fingerprints.items():
+        then = manifest.fingerprints.get(name, digest)
+        if then != digest:
+            changed.append(f"{name}: is not what it was ({then[:12]} then, {digest[:12]} now)")
+            split = name.removeprefix("data.")
+            if split in experiment.splits:
+                changed += [f"  {line}" for line in told_differences(recorded, split, experiment.splits[split])]
     now = json.loads(json.dumps(experiment.norm_stats.to_json()))
     if manifest.statistics and now != manifest.statistics:
         changed.append("statistics: the ranges of actions or states are not what they were")
@@ -162,9 +181,10 @@ def _setup(manifest: RecordedManifest, runs: Path, *, here: bool) -> Iterator[_S
                 continue
             differences += _code_lines(name, repository, present.repositories.get(name))
             if not here:
-                folder = check_out(name, repository, clone, Path(temporary, name))
-                if clone is not None:
-                    stack.callback(remove_checkout, clone, folder)
+                folder = Path(temporary, name)
+                if clone is not None:  # before it is whole: one that fails half-way is removed as well
+                    stack.callback(remove_checkout, repository, clone, folder)
+                check_out(name, repository, clone, folder)
                 code = [folder, *_place_within(folder, repository, directory), *code]
                 is_present = is_present and name != "vlatrack"
         packages = package_differences(manifest.packages, present.packages)
@@ -173,7 +193,9 @@ def _setup(manifest: RecordedManifest, runs: Path, *, here: bool) -> Iterator[_S
             differences.append(f"Python: {manifest.python} then, {present.python} now")
         python = Path(sys.executable)
         if packages and not here:
-            python = make_environment(Path(temporary, "environment"), {n: then for n, (then, _) in packages.items()})
+            wanted = {name: then for name, (then, _) in packages.items()}
+            python, installed = make_environment(Path(temporary, "environment"), wanted)
+            code.append(installed)  # before what PYTHONPATH has already
         used = "the present ones are used" if here else "the recorded ones are used"
         told = [f"{line}; {used}" if not line.startswith(("  ", "Python")) else line for line in differences]
         yield _Setup(python, tuple(code), tuple(told), is_present)
@@ -186,6 +208,11 @@ def _code_lines(name: str, then: Repository, now: Repository | None) -> list[str
         f"  {line.replace('A  ', 'then ', 1) if line.startswith('A') else line.replace('B  ', 'now  ', 1)}"
         for line in line_differences(then, now)
     ]
+    modules = then.submodules if now is None else dict(then.submodules.items() - now.submodules.items())
+    lines += [f"  submodule {path}: commit {commit[:12]} then" for path, commit in modules.items()]
+    if left_out := list(then.untracked_left_out):
+        some = ", ".join(left_out[:3]) + (f" and {len(left_out) - 3} more" if len(left_out) > 3 else "")
+        lines.append(f"  not recorded, since binary, large or named like a key: {some}")
     return [f"code of {name}: {what}", *lines[:_MOST_LINES]]
 
 

@@ -13,7 +13,7 @@ from vlatrack.tracking.delivery.causes import one_line
 from vlatrack.tracking.delivery.configs import configs_of_run
 from vlatrack.tracking.delivery.cursor import CursorFile
 from vlatrack.tracking.journal.history import RunStatus, run_status
-from vlatrack.tracking.journal.records import finish_record, last_record
+from vlatrack.tracking.journal.records import JournalDamage, finish_record, last_record
 from vlatrack.tracking.lock import Holder, copied_from, lease_holder, lock_holder
 from vlatrack.tracking.run_files import RunFiles, resolved_path
 
@@ -56,11 +56,16 @@ def targets_of(run_dir: Path) -> dict[str, Target]:
 
 
 def delivery_report(
-    run_dir: Path, labels: Iterable[str], *, lost: int = 0, targets: Mapping[str, Target] = MappingProxyType({})
+    run_dir: Path,
+    labels: Iterable[str],
+    *,
+    lost: int = 0,
+    targets: Mapping[str, Target] = MappingProxyType({}),
+    damage: JournalDamage | None = None,
 ) -> DeliveryReport:
     """How far each of these backends has got; `targets` say where they deliver to now."""
     files = RunFiles(run_dir)
-    last = last_record(files.journal)
+    last = last_record(files.journal, damage=damage)
     total = 0 if last is None else last.seq + 1
     shares = []
     for label in labels:
@@ -72,11 +77,11 @@ def delivery_report(
     return DeliveryReport(tuple(shares), lost)
 
 
-def copy_without_end(journal: Path) -> str | None:
+def copy_without_end(journal: Path, *, damage: JournalDamage | None = None) -> str | None:
     """What to do with the run if it is a copy of one that had not ended then: its end is written by the original's
     process, or by `vlatrack sync` there. None for any other run."""
     original = copied_from(journal)
-    if original is None or finish_record(journal) is not None:
+    if original is None or finish_record(journal, damage=damage) is not None:
         return None
     where = f"{Path(original.path).parent} on {original.host}"
     return f"a copy of {where}, of before its end; sync that one, or remove {journal.stem}.lease if it is lost"
@@ -148,26 +153,26 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def overview_of(run_dir: Path) -> RunOverview | Unreadable | None:
+def overview_of(run_dir: Path, *, damage: JournalDamage | None = None) -> RunOverview | Unreadable | None:
     """None if there is no run; whatever is wrong with one must not keep the others from being shown."""
     try:
         if not _is_folder(run_dir) or not os.path.lexists(RunFiles(run_dir).journal):
             return None
-        return _readable_overview(run_dir)
+        return _readable_overview(run_dir, damage)
     except (TrackerError, OSError) as error:
         return Unreadable(run_dir, str(error))
     except Exception as error:  # somebody has made these files, to whom no rule applies
         return Unreadable(run_dir, f"its files are damaged ({one_line(error)})")
 
 
-def _readable_overview(run_dir: Path) -> RunOverview:
+def _readable_overview(run_dir: Path, damage: JournalDamage | None) -> RunOverview:
     journal = RunFiles(run_dir).journal
-    writer, status = lock_holder(journal), run_status(run_dir)
+    writer, status = lock_holder(journal), run_status(run_dir, damage=damage)
     targets = targets_of(run_dir)
-    shares = delivery_report(run_dir, targets, targets=targets).backends
-    if (copy := copy_without_end(journal)) is not None:
+    shares = delivery_report(run_dir, targets, targets=targets, damage=damage).backends
+    if (copy := copy_without_end(journal, damage=damage)) is not None:
         return RunOverview(run_dir, status, False, shares, writer, copy)
-    has_no_end = last_record(journal) is not None and finish_record(journal) is None
+    has_no_end = last_record(journal, damage=damage) is not None and finish_record(journal, damage=damage) is None
     if writer is None and has_no_end:
         return RunOverview(run_dir, status, True, shares, lease_holder(journal))
     return RunOverview(run_dir, status, False, shares, writer)

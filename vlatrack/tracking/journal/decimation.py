@@ -15,7 +15,7 @@ STEP, TIME, VALUE = 0, 1, 2
 STRETCHES = 2048
 """A series is kept in at most so many stretches, each of the same number of values; half as many after they fill up."""
 NAMED_NON_FINITE = 256
-"""So many of the points that are not finite are kept; of more, the number."""
+"""So many of the points that are not finite are kept; of more, the last one and the number."""
 
 _NO_POINTS: Points = np.empty((0, 3))
 
@@ -34,7 +34,7 @@ class DecimatedSeries:
         self.first: tuple[float, float, float] | None = None
         """The first point of all; None if there is none that is finite."""
         self.non_finite: list[tuple[float, float, float]] = []
-        """The first points that are not finite, `NAMED_NON_FINITE` at most."""
+        """The first points that are not finite, `NAMED_NON_FINITE` at most; of more, the last one stands at the end."""
         self.non_finite_count = 0
 
     def __len__(self) -> int:
@@ -49,7 +49,8 @@ class DecimatedSeries:
         if not finite.all():
             left_out = points[~finite]
             room = NAMED_NON_FINITE - len(self.non_finite)
-            self.non_finite += [(float(s), float(t), float(v)) for s, t, v in left_out[:room]]
+            self.non_finite += [_as_tuple(point) for point in left_out[:room]]
+            self.non_finite[-1] = _as_tuple(left_out[-1])
             self.non_finite_count += len(left_out)
             points = points[finite]
         if not len(points):

@@ -12,10 +12,12 @@ from vlatrack.metrics.schema import EVALUATE, SIMULATION
 from vlatrack.tracking.backends.base import RunStart, Scalar
 from vlatrack.tracking.journal.journal import is_being_written
 from vlatrack.tracking.journal.records import (
+    JournalDamage,
     JournalReader,
     Kind,
     Record,
     finish_record,
+    last_record,
     read_records,
     records_backwards,
 )
@@ -27,6 +29,7 @@ REWOUND = "rewound"
 
 _REWOUND_TAG = "vlatrack.rewound."
 _START_MARK = b'"kind":"start"'
+_LONG_FROM_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -41,24 +44,61 @@ class RunStatus:
     last_step: int | None
 
 
-def metric_history(journal_path: Path) -> dict[str, list[tuple[int, float]]]:
+def metric_history(journal_path: Path, *, damage: JournalDamage | None = None) -> dict[str, list[tuple[int, float]]]:
     """For each metric its (training step, value) pairs, ascending in step.
 
     The last value of each step counts. Where a run went back to a checkpoint, what it had logged beyond that is left
     out: it is not of the training that goes on.
     """
     by_name: dict[str, dict[int, float]] = {}
-    for record in read_records(journal_path):
+    for record in read_records(journal_path, damage=damage):
         if record.kind == Kind.METRICS:
             for name, value in record.data.items():
                 by_name.setdefault(name, {})[record.step or 0] = value
-        elif record.kind == Kind.EVENT and record.data.get("name") == REWOUND:
-            first = record.data["data"]["from_step"]
+        elif (first := rewound_to(record)) is not None:
             by_name = {name: {s: v for s, v in values.items() if s < first} for name, values in by_name.items()}
     return {name: sorted(values.items()) for name, values in by_name.items() if values}
 
 
-def run_status(run_dir: Path) -> RunStatus:
+def few_points(journal: Path, *, damage: JournalDamage) -> dict[str, list[tuple[int, float]]]:
+    """As `metric_history`, without damaged lines; of a long journal not all points of a metric, but its first, last,
+    smallest and largest among them.
+
+    Of a metric that has thousands of points and was logged twice at a step without a rewind, both values may count.
+    """
+    if journal.stat().st_size < _LONG_FROM_BYTES:
+        return metric_history(journal, damage=damage)
+    from vlatrack.tracking.journal.series import history_of_few_points  # Arrow and numpy take long to import
+
+    return history_of_few_points(journal, damage=damage)
+
+
+def rewound_to(record: Record) -> int | None:
+    """The first step that the run goes back over, if the record says that it does."""
+    if record.kind != Kind.EVENT or record.wrong_field() is not None or record.data["name"] != REWOUND:
+        return None
+    first = record.data["data"].get("from_step")
+    return first if type(first) is int else None
+
+
+@dataclass(frozen=True)
+class Rewind:
+    """Behind byte `offset` the run went back to before step `first`."""
+
+    offset: int
+    first: int
+
+
+def rewinds_in(journal: Path, *, damage: JournalDamage | None = None) -> list[Rewind]:
+    """All of them, found without decoding the metrics: who knows them beforehand reads these once."""
+    reader, found = JournalReader(journal, damage=damage), list[Rewind]()
+    while (record := reader.read_to_other()) is not None:
+        if (first := rewound_to(record)) is not None:
+            found.append(Rewind(reader.begin, first))
+    return found
+
+
+def run_status(run_dir: Path, *, damage: JournalDamage | None = None) -> RunStatus:
     """The state of a run from the end of its journal, however long that is; TrackerError if there is none.
 
     A run whose process is gone without a finish record is KILLED; a copy of one whose process may live is RUNNING.
@@ -66,12 +106,20 @@ def run_status(run_dir: Path) -> RunStatus:
     journal = RunFiles(run_dir).journal
     if not journal.exists():
         raise TrackerError(f"{run_dir}: no run directory (journal.jsonl is missing)")
-    step = next((record.step for record in records_backwards(journal) if is_of_training(record)), None)
-    if (end := finish_record(journal)) is not None:
+    of_training = filter(is_of_training, records_backwards(journal, damage=damage))
+    step = next((record.step for record in of_training), None)
+    if (end := finish_record(journal, damage=damage)) is not None:
         return RunStatus(end.data["status"], end.data["reason"], step)
     if is_being_written(journal) or copied_from(journal) is not None:
         return RunStatus("RUNNING", None, step)
-    return RunStatus("KILLED", "the training process is gone", step)
+    return RunStatus("KILLED", reason_without_end(journal), step)
+
+
+def reason_without_end(journal: Path) -> str:
+    """Why a run that nobody writes has no end."""
+    at_end = JournalDamage(journal)
+    last_record(journal, damage=at_end)
+    return "the end of its journal is damaged" if at_end.count else "the training process is gone"
 
 
 def is_of_training(record: Record) -> bool:
@@ -124,21 +172,21 @@ def standing_events(journal: Path, name: str) -> list[Record]:
     for event in _events(journal, name, REWOUND):
         if event.data["name"] == name:
             found.append(event)
-        else:
-            first = event.data["data"]["from_step"]
+        elif (first := rewound_to(event)) is not None:
             found = [event for event in found if event.data["data"].get("step", -1) < first]
     return found
 
 
-def last_start(journal: Path) -> Record | None:
-    """The record that began the newest part of a run, None for an empty journal; found from the end of the file."""
+def last_start(journal: Path, *, damage: JournalDamage | None = None) -> Record | None:
+    """The record that began the newest part of a run, found from the end of the file; None for a journal without one,
+    which is empty or damaged."""
     if journal.stat().st_size == 0:
         return None
     with journal.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         found = content.rfind(_START_MARK)
         while found >= 0:
             begin = content.rfind(b"\n", 0, found) + 1
-            records = JournalReader(journal, offset=begin).read(1)
+            records = JournalReader(journal, offset=begin, damage=damage).read(1)
             if records and records[0].kind == Kind.START:
                 return records[0]
             found = content.rfind(_START_MARK, 0, begin)  # it was a value of another record

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from vlatrack.metrics.names import SPLITS
-from vlatrack.tracking.journal.history import REWOUND, last_start
-from vlatrack.tracking.journal.records import Kind, Record, decode_record, last_record
+from vlatrack.tracking.journal.history import REWOUND, last_start, rewound_to
+from vlatrack.tracking.journal.records import JournalDamage, Kind, Record, decode_or_note, last_record
 
 LOSS_NAMES = tuple(f"{split}_{loss}" for split in SPLITS for loss in ("closs", "loss_ct", "z_loss", "loss"))
 """The documented losses of each split."""
@@ -50,13 +50,13 @@ class TrainingProgress:
         return max(0, self.total_steps - self.step) / self.steps_per_s
 
     @classmethod
-    def of(cls, journal: Path) -> Self:
-        """Read it; OSError or TrackerError if the journal cannot be read."""
-        start, last = last_start(journal), last_record(journal)
-        if start is None or last is None:
-            return cls(last_ms=None if last is None else last.t_ms)
+    def of(cls, journal: Path, *, damage: JournalDamage) -> Self:
+        """Read it, without damaged lines; OSError if the journal cannot be read."""
+        start, last = last_start(journal, damage=damage), last_record(journal, damage=damage)
+        if last is None:
+            return cls()
         with journal.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            lines = _Lines(content)
+            lines = _Lines(content, damage)
             trained = list(lines.latest(b'"train_closs":', PACE_RECORDS))
             marks = (f'"{split}_closs":'.encode() for split in SPLITS[1:])
             evaluated = [record for mark in marks for record in lines.latest(mark, 1)]
@@ -64,11 +64,13 @@ class TrainingProgress:
 
     @classmethod
     def from_records(
-        cls, start: Record, trained: Sequence[Record], evaluated: Sequence[Record], *, last_ms: int
+        cls, start: Record | None, trained: Sequence[Record], evaluated: Sequence[Record], *, last_ms: int
     ) -> Self:
-        """From the last start of the run, its last `PACE_RECORDS` records of training metrics, newest first, and the
-        last record of each validation split; ``last_ms`` is the time of the last record of any kind."""
-        params = start.data["params"]
+        """From the last start of the run (None if it is damaged), its last `PACE_RECORDS` records of training metrics,
+        newest first, and the last record of each validation split; ``last_ms`` is the time of the last record of any
+        kind."""
+        begun: Mapping[str, Any] = {"name": None, "params": {}} if start is None else start.data
+        params = begun["params"]
         epochs, max_steps = (_count(params.get(name)) for name in ("train.epochs", "train.max_steps"))
         newest = trained[0] if trained else None
         epoch = None if newest is None else newest.data.get("epoch")
@@ -76,14 +78,14 @@ class TrainingProgress:
         for record in evaluated:
             losses |= _losses(record)
         return cls(
-            name=start.data["name"],
-            started_ms=start.t_ms,
+            name=begun["name"],
+            started_ms=None if start is None else start.t_ms,
             last_ms=last_ms,
             step=None if newest is None else newest.step,
             total_steps=_total_steps(newest, epochs, max_steps),
             epoch=epoch,
             epochs=epochs,
-            steps_per_s=_pace([record for record in trained if record.seq > start.seq]),
+            steps_per_s=_pace([record for record in trained if start is None or record.seq > start.seq]),
             losses=losses,
         )
 
@@ -91,12 +93,12 @@ class TrainingProgress:
 class _Lines:
     """The lines of a journal that count, found by what stands in them."""
 
-    def __init__(self, content: mmap.mmap) -> None:
-        self._content, self._first = content, max(0, len(content) - _LAST_BYTES)
+    def __init__(self, content: mmap.mmap, damage: JournalDamage) -> None:
+        self._content, self._first, self._damage = content, max(0, len(content) - _LAST_BYTES), damage
         self._rewinds = [
-            (record.seq, record.data["data"]["from_step"])
+            (record.seq, first)
             for record in self._backwards(f'"name":"{REWOUND}"'.encode())
-            if record.kind == Kind.EVENT and record.data["name"] == REWOUND
+            if (first := rewound_to(record)) is not None
         ]
 
     def latest(self, mark: bytes, limit: int) -> Iterator[Record]:
@@ -113,11 +115,12 @@ class _Lines:
         return any(record.seq < seq and (record.step or 0) >= first for seq, first in self._rewinds)
 
     def _backwards(self, mark: bytes) -> Iterator[Record]:
-        """ValueError, as any damage, if a line with the mark is no record."""
         end = self._content.rfind(b"\n") + 1
         while (found := self._content.rfind(mark, self._first, end)) >= 0:
             begin = self._content.rfind(b"\n", 0, found) + 1
-            yield decode_record(self._content[begin : self._content.find(b"\n", found)])
+            record = decode_or_note(self._content[begin : self._content.find(b"\n", found)], begin, self._damage)
+            if record is not None:
+                yield record
             end = begin
 
 

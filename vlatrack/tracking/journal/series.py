@@ -5,19 +5,25 @@ damaged line, is read line by line.
 """
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from vlatrack.tracking.journal.decimation import DecimatedSeries
-from vlatrack.tracking.journal.history import REWOUND, is_of_training
-from vlatrack.tracking.journal.records import Kind, Record, decode_record, newline_before
+from vlatrack.tracking.journal.decimation import STEP, TIME, DecimatedSeries
+from vlatrack.tracking.journal.history import Rewind, is_of_training, rewinds_in, rewound_to
+from vlatrack.tracking.journal.records import (
+    JournalDamage,
+    Kind,
+    Record,
+    decode_or_note,
+    decode_record,
+    newline_before,
+)
 
 BLOCK_BYTES = 1 << 23
 MOST_KEPT = 10_000
-"""So many records that are not of metrics are kept, and so many damaged lines: the last ones."""
+"""So many records that are not of metrics are kept: the last ones."""
 _ARROW_FROM_BYTES = 1 << 18
 _METRICS = b'"kind":"metrics"'
 _OTHER_KIND = re.compile(rb'"kind":"(?!metrics")')
@@ -26,21 +32,29 @@ _STANDS_FOR = {name: -1.7e308 - number * 1e300 for number, name in enumerate(_NO
 """Numbers in place of the names of what is not finite, which Arrow does not read; nobody measures them."""
 
 
-@dataclass(frozen=True)
-class DamagedLine:
-    """A line of a journal that is no record; `offset` is its first byte."""
-
-    offset: int
-    reason: str
-
-
 class JournalSeries:
     """What a journal holds up to where it has been read; `read` goes on from there."""
 
-    def __init__(self, path: Path, *, with_metrics: bool = True) -> None:
-        """`with_metrics`: false leaves out the records of metrics, unread, but for their number."""
+    def __init__(
+        self,
+        path: Path,
+        *,
+        with_metrics: bool = True,
+        rewinds: Sequence[Rewind] = (),
+        damage: JournalDamage | None = None,
+    ) -> None:
+        """Read it with `read`.
+
+        Args:
+            with_metrics: false leaves out the records of metrics, unread, but for their number.
+            rewinds: if all of them are known, extremes are exact also of a long series that the run went back over;
+                else, of the stretch in which it did so, one may be missing.
+            damage: where the lines that are left out are noted.
+        """
         self.path = path
-        self._with_metrics = with_metrics
+        self._with_metrics, self._rewinds = with_metrics, rewinds
+        self.damage = damage or JournalDamage(path)
+        """The lines that are left out."""
         self._begin()
 
     def _begin(self) -> None:
@@ -49,7 +63,6 @@ class JournalSeries:
         self.metrics: dict[str, DecimatedSeries] = {}
         self.others: list[Record] = []
         """The records that are not of metrics; events of steps that the run went back over stand among them."""
-        self.damaged: list[DamagedLine] = []
         self.last_step: int | None = None
         """The training step that was logged last."""
         self.last_t_ms: int | None = None
@@ -65,6 +78,7 @@ class JournalSeries:
         with self.path.open("rb") as file:
             size = file.seek(0, 2)
             if size < self.offset:  # another file stands in its place
+                self.damage.forget()
                 self._begin()
             end = newline_before(file.fileno(), min(size, self.offset + most_bytes)) + 1
             if end <= self.offset:  # one line is longer than that, or the last one is not complete
@@ -76,7 +90,7 @@ class JournalSeries:
         for begin, stretch in _stretches(block):
             if not self._with_metrics and stretch.count(b"\n") == stretch.count(_METRICS):
                 self.records += stretch.count(b"\n")
-            elif len(stretch) < _ARROW_FROM_BYTES or not self._add_with_arrow(stretch):
+            elif len(stretch) < _ARROW_FROM_BYTES or not self._add_with_arrow(stretch, self.offset + begin):
                 self._add_lines(stretch, self.offset + begin)
         self._flush()
         self.offset += len(block)
@@ -92,7 +106,11 @@ class JournalSeries:
         """How many bytes have been read, and of how many; an unfinished last line is among the latter."""
         return {"bytes": self.offset, "of": self.path.stat().st_size}
 
-    def _add_with_arrow(self, stretch: bytes) -> bool:
+    def _first_step_gone(self, offset: int) -> float:
+        """The step from which on records here do not count, since the run went back over them later; else infinity."""
+        return min((rewind.first for rewind in self._rewinds if rewind.offset > offset), default=np.inf)
+
+    def _add_with_arrow(self, stretch: bytes, offset: int) -> bool:
         """Add records that are all of metrics; False, and nothing is added, if that is not what they are."""
         import pyarrow as pa
         from pyarrow import json as arrow_json
@@ -119,9 +137,10 @@ class JournalSeries:
         if any(column is None for column in columns.values()) or len(columns) != data.type.num_fields:
             return False
         placed = np.stack([np.where(np.isnan(steps), 0.0, steps), times], axis=1)
+        counts = placed[:, STEP] < self._first_step_gone(offset)
         for name, values in columns.items():
             assert values is not None, "looked at above"
-            is_there = ~np.isnan(values)
+            is_there = ~np.isnan(values) & counts
             for mark, number in _STANDS_FOR.items():
                 values[values == number] = _NON_FINITE[mark]
             points = np.concatenate([placed, values[:, None]], axis=1)
@@ -132,13 +151,10 @@ class JournalSeries:
         return True
 
     def _add_lines(self, stretch: bytes, offset: int) -> None:
+        after = offset
         for line in stretch.splitlines(keepends=True):
-            try:
-                record = decode_record(line)
-            except ValueError as error:
-                self.damaged = [*self.damaged, DamagedLine(offset, str(error))][-MOST_KEPT:]
-                record = None
-            offset += len(line)
+            offset, after = after, after + len(line)
+            record = decode_or_note(line, offset, self.damage)
             if record is None:
                 continue
             self.records += 1
@@ -149,7 +165,8 @@ class JournalSeries:
             if not self._with_metrics:
                 continue
             step, t_ms = float(record.step or 0), float(record.t_ms)
-            for name, value in record.data.items():
+            counts = step < self._first_step_gone(offset)
+            for name, value in record.data.items() if counts else ():
                 self._waiting.setdefault(name, []).append((step, t_ms, float(value)))
             if is_of_training(record):
                 self.last_step = record.step
@@ -164,13 +181,22 @@ class JournalSeries:
         self.others.append(record)
         if len(self.others) > 2 * MOST_KEPT:
             self.others = [self.others[0], *self.others[-MOST_KEPT:]]
-        if record.kind == Kind.EVENT and record.data.get("name") == REWOUND and record.wrong_field() is None:
-            first = record.data["data"].get("from_step")
-            if isinstance(first, int):
-                self._flush()
-                for series in self.metrics.values():
-                    series.drop_from(first)
-                self.last_step = min(first - 1, self.last_step) if self.last_step is not None else None
+        if (first := rewound_to(record)) is not None:
+            self._flush()
+            for series in self.metrics.values():
+                series.drop_from(first)
+            self.last_step = min(first - 1, self.last_step) if self.last_step is not None else None
+
+
+def history_of_few_points(journal: Path, *, damage: JournalDamage) -> dict[str, list[tuple[int, float]]]:
+    """`few_points` of a long journal, in one pass."""
+    series = JournalSeries(journal, rewinds=rewinds_in(journal, damage=damage), damage=damage)
+    series.read_all()
+    history = {}
+    for name, metric in series.metrics.items():
+        points = sorted([*metric.points().tolist(), *metric.non_finite], key=lambda point: point[TIME])
+        history[name] = sorted({int(step): float(value) for step, _, value in points}.items())
+    return {name: values for name, values in history.items() if values}
 
 
 def _stretches(block: bytes) -> Iterator[tuple[int, bytes]]:

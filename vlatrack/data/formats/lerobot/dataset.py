@@ -1,7 +1,7 @@
 """Reads LeRobot v3.0 datasets: images in video files or embedded in the parquet tables."""
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from vlatrack.data.episodes import Episode, content_fingerprint
+from vlatrack.data.episodes import Episode, content_fingerprint, digests_of
 from vlatrack.data.formats.lerobot.layout import EPISODES_FOLDER, DatasetInfo, expand, read_info
 from vlatrack.data.video import read_video
 from vlatrack.errors import DataError
@@ -94,12 +94,16 @@ class LeRobotDataset:
 
     def fingerprint(self) -> str:
         """SHA-256 over meta/, data/ and videos/; other files in the folder do not matter."""
-        return self._fingerprint
+        return content_fingerprint(self._file_digests)
+
+    def file_digests(self) -> Mapping[str, str]:
+        """SHA-256 of each of these files."""
+        return self._file_digests
 
     @cached_property
-    def _fingerprint(self) -> str:
+    def _file_digests(self) -> dict[str, str]:
         files = (file for folder in _CONTENT_FOLDERS for file in (self.root / folder).rglob("*"))
-        return content_fingerprint(self.root, (file for file in files if file.suffix in _CONTENT_SUFFIXES))
+        return digests_of(self.root, (file for file in files if file.suffix in _CONTENT_SUFFIXES))
 
     @cached_property
     def _entries(self) -> dict[int, _Entry]:

@@ -67,7 +67,7 @@ VT.RunPage = class {
     this.headElement.replaceChildren(
       VT.h("h1", {}, row.name, " ", VT.status(row.status)),
       VT.h("p", { class: "muted" }, row.id, row.overrides ? ` · ${row.overrides}` : "", row.reason ? ` · ${row.reason}` : ""),
-      damaged.length ? VT.h("p", { class: "note" }, `${damaged.length} damaged lines in the journal are left out; the first begins at byte ${damaged[0].offset}`) : "",
+      damaged ? VT.h("p", { class: "note" }, damaged) : "",
       VT.h("div", { class: "facts" },
         fact("progress", VT.progress(row)), fact("epoch", epoch),
         fact(row.status === "RUNNING" ? "time left" : "took", VT.duration(row.status === "RUNNING" ? row.eta_s : (row.updated_ms - row.started_ms) / 1000)),
