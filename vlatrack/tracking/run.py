@@ -29,7 +29,7 @@ from vlatrack.tracking.arguments import (
 )
 from vlatrack.tracking.artifacts import artifact_data
 from vlatrack.tracking.backends.base import BackendConfig, DatasetInput, Scalar, Status
-from vlatrack.tracking.backends.destinations import remember_starts
+from vlatrack.tracking.backends.destinations import check_same_naming, remember_starts
 from vlatrack.tracking.backends.registry import (
     backend_label,
     backends_of,
@@ -524,11 +524,15 @@ def _begin(
 
 
 def _with_destinations(files: RunFiles, backends: Sequence[BackendConfig]) -> list[BackendConfig]:
-    """The trackers, with where the run is meant to go; a damaged file of an earlier part of the run says nothing."""
+    """The trackers, with where the run is meant to go; a damaged file of an earlier part of the run says nothing.
+
+    TrackerError if one of them had metrics under other names before."""
     earlier: list[BackendConfig] = []
     with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
         earlier = backends_of(files.backends.read_text(encoding="utf-8"))
-    return remember_starts(backends, earlier, files.runs)
+    started = remember_starts(backends, earlier, files.runs)
+    check_same_naming(started, earlier, files.runs)
+    return started
 
 
 def _check_continues(files: RunFiles, uid: str, experiment: str, resume: bool) -> None:

@@ -69,6 +69,25 @@ def remember_starts(
     return started
 
 
+def check_same_naming(configs: Sequence[BackendConfig], earlier: Sequence[BackendConfig], runs: Path) -> None:
+    """Check that a resumed run names its metrics as before where it goes on, for else a tracker had each of them twice.
+
+    Offline files are written anew, with the whole run, and may have other names.
+
+    Raises:
+        TrackerError: a tracker would have them under two names.
+    """
+    before = {(config.kind, target_of(config, runs).destination.name): config.naming for config in earlier}
+    for config in configs:
+        destination = target_of(config, runs).destination
+        naming = before.get((config.kind, destination.name), config.naming)
+        if naming != config.naming and not destination.is_temporary:
+            raise TrackerError(
+                f"tracking: {config.kind}: this run began with naming: {naming}, and with {config.naming} each of its "
+                f"metrics would be there twice; resume it with naming: {naming}, or start a new run"
+            )
+
+
 def _id_suffix(configs: Sequence[BackendConfig]) -> str:
     """What tells the id of the last one's run from those before it: W&B's client serves one run of an id at a time."""
     number = sum(config.kind == "wandb" for config in configs)
