@@ -60,6 +60,10 @@ class WandbDouble:
         self.refused = 0
         self.uploads_to: str | None = None
         """Where the client is told to upload files; None: here."""
+        self.views: dict[tuple[str, str], Json] = {}
+        """Workspace views by project and name."""
+        self.refuse_views: str | None = None
+        """What to say instead of keeping a view."""
         self.deleted: set[str] = set()
         """Runs that a person has deleted: nobody finds them, and their ids are not given away again."""
         double = self
@@ -122,6 +126,10 @@ class WandbDouble:
                 case "NotifyScriptableRunAlert":
                     self.alerts.append(variables)
                     return {"notifyScriptableRunAlert": {"success": True}}
+                case "View":
+                    return {"project": self._project_with_view(variables)}
+                case "UpsertView2":
+                    return {"upsertView": self._upsert_view(variables)}
                 case _ if "Artifact" in operation:
                     return self._artifact_answer(operation, variables)
                 case _:
@@ -151,6 +159,22 @@ class WandbDouble:
         run.job_type = variables.get("jobType") or run.job_type
         run.tags = variables.get("tags") or run.tags
         return {"bucket": self._bucket(run), "inserted": inserted}
+
+    def _project_with_view(self, variables: Json) -> Json | None:
+        """A project is there as soon as a run or a view of it is; a view only by its name and under its type."""
+        if variables["projectName"] not in {*(run.project for run in self.runs.values()), *(p for p, _ in self.views)}:
+            return None
+        known = self.views.get((variables["projectName"], variables["viewName"]))
+        is_asked_for = known is not None and variables["viewType"] == known["type"]
+        return {"allViews": {"edges": [{"node": known}] if is_asked_for else []}}
+
+    def _upsert_view(self, variables: Json) -> Json:
+        place = variables["projectName"], variables["name"]
+        known = self.views.get(place)
+        assert known is None or variables.get("id") == known["id"], "a second view of this name"
+        view_id = f"view-{len(self.views)}" if known is None else known["id"]
+        self.views[place] = {**variables, "id": view_id}
+        return {"view": {"id": view_id, "name": variables["name"]}, "inserted": known is None}
 
     def _bucket(self, run: StoredRun) -> Json:
         project = {"id": "p", "name": run.project, "entity": {"id": "e", "name": ENTITY}}
@@ -265,6 +289,8 @@ class _Handler(BaseHTTPRequestHandler):
             if operation == "UpsertBucket" and body["variables"].get("name") in self.server_double.deleted:
                 told = f"run {body['variables']['name']} was previously created and deleted; try a new run name"
                 return self._reply({"errors": [{"message": told}]}, status=409)
+            if operation == "UpsertView2" and self.server_double.refuse_views is not None:
+                return self._reply({"errors": [{"message": self.server_double.refuse_views}]}, status=403)
             self._reply({"data": self.server_double.answer(operation, body.get("variables") or {})})
         elif self.path.endswith("/file_stream"):
             run = self.path.split("/")[-2]

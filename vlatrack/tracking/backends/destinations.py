@@ -189,7 +189,7 @@ def _mlflow_words(started_with: Mapping[str, str]) -> str:
 def _wandb_target(config: BackendConfig) -> Target:
     server, to_set = account.base_url(), []
     meant = config.started_with.get("base_url")
-    if meant and not os.environ.get("WANDB_BASE_URL") and not _is_same_server(server, meant):
+    if meant and not os.environ.get("WANDB_BASE_URL") and not is_same_server(server, meant):
         server, to_set = meant, [f"WANDB_BASE_URL={meant}"]
     project = _first(config, "project", account.setting("project", variable="WANDB_PROJECT")) or DEFAULT_PROJECT
     entity = _first(config, "entity", account.setting("entity", variable="WANDB_ENTITY")) or ""
@@ -228,7 +228,8 @@ def _wandb_words(started_with: Mapping[str, str]) -> str:
     return f"W&B at {started_with.get('base_url')}, project {started_with.get('project')}"
 
 
-def _is_same_server(one: str, other: str) -> bool:
+def is_same_server(one: str, other: str) -> bool:
+    """Whether two addresses are those of one W&B server."""
     return public_address(one) == public_address(other) or (account.is_cloud(one) and account.is_cloud(other))
 
 

@@ -20,6 +20,8 @@ NO_KEY = (
     "`vlatrack sync RUN` brings it to W&B"
 )
 
+NO_KEY_HERE = "no W&B key for {server}: set WANDB_API_KEY, or call `wandb login`"
+
 
 def resolve_mode(mode: str) -> Mode:
     """The mode that `auto`, `online` or `offline` means here and now; TrackerError for another word."""
