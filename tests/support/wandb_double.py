@@ -4,6 +4,7 @@ The protocol is private, so the double is pinned to wandb 0.31. It stores histor
 gives, as the real server does, and can be told to refuse uploads.
 """
 
+import hashlib
 import json
 import sys
 import threading
@@ -242,10 +243,36 @@ class WandbDouble:
                 inputs = self.used.setdefault(asked["runName"], [])
                 inputs.extend([name] if name not in inputs else [])
                 return {"useArtifact": {"artifact": {"id": asked["artifactID"]}}}
+            case "ArtifactMembershipByName":
+                return {"project": {"artifactCollectionMembership": self._membership(variables["name"])}}
+            case "FetchArtifactManifest":
+                return {"artifact": {"currentManifest": {"file": {"directUrl": self._manifest_url(variables["id"])}}}}
             case "ArtifactByID":
                 return {"artifact": self._artifact_fragment(variables["id"])}
             case _:
                 return {"project": None, "artifact": None}
+
+    def _manifest_url(self, known_as: str) -> str:
+        return f"{self.url}/artifacts/manifest-{known_as}"
+
+    def _membership(self, name: str) -> Json | None:
+        """The newest version of a collection, `latest`."""
+        collection, _, version = name.partition(":")
+        assert version == "latest", version
+        versions = [k for k, v in self.artifacts.items() if v["asked"]["artifactCollectionName"] == collection]
+        if not versions:
+            return None
+        artifact = self._artifact_fragment(versions[-1])
+        alias = {"__typename": "ArtifactAlias", "id": "alias", "alias": version}
+        kind = {"artifactCollection": artifact["artifactSequence"], "versionIndex": 0, "aliases": [alias]}
+        known = {"__typename": "ArtifactCollectionMembership", "id": versions[-1], "createdAt": artifact["createdAt"]}
+        return {**known, **kind, "artifact": artifact}
+
+    def file_of_artifact(self, path: str) -> bytes | None:
+        """What was uploaded: a manifest at its own address, any other file at one that ends in its MD5 and name."""
+        if path in self.uploads:
+            return self.uploads[path]
+        return next((b for b in self.uploads.values() if hashlib.md5(b).hexdigest() in path.split("/")), None)
 
     def _artifact_upload(self, spec: Json) -> Json:
         url = f"{self.uploads_to or self.url}/artifacts/{spec['artifactID']}/{spec['name']}"
@@ -308,7 +335,14 @@ class _Handler(BaseHTTPRequestHandler):
         self._reply({})
 
     def do_GET(self) -> None:
-        self._reply({}, status=404)
+        found = self.server_double.file_of_artifact(self.path)
+        if found is None:
+            return self._reply({}, status=404)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(found)))
+        self.end_headers()
+        self.wfile.write(found)
+        return None
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Say nothing."""

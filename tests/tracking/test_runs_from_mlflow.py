@@ -30,9 +30,9 @@ def runs(tmp_path: Path, empty_store: Path) -> Path:
     return tmp_path / "runs"
 
 
-def delivered(runs: Path, *files: str, name: str = "a/../run") -> tuple[Path, str]:
-    """A run directory whose records MLflow has, and the id of the run there."""
-    run = ExampleRun(runs.parent)
+def example_run(folder: Path, *files: str, name: str = "a/../run") -> ExampleRun:
+    """A finished run below a folder with metrics of all kinds, which has logged these files."""
+    run = ExampleRun(folder)
     spec = load_spec(TOY)
     (run.dir / "journal.jsonl").unlink()
     start = {"name": name, "experiment": "contract", "tags": {"by": "test"}, "group": None}
@@ -46,6 +46,12 @@ def delivered(runs: Path, *files: str, name: str = "a/../run") -> tuple[Path, st
     for file in files:
         run.append(Kind.ARTIFACT, artifact_data(run.dir / file, run.dir, name=file, aliases=(), sha256=None))
     run.finish("FINISHED")
+    return run
+
+
+def delivered(runs: Path, *files: str) -> tuple[Path, str]:
+    """A run directory whose records MLflow has, and the id of the run there."""
+    run = example_run(runs.parent, *files)
     deliver(run.dir, BackendConfig("mlflow"))
     (stored,) = MlflowClient(f"sqlite:///{runs / 'mlflow.db'}").search_runs(["1"])
     return run.dir, stored.info.run_id

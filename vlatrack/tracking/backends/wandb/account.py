@@ -84,6 +84,15 @@ def is_cloud(server: str) -> bool:
     return urlsplit(server).netloc in CLOUD_HOSTS
 
 
+def is_page_of(address: str, server: str) -> bool:
+    """Whether an address is one of the pages that the server shows to people."""
+    host, of_server = urlsplit(address).netloc, urlsplit(server).netloc
+    if is_cloud(server):
+        return host in {name.removeprefix("api.") for name in CLOUD_HOSTS}
+    shown = urlsplit(os.environ.get("WANDB_APP_URL", "")).netloc
+    return host in {of_server, of_server.replace("api.", "app.", 1), shown} - {""}
+
+
 def setting(name: str, *, variable: str) -> str | None:
     """A setting of wandb, from the environment or the files of `wandb login`, `wandb init` and `wandb offline`."""
     return os.environ.get(variable) or _settings_files().get(name) or None

@@ -7,7 +7,6 @@ W&B tells the views of a project apart by a name that whoever makes one chooses,
 import hashlib
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from vlatrack.tracking.backends.environment import configure_libraries
 from vlatrack.tracking.backends.registry import backends_of, naming_of
 from vlatrack.tracking.backends.wandb.account import NO_KEY_HERE, base_url, has_key
 from vlatrack.tracking.backends.wandb.backend import BEST, HEALTH_KEY, X_AXIS, wandb_key
+from vlatrack.tracking.backends.wandb.clients import said_by
 from vlatrack.tracking.backends.wandb.panels import Chart, ChartSection, KeyOf, view_sections
 from vlatrack.tracking.journal.history import last_start
 from vlatrack.tracking.privacy import redact
@@ -40,6 +40,7 @@ _INTERNAL_NAME = f"nw-{VIEW_ID}-v"
 MOST_STEPS = 100
 """Of a chunk, that one chart has lines for."""
 _TIMEOUT_S = 20
+_REFUSES = "does not take the view"
 _COLUMNS_OF_RUNS = ("run:displayName", "run:state", "run:group", f"summary:{HEALTH_KEY}")
 _NOT_THERE = "Workspace "
 """How the library begins what it says of a view that a project does not have; of all else it says something else."""
@@ -122,19 +123,19 @@ def save_view(options: ViewOptions) -> SavedView:
         raise TrackerError(NO_KEY_HERE.format(server=redact(server)))
     configure_libraries()
     wandb.setup(settings=wandb.Settings(silent=True))
-    with _said_by(server):
+    with said_by(server, _REFUSES):
         entity = options.entity or wandb.Api(timeout=_TIMEOUT_S).default_entity
     if not entity:
         raise TrackerError(f"W&B at {redact(server)}: this account has no default entity; name one with --entity")
     stored_id = _stored_id(server, entity, options.project)
-    with _said_by(server):
+    with said_by(server, _REFUSES):
         saved = _workspace(options, entity, stored_id=stored_id or "").save()
         return SavedView(entity, options.project, str(saved.url), is_new=stored_id is None)
 
 
 def _stored_id(server: str, entity: str, project: str) -> str | None:
     """W&B's id of the view that the project has; None if it has none."""
-    with _said_by(server):
+    with said_by(server, _REFUSES):
         try:
             return str(get_view_dict(entity, project, VIEW_ID)["id"])
         except ValueError as error:
@@ -144,21 +145,6 @@ def _stored_id(server: str, entity: str, project: str) -> str | None:
                 told = "no such project, or not one that this key may see; a run makes it"
                 raise TrackerError(f"W&B at {redact(server)}: {entity}/{project}: {told}") from None
             raise
-
-
-@contextmanager
-def _said_by(server: str) -> Iterator[None]:
-    """Turn what the library raises into one line; it has a kind of exception for each way to fail, most of them not
-    public."""
-    try:
-        yield
-    except TrackerError:
-        raise
-    except Exception as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        if "in time" in said:  # of its own process, which waits for the server
-            said = f"no answer within {_TIMEOUT_S} s"
-        raise TrackerError(f"W&B at {redact(server)} does not take the view ({redact(said)})") from error
 
 
 def _workspace(options: ViewOptions, entity: str, *, stored_id: str) -> workspaces.Workspace:
