@@ -35,7 +35,7 @@ def example_run(folder: Path, *files: str, name: str = "a/../run") -> ExampleRun
     run = ExampleRun(folder)
     spec = load_spec(TOY)
     (run.dir / "journal.jsonl").unlink()
-    start = {"name": name, "experiment": "contract", "tags": {"by": "test"}, "group": None}
+    start = {"name": name, "experiment": "contract", "tags": {"by": "test", "vlatrack.commit": "abc"}, "group": None}
     run.append(Kind.START, {**start, "params": flatten(spec)})
     for step in range(5):
         values = {"train_closs": 1 / (step + 3), "train_acc_action_9": 0.1 * step, "speed_of": 1e308}
@@ -67,6 +67,7 @@ def test_a_run_that_mlflow_has_is_the_run_itself(runs: Path) -> None:
     assert str(histories[0]) == str(histories[1]), "as text, since NaN is not NaN"
     assert not folder.exists()
     assert (restored.settings, restored.manifest) == (original.settings, original.manifest)
+    assert original.tags.items() <= restored.tags.items(), "also what MLflow does not show"
     assert (restored.experiment, restored.status.status) == ("contract", "FINISHED")
     found = compare_runs(run_dir, f"mlflow:{run_id}", runs_folder=runs)
     assert (found.settings, found.data, found.code) == ((), (), ())

@@ -79,11 +79,13 @@ def _download(client: "MlflowClient", run_id: str, folder: Path, word: str) -> N
 
 
 def _start(client: "MlflowClient", run: "Run") -> TrackedStart:
+    from vlatrack.tracking.backends.mlflow.runs import tags_of
+
     return TrackedStart(
         tracker="mlflow",
         run_id=run.info.run_id,
         experiment=client.get_experiment(run.info.experiment_id).name,
-        tags={key: text for key, text in run.data.tags.items() if not key.startswith("mlflow.")},
+        tags=tags_of(run),
         began_ms=int(run.info.start_time or 0),
         ended_ms=int(run.info.end_time or 0),
         status=run.info.status,

@@ -21,6 +21,7 @@ from vlatrack.metrics.grouping import documented_name
 from vlatrack.metrics.schema import Direction, MetricSchema
 from vlatrack.tracking.artifacts import CopyRule
 from vlatrack.tracking.backends.base import (
+    DIGEST_TAGS,
     Artifact,
     Audit,
     NumberFormat,
@@ -144,7 +145,7 @@ class WandbBackend:
     def describe(self, start: RunStart) -> list[Rejection]:
         run = self._open_run
         run.config.update({**start.params, "tags": dict(start.tags)}, allow_val_change=True)
-        run.tags = [f"{name}:{value}"[:LONGEST_TAG] for name, value in start.tags.items()]
+        run.tags = [f"{name}:{value}"[:LONGEST_TAG] for name, value in start.tags.items() if name not in DIGEST_TAGS]
         self._put_health()
         return []
 
