@@ -4,6 +4,7 @@ The protocol is private, so the double is pinned to wandb 0.31. It stores histor
 gives, as the real server does, and can be told to refuse uploads.
 """
 
+import hashlib
 import json
 import sys
 import threading
@@ -60,6 +61,10 @@ class WandbDouble:
         self.refused = 0
         self.uploads_to: str | None = None
         """Where the client is told to upload files; None: here."""
+        self.views: dict[tuple[str, str], Json] = {}
+        """Workspace views by project and name."""
+        self.refuse_views: str | None = None
+        """What to say instead of keeping a view."""
         self.deleted: set[str] = set()
         """Runs that a person has deleted: nobody finds them, and their ids are not given away again."""
         double = self
@@ -122,6 +127,10 @@ class WandbDouble:
                 case "NotifyScriptableRunAlert":
                     self.alerts.append(variables)
                     return {"notifyScriptableRunAlert": {"success": True}}
+                case "View":
+                    return {"project": self._project_with_view(variables)}
+                case "UpsertView2":
+                    return {"upsertView": self._upsert_view(variables)}
                 case _ if "Artifact" in operation:
                     return self._artifact_answer(operation, variables)
                 case _:
@@ -151,6 +160,22 @@ class WandbDouble:
         run.job_type = variables.get("jobType") or run.job_type
         run.tags = variables.get("tags") or run.tags
         return {"bucket": self._bucket(run), "inserted": inserted}
+
+    def _project_with_view(self, variables: Json) -> Json | None:
+        """A project is there as soon as a run or a view of it is; a view only by its name and under its type."""
+        if variables["projectName"] not in {*(run.project for run in self.runs.values()), *(p for p, _ in self.views)}:
+            return None
+        known = self.views.get((variables["projectName"], variables["viewName"]))
+        is_asked_for = known is not None and variables["viewType"] == known["type"]
+        return {"allViews": {"edges": [{"node": known}] if is_asked_for else []}}
+
+    def _upsert_view(self, variables: Json) -> Json:
+        place = variables["projectName"], variables["name"]
+        known = self.views.get(place)
+        assert known is None or variables.get("id") == known["id"], "a second view of this name"
+        view_id = f"view-{len(self.views)}" if known is None else known["id"]
+        self.views[place] = {**variables, "id": view_id}
+        return {"view": {"id": view_id, "name": variables["name"]}, "inserted": known is None}
 
     def _bucket(self, run: StoredRun) -> Json:
         project = {"id": "p", "name": run.project, "entity": {"id": "e", "name": ENTITY}}
@@ -218,10 +243,36 @@ class WandbDouble:
                 inputs = self.used.setdefault(asked["runName"], [])
                 inputs.extend([name] if name not in inputs else [])
                 return {"useArtifact": {"artifact": {"id": asked["artifactID"]}}}
+            case "ArtifactMembershipByName":
+                return {"project": {"artifactCollectionMembership": self._membership(variables["name"])}}
+            case "FetchArtifactManifest":
+                return {"artifact": {"currentManifest": {"file": {"directUrl": self._manifest_url(variables["id"])}}}}
             case "ArtifactByID":
                 return {"artifact": self._artifact_fragment(variables["id"])}
             case _:
                 return {"project": None, "artifact": None}
+
+    def _manifest_url(self, known_as: str) -> str:
+        return f"{self.url}/artifacts/manifest-{known_as}"
+
+    def _membership(self, name: str) -> Json | None:
+        """The newest version of a collection, `latest`."""
+        collection, _, version = name.partition(":")
+        assert version == "latest", version
+        versions = [k for k, v in self.artifacts.items() if v["asked"]["artifactCollectionName"] == collection]
+        if not versions:
+            return None
+        artifact = self._artifact_fragment(versions[-1])
+        alias = {"__typename": "ArtifactAlias", "id": "alias", "alias": version}
+        kind = {"artifactCollection": artifact["artifactSequence"], "versionIndex": 0, "aliases": [alias]}
+        known = {"__typename": "ArtifactCollectionMembership", "id": versions[-1], "createdAt": artifact["createdAt"]}
+        return {**known, **kind, "artifact": artifact}
+
+    def file_of_artifact(self, path: str) -> bytes | None:
+        """What was uploaded: a manifest at its own address, any other file at one that ends in its MD5 and name."""
+        if path in self.uploads:
+            return self.uploads[path]
+        return next((b for b in self.uploads.values() if hashlib.md5(b).hexdigest() in path.split("/")), None)
 
     def _artifact_upload(self, spec: Json) -> Json:
         url = f"{self.uploads_to or self.url}/artifacts/{spec['artifactID']}/{spec['name']}"
@@ -265,6 +316,8 @@ class _Handler(BaseHTTPRequestHandler):
             if operation == "UpsertBucket" and body["variables"].get("name") in self.server_double.deleted:
                 told = f"run {body['variables']['name']} was previously created and deleted; try a new run name"
                 return self._reply({"errors": [{"message": told}]}, status=409)
+            if operation == "UpsertView2" and self.server_double.refuse_views is not None:
+                return self._reply({"errors": [{"message": self.server_double.refuse_views}]}, status=403)
             self._reply({"data": self.server_double.answer(operation, body.get("variables") or {})})
         elif self.path.endswith("/file_stream"):
             run = self.path.split("/")[-2]
@@ -282,7 +335,14 @@ class _Handler(BaseHTTPRequestHandler):
         self._reply({})
 
     def do_GET(self) -> None:
-        self._reply({}, status=404)
+        found = self.server_double.file_of_artifact(self.path)
+        if found is None:
+            return self._reply({}, status=404)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(found)))
+        self.end_headers()
+        self.wfile.write(found)
+        return None
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Say nothing."""

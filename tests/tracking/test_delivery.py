@@ -132,14 +132,16 @@ def test_mlflow_and_wandb_hold_the_same_run(
     assert (stored.info.status, stored.info.run_name) == ("FINISHED", "a run")
     assert (stored.data.params["lr"], len(stored.data.params["text"])) == ("0.0001", 6000)
     assert stored.data.tags["vlatrack.truncated_params"].endswith("text")
-    assert stored.data.tags["vlatrack.commit"] == "abc"
+    assert stored.data.tags["mlflow.vlatrack.commit"] == "abc"
+    assert "vlatrack.commit" not in stored.data.tags, "a digest, which MLflow's overview is not to show"
     uploaded = Path(stored.info.artifact_uri.removeprefix("file://"))
     assert uploaded.is_relative_to(stored_run_dir.parent.parent / "mlartifacts")
     assert (uploaded / "spec.yaml").read_text() == "a: 1\n"
     assert (uploaded / "tokenizer" / "codes.bin").read_bytes() == b"codes"
     at_wandb = wandb_server.runs["u1"]
-    assert (at_wandb.state, at_wandb.display_name, at_wandb.tags) == ("finished", "a run", ["vlatrack.commit:abc"])
+    assert (at_wandb.state, at_wandb.display_name, at_wandb.tags) == ("finished", "a run", [])
     config = json.loads(at_wandb.config)
+    assert config["tags"]["value"] == {"vlatrack.commit": "abc"}
     assert (config["lr"]["value"], config["text"]["value"]) == (1e-4, "x" * 20_000)
     assert all(row["_step"] > 0 and "train/l1_loss_action_5" in row for row in at_wandb.rows)
     assert b"codes" in wandb_server.uploads.values()
@@ -152,7 +154,7 @@ def test_mlflow_and_wandb_hold_the_same_run(
 def test_a_killed_trainer_leaves_a_run_that_is_killed_everywhere_and_can_go_on(
     stored_run_dir: Path, wandb_server: WandbDouble, eventually: Eventually
 ) -> None:
-    backends = json.dumps([{"kind": "mlflow"}, {"kind": "wandb"}])
+    backends = json.dumps([{"kind": "mlflow"}, {"kind": "wandb", "naming": "sections"}])
     command = [sys.executable, Path(__file__).with_name("endless_trainer.py"), stored_run_dir, backends]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as trainer:
         try:

@@ -89,12 +89,12 @@ def test_mlflow_ties_the_metrics_to_the_checkpoint_and_to_the_episode_set(stored
     deliver(stored_run_dir, BackendConfig("mlflow"))
     run, model = in_mlflow(local_store(stored_run_dir))
     (used,) = run.inputs.dataset_inputs
-    assert (used.dataset.name, used.dataset.digest) == ("arena (evaluation)", DIGEST[:36])
+    assert (used.dataset.name, used.dataset.digest) == ("arena (evaluation)", DIGEST[:8])
     assert [tag.value for tag in used.tags] == ["evaluation"]
     assert json.loads(used.dataset.source) == {"source": EPISODES.source}
     assert json.loads(used.dataset.profile) == {"sha256": DIGEST, "set.episodes": "2"}
     found = {m.key: (m.value, m.step, m.dataset_name, m.dataset_digest) for m in model.metrics}
-    data = ("arena (evaluation)", DIGEST[:36])
+    data = ("arena (evaluation)", DIGEST[:8])
     assert found == {
         "train_closs": (0.25, 7, None, None),
         "sim/arena/success": (0.5, 7, *data),

@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import pytest
 from happens import happens
 from mlflow.tracking import MlflowClient
 
+from vlatrack.errors import TrackerError
 from vlatrack.tracking.backends.base import BackendConfig
 from vlatrack.tracking.delivery.audit import audit_run
 from vlatrack.tracking.run import TrackedRun
@@ -15,8 +17,8 @@ NAMES = {"train_closs": 1.0, "train_acc_action": 0.5, "epoch": 1.0, "reward": 3.
 GROUPED = {"train_closs", "action/train_acc_action", "progress/epoch", "reward"}
 
 
-def part(run_dir: Path, step: int, *, resume: bool = False) -> None:
-    config = BackendConfig("mlflow")
+def part(run_dir: Path, step: int, *, resume: bool = False, naming: str = "documented") -> None:
+    config = BackendConfig("mlflow", naming)
     run = TrackedRun.start(
         run_dir, uid="u1", name="n", experiment="exp", backends=[config], params={}, tags={}, resume=resume
     )
@@ -59,3 +61,13 @@ def test_a_run_that_began_with_plain_names_keeps_them(stored_run_dir: Path) -> N
     assert keys(stored_run_dir) == set(NAMES)
     (audit,) = audit_run(stored_run_dir, ["mlflow-0"], trust=OWN_RUN)
     assert audit.differences == ()
+
+
+def test_a_run_cannot_change_the_names_of_its_metrics_when_it_is_resumed(stored_run_dir: Path) -> None:
+    part(stored_run_dir, 1)
+    journal = (stored_run_dir / "journal.jsonl").read_bytes()
+    with pytest.raises(TrackerError, match=r"began with naming: documented, and with sections each .* twice"):
+        part(stored_run_dir, 2, resume=True, naming="sections")
+    assert (stored_run_dir / "journal.jsonl").read_bytes() == journal
+    part(stored_run_dir, 2, resume=True)
+    assert keys(stored_run_dir) == GROUPED

@@ -53,7 +53,9 @@ def test_the_description_has_the_verdict_and_the_documented_metrics_unless_a_per
     ]
     assert place.startswith(f"Run directory: `{run.dir}` on ")
     client.set_tag(stored.info.run_id, "mlflow.note.content", "looks good")
+    client.set_tag(stored.info.run_id, "vlatrack.commit", "abc")  # as an earlier release did
     deliver(run.dir, MLFLOW)
+    assert "vlatrack.commit" not in client.get_run(stored.info.run_id).data.tags
     assert client.get_run(stored.info.run_id).data.tags["mlflow.note.content"] == "looks good"
 
 

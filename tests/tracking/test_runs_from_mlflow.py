@@ -30,12 +30,12 @@ def runs(tmp_path: Path, empty_store: Path) -> Path:
     return tmp_path / "runs"
 
 
-def delivered(runs: Path, *files: str, name: str = "a/../run") -> tuple[Path, str]:
-    """A run directory whose records MLflow has, and the id of the run there."""
-    run = ExampleRun(runs.parent)
+def example_run(folder: Path, *files: str, name: str = "a/../run") -> ExampleRun:
+    """A finished run below a folder with metrics of all kinds, which has logged these files."""
+    run = ExampleRun(folder)
     spec = load_spec(TOY)
     (run.dir / "journal.jsonl").unlink()
-    start = {"name": name, "experiment": "contract", "tags": {"by": "test"}, "group": None}
+    start = {"name": name, "experiment": "contract", "tags": {"by": "test", "vlatrack.commit": "abc"}, "group": None}
     run.append(Kind.START, {**start, "params": flatten(spec)})
     for step in range(5):
         values = {"train_closs": 1 / (step + 3), "train_acc_action_9": 0.1 * step, "speed_of": 1e308}
@@ -46,6 +46,12 @@ def delivered(runs: Path, *files: str, name: str = "a/../run") -> tuple[Path, st
     for file in files:
         run.append(Kind.ARTIFACT, artifact_data(run.dir / file, run.dir, name=file, aliases=(), sha256=None))
     run.finish("FINISHED")
+    return run
+
+
+def delivered(runs: Path, *files: str) -> tuple[Path, str]:
+    """A run directory whose records MLflow has, and the id of the run there."""
+    run = example_run(runs.parent, *files)
     deliver(run.dir, BackendConfig("mlflow"))
     (stored,) = MlflowClient(f"sqlite:///{runs / 'mlflow.db'}").search_runs(["1"])
     return run.dir, stored.info.run_id
@@ -61,6 +67,7 @@ def test_a_run_that_mlflow_has_is_the_run_itself(runs: Path) -> None:
     assert str(histories[0]) == str(histories[1]), "as text, since NaN is not NaN"
     assert not folder.exists()
     assert (restored.settings, restored.manifest) == (original.settings, original.manifest)
+    assert original.tags.items() <= restored.tags.items(), "also what MLflow does not show"
     assert (restored.experiment, restored.status.status) == ("contract", "FINISHED")
     found = compare_runs(run_dir, f"mlflow:{run_id}", runs_folder=runs)
     assert (found.settings, found.data, found.code) == ((), (), ())

@@ -7,14 +7,19 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import psutil
 import pytest
+from browser import browser_page
 from launching import running
 from mlflow.tracking import MlflowClient
+from test_evaluations import deliver
 
 from vlatrack.cli.ui import ui
 from vlatrack.errors import TrackerError
+from vlatrack.testing.example_run import ExampleRun
+from vlatrack.tracking.backends.base import BackendConfig
 from vlatrack.tracking.backends.mlflow.server import newest_experiments
 
 
@@ -66,3 +71,35 @@ def test_the_ui_serves_the_store_on_a_free_port_and_leaves_no_process_behind(
             assert shown.wait(60) == 0
     assert psutil.wait_procs(servers, timeout=10)[1] == []
     assert not _answers(url)
+
+
+@pytest.mark.slow
+def test_the_printed_addresses_lead_to_the_charts_of_the_saved_view_in_training_mode(
+    stored_run_dir: Path, eventually: Callable[..., None]
+) -> None:
+    run = ExampleRun(stored_run_dir.parents[2])
+    run.log(3)
+    run.finish("FINISHED")
+    deliver(run.dir, BackendConfig("mlflow"))
+    command = [sys.executable, "-m", "vlatrack", "ui", "--mlflow", "--runs", stored_run_dir.parents[1], "--port", "0"]
+    with running(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as shown:
+        assert shown.stdout is not None
+        list_of_all, charts = (shown.stdout.readline() for _ in range(2))
+        assert re.search(r"http\S+/#/experiments\?workflowType=machine_learning\b", list_of_all)
+        name, address = charts.split(maxsplit=1)
+        server, _, page = address.strip().partition("/#")
+        place, asked = urlsplit(page).path, {key: value for key, (value,) in parse_qs(urlsplit(page).query).items()}
+        eventually(lambda: _answers(server))
+        number = re.fullmatch(r"/experiments/(\d+)/runs", place)
+        assert number is not None
+        with urllib.request.urlopen(f"{server}/api/2.0/mlflow/experiments/get?experiment_id={number[1]}") as response:
+            experiment = json.load(response)["experiment"]
+        tags = {tag["key"]: tag["value"] for tag in experiment["tags"]}
+        assert name == f"{experiment['name']}:" == "contract:"
+        assert (asked["workflowType"], asked["compareRunsMode"]) == ("machine_learning", "CHART")
+        assert json.loads(tags[f"mlflow.sharedViewState.{asked['viewStateShareKey']}"])["name"] == "VLA losses"
+        with browser_page() as tab:
+            tab.look(width=1440)
+            tab.open(address.strip())
+            shown_first = "/VLA losses[^]*train_closs[^]*train_loss_ct/.exec(document.body.innerText)"
+            assert tab.wait_for(shown_first, timeout_s=60)

@@ -17,8 +17,9 @@ def compare(
         list[str],
         typer.Argument(
             metavar="A B...",
-            help="Runs: directories, archives, ids or the beginnings of ids, latest, latest~1, mlflow:RUN_ID. Or "
-            "evaluations in a simulator: their folders, or episode tables (CSV; JSON or SQLite of vla-eval).",
+            help="Runs: directories, archives, ids or the beginnings of ids, latest, latest~1, mlflow:RUN_ID, "
+            "wandb:ENTITY/PROJECT/RUN_ID. Or evaluations in a simulator: their folders, or episode tables (CSV; JSON "
+            "or SQLite of vla-eval).",
             show_default=False,
         ),
     ],

@@ -12,6 +12,7 @@ import typer
 from vlatrack import __version__
 from vlatrack.cli.bench import app as bench_app
 from vlatrack.cli.compare import compare
+from vlatrack.cli.dashboard import app as dashboard_app
 from vlatrack.cli.data import app as data_app
 from vlatrack.cli.delivery import reap, sync
 from vlatrack.cli.doctor import doctor
@@ -67,6 +68,7 @@ for command in (
 ):
     app.command()(command)
 app.command("import")(import_logs)
+app.add_typer(dashboard_app, name="dashboard")
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 

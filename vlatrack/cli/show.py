@@ -24,7 +24,8 @@ RecordedRunWord = Annotated[
     typer.Argument(
         metavar="RUN",
         help="Run directory, archive (vlatrack export RUN --archive), run id or its beginning, latest, latest~1, "
-        "or mlflow:RUN_ID of a run that MLflow has.",
+        "mlflow:RUN_ID or wandb:ENTITY/PROJECT/RUN_ID of a run that a tracker has, or the address of its "
+        "page at W&B.",
     ),
 ]
 

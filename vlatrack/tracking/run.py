@@ -1,6 +1,5 @@
 """A tracked run as training sees it: one write into the journal a call; trackers are served by another process."""
 
-import contextlib
 import logging
 import os
 import threading
@@ -22,21 +21,12 @@ from vlatrack.tracking.arguments import (
     checked_uid,
     described,
     plain_backends,
-    plain_datasets,
     plain_params,
-    plain_tags,
     shown,
 )
 from vlatrack.tracking.artifacts import artifact_data
 from vlatrack.tracking.backends.base import BackendConfig, DatasetInput, Scalar, Status
-from vlatrack.tracking.backends.destinations import remember_starts
-from vlatrack.tracking.backends.registry import (
-    backend_label,
-    backends_of,
-    backends_text,
-    check_backend,
-    notices_of,
-)
+from vlatrack.tracking.backends.registry import backend_label, notices_of
 from vlatrack.tracking.delivery.report import BackendDelivery, DeliveryReport, delivery_report
 from vlatrack.tracking.delivery.supervisor import DeliveryProcess, end_delivery
 from vlatrack.tracking.delivery.webhook import VARIABLE as WEBHOOK
@@ -44,10 +34,18 @@ from vlatrack.tracking.delivery.worker import PATIENCE_WITHOUT_TRAINER_S
 from vlatrack.tracking.health import HEALTH, NON_FINITE, NOTE
 from vlatrack.tracking.journal.history import REWOUND, Rewinds, RunStatus, last_start, metric_history, run_status
 from vlatrack.tracking.journal.journal import Journal
-from vlatrack.tracking.journal.records import Kind, last_record
+from vlatrack.tracking.journal.records import Kind
 from vlatrack.tracking.logged_values import LoggedValues
-from vlatrack.tracking.privacy import check_no_links, private_directory, redact, redact_param, write_private
+from vlatrack.tracking.privacy import redact, redact_param
 from vlatrack.tracking.run_files import RunFiles, checked_runs_folder, new_run_directory
+from vlatrack.tracking.run_start import (
+    begin_journal,
+    cannot_be_written,
+    check_continues,
+    open_journal,
+    start_data,
+    with_destinations,
+)
 from vlatrack.tracking.trust import OWN_RUN, Trust, remember
 from vlatrack.tracking.watched_health import WatchedHealth
 
@@ -102,11 +100,11 @@ def start_run(
     folder = checked_runs_folder(Path(runs)) / checked_experiment(experiment)
     given: dict[str, Any] = {"params": params or {}, "tags": tags or {}, "group": group}
     if resume is None:
-        _start_data(name=name or "", experiment=experiment, backends=configs, datasets=(), **given)
+        start_data(name=name or "", experiment=experiment, backends=configs, datasets=(), **given)
         try:
             run_dir = new_run_directory(folder)
         except OSError as error:
-            raise _cannot_be_written(error, folder) from error
+            raise cannot_be_written(error, folder) from error
         uid = f"{experiment[:40]}-{run_dir.name}"
     else:
         run_dir = RunFiles(folder / resume if Path(resume).name == str(resume) else Path(resume)).run_dir
@@ -218,10 +216,10 @@ class TrackedRun:
         """
         checked_uid(uid)
         t_ms = None if t_ms is None else checked_time(t_ms)
-        data = _start_data(name, experiment, backends, params, tags, datasets, group)
+        data = start_data(name, experiment, backends, params, tags, datasets, group)
         files = RunFiles(run_dir)
         if (left_open := _OPEN_RUNS.get(files.run_dir)) is not None and not left_open._journal.forked:
-            _check_continues(files, uid, experiment, True)
+            check_continues(files, uid, experiment, True)
             _log.warning("%s: this process has it open; that run is KILLED, and begins again", files.run_dir)
             _TO_BEGIN_AGAIN.add(files.run_dir)
             left_open.finish("KILLED", reason="started again by the same process", timeout_s=0)
@@ -229,9 +227,9 @@ class TrackedRun:
             resume, resume_step = True, -1
         journal = run = None
         try:
-            journal = _open_journal(files, uid)
-            _check_continues(files, uid, experiment, resume)
-            backends = _with_destinations(files, backends)
+            journal = open_journal(files, uid)
+            check_continues(files, uid, experiment, resume)
+            backends = with_destinations(files, backends)
             watched = None if health is None or not health.any_on else WatchedHealth()
             run = cls(files, journal, backends, trust, watched)
             if watched is not None:
@@ -241,7 +239,7 @@ class TrackedRun:
             data["tags"] |= rewinds.tags
             if journal.first_seq == 0:
                 data["groups_metrics"] = True
-            _begin(files, journal, backends, data, t_ms, health)
+            begin_journal(files, journal, backends, data, t_ms, health)
             run.last_step = max(resume_step or 0, 0)
             run._rewinds = len(rewinds.tags)
             if rewinds.new is not None:
@@ -464,80 +462,5 @@ class TrackedRun:
         return DeliveryReport(tuple(shares), self._journal.lost)
 
 
-def _start_data(
-    name: str,
-    experiment: str,
-    backends: Sequence[BackendConfig],
-    params: Mapping[str, Scalar],
-    tags: Mapping[str, str],
-    datasets: Sequence[DatasetInput],
-    group: str | None,
-) -> dict[str, Any]:
-    """What the start record holds, without secrets; TrackerError or MissingPackageError for what cannot be used."""
-    for config in backends:
-        check_backend(config)
-    kept = plain_params(params)
-    return {
-        "name": redact(checked_text("name", name) or ""),
-        "experiment": checked_experiment(experiment),
-        "params": {k: redact_param(k, v) if isinstance(v, str) else v for k, v in kept.items()},
-        "tags": {key: redact_param(key, value) for key, value in plain_tags(tags).items()},
-        "datasets": plain_datasets(datasets),
-        "group": None if group is None else redact(checked_text("group", group) or ""),
-    }
-
-
 def _status_after(error: BaseException) -> Status:
     return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-
-
-def _open_journal(files: RunFiles, uid: str) -> Journal:
-    try:
-        check_no_links(private_directory(files.delivery))
-        return Journal.open(files.journal, run=uid, writer="trainer")
-    except OSError as error:
-        raise _cannot_be_written(error, files.run_dir) from error
-
-
-def _cannot_be_written(error: OSError, place: Path) -> TrackerError:
-    return TrackerError(f"{error.filename or place}: {error.strerror}; no run can be written there")
-
-
-def _begin(
-    files: RunFiles,
-    journal: Journal,
-    backends: Sequence[BackendConfig],
-    data: Mapping[str, Any],
-    t_ms: int | None,
-    health: Thresholds | None,
-) -> None:
-    """Write the start record; first what trackers there are, so that a run that dies just then is known to the next
-    sync. TrackerError if the disk does not take it."""
-    try:
-        write_private(files.backends, backends_text(backends))
-        if health is not None:
-            write_private(files.health, health.to_json())
-    except OSError as error:
-        raise TrackerError(f"{files.backends}: {error.strerror}; free some disk space") from error
-    if journal.append(Kind.START, data, t_ms=t_ms) is None:
-        raise TrackerError(f"{files.journal}: cannot be written; free some disk space")
-
-
-def _with_destinations(files: RunFiles, backends: Sequence[BackendConfig]) -> list[BackendConfig]:
-    """The trackers, with where the run is meant to go; a damaged file of an earlier part of the run says nothing."""
-    earlier: list[BackendConfig] = []
-    with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
-        earlier = backends_of(files.backends.read_text(encoding="utf-8"))
-    return remember_starts(backends, earlier, files.runs)
-
-
-def _check_continues(files: RunFiles, uid: str, experiment: str, resume: bool) -> None:
-    last = last_record(files.journal)
-    if last is not None and not resume:
-        raise TrackerError(f"{files.run_dir}: holds a run already; resume it or choose another directory")
-    if last is not None and last.run != uid:
-        raise TrackerError(f"{files.run_dir}: belongs to run {last.run}, not to {uid}; choose another directory")
-    start = last_start(files.journal)
-    if start is not None and start.data["experiment"] != experiment:
-        belongs = f"belongs to experiment {start.data['experiment']}, not to {experiment}"
-        raise TrackerError(f"{files.run_dir}: {belongs}; resume it as a run of that one")

@@ -9,6 +9,7 @@ from pathlib import Path
 from vlatrack.errors import DataError, SpecError
 from vlatrack.runner.archive import is_archive, opened_archive
 from vlatrack.runner.comparison.from_mlflow import PREFIX, run_of_mlflow
+from vlatrack.runner.comparison.from_wandb import names_wandb_run, run_of_wandb
 from vlatrack.runner.comparison.recorded import RecordedRun
 
 _LATEST = re.compile(r"latest(?:~(\d{1,6}))?")
@@ -26,10 +27,15 @@ def names_run(word: str) -> bool:
     return not word.endswith(_TABLES) and "/evaluation/" not in word
 
 
+def is_of_tracker(word: str) -> bool:
+    """Whether a word means a run that a tracker has, which somebody else may have put there."""
+    return word.startswith(PREFIX) or names_wandb_run(word)
+
+
 @contextmanager
 def run_folder(word: str, runs: Path) -> Iterator[Path]:
-    """The directory of the run that a word means, while it lasts: of an archive, or of a run that MLflow has
-    (`mlflow:RUN_ID`), a private folder.
+    """The directory of the run that a word means, while it lasts: of an archive, or of a run that a tracker has
+    (`mlflow:RUN_ID`, `wandb:ENTITY/PROJECT/RUN_ID`), a private folder.
 
     Raises:
         SpecError: no run or several are meant.
@@ -38,6 +44,9 @@ def run_folder(word: str, runs: Path) -> Iterator[Path]:
     path = Path(word)
     if word.startswith(PREFIX):
         with run_of_mlflow(word, runs) as folder:
+            yield folder
+    elif names_wandb_run(word):
+        with run_of_wandb(word) as folder:
             yield folder
     elif path.is_file():
         if not is_archive(path):

@@ -14,8 +14,7 @@ from typing import Any
 from vlatrack.errors import DataError, RunError, SpecError
 from vlatrack.runner.archive import is_archive
 from vlatrack.runner.comparison.differences import line_differences
-from vlatrack.runner.comparison.finding import run_folder
-from vlatrack.runner.comparison.from_mlflow import PREFIX
+from vlatrack.runner.comparison.finding import is_of_tracker, run_folder
 from vlatrack.runner.comparison.recorded import History, RecordedManifest, RecordedRun, Repository
 from vlatrack.runner.data_digests import FILE as DATA_DIGESTS
 from vlatrack.runner.data_digests import read_data_digests, told_differences
@@ -155,7 +154,7 @@ def _data_differences(spec: ExperimentSpec, manifest: RecordedManifest, run: Pat
 
 
 def _check_trust(word: str, manifest: RecordedManifest, *, here: bool, trust_code: bool) -> None:
-    is_foreign = word.startswith(PREFIX) or (Path(word).is_file() and is_archive(Path(word)))
+    is_foreign = is_of_tracker(word) or (Path(word).is_file() and is_archive(Path(word)))
     holding = [name for name, r in manifest.repositories.items() if r.diff or r.untracked]
     if is_foreign and holding and not here and not trust_code:
         raise SpecError(

@@ -15,6 +15,9 @@ Scalar = str | int | float | bool | None
 NAMINGS = ("documented", "sections")
 UNGROUPED = "ungrouped"
 """The naming of runs that an earlier release began with `documented`: every name as the journal has it."""
+COMMIT_TAG = "vlatrack.commit"
+DIGEST_TAGS = ("vlatrack.spec_hash", COMMIT_TAG)
+"""Tags of a run that nobody reads, which trackers keep where their first screen does not show them."""
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 

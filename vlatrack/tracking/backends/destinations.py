@@ -69,6 +69,25 @@ def remember_starts(
     return started
 
 
+def check_same_naming(configs: Sequence[BackendConfig], earlier: Sequence[BackendConfig], runs: Path) -> None:
+    """Check that a resumed run names its metrics as before where it goes on, for else a tracker had each of them twice.
+
+    Offline files are written anew, with the whole run, and may have other names.
+
+    Raises:
+        TrackerError: a tracker would have them under two names.
+    """
+    before = {(config.kind, target_of(config, runs).destination.name): config.naming for config in earlier}
+    for config in configs:
+        destination = target_of(config, runs).destination
+        naming = before.get((config.kind, destination.name), config.naming)
+        if naming != config.naming and not destination.is_temporary:
+            raise TrackerError(
+                f"tracking: {config.kind}: this run began with naming: {naming}, and with {config.naming} each of its "
+                f"metrics would be there twice; resume it with naming: {naming}, or start a new run"
+            )
+
+
 def _id_suffix(configs: Sequence[BackendConfig]) -> str:
     """What tells the id of the last one's run from those before it: W&B's client serves one run of an id at a time."""
     number = sum(config.kind == "wandb" for config in configs)
@@ -170,7 +189,7 @@ def _mlflow_words(started_with: Mapping[str, str]) -> str:
 def _wandb_target(config: BackendConfig) -> Target:
     server, to_set = account.base_url(), []
     meant = config.started_with.get("base_url")
-    if meant and not os.environ.get("WANDB_BASE_URL") and not _is_same_server(server, meant):
+    if meant and not os.environ.get("WANDB_BASE_URL") and not is_same_server(server, meant):
         server, to_set = meant, [f"WANDB_BASE_URL={meant}"]
     project = _first(config, "project", account.setting("project", variable="WANDB_PROJECT")) or DEFAULT_PROJECT
     entity = _first(config, "entity", account.setting("entity", variable="WANDB_ENTITY")) or ""
@@ -209,7 +228,8 @@ def _wandb_words(started_with: Mapping[str, str]) -> str:
     return f"W&B at {started_with.get('base_url')}, project {started_with.get('project')}"
 
 
-def _is_same_server(one: str, other: str) -> bool:
+def is_same_server(one: str, other: str) -> bool:
+    """Whether two addresses are those of one W&B server."""
     return public_address(one) == public_address(other) or (account.is_cloud(one) and account.is_cloud(other))
 
 

@@ -106,7 +106,7 @@ def connect(config: BackendConfig, run_dir: Path) -> Backend:
     provide_user()
     configure_libraries()
     target = BUILT_IN[config.kind].target if config.kind in BUILT_IN else _target_of(config)
-    return load_backend_class(target)(run_dir, naming=_naming_of(config, run_dir), **destination.options)
+    return load_backend_class(target)(run_dir, naming=naming_of(config, run_dir), **destination.options)
 
 
 def notices_of(config: BackendConfig, run_dir: Path) -> list[str]:
@@ -173,7 +173,7 @@ def backends_of(text: str) -> list[BackendConfig]:
     return configs
 
 
-def _naming_of(config: BackendConfig, run_dir: Path) -> str:
+def naming_of(config: BackendConfig, run_dir: Path) -> str:
     """A run keeps the keys with which it began to its end: else trackers would have it twice."""
     journal = RunFiles(run_dir).journal
     if config.naming == "documented" and journal.exists() and not first_start(journal).groups_metrics:

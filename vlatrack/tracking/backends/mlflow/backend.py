@@ -44,11 +44,13 @@ from vlatrack.tracking.backends.mlflow.runs import (
     find_or_create_experiment,
     find_or_create_run,
     find_run,
+    hide_digests,
     join_group,
     log_in_batches,
     long_names,
     mlflow_key,
     run_tags,
+    tag_key,
     verdicts,
 )
 from vlatrack.tracking.backends.mlflow.store import (
@@ -134,8 +136,9 @@ class MlflowBackend:
         if start.group is not None:
             join_group(self._client, run, start.group)
         refused = self._put_params(run, start.params)
-        refused += self._put_tags({mlflow_key(name): value for name, value in start.tags.items()} | self._health())
-        refused += put_datasets(self._client, self._run_id, start.datasets)
+        refused += self._put_tags({tag_key(name): value for name, value in start.tags.items()} | self._health())
+        hide_digests(self._client, run)
+        refused += put_datasets(self._client, run, start.datasets)
         refused += put_view(self._client, run.info.experiment_id, start, self.metric_key)
         return [Rejection(start.seq, what, reason) for what, reason in refused]
 

@@ -9,7 +9,7 @@ from mlflow.tracking import MlflowClient
 
 from vlatrack.tracking.backends.base import RejectedError, Scalar
 from vlatrack.tracking.backends.mlflow.artifacts import MODEL_METRICS_PER_BATCH, find_or_create_model, is_rotated_away
-from vlatrack.tracking.backends.mlflow.datasets import put_datasets, stored_dataset
+from vlatrack.tracking.backends.mlflow.datasets import dataset_of, put_datasets
 from vlatrack.tracking.backends.mlflow.runs import batches, verdicts
 from vlatrack.tracking.evaluated import Evaluated
 
@@ -25,11 +25,11 @@ def put_evaluation(
     Raises:
         RejectedError: MLflow refuses a dataset, or has no LoggedModels.
     """
-    if refused := put_datasets(client, run_id, [result.dataset for result in evaluated.results]):
+    run = client.get_run(run_id)
+    if refused := put_datasets(client, run, [result.dataset for result in evaluated.results]):
         raise RejectedError("; ".join(f"{what}: {reason}" for what, reason in refused))
     if evaluated.checkpoint_seq is None or evaluated.policy_sha256 is None:
         return
-    run = client.get_run(run_id)
     known: dict[str, Scalar] = {
         "name": evaluated.checkpoint,
         "step": evaluated.step,
@@ -41,7 +41,7 @@ def put_evaluation(
     model = find_or_create_model(client, run, known, f"{uid}:{evaluated.checkpoint_seq}", path)
     with verdicts(client, run_id):
         for result in evaluated.results:
-            dataset = stored_dataset(result.dataset)
+            dataset = dataset_of(run, result.dataset)
             metrics = [
                 Metric(
                     key_of(name),

@@ -23,14 +23,14 @@ from mlflow.utils.mlflow_tags import (
     MLFLOW_USER,
 )
 
-from vlatrack.tracking.backends.base import RejectedError, RemoteDeletedError, RunStart
+from vlatrack.tracking.backends.base import COMMIT_TAG, DIGEST_TAGS, RejectedError, RemoteDeletedError, RunStart
 from vlatrack.tracking.backends.mlflow.readback import check_named
 from vlatrack.tracking.backends.names import escaped, unescaped
 
 UID_TAG = "vlatrack.uid"
 MOST_ATTEMPTS = 20
-COMMIT_TAG, NO_COMMIT = "vlatrack.commit", "none"
-"""Of a run's start; MLflow shows it as the version of the run's source."""
+NO_COMMIT = "none"
+"""For a commit, which MLflow shows as the version of the run's source."""
 LONGEST_TAG = 8000
 TOO_LARGE = "error code 413"
 """In what MLflow's client says of the answer of a proxy."""
@@ -81,6 +81,24 @@ def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 def source_tags() -> dict[str, str]:
     """Who made a run, as MLflow shows it."""
     return {MLFLOW_USER: getpass.getuser(), MLFLOW_SOURCE_NAME: "vlatrack", MLFLOW_SOURCE_TYPE: "LOCAL"}
+
+
+def tag_key(name: str) -> str:
+    """The key of a run's tag; those of digests begin as MLflow's own do, which its pages do not show."""
+    return f"mlflow.{name}" if name in DIGEST_TAGS else mlflow_key(name)
+
+
+def tags_of(run: Run) -> dict[str, str]:
+    """The tags of a run by their names, without those of MLflow itself."""
+    found = {key: text for key, text in run.data.tags.items() if not key.startswith("mlflow.")}
+    return found | {name: run.data.tags[tag_key(name)] for name in DIGEST_TAGS if tag_key(name) in run.data.tags}
+
+
+def hide_digests(client: MlflowClient, run: Run) -> None:
+    """Remove the tags of digests that an earlier release has put where MLflow shows them."""
+    for name in DIGEST_TAGS:
+        if name in run.data.tags:
+            client.delete_tag(run.info.run_id, name)
 
 
 Refused = list[tuple[str, str]]

@@ -20,6 +20,8 @@ NO_KEY = (
     "`vlatrack sync RUN` brings it to W&B"
 )
 
+NO_KEY_HERE = "no W&B key for {server}: set WANDB_API_KEY, or call `wandb login`"
+
 
 def resolve_mode(mode: str) -> Mode:
     """The mode that `auto`, `online` or `offline` means here and now; TrackerError for another word."""
@@ -80,6 +82,15 @@ def base_url() -> str:
 def is_cloud(server: str) -> bool:
     """Whether an address is one of W&B's own cloud."""
     return urlsplit(server).netloc in CLOUD_HOSTS
+
+
+def is_page_of(address: str, server: str) -> bool:
+    """Whether an address is one of the pages that the server shows to people."""
+    host, of_server = urlsplit(address).netloc, urlsplit(server).netloc
+    if is_cloud(server):
+        return host in {name.removeprefix("api.") for name in CLOUD_HOSTS}
+    shown = urlsplit(os.environ.get("WANDB_APP_URL", "")).netloc
+    return host in {of_server, of_server.replace("api.", "app.", 1), shown} - {""}
 
 
 def setting(name: str, *, variable: str) -> str | None:

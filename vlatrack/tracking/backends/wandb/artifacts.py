@@ -27,6 +27,8 @@ TIMEOUT_S = 600
 SLOWEST_UPLOAD_PER_S = 2_000_000
 """Bytes."""
 
+_VERSIONS = (CHECKPOINTS, POLICIES)
+"""Artifacts whose name begins so are versions of one, told apart by alias; W&B moves `latest` to the newest itself."""
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]")
 
 
@@ -34,9 +36,8 @@ def put_artifact(run: wandb.Run, artifact: Artifact, rule: CopyRule, *, wait: bo
     """Log the artifact, and wait until it is there."""
     kind, _, version = artifact.name.partition("/")
     kind = _NOT_IN_NAMES.sub("-", kind)
-    # Checkpoints are versions of one artifact, told apart by alias; W&B moves `latest` to the newest by itself.
-    is_version = artifact.name.startswith((CHECKPOINTS, POLICIES))
-    name = _NOT_IN_NAMES.sub("-", f"{run.id}-{kind if is_version else artifact.name}")
+    is_version = artifact.name.startswith(_VERSIONS)
+    name = collection_of(run.id, artifact.name)
     aliases = ["latest", *([_NOT_IN_NAMES.sub("-", version)] if is_version else []), *artifact.aliases]
     left = rule.by_reference(artifact)
     logged = run.log_artifact(
@@ -45,6 +46,11 @@ def put_artifact(run: wandb.Run, artifact: Artifact, rule: CopyRule, *, wait: bo
     if wait:
         copied = sum(file.size for file in artifact.files if file not in left)
         logged.wait(TIMEOUT_S + copied // SLOWEST_UPLOAD_PER_S)
+
+
+def collection_of(run_id: str, name: str) -> str:
+    """What W&B calls the collection that has an artifact of a run as a version."""
+    return _NOT_IN_NAMES.sub("-", f"{run_id}-{name.partition('/')[0] if name.startswith(_VERSIONS) else name}")
 
 
 def bundle_of(name: str, kind: str, artifact: Artifact, left: Sequence[ArtifactFile]) -> wandb.Artifact:

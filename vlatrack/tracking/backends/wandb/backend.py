@@ -21,6 +21,7 @@ from vlatrack.metrics.grouping import documented_name
 from vlatrack.metrics.schema import Direction, MetricSchema
 from vlatrack.tracking.artifacts import CopyRule
 from vlatrack.tracking.backends.base import (
+    DIGEST_TAGS,
     Artifact,
     Audit,
     NumberFormat,
@@ -47,12 +48,16 @@ from vlatrack.tracking.backends.wandb.clients import (
 from vlatrack.tracking.backends.wandb.steps import StepShift
 from vlatrack.tracking.backends.wandb.values import stored_values
 from vlatrack.tracking.evaluated import Evaluated
+from vlatrack.tracking.health import HEALTH, verdict_of
+from vlatrack.tracking.journal.history import REWOUND
 from vlatrack.tracking.journal.records import Record
 from vlatrack.tracking.run_files import RunFiles, held_path
 
 X_AXIS = "train_step"
 METRIC = "metric/"
 """Prefix of metrics whose names W&B, or the x axis, has taken."""
+HEALTH_KEY = "health/verdict"
+"""In the summary of a run that is watched: `healthy`, or what was found, by which the table of runs can be sorted."""
 BEST = "best/"
 """Prefix of a metric's best value in the summary; the last value stands under the metric's own name."""
 
@@ -140,7 +145,8 @@ class WandbBackend:
     def describe(self, start: RunStart) -> list[Rejection]:
         run = self._open_run
         run.config.update({**start.params, "tags": dict(start.tags)}, allow_val_change=True)
-        run.tags = [f"{name}:{value}"[:LONGEST_TAG] for name, value in start.tags.items()]
+        run.tags = [f"{name}:{value}"[:LONGEST_TAG] for name, value in start.tags.items() if name not in DIGEST_TAGS]
+        self._put_health()
         return []
 
     def deliver(self, records: Sequence[Record]) -> list[Rejection]:
@@ -193,7 +199,9 @@ class WandbBackend:
 
     def event(self, event: RunEvent) -> None:
         """The data of an evaluation becomes an input of the run. Offline files hold no inputs; a sync with a key goes
-        through all events."""
+        through all events. What is found about the run's health changes its verdict."""
+        if event.name in (HEALTH, REWOUND):
+            self._put_health()
         evaluated = Evaluated.of(event)
         if evaluated is not None and self._online:
             for result in evaluated.results:
@@ -239,6 +247,11 @@ class WandbBackend:
             run, self._run = self._run, None
             closed(run.id)
             run.finish(exit_code=1)
+
+    def _put_health(self) -> None:
+        files = RunFiles(self._folder)
+        if files.health.exists():
+            self._open_run.summary[HEALTH_KEY] = verdict_of(files.journal)
 
     def _id_of(self, start: RunStart) -> str:
         return f"{start.uid}{self._id_suffix}"

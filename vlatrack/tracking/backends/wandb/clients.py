@@ -8,12 +8,15 @@ import contextlib
 import math
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import wandb
 
+from vlatrack.errors import TrackerError, VlatrackError
 from vlatrack.tracking.backends.base import RemoteDeletedError
+from vlatrack.tracking.privacy import redact
 
 ORPHAN_TIMEOUT_S = 10.0
 SPARE_S = 600.0
@@ -24,6 +27,21 @@ _open_ids: set[str] = set()
 _failures: dict[str, tuple[type[Exception], str]] = {}
 """Why the last attempt to open a run failed, by its id."""
 _ended_at = [-math.inf]
+
+
+@contextlib.contextmanager
+def said_by(server: str, what: str) -> Iterator[None]:
+    """Turn what the library raises into one line that begins with the server and `what` it does or does not; there is a
+    kind of exception for each way to fail, most of them not public."""
+    try:
+        yield
+    except VlatrackError:
+        raise
+    except Exception as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        if "in time" in said:  # it speaks of its own process, which waits for the server
+            said = "it does not answer"
+        raise TrackerError(f"W&B at {redact(server)} {what} ({redact(said)})") from error
 
 
 def opened(run_id: str) -> None:
