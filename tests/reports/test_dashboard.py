@@ -98,6 +98,28 @@ def test_the_page_of_a_run_has_its_lines_its_results_and_its_files(runs: Path, e
         assert list(sparks) == [f"toy/{run.run_id}"]
 
 
+def test_a_stretch_of_a_long_run_is_shown_with_every_value(runs: Path, eventually: Callable[..., None]) -> None:
+    values = [float(step % 97) for step in range(9000)]
+    with start_run("toy", runs=runs, backends=[]) as run:
+        for step, value in enumerate(values):
+            run.log({"train_loss": value, "train_lr": 0.1}, step=step)
+    with served(runs) as address:
+        page = f"{address}/api/run/toy/{run.run_id}"
+        eventually(lambda: status_of(page) == 200)
+        content = get(page)["lines"]
+        assert len(content["lines"]["train_loss"]["values"]) < 2000
+        found = get(f"{page}/zoom?from=4000&to=4999")["lines"]
+        line = found["lines"]["train_loss"]
+        assert found["axes"][line["axis"]]["step"] == list(range(4000, 5000))
+        assert line["values"] == values[4000:5000]
+        more = get(f"{page}/zoom?from=1000&to=Infinity")["lines"]["lines"]["train_loss"]["values"]
+        assert (min(more), max(more)) == (0, 96)
+        assert len(more) < 2000
+        assert get(f"{page}/zoom?from=20000")["lines"]["lines"] == {}
+        assert status_of(f"{page}/zoom?from=nan") == 400
+        assert status_of(f"{address}/api/run/toy/none/zoom?from=1&to=2") == 404
+
+
 def test_runs_are_compared_by_their_lines_and_by_the_settings_that_differ(
     runs: Path, eventually: Callable[..., None]
 ) -> None:

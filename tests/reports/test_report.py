@@ -42,7 +42,9 @@ def test_a_report_is_one_file_that_asks_nobody_for_anything(run_dir: Path, tmp_p
     assert HOSTILE not in page
     assert not re.search(r'(?:src|href)="(?!data:)', page)
     content = content_of(page)
-    assert content["best"] == {"metric": "val_ind_loss_ct", "step": 20, "value": 1.0}
+    best = content["best"]
+    assert isinstance(best, dict)
+    assert [best[key] for key in ("metric", "step", "value", "epoch")] == ["val_ind_loss_ct", 20, 1.0, 2]
     assert content["references"]["baselines"]["loss_ct"] == {"val_ind": {"repeat": 0.375}}
     assert content["references"]["names"] == ["dx", HOSTILE]
 

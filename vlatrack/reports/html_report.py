@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from vlatrack.reports.line_files import replace_text
+from vlatrack.reports.page_files import RUN_PAGE, STATIC
 from vlatrack.reports.run_content import json_text, run_content
 from vlatrack.reports.run_rows import RunReader
 from vlatrack.tracking.journal.series import JournalSeries
 
-STATIC = Path(__file__).parent / "dashboard" / "static"
 MOST_BYTES = 3_000_000
 _POINTS = (1000, 500, 250, 120, 60)
 """Of a line, as many as leave the file small enough."""
 _STYLES = ("uplot.css", "style.css")
-_SCRIPTS = ("uplot.js", "common.js", "charts.js", "run.js", "report.js")
+_SCRIPTS = (*RUN_PAGE, "report")
 _PAGE = """<!doctype html>
 <html lang="en" data-theme="light">
 <head>
@@ -60,7 +60,7 @@ def write_report(run_dir: Path, output: Path) -> Path:
 
 def _page(content: dict[str, Any]) -> str:
     styles = "\n".join(f"<style>{(STATIC / name).read_text(encoding='utf-8')}</style>" for name in _STYLES)
-    scripts = "\n".join(f"<script>{(STATIC / name).read_text(encoding='utf-8')}</script>" for name in _SCRIPTS)
+    scripts = "\n".join(f"<script>{(STATIC / f'{name}.js').read_text(encoding='utf-8')}</script>" for name in _SCRIPTS)
     # Inside a script element only "<" could end it, or begin a comment.
     inside = json_text(content).replace("<", "\\u003c")
     return _PAGE.format(styles=styles, scripts=scripts, content=inside)

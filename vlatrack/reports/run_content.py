@@ -57,20 +57,24 @@ def run_content(run_dir: Path, row: RunRow, series: JournalSeries, *, most_point
 
 
 def line_content(
-    metrics: Mapping[str, DecimatedSeries], *, most_points: int = MOST_POINTS, since: float = -math.inf
+    metrics: Mapping[str, DecimatedSeries],
+    *,
+    most_points: int = MOST_POINTS,
+    since: float = -math.inf,
+    until: float = math.inf,
 ) -> dict[str, Any]:
     """The lines of these metrics; those that share their steps share the lists of them, by number.
 
     Args:
         since: only the points from this step on; those before ``settled`` will not change any more.
+        until: only the points up to this step.
     """
     axes: list[dict[str, list[int]]] = []
     known: dict[bytes, int] = {}
     lines: dict[str, dict[str, Any]] = {}
     for name, metric in metrics.items():
-        points = metric.points()
-        points = thinned(points[points[:, STEP] >= since], most_points)
-        bad = [int(step) for step, _, _ in metric.non_finite if step >= since]
+        points = thinned(metric.points_between(since, until), most_points)
+        bad = [int(step) for step, _, _ in metric.non_finite if since <= step <= until]
         if not len(points) and not bad:
             continue
         where = points[:, : TIME + 1].tobytes()
@@ -189,16 +193,16 @@ def _event(record: Record) -> dict[str, Any] | None:
         return None
     data = record.data
     if record.kind == Kind.START:
-        return {"name": "start", "t_ms": record.t_ms, "step": None, "data": {}}
+        return {"name": "start", "t_ms": record.t_ms, "step": None, "data": {}, "alert": False}
     if record.kind == Kind.FINISH:
         end = {key: value for key in ("status", "reason") if (value := data[key]) is not None}
-        return {"name": "finish", "t_ms": record.t_ms, "step": None, "data": end}
+        return {"name": "finish", "t_ms": record.t_ms, "step": None, "data": end, "alert": False}
     if record.kind != Kind.EVENT:
         return None
     shown = {str(key): value for key, value in data["data"].items() if key != "vlatrack.results"}
     step = shown.get("step", shown.get("from_step"))
     step = step if isinstance(step, int) else None
-    return {"name": data["name"], "t_ms": record.t_ms, "step": step, "data": shown}
+    return {"name": data["name"], "t_ms": record.t_ms, "step": step, "data": shown, "alert": data["alert"]}
 
 
 def start_params(records: Iterable[Record]) -> dict[str, Any]:
@@ -225,12 +229,19 @@ def _references(folder: Path, book: ChartBook) -> dict[str, Any]:
 def _best(
     params: Mapping[str, Any], metrics: Mapping[str, DecimatedSeries], schema: MetricSchema
 ) -> dict[str, Any] | None:
-    """The metric that says which checkpoint is best, and the step where it was; None if that is not known."""
+    """The metric that says which checkpoint is best, and where it was: the step, the time, and the epoch from 1, as far
+    as one is logged; None if that is not known."""
     name = params.get("train.checkpoint.best_metric")
     if not isinstance(name, str) or name not in metrics:
         return None
     cell = value_cell(schema, name, metrics[name])
-    return None if cell is None or "best" not in cell else {"metric": name, **cell["best"]}
+    if cell is None or "best" not in cell:
+        return None
+    step = cell["best"]["step"]
+    t_ms = int(metrics[name].points_between(step, step)[0, TIME])
+    epochs = metrics["epoch"].points_between(-math.inf, step) if "epoch" in metrics else None
+    epoch = None if epochs is None or not len(epochs) else math.ceil(epochs[-1, VALUE])
+    return {"metric": name, **cell["best"], "t_ms": t_ms, "epoch": epoch}
 
 
 def _evaluations(run_dir: Path) -> Iterator[dict[str, Any]]:

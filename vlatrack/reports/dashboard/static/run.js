@@ -1,6 +1,17 @@
 "use strict";
 /* The page of one run: the dashboard shows it live, and a report is the same page with its content inside. */
 
+/* What an event says beside its name and step; long values such as digests are cut. */
+VT.eventDetails = (event) => {
+  if (event.name === "health") return String(event.data.message ?? "");
+  const short = (value) => (typeof value === "string" && value.length > 80 ? `${value.slice(0, 12)}…` : value);
+  return Object.entries(event.data).filter(([key]) => key !== "step").map(([key, value]) => `${key} ${short(value)}`).join(" · ");
+};
+VT.eventText = (event) => {
+  const name = event.name === "health" ? String(event.data.detector ?? "health") : event.name, details = VT.eventDetails(event);
+  return `${name.replaceAll("_", " ")}${details ? `: ${details}` : ""}`;
+};
+
 VT.RunPage = class {
   constructor(root, content) {
     this.root = root;
@@ -13,7 +24,7 @@ VT.RunPage = class {
     const { row, params, lines } = this.content;
     const epoch = lines.lines.epoch;
     const table = epoch ? [lines.axes[epoch.axis].step, epoch.values] : [[], []];
-    return { started_ms: row.started_ms ?? 0, batch_size: Number(params["train.batch_size"]) || 1, epochs: table };
+    return { id: row.id, started_ms: row.started_ms ?? 0, batch_size: Number(params["train.batch_size"]) || null, epochs: table };
   }
 
   line(metric, style) {
@@ -29,10 +40,14 @@ VT.RunPage = class {
 
   marks() {
     const colors = { health: "--warn", non_finite: "--bad", rollback: "--bad", resume: "--muted", rewound: "--muted", early_stop: "--good" };
-    const run = this.run, best = this.content.best;
-    const ofBest = best ? [{ step: best.step, t_ms: 0, color: "--good", dash: [1, 2], run }] : [];
-    return ofBest.concat(this.content.events.filter((event) => event.step !== null && colors[event.name])
-      .map((event) => ({ step: event.step, t_ms: event.t_ms, color: event.data.severity === "critical" ? "--bad" : colors[event.name], run })));
+    const run = this.run, { best, events } = this.content;
+    const found = events.filter((event) => event.step !== null && (colors[event.name] || event.alert)).map((event) => ({
+      step: event.step, t_ms: event.t_ms, run, text: VT.eventText(event),
+      color: event.data.severity === "critical" || event.alert && !colors[event.name] ? "--bad" : colors[event.name],
+    }));
+    if (best) found.push({ step: best.step, t_ms: best.t_ms, run, color: "--good", dash: [1, 2],
+      text: `best ${best.metric}: ${VT.number(best.value)}${best.epoch ? `, epoch ${best.epoch}` : ""}` });
+    return found;
   }
 
   build() {
@@ -44,7 +59,7 @@ VT.RunPage = class {
     const sections = parts.filter((part) => part.id && part.dataset.title)
       .map((part) => VT.h("a", { href: `#${part.id}` }, part.dataset.title));
     const nav = VT.h("div", { class: "sticky" },
-      VT.h("nav", { class: "sections", "aria-label": "sections" }, sections), VT.viewControls(["step", "epoch", "time", "samples"]));
+      VT.h("nav", { class: "sections", "aria-label": "sections" }, sections), VT.viewControls([this.run]));
     parts.splice(2, 0, nav);
     this.root.replaceChildren(...parts);
   }
@@ -139,7 +154,7 @@ VT.RunPage = class {
         return min > max ? null : { min, max };
       };
       const charts = group.charts.map((chart) => new VT.Chart({
-        references: () => this.referencesOf(chart),
+        references: () => this.referencesOf(chart), key: `${group.name}/${chart.title}`,
         title: chart.title, unit: chart.unit, direction: chart.direction, fromZero: chart.from_zero,
         hint: this.content.meanings[Object.values(chart.lines)[0]] ?? "",
         shared: group.shared_scale ? shared : null,
@@ -207,11 +222,9 @@ VT.RunPage = class {
   events() {
     const began = this.content.row.started_ms;
     const rows = this.content.events.map((event) => {
-      const told = event.name === "health" ? event.data.message
-        : Object.entries(event.data).filter(([key]) => key !== "step").map(([key, value]) => `${key} ${typeof value === "string" && value.length > 80 ? `${value.slice(0, 12)}…` : value}`).join(" · ");
       return VT.h("tr", {}, VT.h("td", { class: "n" }, event.step === null ? "" : VT.count(event.step)),
         VT.h("td", { title: VT.time(event.t_ms) }, began ? VT.duration((event.t_ms - began) / 1000) : VT.time(event.t_ms)),
-        VT.h("td", {}, event.name.replaceAll("_", " ")), VT.h("td", {}, told ?? ""));
+        VT.h("td", {}, event.name.replaceAll("_", " ")), VT.h("td", {}, VT.eventDetails(event)));
     });
     return this.section("events", "Events", VT.h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "events" },
       VT.h("table", { class: "plain-table" }, VT.h("thead", {}, VT.h("tr", {},
