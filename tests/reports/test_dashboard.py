@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
+from urllib.parse import quote
+from urllib.request import Request
 
 import pytest
 from dashboard_server import served
@@ -25,7 +27,7 @@ def get(address: str) -> Any:
 
 def status_of(address: str, **headers: str) -> int:
     try:
-        with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=30) as response:
+        with urllib.request.urlopen(Request(address, headers=headers), timeout=30) as response:
             return int(response.status)
     except HTTPError as error:
         error.close()
@@ -197,6 +199,39 @@ def test_no_address_leads_out_of_a_run(runs: Path, tmp_path: Path, eventually: C
         with urllib.request.urlopen(f"{files}/page.html") as response:  # it may be anybody's
             assert response.headers["content-security-policy"].startswith("sandbox allow-scripts;")
             assert response.headers["x-content-type-options"] == "nosniff"
+
+
+def test_evaluations_show_what_can_be_read_and_videos_come_in_parts(
+    runs: Path, tmp_path: Path, eventually: Callable[..., None]
+) -> None:
+    rate = {"episodes": 4, "successes": 1, "errors": 1, "success_rate": 0.25, "wilson": [0.04, 0.7]}
+    with logged_run(runs) as run:
+        for name, content in {
+            "good": {"name": HOSTILE, "summary": {**rate, "tasks": {HOSTILE: rate, "push": {"wilson": [9, "x"]}}}},
+            "odd": {"name": 3, "acting": [], "summary": {"tasks": "none", "successes": "many", "wilson": {}}},
+            "begun": [],
+        }.items():
+            (run.path / "evaluation" / name / "videos").mkdir(parents=True)
+            (run.path / "evaluation" / name / "evaluation.json").write_text(json.dumps(content))
+        videos = run.path / "evaluation" / "good" / "videos"
+        (videos / "success-0-a b%2f?.mp4").write_bytes(bytes(range(200)))
+        (tmp_path / "other.mp4").touch()
+        (videos / "link.mp4").symlink_to(tmp_path / "other.mp4")
+    with served(runs) as address:
+        page = f"{address}/api/run/toy/{run.run_id}"
+        eventually(lambda: status_of(page) == 200)
+        begun, good, odd = get(page)["evaluations"]
+        nothing = {"successes": None, "episodes": None, "errors": None, "rate": None, "wilson": None}
+        known = {"successes": 1, "episodes": 4, "errors": 1, "rate": 0.25, "wilson": [0.04, 0.7]}
+        assert good["rates"] == [{"task": "all", **known}, {"task": HOSTILE, **known}, {"task": "push", **nothing}]
+        assert (odd["name"], odd["rates"], begun["rates"]) == (None, [{"task": "all", **nothing}], [])
+        assert good["videos"] == ["evaluation/good/videos/success-0-a b%2f?.mp4"]
+        video = f"{address}/files/toy/{run.run_id}/{quote(good['videos'][0])}"
+        with urllib.request.urlopen(Request(video, headers={"Range": "bytes=10-19"})) as response:
+            assert (response.status, response.headers["content-type"]) == (206, "video/mp4")
+            assert response.headers["content-range"] == "bytes 10-19/200"
+            assert response.read() == bytes(range(10, 20))
+        assert status_of(video, Range="bytes=500-600") == 416
 
 
 def test_another_name_for_this_server_and_a_missing_token_get_nothing(

@@ -1,16 +1,19 @@
 """The dashboard's pages as a person sees them, in a headless Chromium."""
 
+import json
 import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from browser import Page, browser_page
 from dashboard_server import served
 
 from vlatrack import start_run
+from vlatrack.data.video import VideoWriter
 from vlatrack.tracking.run import TrackedRun
 
 pytestmark = pytest.mark.slow
@@ -47,6 +50,19 @@ def log_step(run: TrackedRun, step: int) -> None:
         run.log({f"val_ind_{name}": 1.1 * values[f"train_{name}"] for name in names}, step=step)
 
 
+def write_evaluation(run: TrackedRun) -> None:
+    """Success rates and a video, as `vlatrack evaluate` leaves them."""
+    folder = run.path / "evaluation" / "arena-step-00000040"
+    (folder / "videos").mkdir(parents=True)
+    rate = {"episodes": 4, "successes": 1, "errors": 1, "success_rate": 0.25, "wilson": [0.05, 0.7]}
+    content = {"name": HOSTILE, "checkpoint": "step-00000040", "acting": {"route": "head", "blind": True}}
+    tasks = {HOSTILE: rate, "push-with-a-name-that-is-long-enough-to-be-wider-than-a-telephone": rate}
+    (folder / "evaluation.json").write_text(json.dumps({**content, "summary": {**rate, "tasks": tasks}}))
+    video = VideoWriter(folder / "videos" / f"failure-0-{HOSTILE.replace('/', '%2f')}.mp4", fps=10, height=32, width=32)
+    video.add(np.random.default_rng(0).integers(0, 255, (12, 32, 32, 3), dtype=np.uint8))
+    video.close()
+
+
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     runs = tmp_path_factory.mktemp("runs")
@@ -62,7 +78,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
         finding = {"detector": "spike", "severity": "warning", "metric": "train_loss", "step": 30}
         over.event("health", {**finding, "message": HOSTILE, "remedy": "look"}, alert=True)
         grid = "split,epoch,route,step,X,dimension,l1\ntrain,0,token,0,5,0,0.25\ntrain,0,token,1,6,0,0.75\n"
-        (over.path / "evaluation").mkdir()
+        write_evaluation(over)
         (over.path / "evaluation" / "action_errors.csv").write_text(grid)
         (over.path / "spec.yaml").write_text(f"name: {HOSTILE}\n")
         over.finish("FAILED", reason=HOSTILE)
@@ -113,6 +129,7 @@ def test_a_page_fits_its_window_complains_of_nothing_and_asks_nobody_else(
     page.look(width=width, theme=theme)
     page.open(pages_of(shown)[name])
     page.wait_for("document.querySelector('h1') && document.querySelectorAll('table').length")
+    page.evaluate("document.querySelectorAll('#evaluations details').forEach((one) => { one.open = true; })")
     page.evaluate("document.querySelector('.chart')?.scrollIntoView()")  # what is not seen is not drawn
     page.wait_for("!document.querySelector('.chart') || document.querySelector('.chart canvas')")
     assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
@@ -155,6 +172,72 @@ def test_the_keyboard_reaches_runs_and_the_values_of_charts(shown: Shown) -> Non
     assert page.wait_for("document.querySelector('.chart .at')?.textContent")
     ends = page.evaluate("document.querySelector('.chart').getAttribute('aria-label')")
     assert ends.startswith("closs; train: from 0.98")
+
+
+PLOT = "document.querySelector('.chart .u-over')"
+NOTE = "document.querySelector('.chart .mark-note:not([hidden])')?.textContent"
+POINTS = "[...VT.view.charts][0].plot.data[0]"
+
+
+@pytest.mark.parametrize("x", ["step", "epoch", "time", "samples"])
+def test_a_stretch_that_is_dragged_over_is_shown_in_detail_and_stays_while_the_run_goes_on(
+    shown: Shown, x: str
+) -> None:
+    page = shown.page
+    page.look(width=1280)
+    both = f"{shown.address}/compare?run=toy/{shown.live.run_id}&run=toy/{shown.over.run_id}"
+    for address in (f"{shown.run_page(shown.live)}?x={x}", f"{both}&x={x}"):
+        page.open(address)
+        page.wait_for(
+            "document.querySelector('#connection').textContent === 'live' && document.querySelector('canvas')"
+        )
+        left, top, width, height = page.box(PLOT)
+        page.drag(left + 0.25 * width, left + 0.75 * width, top + height / 2)
+        page.wait_for("VT.view.fine.size && location.search.includes('zoom=')")
+        zoomed = page.evaluate("VT.view.zoom")
+        low, high = page.evaluate(f"[Math.min(...{POINTS}), Math.max(...{POINTS})]")
+        assert low < zoomed[0] < zoomed[1] < high
+        shown.train(2)
+        page.wait_for(f"Math.max(...{POINTS}) > {high}", timeout_s=20.0)
+        assert page.evaluate("VT.view.zoom") == zoomed
+        page.double_click(left + width / 2, top + height / 2)
+        page.wait_for("VT.view.zoom === null && !location.search.includes('zoom=')")
+
+
+def test_marks_say_what_happened_to_who_points_or_goes_through_them_by_keys(shown: Shown) -> None:
+    page = shown.page
+    page.open(f"{shown.run_page(shown.over)}?zoom=20~40")
+    page.wait_for("document.querySelector('.chart canvas') && VT.view.fine.size")
+    left, top, width, height = page.box(PLOT)
+    page.point(left + 0.1 * width, top + height / 2)
+    assert not page.evaluate(NOTE)
+    page.point(left + 0.5 * width + 2, top + height / 2)
+    told = page.wait_for(NOTE)
+    assert told.startswith("step 30 spike: ")
+    assert HOSTILE in told
+    page.evaluate("document.querySelector('.chart').focus()")
+    page.press("Escape")
+    assert not page.evaluate(NOTE)
+    page.press("m")
+    assert page.wait_for(NOTE) == told
+    page.press("+")
+    page.wait_for("VT.view.zoom[1] - VT.view.zoom[0] === 10")
+    assert page.evaluate("window.hacked ?? null") is None
+
+
+def test_an_evaluation_has_its_rates_and_videos_that_play(shown: Shown) -> None:
+    page = shown.page
+    page.open(shown.run_page(shown.over))
+    row = "document.querySelector('#evaluations tbody tr')"
+    cells = page.wait_for(f"[...{row}.children].map((cell) => cell.textContent)")
+    assert cells == ["all", "1 / 4", "25.0 %", "5.0 % \N{EN DASH} 70.0 %", "", "1"]
+    page.evaluate("document.querySelector('#evaluations summary').click()")
+    page.wait_for("document.querySelector('video').readyState >= 1")
+    video = "document.querySelector('video')"
+    page.evaluate(f"{video}.muted = true, {video}.play()")
+    page.wait_for(f"{video}.currentTime > 0.1")
+    assert page.evaluate(f"{video}.videoWidth") == 32
+    assert page.evaluate("document.querySelector('#evaluations figcaption').textContent").endswith("failure")
 
 
 def test_a_run_that_is_gone_and_a_lost_connection_are_said(shown: Shown) -> None:

@@ -7,7 +7,7 @@ NaN, so the steps of values that are not finite stand in a list of their own.
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from vlatrack.metrics.schema import EVALUATE, Direction, MetricSchema
 from vlatrack.reports.action_errors import read_last_errors
 from vlatrack.reports.action_references import ActionReferences
 from vlatrack.reports.charts import ChartBook, ChartGroup
+from vlatrack.reports.evaluation_content import evaluations_content, own_text
 from vlatrack.reports.run_rows import LOSSES, RunRow
 from vlatrack.tracking.journal.decimation import STEP, TIME, VALUE, DecimatedSeries, thinned
 from vlatrack.tracking.journal.records import Kind, Record
@@ -28,7 +29,6 @@ from vlatrack.tracking.journal.series import JournalSeries
 MOST_POINTS = 1500
 """Of a line; more would not fit on a screen."""
 _MOST_FILES = 2000
-_LONGEST_TEXT = 1 << 20
 _NOT_SHOWN = {"delivery", "tensorboard", "wandb"}
 
 
@@ -45,9 +45,9 @@ def run_content(run_dir: Path, row: RunRow, series: JournalSeries, *, most_point
         "grids": _grids(run_dir / "evaluation" / "action_errors.csv"),
         "references": _references(run_dir / "evaluation", book),
         "events": [event for record in series.others if (event := _event(record)) is not None],
-        "evaluations": list(_evaluations(run_dir)),
-        "spec": _text(run_dir / "spec.yaml"),
-        "manifest": _text(run_dir / "manifest.json"),
+        "evaluations": list(evaluations_content(run_dir)),
+        "spec": own_text(run_dir / "spec.yaml"),
+        "manifest": own_text(run_dir / "manifest.json"),
         "params": params,
         "best": _best(params, series.metrics, book.schema),
         "files": _files(run_dir),
@@ -242,40 +242,6 @@ def _best(
     epochs = metrics["epoch"].points_between(-math.inf, step) if "epoch" in metrics else None
     epoch = None if epochs is None or not len(epochs) else math.ceil(epochs[-1, VALUE])
     return {"metric": name, **cell["best"], "t_ms": t_ms, "epoch": epoch}
-
-
-def _evaluations(run_dir: Path) -> Iterator[dict[str, Any]]:
-    """The evaluations in simulators whose folders lie in the run, as far as they can be read."""
-    for file in sorted((run_dir / "evaluation").glob("**/evaluation.json"))[:200]:
-        folder = file.parent
-        if file.is_symlink() or not folder.resolve().is_relative_to(run_dir.resolve()):
-            continue
-        text = _text(file)
-        try:
-            content = json.loads(text) if text is not None else None
-        except (ValueError, RecursionError):
-            content = None
-        summary = content.get("summary") if isinstance(content, dict) else None
-        videos = sorted(path.relative_to(run_dir).as_posix() for path in folder.glob("videos/*.mp4"))[:100]
-        yield {
-            "place": folder.relative_to(run_dir).as_posix(),
-            "name": content.get("name") if isinstance(content, dict) else None,
-            "checkpoint": content.get("checkpoint") if isinstance(content, dict) else None,
-            "acting": content.get("acting") if isinstance(content, dict) else None,
-            "summary": summary if isinstance(summary, dict) else None,
-            "videos": videos,
-        }
-
-
-def _text(file: Path) -> str | None:
-    """The text of a small file; None if there is none."""
-    try:
-        if file.is_symlink() or not file.is_file():
-            return None
-        with file.open("rb") as stream:
-            return stream.read(_LONGEST_TEXT).decode("utf-8", "replace")
-    except OSError:
-        return None
 
 
 def _files(run_dir: Path) -> list[dict[str, Any]]:

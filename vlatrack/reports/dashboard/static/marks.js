@@ -10,7 +10,8 @@ VT.Chart.prototype.marks = function () {
 
 /* The words of the marks that lie under the cursor, at `left` CSS pixels; null: none. */
 VT.Chart.prototype.showMarks = function (left) {
-  const u = this.plot, isOn = left !== null && left >= 0;
+  const u = this.plot, isMeant = this.place.matches(":hover") || this.element === document.activeElement; /* all share a cursor */
+  const isOn = isMeant && left !== null && left >= 0;
   const under = isOn ? this.marks().filter((mark) => Math.abs(u.valToPos(mark.x, "x") - left) <= VT.NEAR) : [];
   this.note.hidden = !under.length;
   if (!under.length) return;

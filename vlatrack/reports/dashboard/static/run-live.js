@@ -33,10 +33,17 @@
   /* The page is built anew when a run has new metrics or events: who reads it must not lose the place. */
   function placeOf() {
     const top = scrollY, focus = document.activeElement?.dataset.key;
-    const open = [...document.querySelectorAll("section details[open]")].map((one) => one.closest("section").id);
+    const folds = () => [...document.querySelectorAll("section")].flatMap((section) =>
+      [...section.querySelectorAll("details")].map((fold, i) => [`${section.id} ${i}`, fold]));
+    const open = folds().filter(([, fold]) => fold.open).map(([name]) => name);
+    const playing = [...document.querySelectorAll("video")].filter((video) => !video.paused).map((video) => [video.src, video.currentTime]);
     const large = [...document.querySelectorAll(".chart.large")].map((one) => one.dataset.key);
     return () => {
-      for (const section of open) document.querySelector(`#${section} details`)?.setAttribute("open", "");
+      for (const [name, fold] of folds()) fold.open = open.includes(name);
+      for (const [src, time] of playing) {
+        const video = [...document.querySelectorAll("video")].find((one) => one.src === src);
+        if (video) { video.currentTime = time; video.play().catch(() => {}); }
+      }
       for (const chart of document.querySelectorAll(".chart")) {
         if (large.includes(chart.dataset.key)) chart.classList.add("large");
         if (focus && chart.dataset.key === focus) chart.focus({ preventScroll: true });

@@ -4,8 +4,11 @@
 /* What an event says beside its name and step; long values such as digests are cut. */
 VT.eventDetails = (event) => {
   if (event.name === "health") return String(event.data.message ?? "");
-  const short = (value) => (typeof value === "string" && value.length > 80 ? `${value.slice(0, 12)}…` : value);
-  return Object.entries(event.data).filter(([key]) => key !== "step").map(([key, value]) => `${key} ${short(value)}`).join(" · ");
+  const shown = (key, value) => {
+    if (key === "t_ms") return VT.time(value);
+    return typeof value === "string" && (value.length > 300 || /^[0-9a-f]{40,}$/.test(value)) ? `${value.slice(0, 12)}…` : value;
+  };
+  return Object.entries(event.data).filter(([key]) => key !== "step").map(([key, value]) => `${key} ${shown(key, value)}`).join(" · ");
 };
 VT.eventText = (event) => {
   const name = event.name === "health" ? String(event.data.detector ?? "health") : event.name, details = VT.eventDetails(event);
@@ -196,34 +199,11 @@ VT.RunPage = class {
     return this.section("heat", "L1 maps", VT.h("div", { class: "grid" }, pictures), VT.h("div", { class: "grid" }, tables));
   }
 
-  evaluations() {
-    const { evaluations } = this.content;
-    if (!evaluations.length) return null;
-    const percent = (rate) => (rate === null || rate === undefined ? "–" : `${(100 * rate).toFixed(1)} %`);
-    const made = evaluations.map((evaluation) => {
-      const summary = evaluation.summary;
-      const rows = summary ? [["all", summary], ...Object.entries(summary.tasks ?? {})] : [];
-      const table = rows.map(([task, of]) => VT.h("tr", {}, VT.h("th", { scope: "row" }, task),
-        VT.h("td", { class: "n" }, `${of.successes} / ${of.episodes}`), VT.h("td", { class: "n" }, percent(of.success_rate)),
-        VT.h("td", { class: "n" }, of.wilson ? `${percent(of.wilson[0])} – ${percent(of.wilson[1])}` : "–")));
-      const videos = this.filesAt ? evaluation.videos.map((video) => VT.h("figure", { class: "chart" },
-        VT.h("video", { controls: true, preload: "none", src: this.filesAt + video.split("/").map(encodeURIComponent).join("/") }),
-        VT.h("figcaption", {}, video.split("/").pop()))) : [];
-      return VT.h("div", {}, VT.h("h3", {}, `${evaluation.name ?? evaluation.place}`),
-        VT.h("p", { class: "muted" }, [evaluation.place, evaluation.checkpoint, evaluation.acting?.route].filter(Boolean).join(" · ")),
-        summary ? VT.h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "success rates" }, VT.h("table", { class: "plain-table" },
-          VT.h("thead", {}, VT.h("tr", {}, ["task", "successes", "rate", "95 % (Wilson)"].map((label) => VT.h("th", { scope: "col" }, label)))),
-          VT.h("tbody", {}, table))) : VT.h("p", {}, "not complete yet"),
-        videos.length ? VT.h("details", {}, VT.h("summary", {}, `${videos.length} videos`), VT.h("div", { class: "grid" }, videos)) : null);
-    });
-    return this.section("evaluations", "Evaluations", made);
-  }
-
   events() {
     const began = this.content.row.started_ms;
     const rows = this.content.events.map((event) => {
       return VT.h("tr", {}, VT.h("td", { class: "n" }, event.step === null ? "" : VT.count(event.step)),
-        VT.h("td", { title: VT.time(event.t_ms) }, began ? VT.duration((event.t_ms - began) / 1000) : VT.time(event.t_ms)),
+        VT.h("td", { class: "n", title: VT.time(event.t_ms) }, began ? VT.duration((event.t_ms - began) / 1000) : VT.time(event.t_ms)),
         VT.h("td", {}, event.name.replaceAll("_", " ")), VT.h("td", {}, VT.eventDetails(event)));
     });
     return this.section("events", "Events", VT.h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "events" },
@@ -232,9 +212,9 @@ VT.RunPage = class {
   }
 
   files() {
-    if (!this.filesAt && !VT.filesAt) return null;
+    if (!this.filesAt) return null;
     const rows = this.content.files.map((file) => VT.h("tr", {},
-      VT.h("td", {}, VT.h("a", { href: VT.filesAt + file.path.split("/").map(encodeURIComponent).join("/") }, file.path)),
+      VT.h("td", {}, VT.h("a", { href: VT.filePath(file.path) }, file.path)),
       VT.h("td", { class: "n" }, VT.bytes(file.bytes))));
     return this.section("files", "Files", VT.h("details", {}, VT.h("summary", {}, `${rows.length} files`),
       VT.h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "files" }, VT.h("table", { class: "plain-table" }, VT.h("tbody", {}, rows)))));
@@ -244,4 +224,6 @@ VT.RunPage = class {
     return text === null ? null : this.section(id, title, VT.h("details", {}, VT.h("summary", {}, "show"), VT.h("pre", { tabindex: 0 }, text)));
   }
 };
+/* The address of the run's files, if a server is there. */
 Object.defineProperty(VT.RunPage.prototype, "filesAt", { get() { return VT.filesAt ?? null; } });
+VT.filePath = (path) => VT.filesAt + path.split("/").map(encodeURIComponent).join("/");
