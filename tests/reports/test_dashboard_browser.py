@@ -206,6 +206,7 @@ def test_a_stretch_that_is_dragged_over_is_shown_in_detail_and_stays_while_the_r
 
 def test_marks_say_what_happened_to_who_points_or_goes_through_them_by_keys(shown: Shown) -> None:
     page = shown.page
+    page.look(width=1280)
     page.open(f"{shown.run_page(shown.over)}?zoom=20~40")
     page.wait_for("document.querySelector('.chart canvas') && VT.view.fine.size")
     left, top, width, height = page.box(PLOT)
@@ -227,6 +228,7 @@ def test_marks_say_what_happened_to_who_points_or_goes_through_them_by_keys(show
 
 def test_an_evaluation_has_its_rates_and_videos_that_play(shown: Shown) -> None:
     page = shown.page
+    page.look(width=1280)
     page.open(shown.run_page(shown.over))
     row = "document.querySelector('#evaluations tbody tr')"
     cells = page.wait_for(f"[...{row}.children].map((cell) => cell.textContent)")

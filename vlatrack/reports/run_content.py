@@ -35,7 +35,9 @@ _NOT_SHOWN = {"delivery", "tensorboard", "wandb"}
 def run_content(run_dir: Path, row: RunRow, series: JournalSeries, *, most_points: int = MOST_POINTS) -> dict[str, Any]:
     """The whole page of a run whose journal has been read into ``series``."""
     params = start_params(series.others)
-    book = ChartBook(name for name, metric in series.metrics.items() if len(metric) or metric.non_finite_count)
+    references, problem = _references(run_dir / "evaluation")
+    logged = (name for name, metric in series.metrics.items() if len(metric) or metric.non_finite_count)
+    book = ChartBook(logged, action_names=references.action_names)
     return {
         "row": asdict(row),
         "groups": [group_content(group) for group in book.page()],
@@ -43,7 +45,7 @@ def run_content(run_dir: Path, row: RunRow, series: JournalSeries, *, most_point
         "lines": line_content(series.metrics, most_points=most_points),
         "summary": summary_rows(book.schema, series.metrics),
         "grids": _grids(run_dir / "evaluation" / "action_errors.csv"),
-        "references": _references(run_dir / "evaluation", book),
+        "references": _baselines(references, book) | ({} if problem is None else {"error": problem}),
         "events": [event for record in series.others if (event := _event(record)) is not None],
         "evaluations": list(evaluations_content(run_dir)),
         "spec": own_text(run_dir / "spec.yaml"),
@@ -210,20 +212,24 @@ def start_params(records: Iterable[Record]) -> dict[str, Any]:
     return dict(starts[-1].data["params"]) if starts else {}
 
 
-def _references(folder: Path, book: ChartBook) -> dict[str, Any]:
-    """The names of the dimensions, and for each metric named without split the baselines on each split."""
+def _references(folder: Path) -> tuple[ActionReferences, str | None]:
+    """Names of the action dimensions and baselines, and what is wrong with the file of them."""
     try:
-        found = ActionReferences.read(folder)
+        return ActionReferences.read(folder), None
     except DataError as error:
-        return {"error": str(error), "names": [], "baselines": {}}
+        return ActionReferences(), str(error)
+
+
+def _baselines(references: ActionReferences, book: ChartBook) -> dict[str, Any]:
+    """The names of the dimensions, and for each metric named without split the baselines on each split."""
     names = _bare_names(name for group in book.page() for chart in group.charts for name in chart.lines.values())
-    by_metric = {name: {split: found.of_metric(name, split) for split in found.baselines} for name in names}
+    by_metric = {name: {s: references.of_metric(name, s) for s in references.baselines} for name in names}
     baselines = {
         name: {split: {k: _rounded(v) for k, v in values.items()} for split, values in of_split.items() if values}
         for name, of_split in by_metric.items()
         if any(of_split.values())
     }
-    return {"names": list(found.action_names), "baselines": baselines}
+    return {"names": list(references.action_names), "baselines": baselines}
 
 
 def _best(

@@ -30,7 +30,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vlatrack import __version__
 from vlatrack.errors import VlatrackError
-from vlatrack.reports.dashboard.comparison import comparison_content
+from vlatrack.reports.comparison_content import MOST_COMPARED, comparison_content
 from vlatrack.reports.dashboard.run_files import run_file_response
 from vlatrack.reports.dashboard.watch import RunsWatcher
 from vlatrack.reports.page_files import COMPARISON_PAGE, RUN_PAGE, STATIC
@@ -39,7 +39,6 @@ from vlatrack.reports.zoomed_lines import zoomed_content
 from vlatrack.tracking.journal.decimation import DecimatedSeries, thinned
 from vlatrack.tracking.journal.records import Kind
 
-MOST_COMPARED = 20
 SPARK_POINTS = 48
 _SPARKS = ("train_closs", "train_loss_ct", "train_z_loss", "train_loss")
 _COOKIE = "vlatrack"

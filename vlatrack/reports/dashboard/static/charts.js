@@ -129,6 +129,9 @@ VT.Chart = class {
     const { shared, unit, floor, fromZero } = this.options, together = shared?.();
     if (together && !VT.view.zoom) [min, max] = [together.min, together.max];
     if (unit === "fraction") return [-0.03, 1.03];
+    for (const { value } of this.options.references?.() ?? []) { /* unless that leaves the lines in a narrow strip */
+      if (Math.abs(value) <= 3 * Math.max(Math.abs(min), Math.abs(max))) [min, max] = [Math.min(min, value), Math.max(max, value)];
+    }
     if (floor !== undefined && floor !== null) min = Math.min(min, floor);
     const margin = (max - min || Math.abs(max) || 1) * 0.07;
     const bottom = fromZero || (min >= 0 && min < 0.4 * max) ? Math.min(0, min) : min - margin;
