@@ -15,6 +15,8 @@ from dashboard_server import served
 from launching import running
 
 from vlatrack import start_run
+from vlatrack.cli.ui import ui
+from vlatrack.errors import TrackerError
 from vlatrack.tracking.run import TrackedRun
 
 HOSTILE = "<script>alert(1)</script>"
@@ -74,6 +76,32 @@ def test_changes_are_pushed_without_being_asked_for(runs: Path) -> None:
         assert 30 in steps
         run.log({"train_loss": 0.5}, step=77)
         assert 77 in steps
+
+
+def changes_after(address: str, mark: str) -> dict[str, Any]:
+    """The first message of the stream for who knows what was there at this mark, with its own mark."""
+    asked = Request(f"{address}/api/changes", headers={"Last-Event-ID": mark})
+    with urllib.request.urlopen(asked, timeout=30) as stream:
+        lines = (line.decode() for line in stream)
+        mark = next(line for line in lines if line.startswith("id: "))[4:].strip()
+        return {"mark": mark, **json.loads(next(lines).removeprefix("data: "))}
+
+
+def test_who_was_away_gets_what_was_missed_and_everything_of_a_server_that_was_started_again(
+    runs: Path, eventually: Callable[..., None]
+) -> None:
+    with logged_run(runs) as one, logged_run(runs) as other:
+        with served(runs) as address:
+            eventually(lambda: len(get(f"{address}/api/runs")["rows"]) == 2)
+            mark = get(f"{address}/api/runs")["mark"]
+            one.log({"train_loss": 0.5}, step=99)
+            missed = changes_after(address, mark)
+            assert [(row["name"], row["step"]) for row in missed["rows"]] == [(one.path.name, 99)]
+        with served(runs) as address:
+            eventually(lambda: get(f"{address}/api/runs")["complete"])
+            anew = changes_after(address, missed["mark"])
+            assert anew["life"] != missed["life"]
+            assert {row["name"] for row in anew["rows"]} == {one.path.name, other.path.name}
 
 
 def test_the_page_of_a_run_has_its_lines_its_results_and_its_files(runs: Path, eventually: Callable[..., None]) -> None:
@@ -261,6 +289,22 @@ def test_the_pages_and_all_that_they_load_come_from_here(runs: Path) -> None:
             assert "http" not in text.replace("<!doctype html>", "")
             for name in [part.split('"')[0] for part in text.split("/static/")[1:]]:
                 assert status_of(f"{address}/static/{name}") == 200, name
+
+
+def test_what_is_no_runs_folder_is_one_line_with_the_one_that_is_meant(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with logged_run(runs) as run:
+        pass
+    (tmp_path / "file").touch()
+    meant = {"nowhere": "no such folder", "file": "not a folder"}
+    meant |= {f"runs/toy/{run.run_id}": f"a single run.*: {runs}$", "runs/toy": f"a single experiment.*: {runs}$"}
+    for folder, told in meant.items():
+        with pytest.raises(TrackerError, match=told):
+            ui(runs=tmp_path / folder)
+    monkeypatch.setenv("VLATRACK_TOKEN", "guess me")
+    with pytest.raises(TrackerError, match="at least 12 letters"):
+        ui(runs=runs, host="0.0.0.0")
 
 
 def test_the_command_serves_until_a_signal_and_leaves_nothing_behind(runs: Path, tmp_path: Path) -> None:

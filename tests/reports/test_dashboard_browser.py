@@ -242,11 +242,47 @@ def test_an_evaluation_has_its_rates_and_videos_that_play(shown: Shown) -> None:
     assert page.evaluate("document.querySelector('#evaluations figcaption').textContent").endswith("failure")
 
 
+def test_the_table_is_searched_and_sorted_by_keys_and_is_the_same_on_the_way_back(shown: Shown) -> None:
+    page = shown.page
+    page.look(width=1280)
+    page.open(f"{shown.address}/?status=RUNNING&sort=train_loss&order=up")
+    names = "[...document.querySelectorAll('tbody a')].map((one) => one.textContent)"
+    page.wait_for(f"{names}.length === 1")
+    assert page.evaluate("document.querySelector('[aria-sort=ascending]').dataset.key") == "train_loss"
+    page.press("/")
+    page.call("Input.insertText", text="GOES on")
+    page.wait_for("new URLSearchParams(location.search).get('text') === 'GOES on'")
+    page.press("ArrowDown")
+    page.press("x")
+    assert page.evaluate("document.querySelector('tbody input').checked")
+    page.press("Enter")
+    page.wait_for("location.pathname.startsWith('/run/') && document.querySelector('h1')")
+    page.evaluate("history.back()")
+    page.wait_for(f"location.pathname === '/' && {names}.length === 1")
+    assert page.evaluate("document.querySelector('input[type=search]').value") == "GOES on"
+
+
+def test_a_page_says_that_its_server_is_gone_and_goes_on_when_it_is_back(shown: Shown) -> None:
+    page, runs = shown.page, shown.over.path.parent.parent
+    with served(runs) as address:
+        port = int(address.rpartition(":")[2])
+        page.open(f"{address}/run/toy/{shown.live.run_id}")
+        page.wait_for("document.querySelector('#connection.live') && document.querySelector('.facts')")
+        page.evaluate("window.isTheSamePage = true")
+    told = page.wait_for("document.querySelector('#connection.lost')?.textContent")
+    assert told.startswith("no connection since")
+    shown.train(3)
+    with served(runs, port=port):
+        page.wait_for(f"document.querySelector('.facts').textContent.includes('{shown.step} / 200')")
+        assert page.evaluate("document.querySelector('#connection').textContent") == "live"
+        assert page.evaluate("window.isTheSamePage")
+
+
 def test_a_run_that_is_gone_and_a_lost_connection_are_said(shown: Shown) -> None:
     page = shown.page
     page.open(f"{shown.address}/run/toy/none")
-    told = page.wait_for("document.querySelector('.problem')?.textContent")
+    told = page.wait_for("document.querySelector('.problem:not([hidden])')?.textContent")
     assert told == "toy/none: not in this runs folder"
     page.open(f"{shown.address}/compare?run=toy/none")
-    told = page.wait_for("document.querySelector('.problem')?.textContent")
+    told = page.wait_for("document.querySelector('.problem:not([hidden])')?.textContent")
     assert told == "choose two runs or more in the list of runs, up to 20"

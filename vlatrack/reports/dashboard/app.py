@@ -36,6 +36,7 @@ from vlatrack.reports.dashboard.watch import RunsWatcher
 from vlatrack.reports.page_files import COMPARISON_PAGE, RUN_PAGE, STATIC
 from vlatrack.reports.run_content import json_text, line_content, run_content
 from vlatrack.reports.zoomed_lines import zoomed_content
+from vlatrack.tracking.backends.destinations import MLFLOW_STORE
 from vlatrack.tracking.journal.decimation import DecimatedSeries, thinned
 from vlatrack.tracking.journal.records import Kind
 
@@ -71,9 +72,9 @@ def dashboard(
     """
     pages = _Pages(watcher, mlflow)
     routes = [
-        Route("/", _page("common", "list")),
-        Route("/run/{experiment}/{run}", _page(*RUN_PAGE, "lines", "run-live")),
-        Route("/compare", _page(*COMPARISON_PAGE, "lines", "compare-live")),
+        Route("/", _page("common", "sparks", "listen", "list")),
+        Route("/run/{experiment}/{run}", _page(*RUN_PAGE, "lines", "listen", "run-live")),
+        Route("/compare", _page(*COMPARISON_PAGE, "lines", "listen", "compare-live")),
         Route("/mlflow", pages.to_mlflow),
         Route("/api/runs", pages.rows),
         Route("/api/sparks", pages.sparks),
@@ -134,16 +135,20 @@ class _Pages:
         self._zooming = threading.Lock()
         """Whoever reads a part of a journal again needs some ten megabytes: one does at a time."""
 
+    @property
+    def _has_mlflow(self) -> bool:
+        return self._mlflow is not None and (self._watcher.runs / MLFLOW_STORE).is_file()
+
     def rows(self, request: Request) -> Response:
         rows, _, version = self._watcher.rows()
         return _json(
             {
                 "runs": str(self._watcher.runs),
-                "version": version,
+                "mark": f"{self._watcher.life}-{version}",
                 "vlatrack": __version__,
                 "complete": self._watcher.is_complete,
                 "problem": self._watcher.problem,
-                "mlflow": self._mlflow is not None,
+                "mlflow": self._has_mlflow,
                 "rows": [asdict(row) for row in rows],
             }
         )
@@ -167,7 +172,7 @@ class _Pages:
             if row is None:
                 return _not_read_yet(run_id)
             content = run_content(run_dir, row, series)
-        return _json(content | {"mlflow": self._mlflow is not None})
+        return _json(content | {"mlflow": self._has_mlflow})
 
     def lines(self, request: Request) -> Response:
         run_id, since = _run_id(request), _number(request, "since", -math.inf)
@@ -210,28 +215,35 @@ class _Pages:
         return _missing(run_id) if self._watcher.is_complete else _not_read_yet(run_id)
 
     async def changes(self, request: Request) -> Response:
-        """A stream of server-sent events: the rows that changed, about once a poll of the watcher."""
+        """A stream of server-sent events: the rows that changed, about once a poll of the watcher.
+
+        Who was here before says up to where it knows, and gets what it has missed; after a restart, that is everything.
+        """
         return StreamingResponse(self._changes(request), media_type="text/event-stream")
 
     async def _changes(self, request: Request) -> AsyncIterator[str]:
-        asked = request.query_params.get("after", "-1")
-        version = int(asked) if asked.lstrip("-").isdecimal() and len(asked) < 18 else -1
-        only = set(request.query_params.getlist("run"))
-        async with self._watcher.changes() as changed:
+        watcher, only = self._watcher, set(request.query_params.getlist("run"))
+        known = self._known(request.headers.get("last-event-id") or request.query_params.get("after", ""))
+        async with watcher.changes() as changed:
             yield "retry: 1000\n\n"
-            while not self._watcher.is_ending and not await request.is_disconnected():
-                rows, gone, now = self._watcher.rows(after=version)
-                if now != version:
+            while not watcher.is_ending and not await request.is_disconnected():
+                rows, gone, now = watcher.rows(after=known)
+                if now != known:
                     told = [asdict(row) for row in rows if not only or row.id in only]
                     if told or gone or not only:
-                        content = {"version": now, "rows": told, "gone": gone, "complete": self._watcher.is_complete}
-                        yield f"data: {json_text(content)}\n\n"
-                    version = now
+                        content = {"life": watcher.life, "rows": told, "gone": gone, "complete": watcher.is_complete}
+                        yield f"id: {watcher.life}-{now}\ndata: {json_text(content)}\n\n"
+                    known = now
                 try:
                     await asyncio.wait_for(changed.wait(), _ALIVE_EVERY_S)
                 except TimeoutError:
-                    yield ": alive\n\n"
+                    yield "event: alive\ndata:\n\n"
                 changed.clear()
+
+    def _known(self, mark: str) -> int:
+        """The version of a mark of ours; -1 for any other."""
+        life, _, version = mark.partition("-")
+        return int(version) if life == self._watcher.life and version.isdecimal() and len(version) < 18 else -1
 
     async def to_mlflow(self, request: Request) -> Response:
         if self._mlflow is None:

@@ -179,17 +179,6 @@ VT.undelivered = (row) => [
   ...Object.entries(row.refused ?? {}).map(([label, left]) => `${label} refused ${VT.count(left)}`),
 ].join(", ");
 
-/* Calls `listener` with what changes at the server; shows in the header whether the connection stands. */
-VT.listen = (address, listener) => {
-  const light = document.getElementById("connection");
-  const source = new EventSource(address);
-  source.onopen = () => { light.textContent = "live"; light.className = "live"; };
-  source.onerror = () => { light.textContent = "no connection"; light.className = "lost"; };
-  source.onmessage = (message) => listener(JSON.parse(message.data));
-  addEventListener("pagehide", () => source.close());
-  return source;
-};
-
 /* Of long journals the first seconds are shown at once, and `again` is called until all is read. */
 VT.noteUnread = (main, reads, again) => {
   const done = reads.reduce((sum, read) => sum + read.bytes, 0), all = reads.reduce((sum, read) => sum + read.of, 0);

@@ -46,11 +46,12 @@
     document.title = "comparison · vlatrack";
     document.getElementById("right").append(VT.themeButton());
     await load();
-    VT.listen(`/api/changes?${ids.map((id) => `run=${encodeURIComponent(id)}`).join("&")}`, (change) => {
-      if (change.gone.some((id) => ids.includes(id))) { load().catch((error) => VT.failed(main, error)); return; }
+    const again = () => load().catch((error) => VT.failed(main, error));
+    VT.listen(`/api/changes?${ids.map((id) => `run=${encodeURIComponent(id)}`).join("&")}`, null, (change) => {
+      if (change.gone.some((id) => ids.includes(id))) { again(); return; }
       for (const row of change.rows) due.add(row.id);
       refresh();
-    });
+    }, again);
   }
   begin().catch((error) => VT.failed(main, error));
 })();

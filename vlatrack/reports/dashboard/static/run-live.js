@@ -75,12 +75,13 @@
     const right = document.getElementById("right");
     if (content.mlflow) right.append(VT.h("a", { href: `/mlflow?experiment=${encodeURIComponent(content.row.experiment)}` }, "MLflow"));
     right.append(VT.themeButton());
-    let first = true;
-    VT.listen(`/api/changes?run=${encodeURIComponent(id)}`, (change) => {
+    const again = () => load().catch((error) => VT.failed(main, error));
+    let first = true; /* tells what has just been loaded */
+    VT.listen(`/api/changes?run=${encodeURIComponent(id)}`, null, (change) => {
       if (change.rows.length && !first) refresh();
       first = false;
       if (change.gone.includes(id)) VT.failed(main, new Error(`${id} is not in this runs folder any more`));
-    });
+    }, again);
   }
   begin().catch((error) => VT.failed(main, error));
 })();

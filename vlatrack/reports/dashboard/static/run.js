@@ -59,10 +59,12 @@ VT.RunPage = class {
       ...this.chartGroups(), this.heatMaps(), this.evaluations(), this.events(), this.files(),
       this.text("spec", "Spec", this.content.spec), this.text("manifest", "Manifest", this.content.manifest),
     ].filter(Boolean);
+    if (!this.content.groups.length) parts.splice(2, 0, VT.h("p", { class: "muted" }, "no metric has been logged yet"));
     const sections = parts.filter((part) => part.id && part.dataset.title)
       .map((part) => VT.h("a", { href: `#${part.id}` }, part.dataset.title));
     const nav = VT.h("div", { class: "sticky" },
-      VT.h("nav", { class: "sections", "aria-label": "sections" }, sections), VT.viewControls([this.run]));
+      VT.h("nav", { class: "sections", "aria-label": "sections" }, sections),
+      this.content.groups.length ? VT.viewControls([this.run]) : null);
     parts.splice(2, 0, nav);
     this.root.replaceChildren(...parts);
   }
@@ -119,7 +121,8 @@ VT.RunPage = class {
     const change = (cell) => {
       const by = cell.first.value ? (100 * (cell.last.value - cell.first.value)) / Math.abs(cell.first.value) : null;
       return VT.h("span", {}, `${VT.number(cell.first.value)} → `, VT.h("b", {}, VT.number(cell.last.value)),
-        by === null ? "" : ` ${by > 0 ? "+" : ""}${by.toFixed(0)}%`);
+        by === null ? "" : ` ${by > 0 ? "+" : ""}${by.toFixed(0)}%`,
+        cell.bad ? VT.h("span", { class: "bad" }, ` ${VT.count(cell.bad)} not finite`) : null);
     };
     const body = summary.map((entry) => VT.h("tr", {},
       VT.h("th", { scope: "row" }, entry.metric, entry.step === null ? "" : VT.h("span", { class: "muted" }, ` step ${entry.step}`)),
