@@ -85,7 +85,16 @@ class Page:
         return self.evaluate(script)
 
     def press(self, key: str) -> None:
-        codes = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowRight": 39, "ArrowDown": 40, "/": 191, "+": 187}
+        codes = {
+            "Tab": 9,
+            "Enter": 13,
+            "Escape": 27,
+            "ArrowLeft": 37,
+            "ArrowRight": 39,
+            "ArrowDown": 40,
+            "/": 191,
+            "+": 187,
+        }
         named = {"key": key, "windowsVirtualKeyCode": codes.get(key) or ord(key.upper())}
         text = {"text": "\r"} if key == "Enter" else {"text": key} if len(key) == 1 else {}
         self.call("Input.dispatchKeyEvent", type="keyDown", **named, **text)

@@ -85,7 +85,7 @@ class ChartBook:
             shown |= {name for chart in group.charts for name in chart.lines.values()}
             yield group
         left = [name for name in self._names if name not in shown]
-        weighted = [n for n in left if n.startswith(f"{TRAIN}_weighted_") or "_gradient_share_" in n]
+        weighted = [n for n in left if _without_split(n).startswith("weighted_") or "_gradient_share_" in n]
         yield from self._others("loss_terms", "loss terms as they are weighted", weighted)
         left = [name for name in left if name not in weighted and not name.startswith((SYSTEM, EVALUATE))]
         left = [name for name in left if simulation_parts(name) is None]

@@ -90,11 +90,18 @@ VT.RunPage = class {
       damaged.length ? VT.h("p", { class: "note" }, `${damaged.length} damaged lines in the journal are left out; the first begins at byte ${damaged[0].offset}`) : "",
       VT.h("div", { class: "facts" },
         fact("progress", VT.progress(row)), fact("epoch", epoch),
-        fact(row.status === "RUNNING" ? "time left" : "took", VT.duration(row.status === "RUNNING" ? row.eta_s : (row.updated_ms - row.started_ms) / 1000)),
+        fact(row.status === "RUNNING" ? "time left" : "took", VT.duration(row.status === "RUNNING" ? row.eta_s : (this.trainedUntil() - row.started_ms) / 1000)),
         row.status === "RUNNING" ? fact("speed", row.steps_per_s ? `${VT.number(row.steps_per_s)} steps/s` : "–") : null,
         fact("health", VT.health(row)), this.filesAt ? fact("trackers lack", lost || "nothing") : null,
         this.content.best ? fact(`best ${this.content.best.metric}`, `${VT.number(this.content.best.value)} at step ${VT.count(this.content.best.step)}`) : null,
         fact("last record", VT.time(row.updated_ms))));
+  }
+
+  /* When the last step was logged: an evaluation may have been added days later. */
+  trainedUntil() {
+    const { lines, axes } = this.content.lines, trained = Object.keys(lines).filter((name) => name.startsWith("train_"));
+    const times = trained.map((name) => axes[lines[name].axis].t_ms).filter((t_ms) => t_ms.length);
+    return times.length ? Math.max(...times.map((t_ms) => t_ms[t_ms.length - 1])) : this.content.row.updated_ms;
   }
 
   findings() {
@@ -199,7 +206,7 @@ VT.RunPage = class {
       caption: `${entry.route}, ${entry.split}, epoch ${entry.epoch}: mean L1`, corner: "chunk step",
       rows: entry.grid.map((_, step) => String(step)), columns: dimension(entry.grid), values: entry.grid, max }));
     if (!pictures.length && !tables.length) return null;
-    return this.section("heat", "L1 maps", VT.h("div", { class: "grid" }, pictures), VT.h("div", { class: "grid" }, tables));
+    return this.section("heat", "L1 maps", VT.h("div", { class: "grid" }, pictures), VT.h("div", { class: "grid tables" }, tables));
   }
 
   events() {
