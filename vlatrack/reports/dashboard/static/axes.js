@@ -1,11 +1,11 @@
 "use strict";
 /* What x is: the step, the epoch, the time since the start or the samples, and back to steps; lines in more detail where
-   the page has them. An axis is {step, t_ms}; a run is {id, started_ms, batch_size, epochs: [steps, epochs]}. */
+   the page has them. An axis is {step, t_ms}; a run is what runOf gives. */
 
 VT.X_LABELS = { step: "step", epoch: "epoch", time: "time since the start", samples: "samples" };
 
-/* Whether a run says how its steps are epochs, or samples. */
-VT.knowsX = (run, x) => (x === "epoch" ? run.epochs[0].length > 0 : x === "samples" ? run.batch_size !== null : true);
+/* Whether a run says what its steps are on this axis. */
+VT.knowsX = (run, x) => ({ step: true, epoch: run.epochs[0].length > 0, time: run.has_times, samples: run.batch_size !== null }[x]);
 
 VT.xValues = (axis, run) => {
   if (VT.view.x === "step") return axis.step;
@@ -13,6 +13,14 @@ VT.xValues = (axis, run) => {
   if (VT.view.x === "samples") return axis.step.map((step) => step * run.batch_size);
   return axis.step.map((step) => VT.interpolated(run.epochs, step));
 };
+
+/* What turns the steps of a run into other values of x, from its row and its lines. Logs that were imported have the time of
+   the import, unless event files told theirs. */
+VT.runOf = (row, { lines, axes }, batchSize) => ({
+  id: row.id, started_ms: row.started_ms ?? 0, batch_size: Number(batchSize) || null,
+  has_times: !row.imported_from || axes.some(({ t_ms }) => t_ms.length && t_ms[t_ms.length - 1] - t_ms[0] > 60_000),
+  epochs: lines.epoch ? [axes[lines.epoch.axis].step, lines.epoch.values] : [[], []],
+});
 
 /* A value of x with its name, as the charts tell it. */
 VT.xText = (x) => `${VT.X_LABELS[VT.view.x]} ${VT.view.x === "time" ? VT.duration(x) : VT.view.x === "epoch" ? VT.number(x) : VT.count(x)}`;

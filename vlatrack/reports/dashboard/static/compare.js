@@ -13,9 +13,7 @@ VT.ComparePage = class {
   }
 
   runOf(entry) {
-    const epoch = entry.lines.lines.epoch;
-    const table = epoch ? [entry.lines.axes[epoch.axis].step, epoch.values] : [[], []];
-    return { id: entry.row.id, started_ms: entry.row.started_ms ?? 0, batch_size: Number(entry.batch_size) || null, epochs: table };
+    return VT.runOf(entry.row, entry.lines, entry.batch_size);
   }
 
   linesOf(metric) {

@@ -121,6 +121,7 @@
     const name = VT.h("td", { class: "name" },
       VT.h("a", { href: `/run/${VT.runPath(row.id)}` }, row.name),
       VT.h("span", { class: "sub" }, row.name.includes(row.id.split("/")[1]) ? row.experiment : row.id, row.host ? ` · on ${row.host}` : "",
+        row.imported_from ? " · imported" : "",
         row.group ? [" · ", VT.h("button", { class: "plain link", type: "button", title: "only this group", onclick: () => onlyGroup(row.group) }, row.group)] : null),
       row.reason ? VT.h("span", { class: "sub" }, row.reason) : null);
     const cells = COLUMNS.slice(1).map((column) => {

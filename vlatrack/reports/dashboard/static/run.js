@@ -25,9 +25,7 @@ VT.RunPage = class {
   /* What steps are in epochs and samples, and which marks the charts have. */
   get run() {
     const { row, params, lines } = this.content;
-    const epoch = lines.lines.epoch;
-    const table = epoch ? [lines.axes[epoch.axis].step, epoch.values] : [[], []];
-    return { id: row.id, started_ms: row.started_ms ?? 0, batch_size: Number(params["train.batch_size"]) || null, epochs: table };
+    return VT.runOf(row, lines, params["train.batch_size"]);
   }
 
   line(metric, style) {
@@ -90,7 +88,9 @@ VT.RunPage = class {
       damaged.length ? VT.h("p", { class: "note" }, `${damaged.length} damaged lines in the journal are left out; the first begins at byte ${damaged[0].offset}`) : "",
       VT.h("div", { class: "facts" },
         fact("progress", VT.progress(row)), fact("epoch", epoch),
-        fact(row.status === "RUNNING" ? "time left" : "took", VT.duration(row.status === "RUNNING" ? row.eta_s : (this.trainedUntil() - row.started_ms) / 1000)),
+        row.status === "RUNNING" ? fact("time left", VT.duration(row.eta_s)) : null,
+        row.status !== "RUNNING" && this.run.has_times ? fact("took", VT.duration((this.trainedUntil() - row.started_ms) / 1000)) : null,
+        row.imported_from ? fact("imported from", row.imported_from) : null,
         row.status === "RUNNING" ? fact("speed", row.steps_per_s ? `${VT.number(row.steps_per_s)} steps/s` : "–") : null,
         fact("health", VT.health(row)), this.filesAt ? fact("trackers lack", lost || "nothing") : null,
         this.content.best ? fact(`best ${this.content.best.metric}`, `${VT.number(this.content.best.value)} at step ${VT.count(this.content.best.step)}`) : null,
