@@ -14,6 +14,7 @@ from dashboard_server import served
 
 from vlatrack import start_run
 from vlatrack.data.video import VideoWriter
+from vlatrack.reports.html_report import read_run, write_comparison, write_report
 from vlatrack.tracking.run import TrackedRun
 
 pytestmark = pytest.mark.slow
@@ -21,6 +22,10 @@ pytestmark = pytest.mark.slow
 HOSTILE = "<img src=x onerror='window.hacked=1'><script>window.hacked=1</script>"
 AXE = os.environ.get("AXE_CORE", "")
 """Path of axe.min.js of axe-core, which looks for what keeps people out of a page."""
+
+
+PRINTED_PIXELS = 703
+"""Of the 186 mm between the margins of A4."""
 
 
 @dataclass
@@ -152,6 +157,35 @@ def test_a_page_can_be_read_by_everybody(shown: Shown, name: str, theme: str) ->
     page.evaluate(Path(AXE).read_text())
     found = page.evaluate("axe.run().then((r) => r.violations.map((v) => `${v.id}: ${v.nodes[0].target.join(' ')}`))")
     assert found == []
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_a_report_in_a_file_fits_every_window_and_a_printed_page(shown: Shown, tmp_path: Path, runs: int) -> None:
+    page, read = shown.page, [read_run(run.path) for run in (shown.over, shown.live)]
+    one, both = tmp_path / "report.html", tmp_path / "comparison.html"
+    file = write_report(shown.over.path, one) if runs == 1 else write_comparison(read, both)
+    page.complaints.clear()
+    page.addresses.clear()
+    page.open(file.as_uri())
+    page.wait_for("document.querySelector('h1') && document.querySelectorAll('.chart').length")
+    too_wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    for width in (360, 1280, 2560):
+        page.look(width=width)
+        page.box("document.querySelector('.chart')")
+        page.wait_for("document.querySelector('.chart canvas')")
+        assert page.evaluate(too_wide) == 0
+    page.look(width=PRINTED_PIXELS)
+    page.call("Emulation.setEmulatedMedia", media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.wait_for("[...document.querySelectorAll('figure.chart')].every((one) => one.querySelector('canvas, video'))")
+    page.evaluate(f"window.beyond = (one) => one.getBoundingClientRect().right > {PRINTED_PIXELS + 1}")
+    found = "[...document.querySelectorAll('main *')].filter(beyond).map((one) => one.tagName + one.textContent)"
+    assert page.evaluate(found) == []
+    page.call("Emulation.setEmulatedMedia", media="")
+    assert page.evaluate("window.hacked ?? null") is None
+    assert page.evaluate(f"document.body.textContent.includes({HOSTILE!r})")
+    assert page.complaints == []
+    assert [address for address in page.addresses if not address.startswith((file.as_uri(), "data:"))] == []
 
 
 def test_the_keyboard_reaches_runs_and_the_values_of_charts(shown: Shown) -> None:

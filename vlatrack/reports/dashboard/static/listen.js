@@ -32,14 +32,14 @@ VT.listen = (address, mark, listener, restarted) => {
   }
 
   /* A browser allows six connections to a server: tabs that nobody sees give theirs back. */
-  document.addEventListener("visibilitychange", () => { if (document.hidden) source.close(); else open(); });
-  addEventListener("pagehide", () => source.close());
+  document.addEventListener("visibilitychange", () => { if (document.hidden) source?.close(); else open(); });
+  addEventListener("pagehide", () => source?.close());
   addEventListener("pageshow", (event) => { if (event.persisted) open(); });
   setInterval(() => {
     if (document.hidden) return;
     const isSilent = Date.now() - heard > VT.SILENT_MS;
     if (isSilent) lost();
-    if (isSilent || source.readyState === EventSource.CLOSED) open();
+    if (isSilent || source?.readyState === EventSource.CLOSED) open();
   }, 5000);
-  open();
+  if (!document.hidden) open();
 };
