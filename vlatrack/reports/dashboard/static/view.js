@@ -32,6 +32,14 @@ VT.redraw = () => {
 };
 VT.themeListeners.push(VT.redraw);
 
+/* Once for whatever comes before the next frame: the details of twenty runs arrive one after the other. */
+let isRedrawing = false;
+VT.redrawSoon = () => {
+  if (isRedrawing) return;
+  isRedrawing = true;
+  requestAnimationFrame(() => { isRedrawing = false; VT.redraw(); });
+};
+
 VT.forgetCharts = () => {
   for (const chart of VT.view.charts) chart.plot?.destroy();
   VT.view.charts.clear();
@@ -79,7 +87,7 @@ VT.refine = async () => {
     const lines = await details(run.id, low, high).catch(() => null); /* the header says that the server is not there */
     if (number !== refining || !lines) return;
     VT.view.fine.set(run.id, lines);
-    VT.redraw();
+    VT.redrawSoon();
   }));
 };
 
