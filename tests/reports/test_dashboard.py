@@ -7,12 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
+from urllib.parse import quote
+from urllib.request import Request
 
 import pytest
 from dashboard_server import served
 from launching import running
 
 from vlatrack import start_run
+from vlatrack.cli.ui import ui
+from vlatrack.errors import TrackerError
 from vlatrack.tracking.run import TrackedRun
 
 HOSTILE = "<script>alert(1)</script>"
@@ -25,7 +29,7 @@ def get(address: str) -> Any:
 
 def status_of(address: str, **headers: str) -> int:
     try:
-        with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=30) as response:
+        with urllib.request.urlopen(Request(address, headers=headers), timeout=30) as response:
             return int(response.status)
     except HTTPError as error:
         error.close()
@@ -74,6 +78,32 @@ def test_changes_are_pushed_without_being_asked_for(runs: Path) -> None:
         assert 77 in steps
 
 
+def changes_after(address: str, mark: str) -> dict[str, Any]:
+    """The first message of the stream for who knows what was there at this mark, with its own mark."""
+    asked = Request(f"{address}/api/changes", headers={"Last-Event-ID": mark})
+    with urllib.request.urlopen(asked, timeout=30) as stream:
+        lines = (line.decode() for line in stream)
+        mark = next(line for line in lines if line.startswith("id: "))[4:].strip()
+        return {"mark": mark, **json.loads(next(lines).removeprefix("data: "))}
+
+
+def test_who_was_away_gets_what_was_missed_and_everything_of_a_server_that_was_started_again(
+    runs: Path, eventually: Callable[..., None]
+) -> None:
+    with logged_run(runs) as one, logged_run(runs) as other:
+        with served(runs) as address:
+            eventually(lambda: len(get(f"{address}/api/runs")["rows"]) == 2)
+            mark = get(f"{address}/api/runs")["mark"]
+            one.log({"train_loss": 0.5}, step=99)
+            missed = changes_after(address, mark)
+            assert [(row["name"], row["step"]) for row in missed["rows"]] == [(one.path.name, 99)]
+        with served(runs) as address:
+            eventually(lambda: get(f"{address}/api/runs")["complete"])
+            anew = changes_after(address, missed["mark"])
+            assert anew["life"] != missed["life"]
+            assert {row["name"] for row in anew["rows"]} == {one.path.name, other.path.name}
+
+
 def test_the_page_of_a_run_has_its_lines_its_results_and_its_files(runs: Path, eventually: Callable[..., None]) -> None:
     with logged_run(runs) as run:
         (run.path / "spec.yaml").write_text("name: toy\n")
@@ -96,6 +126,28 @@ def test_the_page_of_a_run_has_its_lines_its_results_and_its_files(runs: Path, e
         assert newer["lines"]["axes"][line["axis"]]["step"] == [29, 30]
         sparks = get(f"{address}/api/sparks?run=toy/{run.run_id}&run=toy/none")
         assert list(sparks) == [f"toy/{run.run_id}"]
+
+
+def test_a_stretch_of_a_long_run_is_shown_with_every_value(runs: Path, eventually: Callable[..., None]) -> None:
+    values = [float(step % 97) for step in range(9000)]
+    with start_run("toy", runs=runs, backends=[]) as run:
+        for step, value in enumerate(values):
+            run.log({"train_loss": value, "train_lr": 0.1}, step=step)
+    with served(runs) as address:
+        page = f"{address}/api/run/toy/{run.run_id}"
+        eventually(lambda: status_of(page) == 200)
+        content = get(page)["lines"]
+        assert len(content["lines"]["train_loss"]["values"]) < 2000
+        found = get(f"{page}/zoom?from=4000&to=4999")["lines"]
+        line = found["lines"]["train_loss"]
+        assert found["axes"][line["axis"]]["step"] == list(range(4000, 5000))
+        assert line["values"] == values[4000:5000]
+        more = get(f"{page}/zoom?from=1000&to=Infinity")["lines"]["lines"]["train_loss"]["values"]
+        assert (min(more), max(more)) == (0, 96)
+        assert len(more) < 2000
+        assert get(f"{page}/zoom?from=20000")["lines"]["lines"] == {}
+        assert status_of(f"{page}/zoom?from=nan") == 400
+        assert status_of(f"{address}/api/run/toy/none/zoom?from=1&to=2") == 404
 
 
 def test_runs_are_compared_by_their_lines_and_by_the_settings_that_differ(
@@ -177,6 +229,39 @@ def test_no_address_leads_out_of_a_run(runs: Path, tmp_path: Path, eventually: C
             assert response.headers["x-content-type-options"] == "nosniff"
 
 
+def test_evaluations_show_what_can_be_read_and_videos_come_in_parts(
+    runs: Path, tmp_path: Path, eventually: Callable[..., None]
+) -> None:
+    rate = {"episodes": 4, "successes": 1, "errors": 1, "success_rate": 0.25, "wilson": [0.04, 0.7]}
+    with logged_run(runs) as run:
+        for name, content in {
+            "good": {"name": HOSTILE, "summary": {**rate, "tasks": {HOSTILE: rate, "push": {"wilson": [9, "x"]}}}},
+            "odd": {"name": 3, "acting": [], "summary": {"tasks": "none", "successes": "many", "wilson": {}}},
+            "begun": [],
+        }.items():
+            (run.path / "evaluation" / name / "videos").mkdir(parents=True)
+            (run.path / "evaluation" / name / "evaluation.json").write_text(json.dumps(content))
+        videos = run.path / "evaluation" / "good" / "videos"
+        (videos / "success-0-a b%2f?.mp4").write_bytes(bytes(range(200)))
+        (tmp_path / "other.mp4").touch()
+        (videos / "link.mp4").symlink_to(tmp_path / "other.mp4")
+    with served(runs) as address:
+        page = f"{address}/api/run/toy/{run.run_id}"
+        eventually(lambda: status_of(page) == 200)
+        begun, good, odd = get(page)["evaluations"]
+        nothing = {"successes": None, "episodes": None, "errors": None, "rate": None, "wilson": None}
+        known = {"successes": 1, "episodes": 4, "errors": 1, "rate": 0.25, "wilson": [0.04, 0.7]}
+        assert good["rates"] == [{"task": "all", **known}, {"task": HOSTILE, **known}, {"task": "push", **nothing}]
+        assert (odd["name"], odd["rates"], begun["rates"]) == (None, [{"task": "all", **nothing}], [])
+        assert good["videos"] == ["evaluation/good/videos/success-0-a b%2f?.mp4"]
+        video = f"{address}/files/toy/{run.run_id}/{quote(good['videos'][0])}"
+        with urllib.request.urlopen(Request(video, headers={"Range": "bytes=10-19"})) as response:
+            assert (response.status, response.headers["content-type"]) == (206, "video/mp4")
+            assert response.headers["content-range"] == "bytes 10-19/200"
+            assert response.read() == bytes(range(10, 20))
+        assert status_of(video, Range="bytes=500-600") == 416
+
+
 def test_another_name_for_this_server_and_a_missing_token_get_nothing(
     runs: Path, eventually: Callable[..., None]
 ) -> None:
@@ -204,6 +289,22 @@ def test_the_pages_and_all_that_they_load_come_from_here(runs: Path) -> None:
             assert "http" not in text.replace("<!doctype html>", "")
             for name in [part.split('"')[0] for part in text.split("/static/")[1:]]:
                 assert status_of(f"{address}/static/{name}") == 200, name
+
+
+def test_what_is_no_runs_folder_is_one_line_with_the_one_that_is_meant(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with logged_run(runs) as run:
+        pass
+    (tmp_path / "file").touch()
+    meant = {"nowhere": "no such folder", "file": "not a folder"}
+    meant |= {f"runs/toy/{run.run_id}": f"a single run.*: {runs}$", "runs/toy": f"a single experiment.*: {runs}$"}
+    for folder, told in meant.items():
+        with pytest.raises(TrackerError, match=told):
+            ui(runs=tmp_path / folder)
+    monkeypatch.setenv("VLATRACK_TOKEN", "guess me")
+    with pytest.raises(TrackerError, match="at least 12 letters"):
+        ui(runs=runs, host="0.0.0.0")
 
 
 def test_the_command_serves_until_a_signal_and_leaves_nothing_behind(runs: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from vlatrack.health.finding import Finding, Severity
 from vlatrack.metrics.schema import SPLITS, Direction, MetricSchema
+from vlatrack.reports.charts import ChartBook
 from vlatrack.reports.figures import History, draw_figures, write_figures
 from vlatrack.reports.panels import Panel, save_panels
 from vlatrack.tracking.journal.journal import Journal
@@ -81,6 +82,17 @@ def test_loss_terms_of_ones_own_and_gradient_shares_have_a_panel(
     drawn = titles_of(monkeypatch, history_of(5) | {f"train_{name}": [(1, 0.5)] for name in own}, tmp_path)
     assert drawn["losses"] == ["closs", "loss_ct", "z_loss", "smoothness", "loss"]
     assert "gradient_share_smoothness" in drawn["optimisation"]
+
+
+def test_no_metric_stands_in_two_groups_of_a_page() -> None:
+    shown = [
+        name
+        for group in ChartBook([*history_of(5), "system/cpu_percent", "mine"]).page()
+        for chart in group.charts
+        for name in chart.lines.values()
+    ]
+    assert len(shown) == len(set(shown))
+    assert {"train_weighted_loss_ct", "val_ind_weighted_loss_ct", "system/cpu_percent", "mine"} <= set(shown)
 
 
 def test_figures_of_a_journal_are_images_with_a_line_for_each_split(tmp_path: Path) -> None:

@@ -85,11 +85,46 @@ class Page:
         return self.evaluate(script)
 
     def press(self, key: str) -> None:
-        codes = {"Tab": 9, "Enter": 13, "ArrowLeft": 37, "ArrowRight": 39, "Escape": 27, "/": 191}
-        named = {"key": key, "windowsVirtualKeyCode": codes[key]}
+        codes = {
+            "Tab": 9,
+            "Enter": 13,
+            "Escape": 27,
+            "ArrowLeft": 37,
+            "ArrowRight": 39,
+            "ArrowDown": 40,
+            "/": 191,
+            "+": 187,
+        }
+        named = {"key": key, "windowsVirtualKeyCode": codes.get(key) or ord(key.upper())}
         text = {"text": "\r"} if key == "Enter" else {"text": key} if len(key) == 1 else {}
         self.call("Input.dispatchKeyEvent", type="keyDown", **named, **text)
         self.call("Input.dispatchKeyEvent", type="keyUp", **named)
+
+    def point(self, x: float, y: float) -> None:
+        """Move the mouse there; CSS pixels from the upper left corner of the window."""
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    def drag(self, x: float, to_x: float, y: float) -> None:
+        """Drag the mouse sideways."""
+        self.point(x, y)
+        button: dict[str, Any] = {"button": "left", "clickCount": 1}
+        self.call("Input.dispatchMouseEvent", type="mousePressed", x=x, y=y, **button)
+        for share in (0.3, 0.6, 1.0):
+            place = x + share * (to_x - x)
+            self.call("Input.dispatchMouseEvent", type="mouseMoved", x=place, y=y, button="left", buttons=1)
+        self.call("Input.dispatchMouseEvent", type="mouseReleased", x=to_x, y=y, **button)
+
+    def double_click(self, x: float, y: float) -> None:
+        for count in (1, 2):
+            for kind in ("mousePressed", "mouseReleased"):
+                self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=count)
+
+    def box(self, element: str) -> tuple[float, float, float, float]:
+        """Left, top, width and height of an element in the window, scrolled into view."""
+        self.evaluate(f"{element}.scrollIntoView({{block: 'center'}})")
+        rect = f"(({{left, top, width, height}}) => [left, top, width, height])({element}.getBoundingClientRect())"
+        left, top, width, height = self.evaluate(rect)
+        return left, top, width, height
 
 
 @contextlib.contextmanager

@@ -15,11 +15,11 @@ from vlatrack.reports.dashboard.watch import RunsWatcher
 
 
 @contextmanager
-def served(runs: Path, **options: Any) -> Iterator[str]:
+def served(runs: Path, *, port: int = 0, **options: Any) -> Iterator[str]:
     """The address of a dashboard of this folder."""
     watcher = RunsWatcher(runs)
     watcher.start()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", port)) as listener:
         app = dashboard(watcher, hosts=frozenset({"127.0.0.1"}), **options)
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
         server = DashboardServer(config, watcher)

@@ -188,6 +188,34 @@ def test_what_a_run_went_back_over_is_not_in_its_series(tmp_path: Path) -> None:
     assert series.last_step == 7
 
 
+@pytest.mark.parametrize("arrow_from", [1, 1 << 30])
+def test_some_steps_are_read_again_in_full_and_without_what_the_run_went_back_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arrow_from: int
+) -> None:
+    monkeypatch.setattr(series_module, "_ARROW_FROM_BYTES", arrow_from)
+    monkeypatch.setattr(series_module, "_PART_BYTES", 2000)
+    with start_run("toy", runs=tmp_path, backends=[]) as run:
+        for step in range(200):
+            run.log({"train_loss": float(step)}, step=step)
+        run.rewind(90, 199)
+        for step in range(90, 150):
+            run.log({"train_loss": -float(step)}, step=step)
+        path = run.path / "journal.jsonl"
+    series = JournalSeries(path)
+    while series.read(most_bytes=1500):
+        pass
+    whole = metric_history(path)["train_loss"]
+    for low, high in ((0, 199), (70, 100), (95, 95), (120, 180), (148, 160), (-5, 3), (150, 199)):
+        found = series.again(low, high, most_bytes=1 << 20)
+        assert found is not None
+        kept = found["train_loss"].points().tolist() if "train_loss" in found else []
+        assert [(step, value) for step, _, value in kept] == [(s, v) for s, v in whole if low <= s <= high]
+    assert series.again(0, 149, most_bytes=5000) is None
+    few = series.again(20, 21, most_bytes=5000)
+    assert few is not None
+    assert few["train_loss"].points()[:, STEP].tolist() == [20, 21]
+
+
 def test_another_writer_s_whole_numbers_and_nested_names_are_read(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     record = {"v": 1, "run": "a", "writer": "w", "seq": 0, "t_ms": 5, "kind": "metrics", "step": 1}

@@ -1,6 +1,7 @@
 """`vlatrack ui`: the dashboard of a runs folder, or MLflow's user interface on the store that the runs share."""
 
 import os
+import re
 import secrets
 import signal
 import socket
@@ -19,6 +20,8 @@ REFUSED_BY_BROWSERS = frozenset(
     {1719, 1720, 1723, 2049, 3659, 4045, 4190, 5060, 5061, 6000, 6566, *range(6665, 6670), 6697, 10080}
 )
 """Ports above 1023 on the list of bad ports in the Fetch standard: Chrome and Firefox open no page there."""
+_ALL = ("0.0.0.0", "::")  # noqa: S104 (compared, not bound)
+_JOURNAL = "journal.jsonl"
 TOKEN = "VLATRACK_TOKEN"  # noqa: S105 (the name of a variable)
 
 
@@ -48,18 +51,43 @@ def ui(
     folder = resolved_path(runs)
     if mlflow:
         raise typer.Exit(_serve_mlflow(folder, host, port))
-    if not folder.is_dir():
-        what = "not a folder" if folder.exists() else "no such folder"
-        raise TrackerError(f"{folder}: {what}; give the folder that holds the runs with --runs")
+    _check_runs(folder)
     from vlatrack.reports.dashboard.server import is_loopback, serve
     from vlatrack.tracking.backends.mlflow.server import MlflowOnDemand
 
-    token = None if is_loopback(host) else os.environ.get(TOKEN) or secrets.token_urlsafe(24)
+    token = None if is_loopback(host) else _token()
     with _listener(host, port) as listener, MlflowOnDemand(folder) as on_demand:
-        shown_host = f"[{host}]" if ":" in host else host
+        shown_host = socket.gethostname() if host in _ALL else f"[{host}]" if ":" in host else host
         shown = f"http://{shown_host}:{listener.getsockname()[1]}/{'' if token is None else f'?token={token}'}"
         typer.echo(f"dashboard of {printable(str(folder))}: {shown}  (Ctrl-C ends it)")
         serve(folder, listener, host=host, token=token, mlflow=on_demand.address if token is None else None)
+
+
+def _check_runs(folder: Path) -> None:
+    """Raises TrackerError for what is no runs folder, above all for the folder of one run or of one experiment."""
+    if not folder.is_dir():
+        what = "not a folder" if folder.exists() else "no such folder"
+        raise TrackerError(f"{folder}: {what}; give the folder that holds the runs with --runs")
+    try:
+        has_runs = any((inside / _JOURNAL).is_file() for inside in folder.iterdir())
+    except OSError as error:
+        raise TrackerError(f"{folder}: {error.strerror}; give a folder that you may read with --runs") from error
+    if (folder / _JOURNAL).is_file():
+        raise TrackerError(
+            f"{folder}: a single run; give the folder that holds the experiments: {folder.parent.parent}"
+        )
+    if has_runs:
+        raise TrackerError(f"{folder}: a single experiment; give the folder above it with --runs: {folder.parent}")
+
+
+def _token() -> str:
+    """The user's, or a new one; TrackerError for one that can be guessed, or would be another in an address."""
+    token = os.environ.get(TOKEN)
+    if not token:
+        return secrets.token_urlsafe(24)
+    if re.fullmatch(r"[A-Za-z0-9._~-]{12,200}", token) is None:
+        raise TrackerError(f"{TOKEN}: give at least 12 letters, digits or any of ._~- , or leave it out: one is made")
+    return token
 
 
 def _serve_mlflow(runs: Path, host: str, port: int) -> int:
@@ -109,6 +137,8 @@ def _listener(host: str, wanted: int) -> socket.socket:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
             listener.listen(128)
+            if port != wanted:
+                typer.echo(f"port {wanted} is taken, so another one is used", err=True)
             return listener
         except PermissionError as error:
             listener.close()

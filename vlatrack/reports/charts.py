@@ -4,7 +4,7 @@ Names alone decide, no values; nothing here draws.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from vlatrack.metrics.schema import EVALUATE, SPLITS, SYSTEM, TRAIN, Direction, Metric, MetricSchema
@@ -44,8 +44,10 @@ class ChartGroup:
 class ChartBook:
     """The charts of a run that has logged these metrics."""
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], *, action_names: Sequence[str] = ()) -> None:
+        """`action_names`: of the dimensions of an action; those without a name are shown by their number."""
         self._names = dict.fromkeys(names)
+        self._action_names = action_names
         self.schema = MetricSchema.covering(self._names)
 
     def figures(self) -> Iterator[ChartGroup]:
@@ -83,7 +85,7 @@ class ChartBook:
             shown |= {name for chart in group.charts for name in chart.lines.values()}
             yield group
         left = [name for name in self._names if name not in shown]
-        weighted = [n for n in left if n.startswith(f"{TRAIN}_weighted_") or "_gradient_share_" in n]
+        weighted = [n for n in left if _without_split(n).startswith("weighted_") or "_gradient_share_" in n]
         yield from self._others("loss_terms", "loss terms as they are weighted", weighted)
         left = [name for name in left if name not in weighted and not name.startswith((SYSTEM, EVALUATE))]
         left = [name for name in left if simulation_parts(name) is None]
@@ -117,7 +119,7 @@ class ChartBook:
             metric = self.schema[full] if (full := next(iter(lines.values()))) in self.schema else None
             unit, direction = ("", Direction.NONE) if metric is None else (metric.unit, metric.direction)
             from_zero = metric is not None and metric.group == "speed"
-            charts.append(Chart(_title(name, metric), unit, direction, lines, floor, from_zero))
+            charts.append(Chart(_title(name, metric, self._action_names), unit, direction, lines, floor, from_zero))
         return tuple(charts)
 
     def _success(self) -> tuple[Chart, ...]:
@@ -151,11 +153,12 @@ def _without_split(name: str) -> str:
     return name if split is None else name.removeprefix(f"{split}_")
 
 
-def _title(name: str, metric: Metric | None) -> str:
+def _title(name: str, metric: Metric | None, action_names: Sequence[str]) -> str:
     if metric is not None and metric.step is not None:
         return f"step {metric.step}  (X = {name.rpartition('_')[2]})"
     if name in ("l1_loss_action", "acc_action"):
         return "mean over the steps"
     if name.startswith("l1_loss") and "_dim_" in name:
-        return f"dimension {name.rpartition('_')[2]}"
+        number = int(name.rpartition("_")[2])
+        return action_names[number] if number < len(action_names) else f"dimension {number}"
     return name

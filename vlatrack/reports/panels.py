@@ -5,7 +5,7 @@ Drawn with matplotlib's object interface, without global state or a display.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from matplotlib import rc_context
@@ -39,6 +39,9 @@ _METADATA: Mapping[str, dict[str, str | None]] = {
 }
 """Without dates, so that the same run gives the same file."""
 MOST_MARKS = 20
+_REFERENCE_DASHES: tuple[tuple[float, tuple[float, ...]], ...] = ((0, (6, 3)), (0, (1.5, 2)), (0, (6, 2, 1, 2)))
+_LEGEND_LETTERS = 120
+"""About so many of them are as wide as a figure."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Style:
     marker_size: float
     alpha: float
     z_order: int
+    dashes: str | tuple[float, tuple[float, ...]] = "-"
 
 
 STYLES = {
@@ -78,6 +82,12 @@ class Panel:
     """Training steps at which something was found, drawn as vertical lines."""
     from_zero: bool = False
     """Whether the y axis starts at 0, so that noise in a speed does not look like a change."""
+    references: Mapping[str, float] = field(default_factory=dict)
+    """Values to compare with, by their names, drawn as dashed lines."""
+    best_step: int | None = None
+    """Where the best checkpoint is; None: there is none, or nobody knows."""
+    styles: Mapping[str, Style] = field(default_factory=lambda: STYLES)
+    """Of each line."""
 
 
 def save_panels(panels: Sequence[Panel], path: Path, *, title: str, shared_scale: bool = False) -> None:
@@ -100,7 +110,7 @@ def draw_panels(panels: Sequence[Panel], *, title: str, shared_scale: bool = Fal
     for position, panel in enumerate(panels):
         axes = figure.add_subplot(rows, columns, position + 1)
         _draw(axes, panel)
-        _scale(axes, panel, together or _value_range(panel.lines.values()))
+        _scale(axes, panel, _with_references(together or _value_range(panel.lines.values()), panel))
         axes.set_xlim(*_step_range(all_lines))
         own_scale = not shared_scale
         _label(axes, panel, with_values=own_scale or position % columns == 0, with_hint=own_scale and columns <= 3)
@@ -121,7 +131,7 @@ def _columns(count: int) -> int:
 
 def _draw(axes: Axes, panel: Panel) -> None:
     for name, points in panel.lines.items():
-        style = STYLES[name]
+        style = panel.styles[name]
         steps = [step for step, _ in points]
         values = [value if _can_draw(value) else math.nan for _, value in points]
         axes.plot(
@@ -130,6 +140,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
             label=style.label,
             color=style.color,
             linewidth=style.width,
+            linestyle=style.dashes,
             alpha=style.alpha,
             marker=style.marker if len(points) <= MARKERS_UP_TO else "",
             markersize=style.marker_size,
@@ -139,6 +150,11 @@ def _draw(axes: Axes, panel: Panel) -> None:
         axes.axhline(panel.floor, color="black", linewidth=1.1, linestyle=":", label="floor set by the bins")
     for step in [step for step in panel.marks if abs(step) < LARGEST][:MOST_MARKS]:
         axes.axvline(step, color=NOT_DRAWN, linewidth=1.8, linestyle="--", zorder=1, label="health finding")
+    for (name, value), dashes in zip(panel.references.items(), _REFERENCE_DASHES, strict=False):
+        if _can_draw(value):
+            axes.axhline(value, color="#444444", linewidth=1.1, linestyle=dashes, zorder=1, label=name)
+    if panel.best_step is not None:
+        axes.axvline(panel.best_step, color="#116329", linewidth=1.3, linestyle=":", zorder=1, label="best checkpoint")
     missing = [point for points in panel.lines.values() for point in points if not _can_draw(point[1])]
     if missing:
         note = f"{len(missing)} values not finite"
@@ -158,6 +174,14 @@ def _value_range(lines: Iterable[Points]) -> tuple[float, float] | None:
     """The smallest and the largest value that can be drawn; None if there is none."""
     values = [value for points in lines for _, value in points if _can_draw(value)]
     return (min(values), max(values)) if values else None
+
+
+def _with_references(span: tuple[float, float] | None, panel: Panel) -> tuple[float, float] | None:
+    """So far that references are seen, unless that would leave the lines in a narrow strip."""
+    if span is None:
+        return None
+    near = [value for value in panel.references.values() if _can_draw(value) and abs(value) <= 3 * max(map(abs, span))]
+    return min(*near, *span), max(*near, *span)
 
 
 def _step_range(lines: Iterable[Points]) -> tuple[float, float]:
@@ -214,7 +238,10 @@ def _add_legend(figure: Figure) -> None:
     splits = list(dict.fromkeys(style.label for style in STYLES.values() if style.label in entries))
     labels = splits + [label for label in entries if label not in splits]
     handles = [entries[label] for label in labels]
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=10, frameon=False)
+    columns = max(1, min(len(labels), _LEGEND_LETTERS // (8 + max(map(len, labels)))))
+    legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=10, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # somebody may have named a run so
 
 
 def write_figure(figure: Figure, path: Path) -> None:

@@ -7,7 +7,7 @@ NaN, so the steps of values that are not finite stand in a list of their own.
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from vlatrack.metrics.schema import EVALUATE, Direction, MetricSchema
 from vlatrack.reports.action_errors import read_last_errors
 from vlatrack.reports.action_references import ActionReferences
 from vlatrack.reports.charts import ChartBook, ChartGroup
+from vlatrack.reports.evaluation_content import evaluations_content, own_text
 from vlatrack.reports.run_rows import LOSSES, RunRow
 from vlatrack.tracking.journal.decimation import STEP, TIME, VALUE, DecimatedSeries, thinned
 from vlatrack.tracking.journal.records import JournalDamage, Kind, Record
@@ -28,14 +29,15 @@ from vlatrack.tracking.journal.series import JournalSeries
 MOST_POINTS = 1500
 """Of a line; more would not fit on a screen."""
 _MOST_FILES = 2000
-_LONGEST_TEXT = 1 << 20
 _NOT_SHOWN = {"delivery", "tensorboard", "wandb"}
 
 
 def run_content(run_dir: Path, row: RunRow, series: JournalSeries, *, most_points: int = MOST_POINTS) -> dict[str, Any]:
     """The whole page of a run whose journal has been read into ``series``."""
     params = start_params(series.others)
-    book = ChartBook(name for name, metric in series.metrics.items() if len(metric) or metric.non_finite_count)
+    references, problem = _references(run_dir / "evaluation")
+    logged = (name for name, metric in series.metrics.items() if len(metric) or metric.non_finite_count)
+    book = ChartBook(logged, action_names=references.action_names)
     return {
         "row": asdict(row),
         "groups": [group_content(group) for group in book.page()],
@@ -43,11 +45,11 @@ def run_content(run_dir: Path, row: RunRow, series: JournalSeries, *, most_point
         "lines": line_content(series.metrics, most_points=most_points),
         "summary": summary_rows(book.schema, series.metrics),
         "grids": _grids(run_dir / "evaluation" / "action_errors.csv"),
-        "references": _references(run_dir / "evaluation", book),
+        "references": _baselines(references, book) | ({} if problem is None else {"error": problem}),
         "events": [event for record in series.others if (event := _event(record)) is not None],
-        "evaluations": list(_evaluations(run_dir)),
-        "spec": _text(run_dir / "spec.yaml"),
-        "manifest": _text(run_dir / "manifest.json"),
+        "evaluations": list(evaluations_content(run_dir)),
+        "spec": own_text(run_dir / "spec.yaml"),
+        "manifest": own_text(run_dir / "manifest.json"),
         "params": params,
         "best": _best(params, series.metrics, book.schema),
         "files": _files(run_dir),
@@ -57,20 +59,24 @@ def run_content(run_dir: Path, row: RunRow, series: JournalSeries, *, most_point
 
 
 def line_content(
-    metrics: Mapping[str, DecimatedSeries], *, most_points: int = MOST_POINTS, since: float = -math.inf
+    metrics: Mapping[str, DecimatedSeries],
+    *,
+    most_points: int = MOST_POINTS,
+    since: float = -math.inf,
+    until: float = math.inf,
 ) -> dict[str, Any]:
     """The lines of these metrics; those that share their steps share the lists of them, by number.
 
     Args:
         since: only the points from this step on; those before ``settled`` will not change any more.
+        until: only the points up to this step.
     """
     axes: list[dict[str, list[int]]] = []
     known: dict[bytes, int] = {}
     lines: dict[str, dict[str, Any]] = {}
     for name, metric in metrics.items():
-        points = metric.points()
-        points = thinned(points[points[:, STEP] >= since], most_points)
-        bad = [int(step) for step, _, _ in metric.non_finite if step >= since]
+        points = thinned(metric.points_between(since, until), most_points)
+        bad = [int(step) for step, _, _ in metric.non_finite if since <= step <= until]
         if not len(points) and not bad:
             continue
         where = points[:, : TIME + 1].tobytes()
@@ -190,16 +196,16 @@ def _event(record: Record) -> dict[str, Any] | None:
         return None
     data = record.data
     if record.kind == Kind.START:
-        return {"name": "start", "t_ms": record.t_ms, "step": None, "data": {}}
+        return {"name": "start", "t_ms": record.t_ms, "step": None, "data": {}, "alert": False}
     if record.kind == Kind.FINISH:
         end = {key: value for key in ("status", "reason") if (value := data[key]) is not None}
-        return {"name": "finish", "t_ms": record.t_ms, "step": None, "data": end}
+        return {"name": "finish", "t_ms": record.t_ms, "step": None, "data": end, "alert": False}
     if record.kind != Kind.EVENT:
         return None
     shown = {str(key): value for key, value in data["data"].items() if key != "vlatrack.results"}
     step = shown.get("step", shown.get("from_step"))
     step = step if isinstance(step, int) else None
-    return {"name": data["name"], "t_ms": record.t_ms, "step": step, "data": shown}
+    return {"name": data["name"], "t_ms": record.t_ms, "step": step, "data": shown, "alert": data["alert"]}
 
 
 def start_params(records: Iterable[Record]) -> dict[str, Any]:
@@ -207,65 +213,42 @@ def start_params(records: Iterable[Record]) -> dict[str, Any]:
     return dict(starts[-1].data["params"]) if starts else {}
 
 
-def _references(folder: Path, book: ChartBook) -> dict[str, Any]:
-    """The names of the dimensions, and for each metric named without split the baselines on each split."""
+def _references(folder: Path) -> tuple[ActionReferences, str | None]:
+    """Names of the action dimensions and baselines, and what is wrong with the file of them."""
     try:
-        found = ActionReferences.read(folder)
+        return ActionReferences.read(folder), None
     except DataError as error:
-        return {"error": str(error), "names": [], "baselines": {}}
+        return ActionReferences(), str(error)
+
+
+def _baselines(references: ActionReferences, book: ChartBook) -> dict[str, Any]:
+    """The names of the dimensions, and for each metric named without split the baselines on each split."""
     names = _bare_names(name for group in book.page() for chart in group.charts for name in chart.lines.values())
-    by_metric = {name: {split: found.of_metric(name, split) for split in found.baselines} for name in names}
+    by_metric = {name: {s: references.of_metric(name, s) for s in references.baselines} for name in names}
     baselines = {
         name: {split: {k: _rounded(v) for k, v in values.items()} for split, values in of_split.items() if values}
         for name, of_split in by_metric.items()
         if any(of_split.values())
     }
-    return {"names": list(found.action_names), "baselines": baselines}
+    return {"names": list(references.action_names), "baselines": baselines}
 
 
 def _best(
     params: Mapping[str, Any], metrics: Mapping[str, DecimatedSeries], schema: MetricSchema
 ) -> dict[str, Any] | None:
-    """The metric that says which checkpoint is best, and the step where it was; None if that is not known."""
+    """The metric that says which checkpoint is best, and where it was: the step, the time, and the epoch from 1, as far
+    as one is logged; None if that is not known."""
     name = params.get("train.checkpoint.best_metric")
     if not isinstance(name, str) or name not in metrics:
         return None
     cell = value_cell(schema, name, metrics[name])
-    return None if cell is None or "best" not in cell else {"metric": name, **cell["best"]}
-
-
-def _evaluations(run_dir: Path) -> Iterator[dict[str, Any]]:
-    """The evaluations in simulators whose folders lie in the run, as far as they can be read."""
-    for file in sorted((run_dir / "evaluation").glob("**/evaluation.json"))[:200]:
-        folder = file.parent
-        if file.is_symlink() or not folder.resolve().is_relative_to(run_dir.resolve()):
-            continue
-        text = _text(file)
-        try:
-            content = json.loads(text) if text is not None else None
-        except (ValueError, RecursionError):
-            content = None
-        summary = content.get("summary") if isinstance(content, dict) else None
-        videos = sorted(path.relative_to(run_dir).as_posix() for path in folder.glob("videos/*.mp4"))[:100]
-        yield {
-            "place": folder.relative_to(run_dir).as_posix(),
-            "name": content.get("name") if isinstance(content, dict) else None,
-            "checkpoint": content.get("checkpoint") if isinstance(content, dict) else None,
-            "acting": content.get("acting") if isinstance(content, dict) else None,
-            "summary": summary if isinstance(summary, dict) else None,
-            "videos": videos,
-        }
-
-
-def _text(file: Path) -> str | None:
-    """The text of a small file; None if there is none."""
-    try:
-        if file.is_symlink() or not file.is_file():
-            return None
-        with file.open("rb") as stream:
-            return stream.read(_LONGEST_TEXT).decode("utf-8", "replace")
-    except OSError:
+    if cell is None or "best" not in cell:
         return None
+    step = cell["best"]["step"]
+    t_ms = int(metrics[name].points_between(step, step)[0, TIME])
+    epochs = metrics["epoch"].points_between(-math.inf, step) if "epoch" in metrics else None
+    epoch = None if epochs is None or not len(epochs) else math.ceil(epochs[-1, VALUE])
+    return {"metric": name, **cell["best"], "t_ms": t_ms, "epoch": epoch}
 
 
 def _files(run_dir: Path) -> list[dict[str, Any]]:

@@ -51,6 +51,8 @@ class RunRow:
     host: str | None = None
     group: str | None = None
     overrides: str | None = None
+    imported_from: str | None = None
+    """Where the logs of another system lay, whose times are those of the import."""
     damaged_lines: int = 0
 
 
@@ -100,6 +102,7 @@ class RunReader:
             host=host,
             group=start.get("group"),
             overrides=start["tags"].get("vlatrack.overrides"),
+            imported_from=start["tags"].get("vlatrack.imported_from"),
             damaged_lines=damage.count,
         )
 

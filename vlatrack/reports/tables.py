@@ -37,21 +37,31 @@ def results_latex(rows: Rows, *, caption: str) -> str:
     """A table for the package booktabs: a row for each metric, and for each split the last and the best value."""
     splits = [split for split in SPLITS if any(split in row["splits"] for row in rows)]
     heads = " & ".join(rf"\multicolumn{{2}}{{c}}{{{_latex(split)}}}" for split in splits)
-    lines = [
+    above = [rf"metric & {heads} \\", rf"{'& last & best ' * len(splits)}\\"]
+    return _booktabs("rr" * len(splits), above, [_latex_row(row, splits) for row in rows], caption)
+
+
+def latex_table(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], *, caption: str) -> str:
+    """A table for the package booktabs with a label and a cell a column for each row."""
+    lines = [rf"{_latex(label)} & {' & '.join(map(_latex, cells))} \\" for label, cells in rows]
+    return _booktabs("r" * len(heads), [rf"metric & {' & '.join(map(_latex, heads))} \\"], lines, caption)
+
+
+def _booktabs(columns: str, heads: Sequence[str], lines: Sequence[str], caption: str) -> str:
+    parts = [
         r"\begin{table}",
         r"\centering",
         rf"\caption{{{_latex(caption)}}}",
-        rf"\begin{{tabular}}{{l{'rr' * len(splits)}}}",
+        rf"\begin{{tabular}}{{l{columns}}}",
         r"\toprule",
-        rf"metric & {heads} \\",
-        rf"{'& last & best ' * len(splits)}\\",
+        *heads,
         r"\midrule",
-        *(_latex_row(row, splits) for row in rows),
+        *lines,
         r"\bottomrule",
         r"\end{tabular}",
         r"\end{table}",
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(parts) + "\n"
 
 
 def _latex_row(row: Mapping[str, Any], splits: Sequence[str]) -> str:

@@ -5,20 +5,19 @@ Everything is read; nothing can be changed through it.
 
 import asyncio
 import hmac
-import mimetypes
+import math
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
-from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import (
-    FileResponse,
     HTMLResponse,
     PlainTextResponse,
     RedirectResponse,
@@ -31,19 +30,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vlatrack import __version__
 from vlatrack.errors import VlatrackError
-from vlatrack.reports.dashboard.comparison import comparison_content
+from vlatrack.reports.comparison_content import MOST_COMPARED, comparison_content
+from vlatrack.reports.dashboard.run_files import run_file_response
 from vlatrack.reports.dashboard.watch import RunsWatcher
+from vlatrack.reports.page_files import COMPARISON_PAGE, RUN_PAGE, STATIC
 from vlatrack.reports.run_content import json_text, line_content, run_content
+from vlatrack.reports.zoomed_lines import zoomed_content
+from vlatrack.tracking.backends.destinations import MLFLOW_STORE
 from vlatrack.tracking.journal.decimation import DecimatedSeries, thinned
 from vlatrack.tracking.journal.records import Kind
 
-STATIC = Path(__file__).parent / "static"
-MOST_COMPARED = 20
 SPARK_POINTS = 48
 _SPARKS = ("train_closs", "train_loss_ct", "train_z_loss", "train_loss")
 _COOKIE = "vlatrack"
 _ALIVE_EVERY_S = 15.0
-_SHOWN_AS_THEY_ARE = {".png", ".jpg", ".jpeg", ".mp4", ".webm", ".svg", ".pdf", ".html"}
 _HEADERS = {
     b"content-security-policy": b"default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; "
     b"frame-ancestors 'none'; form-action 'none'",
@@ -72,14 +72,15 @@ def dashboard(
     """
     pages = _Pages(watcher, mlflow)
     routes = [
-        Route("/", _page("common", "list")),
-        Route("/run/{experiment}/{run}", _page("uplot", "common", "charts", "run", "run-live")),
-        Route("/compare", _page("uplot", "common", "charts", "compare")),
+        Route("/", _page("common", "sparks", "listen", "list")),
+        Route("/run/{experiment}/{run}", _page(*RUN_PAGE, "lines", "listen", "run-live")),
+        Route("/compare", _page(*COMPARISON_PAGE, "lines", "listen", "compare-live")),
         Route("/mlflow", pages.to_mlflow),
         Route("/api/runs", pages.rows),
         Route("/api/sparks", pages.sparks),
         Route("/api/run/{experiment}/{run}", pages.run),
         Route("/api/run/{experiment}/{run}/lines", pages.lines),
+        Route("/api/run/{experiment}/{run}/zoom", pages.zoom),
         Route("/api/compare", pages.compare),
         Route("/api/changes", pages.changes),
         Route("/files/{experiment}/{run}/{path:path}", pages.file),
@@ -131,17 +132,23 @@ class _Pages:
 
     def __init__(self, watcher: RunsWatcher, mlflow: Callable[[str | None], str] | None) -> None:
         self._watcher, self._mlflow = watcher, mlflow
+        self._zooming = threading.Lock()
+        """Whoever reads a part of a journal again needs some ten megabytes: one does at a time."""
+
+    @property
+    def _has_mlflow(self) -> bool:
+        return self._mlflow is not None and (self._watcher.runs / MLFLOW_STORE).is_file()
 
     def rows(self, request: Request) -> Response:
         rows, _, version = self._watcher.rows()
         return _json(
             {
                 "runs": str(self._watcher.runs),
-                "version": version,
+                "mark": f"{self._watcher.life}-{version}",
                 "vlatrack": __version__,
                 "complete": self._watcher.is_complete,
                 "problem": self._watcher.problem,
-                "mlflow": self._mlflow is not None,
+                "mlflow": self._has_mlflow,
                 "rows": [asdict(row) for row in rows],
             }
         )
@@ -161,25 +168,35 @@ class _Pages:
         run_dir, row = self._watcher.run_dir(run_id), self._watcher.row(run_id)
         with self._watcher.series(run_id) as series:
             if series is None or run_dir is None:
-                return _missing(run_id)
+                return self._missing(run_id)
             if row is None:
-                return _json({"error": f"{run_id}: has just been found; try again"}, status=503)
+                return _not_read_yet(run_id)
             content = run_content(run_dir, row, series)
-        return _json(content | {"mlflow": self._mlflow is not None})
+        return _json(content | {"mlflow": self._has_mlflow})
 
     def lines(self, request: Request) -> Response:
-        run_id = _run_id(request)
-        try:
-            since = float(request.query_params.get("since", "-inf"))
-        except ValueError:
+        run_id, since = _run_id(request), _number(request, "since", -math.inf)
+        if since is None:
             return PlainTextResponse("since: no number\n", status_code=400)
         row = self._watcher.row(run_id)
         with self._watcher.series(run_id) as series:
             if series is None or row is None:
-                return _missing(run_id)
+                return self._missing(run_id)
             lines = line_content(series.metrics, since=since)
             events = sum(record.kind != Kind.ARTIFACT for record in series.others)
         return _json({"row": asdict(row), "lines": lines, "events": events})
+
+    def zoom(self, request: Request) -> Response:
+        """The lines between two steps, in as much detail as a screen shows."""
+        run_id = _run_id(request)
+        low, high = _number(request, "from", -math.inf), _number(request, "to", math.inf)
+        if low is None or high is None:
+            return PlainTextResponse("from, to: no numbers\n", status_code=400)
+        with self._zooming, self._watcher.series(run_id) as series:
+            try:
+                return _missing(run_id) if series is None else _json({"lines": zoomed_content(series, low, high)})
+            except OSError:  # it is deleted, and the next look for runs finds that
+                return _missing(run_id)
 
     def compare(self, request: Request) -> Response:
         asked = list(dict.fromkeys(request.query_params.getlist("run")))[:MOST_COMPARED]
@@ -188,34 +205,45 @@ class _Pages:
             for run_id in sorted(asked):  # always in one order, so that two requests do not wait for each other
                 series, row = held.enter_context(self._watcher.series(run_id)), self._watcher.row(run_id)
                 if series is None or row is None:
-                    return _missing(run_id)
+                    return self._missing(run_id)
                 found.append((row, series))
             found.sort(key=lambda entry: asked.index(entry[0].id))
             return _json(comparison_content(found))
 
+    def _missing(self, run_id: str) -> Response:
+        """Until all runs have been found, nobody knows which are missing."""
+        return _missing(run_id) if self._watcher.is_complete else _not_read_yet(run_id)
+
     async def changes(self, request: Request) -> Response:
-        """A stream of server-sent events: the rows that changed, about once a poll of the watcher."""
+        """A stream of server-sent events: the rows that changed, about once a poll of the watcher.
+
+        Who was here before says up to where it knows, and gets what it has missed; after a restart, that is everything.
+        """
         return StreamingResponse(self._changes(request), media_type="text/event-stream")
 
     async def _changes(self, request: Request) -> AsyncIterator[str]:
-        asked = request.query_params.get("after", "-1")
-        version = int(asked) if asked.lstrip("-").isdecimal() and len(asked) < 18 else -1
-        only = request.query_params.get("run")
-        async with self._watcher.changes() as changed:
+        watcher, only = self._watcher, set(request.query_params.getlist("run"))
+        known = self._known(request.headers.get("last-event-id") or request.query_params.get("after", ""))
+        async with watcher.changes() as changed:
             yield "retry: 1000\n\n"
-            while not self._watcher.is_ending and not await request.is_disconnected():
-                rows, gone, now = self._watcher.rows(after=version)
-                if now != version:
-                    told = [asdict(row) for row in rows if only in (None, row.id)]
-                    if told or gone or only is None:
-                        content = {"version": now, "rows": told, "gone": gone, "complete": self._watcher.is_complete}
-                        yield f"data: {json_text(content)}\n\n"
-                    version = now
+            while not watcher.is_ending and not await request.is_disconnected():
+                rows, gone, now = watcher.rows(after=known)
+                if now != known:
+                    told = [asdict(row) for row in rows if not only or row.id in only]
+                    if told or gone or not only:
+                        content = {"life": watcher.life, "rows": told, "gone": gone, "complete": watcher.is_complete}
+                        yield f"id: {watcher.life}-{now}\ndata: {json_text(content)}\n\n"
+                    known = now
                 try:
                     await asyncio.wait_for(changed.wait(), _ALIVE_EVERY_S)
                 except TimeoutError:
-                    yield ": alive\n\n"
+                    yield "event: alive\ndata:\n\n"
                 changed.clear()
+
+    def _known(self, mark: str) -> int:
+        """The version of a mark of ours; -1 for any other."""
+        life, _, version = mark.partition("-")
+        return int(version) if life == self._watcher.life and version.isdecimal() and len(version) < 18 else -1
 
     async def to_mlflow(self, request: Request) -> Response:
         if self._mlflow is None:
@@ -227,24 +255,8 @@ class _Pages:
         return RedirectResponse(address, status_code=303)
 
     def file(self, request: Request) -> Response:
-        """A file of a run. What a browser would run is shown in a place of its own, without access to these pages."""
-        run_dir = self._watcher.run_dir(_run_id(request))
-        asked = PurePosixPath(request.path_params["path"])
-        if run_dir is None or asked.is_absolute() or ".." in asked.parts or "\\" in str(asked) or "\0" in str(asked):
-            return _missing(str(asked))
-        root, path = run_dir.resolve(), (run_dir / asked).resolve()
-        if not path.is_relative_to(root) or not path.is_file():
-            return _missing(str(asked))
-        is_shown = path.suffix.lower() in _SHOWN_AS_THEY_ARE
-        kind = mimetypes.guess_type(path.name)[0] if is_shown else "text/plain; charset=utf-8"
-        headers = {
-            "content-security-policy": "sandbox allow-scripts; default-src 'none'; img-src data: 'self'; "
-            "media-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-        }
-        if not is_shown and _is_binary(path):
-            kind = "application/octet-stream"
-            headers["content-disposition"] = f"attachment; filename*=utf-8''{quote(path.name)}"
-        return FileResponse(path, media_type=kind, headers=headers)
+        run_dir, asked = self._watcher.run_dir(_run_id(request)), request.path_params["path"]
+        return (None if run_dir is None else run_file_response(run_dir, asked)) or _missing(asked)
 
 
 def _page(*scripts: str) -> Callable[[Request], Response]:
@@ -258,18 +270,27 @@ def _run_id(request: Request) -> str:
     return f"{request.path_params['experiment']}/{request.path_params['run']}"
 
 
+def _number(request: Request, name: str, default: float) -> float | None:
+    """What the address says under this name; None if that is no number."""
+    try:
+        asked = float(request.query_params.get(name, default))
+    except ValueError:
+        return None
+    return None if math.isnan(asked) else asked
+
+
 def _spark(metric: DecimatedSeries) -> list[list[float]]:
     points = thinned(metric.points(), SPARK_POINTS)
     return [[float(f"{step:.6g}"), float(f"{value:.4g}")] for step, _, value in points.tolist()]
 
 
-def _is_binary(path: Path) -> bool:
-    with path.open("rb") as file:
-        return b"\0" in file.read(4096)
-
-
 def _missing(what: str) -> Response:
     return _json({"error": f"{what}: not in this runs folder"}, status=404)
+
+
+def _not_read_yet(run_id: str) -> Response:
+    """Accepted, but there is no answer yet: the page asks again."""
+    return _json({"error": f"{run_id}: is still being read"}, status=202)
 
 
 def _json(content: Mapping[str, Any], status: int = 200) -> Response:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import secrets
 import threading
 import time
 from collections import OrderedDict
@@ -58,6 +59,8 @@ class RunsWatcher:
 
     def __init__(self, runs: Path) -> None:
         self.runs = runs
+        self.life = secrets.token_hex(4)
+        """Names this watcher: the versions of another one, as before a restart, are not comparable."""
         self.version = 0
         self.is_complete = False
         """Whether every run has been read once."""
@@ -65,6 +68,7 @@ class RunsWatcher:
         """Why the folder cannot be read now."""
         self._watched: dict[str, _Watched] = {}
         self._gone: dict[str, int] = {}
+        self._warned = set[str]()
         self._series: OrderedDict[str, _Series] = OrderedDict()
         self._lock = threading.Lock()
         self._ending = threading.Event()
@@ -166,11 +170,15 @@ class RunsWatcher:
 
     def _find_runs(self) -> None:
         try:
-            found = dict(_run_directories(self.runs))
-            self.problem = None
+            problems = list[str]()
+            found = dict(_run_directories(self.runs, problems))
         except OSError as error:
             self.problem = f"{self.runs}: cannot be read ({error.strerror})"
             return
+        self.problem = "; ".join(problems) or None
+        for problem in [problem for problem in problems if problem not in self._warned]:
+            _log.warning("%s", problem)
+            self._warned.add(problem)
         newest_first = sorted(found.items(), key=lambda entry: entry[1].name, reverse=True)
         with self._lock:
             for run_id in [known for known in self._watched if known not in found]:
@@ -223,8 +231,11 @@ def _read_row(watched: _Watched) -> RunRow:
     return RunRow(id=f"{experiment}/{name}", name=name, experiment=experiment, status="UNREADABLE", reason=reason)
 
 
-def _run_directories(runs: Path) -> Iterator[tuple[str, Path]]:
-    """Every `<runs>/<experiment>/<run-id>` with a journal, also where these folders are symbolic links."""
+def _run_directories(runs: Path, problems: list[str]) -> Iterator[tuple[str, Path]]:
+    """Every `<runs>/<experiment>/<run-id>` with a journal, also where these folders are symbolic links.
+
+    What is wrong with an experiment's folder is added to `problems`. Raises OSError if the runs folder cannot be read.
+    """
     with os.scandir(runs) as experiments:
         for experiment in experiments:
             if experiment.name.startswith(".") or not experiment.is_dir():
@@ -236,7 +247,7 @@ def _run_directories(runs: Path) -> Iterator[tuple[str, Path]]:
                         if not entry.name.startswith(".") and (path / "journal.jsonl").is_file():
                             yield f"{experiment.name}/{entry.name}", path
             except OSError as error:
-                _log.warning("%s: cannot be read (%s)", experiment.path, error.strerror)
+                problems.append(f"{experiment.path}: cannot be read ({error.strerror})")
 
 
 def _stamp(journal: Path) -> Stamp | None:

@@ -118,6 +118,11 @@ class DecimatedSeries:
             kept = kept[np.argsort(kept[:, STEP], kind="stable")]
         return kept
 
+    def points_between(self, low: float, high: float) -> Points:
+        """Those of `points` from step `low` to step `high`, both included."""
+        points = self.points()
+        return points[(points[:, STEP] >= low) & (points[:, STEP] <= high)]
+
     def _kept(self) -> Points:
         tail = self._tail if len(self._tail) < 3 else _extremes(self._tail[None]).reshape(-1, 3)
         return _distinct(np.concatenate([self._pairs.reshape(-1, 3), tail]))

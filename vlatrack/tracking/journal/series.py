@@ -1,16 +1,17 @@
 """A journal of any length as series of few points, read on from where it was read to, and as its other records.
 
 Long stretches of metrics are parsed by Arrow, many times faster than line by line; what is not plain there, such as a
-damaged line, is read line by line.
+damaged line, is read line by line. Which steps stand where is noted, so that some of them can be read again in full.
 """
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from vlatrack.tracking.journal.decimation import STEP, TIME, DecimatedSeries
+from vlatrack.tracking.journal.decimation import STEP, TIME, DecimatedSeries, Points
 from vlatrack.tracking.journal.history import Rewind, is_of_training, rewinds_in, rewound_to
 from vlatrack.tracking.journal.records import (
     JournalDamage,
@@ -25,11 +26,26 @@ BLOCK_BYTES = 1 << 23
 MOST_KEPT = 10_000
 """So many records that are not of metrics are kept: the last ones."""
 _ARROW_FROM_BYTES = 1 << 18
+_PART_BYTES = 1 << 22
+"""Of the journal that is noted with its steps; a longer one if it was read at once."""
 _METRICS = b'"kind":"metrics"'
 _OTHER_KIND = re.compile(rb'"kind":"(?!metrics")')
 _NON_FINITE = {b':"NaN"': np.nan, b':"Infinity"': np.inf, b':"-Infinity"': -np.inf}
 _STANDS_FOR = {name: -1.7e308 - number * 1e300 for number, name in enumerate(_NON_FINITE)}
 """Numbers in place of the names of what is not finite, which Arrow does not read; nobody measures them."""
+
+
+@dataclass
+class _Part:
+    """A part of a journal, by its bytes, and the steps of its metrics; those after `high` do not count any more."""
+
+    begin: int
+    end: int
+    low: float = np.inf
+    high: float = -np.inf
+
+    def hold(self, low: float, high: float) -> None:
+        self.low, self.high = min(self.low, low), max(self.high, high)
 
 
 class JournalSeries:
@@ -69,6 +85,8 @@ class JournalSeries:
         """When the last record was written."""
         self.records = 0
         self._waiting: dict[str, list[tuple[float, float, float]]] = {}
+        self._parts: list[_Part] = []
+        self._bounds = (-np.inf, np.inf)
 
     def read(self, most_bytes: int = BLOCK_BYTES) -> int:
         """Read on, at most about so many bytes; returns how many bytes were read: 0 if there is no new complete line.
@@ -87,14 +105,42 @@ class JournalSeries:
                 return 0
             file.seek(self.offset)
             block = file.read(end - self.offset)
+        if self._parts and self._parts[-1].end - self._parts[-1].begin < _PART_BYTES:
+            self._parts[-1].end = end
+        else:
+            self._parts.append(_Part(self.offset, end))
+        self._add(block)
+        self.offset += len(block)
+        return len(block)
+
+    def _add(self, block: bytes) -> None:
         for begin, stretch in _stretches(block):
             if not self._with_metrics and stretch.count(b"\n") == stretch.count(_METRICS):
                 self.records += stretch.count(b"\n")
             elif len(stretch) < _ARROW_FROM_BYTES or not self._add_with_arrow(stretch, self.offset + begin):
                 self._add_lines(stretch, self.offset + begin)
         self._flush()
-        self.offset += len(block)
-        return len(block)
+
+    def again(self, low: float, high: float, *, most_bytes: int) -> dict[str, DecimatedSeries] | None:
+        """The metrics of the steps from `low` to `high`, read again, so that only what is between them is decimated;
+        None if more than so many bytes would have to be read.
+
+        Raises OSError if the journal cannot be read.
+        """
+        import pyarrow as pa
+
+        parts = [part for part in self._parts if part.low <= high and part.high >= low]
+        if sum(part.end - part.begin for part in parts) > most_bytes:
+            return None
+        found = JournalSeries(self.path)
+        found._parts = [_Part(0, 0)]
+        with self.path.open("rb") as file:
+            for part in parts:
+                found._bounds = (low, min(high, part.high))
+                file.seek(part.begin)
+                found._add(file.read(part.end - part.begin))
+        pa.default_memory_pool().release_unused()  # else the process keeps some ten megabytes
+        return found.metrics
 
     def read_all(self) -> None:
         """Read to the end."""
@@ -144,7 +190,9 @@ class JournalSeries:
             for mark, number in _STANDS_FOR.items():
                 values[values == number] = _NON_FINITE[mark]
             points = np.concatenate([placed, values[:, None]], axis=1)
-            self.metrics.setdefault(name, DecimatedSeries()).extend(points if is_there.all() else points[is_there])
+            self._extend(name, points if is_there.all() else points[is_there])
+        if not np.isnan(steps).all():
+            self._parts[-1].hold(np.nanmin(steps), np.nanmax(steps))
         self.records += len(placed)
         self.last_t_ms = int(times[-1])
         self.last_step = self.last_step if last_step is None else last_step
@@ -165,6 +213,8 @@ class JournalSeries:
             if not self._with_metrics:
                 continue
             step, t_ms = float(record.step or 0), float(record.t_ms)
+            if record.step is not None:
+                self._parts[-1].hold(step, step)
             counts = step < self._first_step_gone(offset)
             for name, value in record.data.items() if counts else ():
                 self._waiting.setdefault(name, []).append((step, t_ms, float(value)))
@@ -174,8 +224,14 @@ class JournalSeries:
     def _flush(self) -> None:
         """Add what was read line by line to the series; all at once, since each addition has its price."""
         for name, points in self._waiting.items():
-            self.metrics.setdefault(name, DecimatedSeries()).extend(np.array(points))
+            self._extend(name, np.array(points))
         self._waiting = {}
+
+    def _extend(self, name: str, points: Points) -> None:
+        low, high = self._bounds
+        if np.isfinite(self._bounds).any():
+            points = points[(points[:, STEP] >= low) & (points[:, STEP] <= high)]
+        self.metrics.setdefault(name, DecimatedSeries()).extend(points)
 
     def _add_other(self, record: Record) -> None:
         self.others.append(record)
@@ -185,6 +241,8 @@ class JournalSeries:
             self._flush()
             for series in self.metrics.values():
                 series.drop_from(first)
+            for part in self._parts[:-1]:  # reading the last part again meets this record again
+                part.high = min(part.high, first - 1)
             self.last_step = min(first - 1, self.last_step) if self.last_step is not None else None
 
 

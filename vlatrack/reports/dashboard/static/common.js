@@ -11,12 +11,16 @@ VT.h = (tag, attributes, ...children) => {
     else if (name === "style") Object.assign(element.style, value);
     else element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
   return element;
 };
 
 VT.fetchJson = async (address) => {
   const response = await fetch(address, { headers: { accept: "application/json" } });
+  if (response.status === 202) { /* the server has just begun to read its runs */
+    await new Promise((resolve) => setTimeout(resolve, 300));
+    return VT.fetchJson(address);
+  }
   if (!response.ok) {
     const told = await response.text();
     let text = told;
@@ -24,6 +28,16 @@ VT.fetchJson = async (address) => {
     throw new Error(text.trim() || `${response.status} ${response.statusText}`);
   }
   return response.json();
+};
+
+/* Puts these values into the address without a new entry in the history; null removes one. */
+VT.setQuery = (values) => {
+  const query = new URLSearchParams(location.search);
+  for (const [name, value] of Object.entries(values))
+    if (value === null || value === "") query.delete(name); else query.set(name, value);
+  const text = query.toString();
+  try { history.replaceState(history.state, "", `${location.pathname}${text ? `?${text}` : ""}${location.hash}`); }
+  catch { /* the address of a page from a file cannot be changed */ }
 };
 
 VT.runPath = (id) => id.split("/").map(encodeURIComponent).join("/");
@@ -88,8 +102,18 @@ VT.runStyle = (number) => {
   const light = ["#0072b2", "#d55e00", "#009e73", "#a8487e", "#8a6d00", "#3d7ea6", "#444444"];
   const dark = ["#56b4e9", "#f0a04b", "#3cc79b", "#e79ac4", "#f0e442", "#8fd0ff", "#c8c8c8"];
   const colors = VT.isDark() ? dark : light;
-  const dashes = [null, [7, 3], [2, 3]];
+  const dashes = [null, [8, 4], [2, 3]];
   return { color: colors[number % colors.length], dash: dashes[Math.floor(number / colors.length) % 3], width: 1.75 };
+};
+
+/* A piece of line as in the charts, for legends. */
+VT.swatch = (color, dash) => {
+  const [svg, line] = ["svg", "line"].map((tag) => document.createElementNS("http://www.w3.org/2000/svg", tag));
+  const set = (element, attributes) => { for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value); };
+  set(svg, { class: "swatch", viewBox: "0 0 24 6", "aria-hidden": "true" });
+  set(line, { x1: 0, x2: 24, y1: 3, y2: 3, stroke: color, "stroke-width": 2.5, "stroke-dasharray": (dash ?? []).join(" ") });
+  svg.append(line);
+  return svg;
 };
 
 /* --- theme --------------------------------------------------------------------------------------- */
@@ -154,17 +178,6 @@ VT.undelivered = (row) => [
   ...Object.entries(row.undelivered ?? {}).map(([label, left]) => `${label} ${VT.count(left)}`),
   ...Object.entries(row.refused ?? {}).map(([label, left]) => `${label} refused ${VT.count(left)}`),
 ].join(", ");
-
-/* Calls `listener` with what changes at the server; shows in the header whether the connection stands. */
-VT.listen = (address, listener) => {
-  const light = document.getElementById("connection");
-  const source = new EventSource(address);
-  source.onopen = () => { light.textContent = "live"; light.className = "live"; };
-  source.onerror = () => { light.textContent = "no connection"; light.className = "lost"; };
-  source.onmessage = (message) => listener(JSON.parse(message.data));
-  addEventListener("pagehide", () => source.close());
-  return source;
-};
 
 /* Of long journals the first seconds are shown at once, and `again` is called until all is read. */
 VT.noteUnread = (main, reads, again) => {

@@ -2,9 +2,11 @@
 /* The table of all runs. It is filled once and then kept true by the stream of changes. */
 (() => {
   const main = document.getElementById("main");
-  const rows = new Map(), elements = new Map(), chosen = new Set(), sparks = new Map();
-  let sort = { key: "started_ms", up: false }, filter = { text: "", status: "", experiment: "" }, info = {};
-  const SPARKS = [["train_closs", "closs"], ["train_loss_ct", "loss_ct"], ["train_z_loss", "z_loss"], ["train_loss", "loss"]];
+  const rows = new Map(), elements = new Map(), chosen = new Set();
+  const asked = new URLSearchParams(location.search), FILTERS = ["text", "status", "experiment", "group"];
+  const filter = Object.fromEntries(FILTERS.map((key) => [key, asked.get(key) ?? ""]));
+  const sparks = new VT.Sparks((id) => rows.get(id), (id) => elements.get(id)?.querySelector("canvas"));
+  let info = {}, sort = { key: "started_ms", up: false };
   const loss = (name) => (row) => (typeof row.losses[name] === "number" ? row.losses[name] : null);
   const COLUMNS = [
     { key: "name", label: "run", of: (row) => row.name, text: true },
@@ -21,39 +23,67 @@
     { key: "started_ms", label: "started", of: (row) => row.started_ms ?? 0, n: true },
   ];
 
+  if (COLUMNS.some((column) => column.key === asked.get("sort")))
+    sort = { key: asked.get("sort"), up: asked.get("order") === "up" };
+
+  const problem = VT.h("p", { class: "problem", role: "alert", hidden: true });
+  const empty = VT.h("p", { class: "muted", hidden: true });
   const body = VT.h("tbody"), count = VT.h("span", { class: "muted", role: "status" });
   const compare = VT.h("button", { type: "button", disabled: true, onclick: openComparison }, "compare");
-  const experiments = VT.h("select", { "aria-label": "experiment", onchange: (e) => refilter("experiment", e.target.value) });
-  const search = VT.h("input", { type: "search", placeholder: "search  ( / )", "aria-label": "search runs", oninput: (e) => refilter("text", e.target.value.toLowerCase()) });
+  const choice = (key, label) => VT.h("select", { "aria-label": label, onchange: (e) => refilter(key, e.target.value) });
+  const experiments = choice("experiment", "experiment"), groups = choice("group", "group"), statuses = choice("status", "status");
+  const search = VT.h("input", { type: "search", placeholder: "search  ( / )", "aria-label": "search runs", value: filter.text,
+    oninput: (e) => refilter("text", e.target.value) });
 
   function build() {
-    const statuses = ["", "RUNNING", "FINISHED", "FAILED", "KILLED", "UNREADABLE"];
-    const status = VT.h("select", { "aria-label": "status", onchange: (e) => refilter("status", e.target.value) },
-      statuses.map((one) => VT.h("option", { value: one }, one ? one.toLowerCase() : "any status")));
+    fill(statuses, "status", "any status", ["RUNNING", "FINISHED", "FAILED", "KILLED", "UNREADABLE"], (one) => one.toLowerCase());
     const heads = COLUMNS.map((column) => VT.h("th", { scope: "col", class: column.n ? "n" : null, "data-key": column.key },
       column.key === "sparks" ? column.label
         : VT.h("button", { type: "button", onclick: () => sortBy(column) }, column.label)));
     main.replaceChildren(
       VT.h("h1", {}, "Runs"),
-      VT.h("div", { class: "filters" }, search, experiments, status, compare, count),
+      VT.h("div", { class: "filters" }, search, experiments, groups, statuses, compare, count),
       VT.h("div", { class: "scroll" }, VT.h("table", { class: "list" },
-        VT.h("thead", {}, VT.h("tr", {}, VT.h("th", { scope: "col" }, VT.h("span", { class: "muted" }, "✓")), heads)), body)));
+        VT.h("thead", {}, VT.h("tr", {}, VT.h("th", { scope: "col" }, VT.h("span", { class: "muted" }, "✓")), heads)), body)), empty, problem);
     document.getElementById("right").append(...[
       info.mlflow ? VT.h("a", { href: "/mlflow" }, "MLflow") : null, VT.themeButton()].filter(Boolean));
   }
 
+  /* The choices of a filter: those that there are, and the one that is chosen even if no run has it (any more). */
+  function fill(select, key, any, values, shown = (value) => value) {
+    const all = [...new Set([...values, filter[key]].filter(Boolean))];
+    select.hidden = !all.length;
+    if (all.length + 1 === select.options.length) return;
+    select.replaceChildren(VT.h("option", { value: "" }, any),
+      ...all.map((value) => VT.h("option", { value, selected: value === filter[key] }, shown(value))));
+  }
+
+  /* What is shown stands in the address: it can be shared, and is there again on the way back from a run. */
+  function remember() {
+    const isUsual = sort.key === "started_ms" && !sort.up;
+    VT.setQuery({ ...filter, sort: isUsual ? null : sort.key, order: isUsual || !sort.up ? null : "up" });
+  }
+
   function sortBy(column) {
     sort = { key: column.key, up: sort.key === column.key ? !sort.up : Boolean(column.text || column.lower) };
+    remember();
     order();
   }
 
-  function refilter(key, value) { filter[key] = value; order(); }
+  function refilter(key, value) { filter[key] = value; remember(); order(); }
+
+  function onlyGroup(group) {
+    filter.group = group;
+    groups.value = group;
+    refilter("group", group);
+  }
 
   function shown() {
-    const column = COLUMNS.find((one) => one.key === sort.key);
+    const column = COLUMNS.find((one) => one.key === sort.key), words = filter.text.toLowerCase().split(/\s+/).filter(Boolean);
     const found = [...rows.values()].filter((row) =>
       (!filter.status || row.status === filter.status) && (!filter.experiment || row.experiment === filter.experiment)
-      && (!filter.text || `${row.id} ${row.name} ${row.overrides ?? ""} ${row.group ?? ""}`.toLowerCase().includes(filter.text)));
+      && (!filter.group || row.group === filter.group)
+      && words.every((word) => `${row.id} ${row.name} ${row.overrides ?? ""} ${row.group ?? ""} ${row.host ?? ""}`.toLowerCase().includes(word)));
     const compareValues = (a, b) => {
       const [x, y] = [column.of(a), column.of(b)];
       if (x === null || y === null) return (x === null) - (y === null); /* unknown ones stay at the end */
@@ -68,6 +98,8 @@
     body.replaceChildren(...found.map((row) => elements.get(row.id)));
     const left = info.complete ? "" : ", reading more …";
     count.textContent = `${VT.count(found.length)} of ${VT.count(rows.size)} runs${left}`;
+    empty.hidden = found.length > 0 || !info.complete;
+    empty.textContent = rows.size ? "No run is like that; change the search or the filters." : "There is no run yet. It appears here as soon as one begins below this folder.";
     for (const head of document.querySelectorAll("th[data-key]"))
       head.setAttribute("aria-sort", head.dataset.key === sort.key ? (sort.up ? "ascending" : "descending") : "none");
     for (const column of COLUMNS.filter((one) => one.lower)) {
@@ -88,14 +120,16 @@
     });
     const name = VT.h("td", { class: "name" },
       VT.h("a", { href: `/run/${VT.runPath(row.id)}` }, row.name),
-      VT.h("span", { class: "sub" }, row.name.includes(row.id.split("/")[1]) ? row.experiment : row.id, row.host ? ` · on ${row.host}` : ""),
+      VT.h("span", { class: "sub" }, row.name.includes(row.id.split("/")[1]) ? row.experiment : row.id, row.host ? ` · on ${row.host}` : "",
+        row.imported_from ? " · imported" : "",
+        row.group ? [" · ", VT.h("button", { class: "plain link", type: "button", title: "only this group", onclick: () => onlyGroup(row.group) }, row.group)] : null),
       row.reason ? VT.h("span", { class: "sub" }, row.reason) : null);
     const cells = COLUMNS.slice(1).map((column) => {
       const content = {
         status: () => VT.status(row.status), health: () => VT.health(row), progress: () => (row.step === null ? null : VT.progress(row)),
         eta_s: () => (row.eta_s === null ? null : VT.duration(row.eta_s)), undelivered: () => VT.undelivered(row) || null,
         started_ms: () => (row.started_ms ? VT.h("span", { title: VT.time(row.started_ms) }, VT.ago(row.started_ms)) : null),
-        sparks: () => sparkCanvas(row),
+        sparks: () => sparks.canvas(row),
       }[column.key];
       const made = content ? content() : (row.losses[column.key] === undefined ? null : VT.number(row.losses[column.key]));
       return VT.h("td", { class: column.n ? "n" : null, "data-label": column.label, "data-column": column.key }, made);
@@ -110,68 +144,10 @@
       if (old?.isConnected) old.replaceWith(made);
       elements.set(row.id, made);
     }
-    const names = [...new Set([...rows.values()].map((row) => row.experiment))].sort();
-    if (names.length + 1 !== experiments.options.length)
-      experiments.replaceChildren(VT.h("option", { value: "" }, "any experiment"),
-        ...names.map((name) => VT.h("option", { value: name, selected: name === filter.experiment }, name)));
+    const values = (key) => [...new Set([...rows.values()].map((row) => row[key]).filter(Boolean))].sort();
+    fill(experiments, "experiment", "any experiment", values("experiment"));
+    fill(groups, "group", "any group", values("group"));
   }
-
-  /* --- sparklines: asked for when a row is on the screen ----------------------------------------- */
-
-  const wanted = new Set();
-  const watcher = new IntersectionObserver((entries) => {
-    for (const entry of entries) if (entry.isIntersecting) ask(entry.target.dataset.run);
-  }, { rootMargin: "300px" });
-
-  function sparkCanvas(row) {
-    if (row.step === null) return null;
-    const canvas = VT.h("canvas", { class: "spark", width: 288, height: 44, "data-run": row.id, "aria-hidden": "true",
-      style: { width: "144px" } });
-    watcher.observe(canvas);
-    const known = sparks.get(row.id);
-    if (known) paint(canvas, known.lines);
-    return canvas;
-  }
-
-  function ask(id) {
-    const known = sparks.get(id), row = rows.get(id);
-    if (!row || (known && known.step === row.step)) return;
-    if (!wanted.size) setTimeout(fetchSparks, 60);
-    wanted.add(id);
-  }
-
-  async function fetchSparks() {
-    const ids = [...wanted].slice(0, 25);
-    ids.forEach((id) => wanted.delete(id));
-    if (wanted.size) setTimeout(fetchSparks, 0);
-    const found = await VT.fetchJson(`/api/sparks?${ids.map((id) => `run=${encodeURIComponent(id)}`).join("&")}`).catch(() => ({}));
-    for (const [id, lines] of Object.entries(found)) {
-      sparks.set(id, { step: rows.get(id)?.step, lines });
-      const canvas = elements.get(id)?.querySelector("canvas");
-      if (canvas) paint(canvas, lines);
-    }
-  }
-
-  function paint(canvas, lines) {
-    const context = canvas.getContext("2d"), width = canvas.width / SPARKS.length, height = canvas.height;
-    context.clearRect(0, 0, canvas.width, height);
-    context.strokeStyle = VT.css("--accent");
-    context.lineWidth = 2;
-    SPARKS.forEach(([name], number) => {
-      const points = lines[name] ?? [];
-      const values = points.map((point) => point[1]), steps = points.map((point) => point[0]);
-      const low = Math.min(...values), high = Math.max(...values), first = Math.min(...steps), last = Math.max(...steps);
-      context.beginPath();
-      points.forEach(([step, value], i) => {
-        const x = number * width + 3 + ((step - first) / (last - first || 1)) * (width - 8);
-        const y = height - 3 - ((value - low) / (high - low || 1)) * (height - 6);
-        if (i) context.lineTo(x, y); else context.moveTo(x, y);
-      });
-      context.stroke();
-    });
-  }
-
-  VT.themeListeners.push(() => { for (const [id, { lines }] of sparks) { const c = elements.get(id)?.querySelector("canvas"); if (c) paint(c, lines); } });
 
   /* --- comparison --------------------------------------------------------------------------------- */
 
@@ -184,8 +160,20 @@
     location.href = `/compare?${[...chosen].map((id) => `run=${encodeURIComponent(id)}`).join("&")}`;
   }
 
+  /* --- keys: / searches, arrows go from run to run, x chooses one, c compares -------------------------- */
+
   addEventListener("keydown", (event) => {
-    if (event.key === "/" && document.activeElement !== search) { event.preventDefault(); search.focus(); }
+    if (event.ctrlKey || event.altKey || event.metaKey) return;
+    const isTyping = document.activeElement === search, row = document.activeElement.closest?.("tr[data-run]");
+    const actions = {
+      "/": () => search.focus(), c: () => compare.click(), x: () => row?.querySelector("input").click(),
+      ArrowDown: () => (row ? row.nextElementSibling : body.firstElementChild)?.querySelector("a").focus(),
+      ArrowUp: () => (row ? row.previousElementSibling?.querySelector("a") ?? search : null)?.focus(),
+    };
+    const isFor = isTyping ? event.key === "ArrowDown" : event.key === "/" || event.key === "c" || (row && event.key in actions);
+    if (!isFor || ["SELECT", "TEXTAREA"].includes(document.activeElement.tagName)) return;
+    event.preventDefault();
+    actions[event.key]();
   });
 
   /* --- start ---------------------------------------------------------------------------------------- */
@@ -197,22 +185,42 @@
     setTimeout(() => { isOrdering = false; order(); }, 150);
   }
 
+  function show(found) {
+    info = found;
+    take(info.rows);
+    problem.hidden = !info.problem;
+    problem.textContent = info.problem ?? "";
+    order();
+  }
+
+  /* Everything anew, as of a server that was started again: what it does not find is gone. */
+  async function reread() {
+    const found = await VT.fetchJson("/api/runs").catch(() => null);
+    if (!found?.complete) { setTimeout(reread, 1000); return; }
+    const ids = new Set(found.rows.map((row) => row.id));
+    forget([...rows.keys()].filter((id) => !ids.has(id)));
+    show(found);
+  }
+
+  function forget(ids) {
+    for (const id of ids) { rows.delete(id); elements.get(id)?.remove(); elements.delete(id); chosen.delete(id); }
+    showChosen();
+  }
+
   async function begin() {
-    info = await VT.fetchJson("/api/runs");
+    const found = await VT.fetchJson("/api/runs");
+    info = found;
     document.title = "runs · vlatrack";
     document.getElementById("place").textContent = info.runs;
     build();
-    take(info.rows);
-    order();
-    if (info.problem) main.prepend(VT.h("p", { class: "problem", role: "alert" }, info.problem));
-    let version = info.version;
-    VT.listen(`/api/changes?after=${version}`, (change) => {
+    show(found);
+    VT.listen("/api/changes", info.mark, (change) => {
       info.complete = change.complete;
       take(change.rows);
-      for (const id of change.gone) { rows.delete(id); elements.get(id)?.remove(); elements.delete(id); chosen.delete(id); }
-      for (const row of change.rows) if (elements.get(row.id)?.isConnected && sparks.has(row.id)) ask(row.id);
+      forget(change.gone);
+      for (const row of change.rows) if (elements.get(row.id)?.isConnected) sparks.ask(row.id);
       orderSoon();
-    });
+    }, reread);
     setInterval(orderSoon, 60_000); /* "3 min ago" */
   }
   begin().catch((error) => VT.failed(main, error));

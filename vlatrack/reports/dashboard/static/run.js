@@ -1,6 +1,20 @@
 "use strict";
 /* The page of one run: the dashboard shows it live, and a report is the same page with its content inside. */
 
+/* What an event says beside its name and step; long values such as digests are cut. */
+VT.eventDetails = (event) => {
+  if (event.name === "health") return String(event.data.message ?? "");
+  const shown = (key, value) => {
+    if (key === "t_ms") return VT.time(value);
+    return typeof value === "string" && (value.length > 300 || /^[0-9a-f]{40,}$/.test(value)) ? `${value.slice(0, 12)}…` : value;
+  };
+  return Object.entries(event.data).filter(([key]) => key !== "step").map(([key, value]) => `${key} ${shown(key, value)}`).join(" · ");
+};
+VT.eventText = (event) => {
+  const name = event.name === "health" ? String(event.data.detector ?? "health") : event.name, details = VT.eventDetails(event);
+  return `${name.replaceAll("_", " ")}${details ? `: ${details}` : ""}`;
+};
+
 VT.RunPage = class {
   constructor(root, content) {
     this.root = root;
@@ -11,9 +25,7 @@ VT.RunPage = class {
   /* What steps are in epochs and samples, and which marks the charts have. */
   get run() {
     const { row, params, lines } = this.content;
-    const epoch = lines.lines.epoch;
-    const table = epoch ? [lines.axes[epoch.axis].step, epoch.values] : [[], []];
-    return { started_ms: row.started_ms ?? 0, batch_size: Number(params["train.batch_size"]) || 1, epochs: table };
+    return VT.runOf(row, lines, params["train.batch_size"]);
   }
 
   line(metric, style) {
@@ -29,10 +41,14 @@ VT.RunPage = class {
 
   marks() {
     const colors = { health: "--warn", non_finite: "--bad", rollback: "--bad", resume: "--muted", rewound: "--muted", early_stop: "--good" };
-    const run = this.run, best = this.content.best;
-    const ofBest = best ? [{ step: best.step, t_ms: 0, color: "--good", dash: [1, 2], run }] : [];
-    return ofBest.concat(this.content.events.filter((event) => event.step !== null && colors[event.name])
-      .map((event) => ({ step: event.step, t_ms: event.t_ms, color: event.data.severity === "critical" ? "--bad" : colors[event.name], run })));
+    const run = this.run, { best, events } = this.content;
+    const found = events.filter((event) => event.step !== null && (colors[event.name] || event.alert)).map((event) => ({
+      step: event.step, t_ms: event.t_ms, run, text: VT.eventText(event),
+      color: event.data.severity === "critical" || event.alert && !colors[event.name] ? "--bad" : colors[event.name],
+    }));
+    if (best) found.push({ step: best.step, t_ms: best.t_ms, run, color: "--good", dash: [1, 2],
+      text: `best ${best.metric}: ${VT.number(best.value)}${best.epoch ? `, epoch ${best.epoch}` : ""}` });
+    return found;
   }
 
   build() {
@@ -41,10 +57,12 @@ VT.RunPage = class {
       ...this.chartGroups(), this.heatMaps(), this.evaluations(), this.events(), this.files(),
       this.text("spec", "Spec", this.content.spec), this.text("manifest", "Manifest", this.content.manifest),
     ].filter(Boolean);
+    if (!this.content.groups.length) parts.splice(2, 0, VT.h("p", { class: "muted" }, "no metric has been logged yet"));
     const sections = parts.filter((part) => part.id && part.dataset.title)
       .map((part) => VT.h("a", { href: `#${part.id}` }, part.dataset.title));
     const nav = VT.h("div", { class: "sticky" },
-      VT.h("nav", { class: "sections", "aria-label": "sections" }, sections), VT.viewControls(["step", "epoch", "time", "samples"]));
+      VT.h("nav", { class: "sections", "aria-label": "sections" }, sections),
+      this.content.groups.length ? VT.viewControls([this.run]) : null);
     parts.splice(2, 0, nav);
     this.root.replaceChildren(...parts);
   }
@@ -70,11 +88,20 @@ VT.RunPage = class {
       damaged ? VT.h("p", { class: "note" }, damaged) : "",
       VT.h("div", { class: "facts" },
         fact("progress", VT.progress(row)), fact("epoch", epoch),
-        fact(row.status === "RUNNING" ? "time left" : "took", VT.duration(row.status === "RUNNING" ? row.eta_s : (row.updated_ms - row.started_ms) / 1000)),
+        row.status === "RUNNING" ? fact("time left", VT.duration(row.eta_s)) : null,
+        row.status !== "RUNNING" && this.run.has_times ? fact("took", VT.duration((this.trainedUntil() - row.started_ms) / 1000)) : null,
+        row.imported_from ? fact("imported from", row.imported_from) : null,
         row.status === "RUNNING" ? fact("speed", row.steps_per_s ? `${VT.number(row.steps_per_s)} steps/s` : "–") : null,
         fact("health", VT.health(row)), this.filesAt ? fact("trackers lack", lost || "nothing") : null,
         this.content.best ? fact(`best ${this.content.best.metric}`, `${VT.number(this.content.best.value)} at step ${VT.count(this.content.best.step)}`) : null,
         fact("last record", VT.time(row.updated_ms))));
+  }
+
+  /* When the last step was logged: an evaluation may have been added days later. */
+  trainedUntil() {
+    const { lines, axes } = this.content.lines, trained = Object.keys(lines).filter((name) => name.startsWith("train_"));
+    const times = trained.map((name) => axes[lines[name].axis].t_ms).filter((t_ms) => t_ms.length);
+    return times.length ? Math.max(...times.map((t_ms) => t_ms[t_ms.length - 1])) : this.content.row.updated_ms;
   }
 
   findings() {
@@ -101,7 +128,8 @@ VT.RunPage = class {
     const change = (cell) => {
       const by = cell.first.value ? (100 * (cell.last.value - cell.first.value)) / Math.abs(cell.first.value) : null;
       return VT.h("span", {}, `${VT.number(cell.first.value)} → `, VT.h("b", {}, VT.number(cell.last.value)),
-        by === null ? "" : ` ${by > 0 ? "+" : ""}${by.toFixed(0)}%`);
+        by === null ? "" : ` ${by > 0 ? "+" : ""}${by.toFixed(0)}%`,
+        cell.bad ? VT.h("span", { class: "bad" }, ` ${VT.count(cell.bad)} not finite`) : null);
     };
     const body = summary.map((entry) => VT.h("tr", {},
       VT.h("th", { scope: "row" }, entry.metric, entry.step === null ? "" : VT.h("span", { class: "muted" }, ` step ${entry.step}`)),
@@ -139,7 +167,7 @@ VT.RunPage = class {
         return min > max ? null : { min, max };
       };
       const charts = group.charts.map((chart) => new VT.Chart({
-        references: () => this.referencesOf(chart),
+        references: () => this.referencesOf(chart), key: `${group.name}/${chart.title}`,
         title: chart.title, unit: chart.unit, direction: chart.direction, fromZero: chart.from_zero,
         hint: this.content.meanings[Object.values(chart.lines)[0]] ?? "",
         shared: group.shared_scale ? shared : null,
@@ -178,40 +206,15 @@ VT.RunPage = class {
       caption: `${entry.route}, ${entry.split}, epoch ${entry.epoch}: mean L1`, corner: "chunk step",
       rows: entry.grid.map((_, step) => String(step)), columns: dimension(entry.grid), values: entry.grid, max }));
     if (!pictures.length && !tables.length) return null;
-    return this.section("heat", "L1 maps", VT.h("div", { class: "grid" }, pictures), VT.h("div", { class: "grid" }, tables));
-  }
-
-  evaluations() {
-    const { evaluations } = this.content;
-    if (!evaluations.length) return null;
-    const percent = (rate) => (rate === null || rate === undefined ? "–" : `${(100 * rate).toFixed(1)} %`);
-    const made = evaluations.map((evaluation) => {
-      const summary = evaluation.summary;
-      const rows = summary ? [["all", summary], ...Object.entries(summary.tasks ?? {})] : [];
-      const table = rows.map(([task, of]) => VT.h("tr", {}, VT.h("th", { scope: "row" }, task),
-        VT.h("td", { class: "n" }, `${of.successes} / ${of.episodes}`), VT.h("td", { class: "n" }, percent(of.success_rate)),
-        VT.h("td", { class: "n" }, of.wilson ? `${percent(of.wilson[0])} – ${percent(of.wilson[1])}` : "–")));
-      const videos = this.filesAt ? evaluation.videos.map((video) => VT.h("figure", { class: "chart" },
-        VT.h("video", { controls: true, preload: "none", src: this.filesAt + video.split("/").map(encodeURIComponent).join("/") }),
-        VT.h("figcaption", {}, video.split("/").pop()))) : [];
-      return VT.h("div", {}, VT.h("h3", {}, `${evaluation.name ?? evaluation.place}`),
-        VT.h("p", { class: "muted" }, [evaluation.place, evaluation.checkpoint, evaluation.acting?.route].filter(Boolean).join(" · ")),
-        summary ? VT.h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "success rates" }, VT.h("table", { class: "plain-table" },
-          VT.h("thead", {}, VT.h("tr", {}, ["task", "successes", "rate", "95 % (Wilson)"].map((label) => VT.h("th", { scope: "col" }, label)))),
-          VT.h("tbody", {}, table))) : VT.h("p", {}, "not complete yet"),
-        videos.length ? VT.h("details", {}, VT.h("summary", {}, `${videos.length} videos`), VT.h("div", { class: "grid" }, videos)) : null);
-    });
-    return this.section("evaluations", "Evaluations", made);
+    return this.section("heat", "L1 maps", VT.h("div", { class: "grid" }, pictures), VT.h("div", { class: "grid tables" }, tables));
   }
 
   events() {
     const began = this.content.row.started_ms;
     const rows = this.content.events.map((event) => {
-      const told = event.name === "health" ? event.data.message
-        : Object.entries(event.data).filter(([key]) => key !== "step").map(([key, value]) => `${key} ${typeof value === "string" && value.length > 80 ? `${value.slice(0, 12)}…` : value}`).join(" · ");
       return VT.h("tr", {}, VT.h("td", { class: "n" }, event.step === null ? "" : VT.count(event.step)),
-        VT.h("td", { title: VT.time(event.t_ms) }, began ? VT.duration((event.t_ms - began) / 1000) : VT.time(event.t_ms)),
-        VT.h("td", {}, event.name.replaceAll("_", " ")), VT.h("td", {}, told ?? ""));
+        VT.h("td", { class: "n", title: VT.time(event.t_ms) }, began ? VT.duration((event.t_ms - began) / 1000) : VT.time(event.t_ms)),
+        VT.h("td", {}, event.name.replaceAll("_", " ")), VT.h("td", {}, VT.eventDetails(event)));
     });
     return this.section("events", "Events", VT.h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "events" },
       VT.h("table", { class: "plain-table" }, VT.h("thead", {}, VT.h("tr", {},
@@ -219,9 +222,9 @@ VT.RunPage = class {
   }
 
   files() {
-    if (!this.filesAt && !VT.filesAt) return null;
+    if (!this.filesAt) return null;
     const rows = this.content.files.map((file) => VT.h("tr", {},
-      VT.h("td", {}, VT.h("a", { href: VT.filesAt + file.path.split("/").map(encodeURIComponent).join("/") }, file.path)),
+      VT.h("td", {}, VT.h("a", { href: VT.filePath(file.path) }, file.path)),
       VT.h("td", { class: "n" }, VT.bytes(file.bytes))));
     return this.section("files", "Files", VT.h("details", {}, VT.h("summary", {}, `${rows.length} files`),
       VT.h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "files" }, VT.h("table", { class: "plain-table" }, VT.h("tbody", {}, rows)))));
@@ -231,4 +234,6 @@ VT.RunPage = class {
     return text === null ? null : this.section(id, title, VT.h("details", {}, VT.h("summary", {}, "show"), VT.h("pre", { tabindex: 0 }, text)));
   }
 };
+/* The address of the run's files, if a server is there. */
 Object.defineProperty(VT.RunPage.prototype, "filesAt", { get() { return VT.filesAt ?? null; } });
+VT.filePath = (path) => VT.filesAt + path.split("/").map(encodeURIComponent).join("/");

@@ -1,4 +1,4 @@
-"""What the comparison page shows of some runs, as JSON values."""
+"""What a comparison page shows of some runs, as JSON values."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,10 +11,11 @@ from vlatrack.reports.run_rows import RunRow
 from vlatrack.spec.setting_differences import setting_differences, with_defaults
 from vlatrack.tracking.journal.series import JournalSeries
 
+MOST_COMPARED = 20
 _POINTS = 600
 
 
-def comparison_content(runs: Sequence[tuple[RunRow, JournalSeries]]) -> dict[str, Any]:
+def comparison_content(runs: Sequence[tuple[RunRow, JournalSeries]], *, most_points: int = _POINTS) -> dict[str, Any]:
     """Rows, charts, lines and best values of each run, and the settings in which they differ."""
     names = list(dict.fromkeys(name for _, series in runs for name in series.metrics))
     book = ChartBook(names)
@@ -23,7 +24,7 @@ def comparison_content(runs: Sequence[tuple[RunRow, JournalSeries]]) -> dict[str
         "runs": [
             {
                 "row": asdict(row),
-                "lines": line_content(series.metrics, most_points=_POINTS),
+                "lines": line_content(series.metrics, most_points=most_points),
                 "read": series.progress,
                 "batch_size": params.get("train.batch_size"),
             }
@@ -43,5 +44,7 @@ def _best_table(
     for name in (f"{split}_{loss}" for split in ("train", "val_ind", "val_ood") for loss in documented):
         if name in names and name in schema:
             cells = [value_cell(schema, name, s.metrics[name]) if name in s.metrics else None for _, s in runs]
-            table.append({"metric": name, "direction": schema[name].direction.value, "cells": cells})
+            metric = schema[name]
+            named = {"metric": name, "step": metric.step, "unit": metric.unit, "direction": metric.direction.value}
+            table.append({**named, "cells": cells})
     return table
