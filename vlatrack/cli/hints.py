@@ -18,9 +18,10 @@ COMMANDS = {
     "ps": ("status",),
     "check": ("validate",),
     "dashboard": ("ui",),
+    "sbatch": ("submit",),
 }
 """Names that other programs have for a command of ours."""
-_WITH_SETTINGS = (("run",), ("validate",), ("bench", "train"), ("bench", "act"), ("evaluate",))
+_WITH_SETTINGS = (("run",), ("submit",), ("validate",), ("bench", "train"), ("bench", "act"), ("evaluate",))
 _FILE_OPTIONS = ("-c", "--config", "--config-file", "--cfg", "--file", "--experiment", "--spec")
 _OTHER_NAMES = {
     "learning_rate": "optim.lr",
