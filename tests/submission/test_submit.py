@@ -78,7 +78,7 @@ def test_sbatch_gets_one_script_and_the_job_its_private_folder(submit, sbatch, t
     done = submit("optim.lr=0.001", "--time", "8h", "--gpus", "1")
     assert done.exit_code == 0, done.output
     (folder,) = (tmp_path / "runs" / "jobs").iterdir()
-    log = folder / "4711_0_log.out"
+    log = f"runs/jobs/{folder.name}/4711_0_log.out"
     last = f"SUBMITTED job 4711 (slurm) · log: {log} · end it: scancel 4711"
     assert done.output.splitlines()[-1] == last
     assert len((kept / "arguments").read_text().split()) == 1

@@ -165,9 +165,12 @@ def _submit(
         typer.echo("dry run: all of it was checked, nothing was submitted", err=True)
         return
     job = _hand_in(folder, order, spec, cluster, resources)
-    _say(f"experiment: {spec.name} · folder: {folder.path}")
-    _say(f"watch it: tail -F {job.log} · vlatrack status --runs {runs}")
-    _say(f"SUBMITTED job {job.id} ({cluster}) · log: {job.log} · end it: {job.cancel}")
+    shown = runs / "jobs" / folder.path.name
+    _say(f"folder of the job: {shown}")
+    _say(
+        f"watch it: tail -F {shown / job.log.name} · vlatrack status{'' if runs == Path('runs') else f' --runs {runs}'}"
+    )
+    _say(f"SUBMITTED job {job.id} ({cluster}) · log: {shown / job.log.name} · end it: {job.cancel}")
 
 
 def _order(

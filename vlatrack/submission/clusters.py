@@ -1,5 +1,7 @@
 """How a job gets to Slurm, or to this machine, through submitit."""
 
+import contextlib
+import io
 import os
 import shutil
 import subprocess
@@ -105,7 +107,8 @@ def submit(
         raise SubmitError("sbatch: not found, so there is no Slurm here; --cluster local trains on this machine")
     try:
         executor = _executor(cluster, folder, resources, name=name, grace_s=grace_s)
-        job = executor.submit(task)
+        with contextlib.redirect_stderr(io.StringIO()):  # the error below has it as well
+            job = executor.submit(task)
     except OSError as error:
         raise SubmitError(f"{error.filename or folder.path}: {error.strerror}; nothing was submitted") from error
     except RuntimeError as error:  # submitit's own are of this kind
