@@ -15,24 +15,12 @@ from vlatrack.spec.sweep_file import load_sweep
 from vlatrack.sweep.page import render_page
 from vlatrack.sweep.pruning import report
 from vlatrack.sweep.results import SweepResults, TrialRow, best_experiment
-from vlatrack.sweep.storage import SweepFolder, open_storage
+from vlatrack.sweep.storage import open_storage
 from vlatrack.sweep.study import SweepStudy, drop_sweep
 from vlatrack.sweep.trials import LiveTrial
 from vlatrack.tracking.lock import Holder, process_here
 
 Open = Callable[..., SweepStudy]
-
-
-@pytest.fixture
-def opened(sweep_file, tmp_path: Path) -> Open:
-    """Open the study of a sweep as one more worker does."""
-
-    def open_(**keys: object) -> SweepStudy:
-        folder = SweepFolder(tmp_path / "runs", "toys")
-        folder.create()
-        return SweepStudy(load_sweep(sweep_file(**keys)), folder)
-
-    return open_
 
 
 def begun(study: SweepStudy) -> LiveTrial:
@@ -176,19 +164,6 @@ def test_the_front_holds_what_no_other_configuration_beats_in_all_objectives(ope
         study.note_values(trial, study.sweep.seeds[0], values)
         study.complete(trial)
     assert [row.number for row in SweepResults.of(study).best] == [1, 2]
-
-
-def test_a_dropped_sweep_leaves_its_runs_and_one_with_a_worker_stays(opened: Open, tmp_path: Path) -> None:
-    study = opened()
-    run = tmp_path / "runs" / "toy" / "run-1"
-    run.mkdir(parents=True)
-    trial = begun(study)
-    with pytest.raises(TrackerError, match="is working on it; stop it first"):
-        drop_sweep(study.folder)
-    study.fail(trial.number, "no")
-    drop_sweep(study.folder)
-    assert run.is_dir()
-    assert not study.folder.path.exists()
 
 
 def test_a_run_that_the_database_names_outside_the_runs_folder_is_no_run(opened: Open) -> None:
