@@ -55,12 +55,14 @@ ALLOWED: dict[str, set[str]] = {
     "runner": LIBRARY | {"builders"},
     "bench": LIBRARY | {"builders", "runner"},
     "sweep": LIBRARY | {"builders", "runner"},
+    "submission": LIBRARY | {"builders", "runner"},
     # A command may reach into the room that it shows: `data record` into envs, `ui` into tracking.
     "cli": {
         "builders",
         "runner",
         "bench",
         "sweep",
+        "submission",
         "evaluation",
         "importers",
         "spec",
@@ -88,6 +90,7 @@ HEAVY = (
     "pyarrow",
     "metaworld",
     "optuna",
+    "submitit",
 )
 
 

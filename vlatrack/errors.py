@@ -69,6 +69,10 @@ class RunError(VlatrackError):
     """The files of a run cannot be written."""
 
 
+class SubmitError(VlatrackError):
+    """A job cannot be submitted, or cannot do what it was submitted for."""
+
+
 class NonFiniteError(TrainingError):
     """A loss or gradient is not finite; every rank raises it after the same step."""
 

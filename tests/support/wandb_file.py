@@ -27,6 +27,11 @@ def offline_exit_code(path: Path) -> int | None:
     return codes[-1] if codes else None
 
 
+def offline_group(path: Path) -> str:
+    """The group of the run in a `.wandb` file; empty for one without."""
+    return next(record.run.run_group for record in _records(path) if record.HasField("run"))
+
+
 def offline_artifacts(path: Path) -> list[str]:
     """The names of the artifacts in a `.wandb` file."""
     return [record.artifact.name for record in _records(path) if record.HasField("artifact")]

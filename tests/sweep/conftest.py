@@ -9,6 +9,10 @@ import sqlalchemy
 import yaml
 from program import TOY
 
+from vlatrack.spec.sweep_file import load_sweep
+from vlatrack.sweep.storage import SweepFolder
+from vlatrack.sweep.study import SweepStudy
+
 QUICK = {"train.max_steps": 4, "train.batch_size": 32, "evaluate.open_loop.max_samples": 16, "data.samples": ["vla"]}
 
 
@@ -44,3 +48,15 @@ def sweep_file(tmp_path: Path) -> Callable[..., Path]:
         return file
 
     return write
+
+
+@pytest.fixture
+def opened(sweep_file, tmp_path: Path) -> Callable[..., SweepStudy]:
+    """Open the study of a sweep as one more worker does."""
+
+    def open_(**keys: object) -> SweepStudy:
+        folder = SweepFolder(tmp_path / "runs", "toys")
+        folder.create()
+        return SweepStudy(load_sweep(sweep_file(**keys)), folder)
+
+    return open_

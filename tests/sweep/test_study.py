@@ -13,24 +13,14 @@ from optuna.trial import TrialState
 from vlatrack.errors import SpecError, TrackerError
 from vlatrack.spec.sweep_file import load_sweep
 from vlatrack.sweep.page import render_page
+from vlatrack.sweep.pruning import report
 from vlatrack.sweep.results import SweepResults, TrialRow, best_experiment
-from vlatrack.sweep.storage import SweepFolder, open_storage
-from vlatrack.sweep.study import LiveTrial, SweepStudy, drop_sweep
+from vlatrack.sweep.storage import open_storage
+from vlatrack.sweep.study import SweepStudy, drop_sweep
+from vlatrack.sweep.trials import LiveTrial
 from vlatrack.tracking.lock import Holder, process_here
 
 Open = Callable[..., SweepStudy]
-
-
-@pytest.fixture
-def opened(sweep_file, tmp_path: Path) -> Open:
-    """Open the study of a sweep as one more worker does."""
-
-    def open_(**keys: object) -> SweepStudy:
-        folder = SweepFolder(tmp_path / "runs", "toys")
-        folder.create()
-        return SweepStudy(load_sweep(sweep_file(**keys)), folder)
-
-    return open_
 
 
 def begun(study: SweepStudy) -> LiveTrial:
@@ -80,12 +70,12 @@ def test_the_pruner_ends_what_is_worse_by_the_metric_that_it_watches(
     pruner = {"kind": "median", "metric": metric, "startup_trials": 1}
     study = opened(objectives=[{"metric": objective or metric}], pruner=pruner)
     first = begun(study)
-    assert not study.report(first, 1, (good + bad) / 2)
+    assert not report(first, 1, (good + bad) / 2)
     study.note_values(first, study.sweep.seeds[0], [0.5])
     study.complete(first)
     second, third = begun(study), begun(study)
-    assert not study.report(second, 1, good)
-    assert study.report(third, 1, bad)
+    assert not report(second, 1, good)
+    assert report(third, 1, bad)
 
 
 def test_a_trial_whose_worker_died_is_begun_anew_with_what_it_had_and_counts_once(opened: Open, tmp_path: Path) -> None:
@@ -94,7 +84,7 @@ def test_a_trial_whose_worker_died_is_begun_anew_with_what_it_had_and_counts_onc
     lost = begun(study)
     study.note_run(lost, 1, tmp_path / "runs" / "toy" / "run-1")
     study.note_values(lost, 1, [3.0])
-    study.report(lost, 1, 0.25)
+    report(lost, 1, 0.25)
     study.study._storage.set_trial_user_attr(lost.watched._trial_id, "worker", asdict(dead_process()))
     again = begun(opened(seeds=[1, 2], trials=1, pruner=pruner))
     assert again.settings == lost.settings
@@ -174,19 +164,6 @@ def test_the_front_holds_what_no_other_configuration_beats_in_all_objectives(ope
         study.note_values(trial, study.sweep.seeds[0], values)
         study.complete(trial)
     assert [row.number for row in SweepResults.of(study).best] == [1, 2]
-
-
-def test_a_dropped_sweep_leaves_its_runs_and_one_with_a_worker_stays(opened: Open, tmp_path: Path) -> None:
-    study = opened()
-    run = tmp_path / "runs" / "toy" / "run-1"
-    run.mkdir(parents=True)
-    trial = begun(study)
-    with pytest.raises(TrackerError, match="is working on it; stop it first"):
-        drop_sweep(study.folder)
-    study.fail(trial.number, "no")
-    drop_sweep(study.folder)
-    assert run.is_dir()
-    assert not study.folder.path.exists()
 
 
 def test_a_run_that_the_database_names_outside_the_runs_folder_is_no_run(opened: Open) -> None:

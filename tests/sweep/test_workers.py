@@ -8,8 +8,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from mlflow.tracking import MlflowClient
+from mlflow_server import MlflowServer
 from program import finish_of
 from sqlalchemy import create_engine, text
+from wandb_file import offline_group
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -107,6 +110,30 @@ def test_a_pruned_trial_is_a_run_that_says_so(program, sweep_file) -> None:
     ends = [finish_of(run) for run in sorted((program.folder / "runs" / "toy").iterdir())]
     assert [end["status"] for end in ends] == ["FINISHED", "KILLED"]
     assert re.match(r"pruned after epoch [12]: val_ind_loss_ct 0\.\d+", ends[1]["reason"])
+
+
+def test_the_trials_are_children_of_one_run_at_an_mlflow_server_and_a_group_in_wandb_offline(
+    program, sweep_file, mlflow_server: MlflowServer
+) -> None:
+    backends = [{"kind": "mlflow", "tracking_uri": mlflow_server.url}, {"kind": "wandb", "mode": "offline"}]
+    short = {"train.max_steps": 4, "train.batch_size": 32, "data.samples": ["vla"], "evaluate.open_loop": None}
+    of_trials = {"name": "toy-in-group", "tracking.backends": backends} | short
+    file = sweep_file(
+        trials=2, name="grouped", overrides=of_trials, objectives=[{"metric": "train_loss_ct"}], parallel=2
+    )
+    done = program.run("sweep", file)
+    assert done.returncode == 0, done.stdout + done.stderr
+    client = MlflowClient(mlflow_server.url)
+    experiment = client.get_experiment_by_name("toy-in-group")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert (parent.info.run_name, parent.info.status) == ("grouped", "FINISHED")
+    children = client.search_runs([experiment.experiment_id], f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
+    assert [child.info.status for child in children] == ["FINISHED", "FINISHED"]
+    assert len({child.data.params["optim.lr"] for child in children}) == 2
+    files = list((program.folder / "runs" / "toy-in-group").glob("*/wandb/offline-run-*/*.wandb"))
+    assert [offline_group(path) for path in files] == ["grouped", "grouped"]
 
 
 def test_postgresql_holds_a_sweep_of_workers_that_share_no_folder(program, sweep_file, tmp_path: Path) -> None:

@@ -87,10 +87,9 @@ def _has_dora(spec: ExperimentSpec) -> bool:
     return adapter is not None and adapter.kind == "dora"  # peft's is not one graph
 
 
-def check_processes(spec: ExperimentSpec, group: ProcessGroup) -> None:
-    """Check that there are no more processes than samples in a batch, and than GPUs on this machine, that GPUs can
-    exchange weights, and that `train.parallel` is about this number of processes, over which the optimiser's states can
-    be sharded.
+def check_ranks(spec: ExperimentSpec, group: ProcessGroup) -> None:
+    """Check that there are no more processes than samples in a batch, and that `train.parallel` is about this number of
+    processes, over which the optimiser's states can be sharded.
 
     Raises:
         SpecError: one of these does not hold.
@@ -103,6 +102,17 @@ def check_processes(spec: ExperimentSpec, group: ProcessGroup) -> None:
         )
     _parallel_shape(spec, group)
     check_optimizer(spec, group.world_size)
+
+
+def check_processes(spec: ExperimentSpec, group: ProcessGroup) -> None:
+    """Check, beside `check_ranks`, that there are no more processes than GPUs on this machine, and that GPUs can
+    exchange weights.
+
+    Raises:
+        SpecError: one of these does not hold.
+        MissingPackageError: the optimiser needs a package.
+    """
+    check_ranks(spec, group)
     gpus = 0 if spec.train.device == "cpu" else torch.cuda.device_count()
     if 0 < gpus < group.local_world_size:
         raise SpecError(

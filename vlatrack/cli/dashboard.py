@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 FEW_LINES = 3
 """Of a chart, that are all listed."""
 
-app = typer.Typer(help="Make views of runs at a tracker.", no_args_is_help=True, rich_markup_mode="rich")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
 
 @app.callback()
 def dashboards() -> None:
-    """Make views of runs at a tracker."""
+    """Make views of runs at a tracker. The dashboard of vlatrack itself is `vlatrack ui`."""
 
 
 @app.command("wandb")

@@ -17,13 +17,13 @@ COMMANDS = {
     "list": ("status",),
     "ps": ("status",),
     "check": ("validate",),
-    "dashboard": ("ui",),
     "init": ("new",),
     "create": ("new",),
     "example": ("new",),
+    "sbatch": ("submit",),
 }
 """Names that other programs have for a command of ours."""
-_WITH_SETTINGS = (("run",), ("validate",), ("bench", "train"), ("bench", "act"), ("evaluate",))
+_WITH_SETTINGS = (("run",), ("submit",), ("validate",), ("bench", "train"), ("bench", "act"), ("evaluate",))
 _FILE_OPTIONS = ("-c", "--config", "--config-file", "--cfg", "--file", "--experiment", "--spec")
 _OTHER_NAMES = {
     "learning_rate": "optim.lr",

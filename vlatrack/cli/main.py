@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Annotated, Any, NoReturn
 
@@ -28,6 +29,7 @@ from vlatrack.cli.serve import serve
 from vlatrack.cli.show import show
 from vlatrack.cli.spec import schema, validate
 from vlatrack.cli.status import status
+from vlatrack.cli.submit import submit
 from vlatrack.cli.sweep import sweep
 from vlatrack.cli.ui import ui
 from vlatrack.errors import DISK_IS_FULL, USER_ERROR, SpecError, VlatrackError
@@ -49,6 +51,7 @@ app = typer.Typer(
 for command in (
     new,
     run,
+    submit,
     sweep,
     evaluate,
     compare,
@@ -90,11 +93,18 @@ def options(
 
 def main() -> None:
     """Run the command line. A VlatrackError is printed to stderr without a traceback, and the exit code is 2."""
-    warn_on_terminal()
-    try:
+    with reporting_errors():
         command = typer.main.get_command(app)
         _check_habits(command, sys.argv[1:])
         command()
+
+
+@contextmanager
+def reporting_errors() -> Iterator[None]:
+    """Prints what a user can cause as one line, and ends the process with its exit code."""
+    warn_on_terminal()
+    try:
+        yield
     except VlatrackError as error:
         _exit_with(str(error).split("\n"))
     except KeyboardInterrupt:

@@ -135,6 +135,10 @@ def _name(state: RunState) -> str:
     return _NOTHING if name is None or name == state.run_dir.name else printable(name)
 
 
+def _job(state: RunState) -> str:
+    return _NOTHING if state.progress.job is None else printable(state.progress.job)
+
+
 _RANK_OF_LOSSES, _LAST = 5, 99
 _COLUMNS = (
     _Column("status", 0, _status, lambda cell: _STYLES.get(cell.split(" ")[0], "")),
@@ -147,6 +151,7 @@ _COLUMNS = (
     _Column("speed", 8, _speed),
     _Column("health", 3, _health, lambda cell: _HEALTH_STYLES.get(cell, "")),
     _Column("undelivered", 1, _undelivered),
-    _Column("owner", 10, _owner),
-    _Column("name", 9, _name),
+    _Column("owner", 11, _owner),
+    _Column("job", 9, _job),
+    _Column("name", 10, _name),
 )

@@ -87,7 +87,7 @@ class _Progress:
 
     def changed(self, study: "SweepStudy", first_number: int | None) -> None:
         from vlatrack.sweep.results import SweepResults, write_results
-        from vlatrack.sweep.study import first_number_of
+        from vlatrack.sweep.trials import first_number_of
 
         is_first = self.results is None
         self.results = results = SweepResults.of(study)

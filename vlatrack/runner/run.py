@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,33 +139,17 @@ def resume_run(
     """
     group, overrides = group or ProcessGroup(), tuple(overrides)
     with group.main_process_first():
-        directory = RunDirectory.open(Path(path))
-        instead = f"begin one of yours with its weights: vlatrack run EXPERIMENT.yaml init_from={directory.path}"
-        check_may_write(directory.path, instead=instead)
-        store = directory.checkpoints
-        if group.is_main_process and directory.journal.exists() and not is_being_written(directory.journal):
-            store.recover()
-        chosen = store.find(checkpoint)
-        if group.is_main_process:
-            store.check(chosen)
-        spec = spec or directory.spec(overrides)
-        stored = StoredPolicy.open(chosen, directory.settings_at_start())
-        _check_same_experiment(directory, stored, spec)
-        counters = read_counters(chosen)
-        if spec.train.max_steps is not None and spec.train.max_steps < counters["step"]:
-            raise SpecError(
-                f"train.max_steps = {spec.train.max_steps} is below the {counters['step']} steps of {chosen.name}; "
-                "raise it, or go on from an earlier --checkpoint"
-            )
-        if nothing_left := _nothing_left(directory, counters, spec):
+        resumed = open_resumed(Path(path), checkpoint, overrides, spec, writes=group.is_main_process)
+        directory, spec, stored, chosen = resumed.directory, resumed.spec, resumed.stored, resumed.checkpoint
+        if resumed.nothing_left is not None:
             for callback in callbacks:
-                callback.on_warning(nothing_left)
+                callback.on_warning(resumed.nothing_left)
             return directory
         closed_loops = load_closed_loops(spec)
         accelerator = _check_setup(spec, group, closed_loops)
         experiment = Experiment.of(stored, spec)
         fingerprints = {**experiment.fingerprints, **deciding_sets(spec, closed_loops)}
-        changes = _check_same_experiment(directory, stored, spec, fingerprints)
+        changes = check_same_experiment(directory, stored, spec, fingerprints)
         manifest = describe_run(experiment, command, group.world_size, runs=directory.runs)
         job = Job(experiment, accelerator, manifest, chosen, changes, closed_loops, overrides=overrides)
         if group.is_main_process:
@@ -174,7 +158,51 @@ def resume_run(
     return directory
 
 
-def _check_same_experiment(
+@dataclass(frozen=True)
+class Resumed:
+    """A run that can be resumed, the checkpoint to go on from, and the settings to go on with."""
+
+    directory: RunDirectory
+    checkpoint: Path
+    stored: StoredPolicy
+    spec: ExperimentSpec
+    nothing_left: str | None
+    """why there is nothing to train; None if there is"""
+
+
+def open_resumed(
+    path: Path, checkpoint: str, overrides: Sequence[str], spec: ExperimentSpec | None, *, writes: bool
+) -> Resumed:
+    """The run at ``path`` as `resume_run` is to go on with it; its data is not looked at.
+
+    Args:
+        writes: whether this process, of several the main one, may repair and read the whole checkpoint.
+
+    Raises:
+        VlatrackError: there is no such run or checkpoint, or a setting that decides the result has changed.
+    """
+    directory = RunDirectory.open(path)
+    instead = f"begin one of yours with its weights: vlatrack run EXPERIMENT.yaml init_from={directory.path}"
+    check_may_write(directory.path, instead=instead)
+    store = directory.checkpoints
+    if writes and directory.journal.exists() and not is_being_written(directory.journal):
+        store.recover()
+    chosen = store.find(checkpoint)
+    if writes:
+        store.check(chosen)
+    spec = spec or directory.spec(overrides)
+    stored = StoredPolicy.open(chosen, directory.settings_at_start())
+    check_same_experiment(directory, stored, spec)
+    counters = read_counters(chosen)
+    if spec.train.max_steps is not None and spec.train.max_steps < counters["step"]:
+        raise SpecError(
+            f"train.max_steps = {spec.train.max_steps} is below the {counters['step']} steps of {chosen.name}; "
+            "raise it, or go on from an earlier --checkpoint"
+        )
+    return Resumed(directory, chosen, stored, spec, _nothing_left(directory, counters, spec))
+
+
+def check_same_experiment(
     directory: RunDirectory, stored: StoredPolicy, spec: ExperimentSpec, fingerprints: Mapping[str, str] | None = None
 ) -> tuple[str, ...]:
     """The settings that have changed since a checkpoint, if the run may be resumed with them.
@@ -227,18 +255,28 @@ def _nothing_left(directory: RunDirectory, counters: Mapping[str, Any], spec: Ex
 
 def _check_setup(spec: ExperimentSpec, group: ProcessGroup, closed_loops: Sequence[ClosedLoop]) -> Accelerator:
     """Check everything that needs no data, and return the device and precision to train with."""
-    check_no_secret(spec)
+    check_settings(spec, closed_loops)
     check_processes(spec, group)
-    build_schema(spec, simulated_metrics(closed_loops))
     for closed_loop in closed_loops:
-        build_simulator(closed_loop.evaluation)
         if closed_loop.settings.device == "cuda" and not torch.cuda.is_available():
             raise SpecError("evaluate.closed_loop.device: cuda, but torch sees no GPU here; use auto or cpu")
     accelerator = build_accelerator(spec)
     check_device(spec, accelerator.device)
+    return accelerator
+
+
+def check_settings(spec: ExperimentSpec, closed_loops: Sequence[ClosedLoop]) -> None:
+    """Check everything that needs neither data nor the device that will train.
+
+    Raises:
+        VlatrackError: a metric, simulator or tracker cannot be used.
+    """
+    check_no_secret(spec)
+    build_schema(spec, simulated_metrics(closed_loops))
+    for closed_loop in closed_loops:
+        build_simulator(closed_loop.evaluation)
     for backend in build_backends(spec.tracking.backends):
         check_backend(backend)
-    return accelerator
 
 
 def _check_simulators(job: Job, callbacks: Sequence[Callback]) -> None:

@@ -1,6 +1,7 @@
 """The run that `--resume auto` continues: the last unfinished one of the same experiment, claimed for this process."""
 
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from vlatrack.tracking.journal.history import run_status
 from vlatrack.tracking.journal.journal import is_being_written
 from vlatrack.tracking.lock import FileLock, LockHeldError
 
+LOCK_WAIT_S = 120.0
+"""So long a resume waits for the end of a process that still writes the run: one whose parent or machine is gone."""
+_POLL_S = 0.2
 _OF_ITS_START = ("name", "init_from")
 _log = logging.getLogger(__name__)
 
@@ -50,6 +54,17 @@ def claim_unfinished(runs: Path, spec: ExperimentSpec) -> ClaimedRun | None:
             return ClaimedRun(directory, present[-1], lock)
         lock.release()
     return None
+
+
+def has_checkpoint(directory: RunDirectory) -> bool:
+    """Whether the run has a checkpoint to go on from, once nobody writes it any more, for which this waits a while."""
+    give_up = time.monotonic() + LOCK_WAIT_S
+    while directory.journal.exists() and is_being_written(directory.journal) and time.monotonic() < give_up:
+        time.sleep(_POLL_S)
+    if not directory.spec_file.is_file() or not directory.journal.exists():
+        return False
+    directory.checkpoints.recover()
+    return bool(directory.checkpoints.all())
 
 
 def _same_experiment(runs: Path, spec: ExperimentSpec) -> Iterator[RunDirectory]:

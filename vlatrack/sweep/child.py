@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,12 +16,7 @@ from vlatrack.errors import VlatrackError
 from vlatrack.training.callback import Callback, EpochResults, RunEnd, StopTraining
 
 if TYPE_CHECKING:
-    from vlatrack.runner.directory import RunDirectory
     from vlatrack.training.state import TrainState
-
-LOCK_WAIT_S = 120.0
-"""So long a resume waits for the end of a process that still writes the run: one whose sweep was killed."""
-_POLL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -115,28 +109,16 @@ def _train(task: RunTask, talk: "_Talk") -> None:
     quiet_libraries()  # before they are imported
     from vlatrack.runner.directory import RunDirectory
     from vlatrack.runner.run import resume_run, run_experiment
+    from vlatrack.runner.unfinished import has_checkpoint
     from vlatrack.spec.load import load_spec
     from vlatrack.spec.sweep_file import grouped
 
     spec = grouped(load_spec(task.experiment, task.overrides), task.name)
-    if task.run is not None and _can_resume(RunDirectory(task.run)):
+    if task.run is not None and has_checkpoint(RunDirectory(task.run)):
         talk.send(Began(task.run))
         resume_run(task.run, spec=spec, command=sys.argv, callbacks=[talk])
     else:
         run_experiment(spec, runs=task.runs, overrides=task.overrides, command=sys.argv, callbacks=[talk])
-
-
-def _can_resume(directory: "RunDirectory") -> bool:
-    """Whether the run is here with a checkpoint, once nobody writes it any more."""
-    from vlatrack.tracking.journal.journal import is_being_written
-
-    give_up = time.monotonic() + LOCK_WAIT_S
-    while directory.journal.exists() and is_being_written(directory.journal) and time.monotonic() < give_up:
-        time.sleep(_POLL_S)
-    if not directory.spec_file.is_file() or not directory.journal.exists():
-        return False
-    directory.checkpoints.recover()
-    return bool(directory.checkpoints.all())
 
 
 class _Talk(Callback):

@@ -12,7 +12,8 @@ from typing import Self
 from vlatrack.spec.load import dump_spec, load_spec
 from vlatrack.spec.sweep import Setting
 from vlatrack.spec.sweep_file import Sweep, override_of
-from vlatrack.sweep.study import SweepStudy, reason_of, runs_of, settings_of
+from vlatrack.sweep.study import SweepStudy
+from vlatrack.sweep.trials import reason_of, runs_of, settings_of
 from vlatrack.tracking.privacy import write_private
 
 LEAST_FOR_IMPORTANCE = 4

@@ -19,8 +19,10 @@ from vlatrack.metrics.schema import MetricSchema
 from vlatrack.spec.sweep import Objective
 from vlatrack.spec.sweep_file import Sweep
 from vlatrack.sweep.child import Began, Ended, Reported, RunTask, run_in_child
+from vlatrack.sweep.pruning import report
 from vlatrack.sweep.storage import SweepFolder, telling_storage_errors
-from vlatrack.sweep.study import LiveTrial, SweepStudy
+from vlatrack.sweep.study import SweepStudy
+from vlatrack.sweep.trials import LiveTrial
 from vlatrack.tracking.journal.history import metric_history
 from vlatrack.tracking.lock import HEARTBEAT_INTERVAL_S
 from vlatrack.tracking.run_files import RunFiles
@@ -169,7 +171,7 @@ class SweepWorker:
                     self._study.note_run(slot.trial, slot.seed, run)
                 case Reported(epoch=epoch, value=value):
                     with suppress(BrokenPipeError):
-                        pipe.send(self._study.report(slot.trial, epoch, value))
+                        pipe.send(report(slot.trial, epoch, value))
                 case Ended():
                     self._end_run(place, slot, message)
 

@@ -102,7 +102,19 @@ def as_json(entry: RunState | Unreadable, runs: Path) -> str:
         "status": "UNREADABLE",
         "error": None,
         **dict.fromkeys(
-            ("name", "reason", "step", "total_steps", "epoch", "epochs", "steps_per_s", "left_s", "started", "logged")
+            (
+                "name",
+                "job",
+                "reason",
+                "step",
+                "total_steps",
+                "epoch",
+                "epochs",
+                "steps_per_s",
+                "left_s",
+                "started",
+                "logged",
+            )
         ),
         "losses": {},
         "owner": {"user": None, "host": None, "pid": None},
@@ -124,6 +136,7 @@ def _content_of(state: RunState) -> dict[str, Any]:
     return {
         "status": state.word,
         "name": progress.name,
+        "job": progress.job,
         "reason": overview.status.reason,
         "step": state.step,
         "total_steps": progress.total_steps,

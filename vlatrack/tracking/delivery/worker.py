@@ -87,6 +87,8 @@ def main(
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    for number in (signal.SIGUSR1, signal.SIGUSR2):  # Slurm sends them to every process of a job
+        signal.signal(number, signal.SIG_IGN)
     watching = _watching(files, health, stopping)
     code = _serve(files, lock, stopping, patience_s, only, trust, watching)
     lock.release()

@@ -15,6 +15,8 @@ LOSS_NAMES = tuple(f"{split}_{loss}" for split in SPLITS for loss in ("closs", "
 """The documented losses of each split."""
 PACE_RECORDS = 8
 """The pace is that of so many records of training metrics."""
+JOB = "vlatrack.job"
+"""The tag with the job of a scheduler that trains the run, such as ``slurm 4711``."""
 _FURTHEST_LOOK = 200
 """After so many lines that name a metric and do not count, it is taken for missing: somebody has made them."""
 _LAST_BYTES = 64 << 20
@@ -27,6 +29,8 @@ class TrainingProgress:
 
     name: str | None = None
     """what people call the run; None before its start is written"""
+    job: str | None = None
+    """the job of a scheduler that has trained its newest part, such as ``slurm 4711``"""
     started_ms: int | None = None
     """Unix milliseconds of its newest part: a resume begins another"""
     last_ms: int | None = None
@@ -69,7 +73,7 @@ class TrainingProgress:
         """From the last start of the run (None if it is damaged), its last `PACE_RECORDS` records of training metrics,
         newest first, and the last record of each validation split; ``last_ms`` is the time of the last record of any
         kind."""
-        begun: Mapping[str, Any] = {"name": None, "params": {}} if start is None else start.data
+        begun: Mapping[str, Any] = {"name": None, "params": {}, "tags": {}} if start is None else start.data
         params = begun["params"]
         epochs, max_steps = (_count(params.get(name)) for name in ("train.epochs", "train.max_steps"))
         newest = trained[0] if trained else None
@@ -79,6 +83,7 @@ class TrainingProgress:
             losses |= _losses(record)
         return cls(
             name=begun["name"],
+            job=begun["tags"].get(JOB),
             started_ms=None if start is None else start.t_ms,
             last_ms=last_ms,
             step=None if newest is None else newest.step,
