@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from program import TOY
 from vlatrack.runner.run import resume_or_run, run_experiment
 from vlatrack.runner.unfinished import claim_unfinished
 from vlatrack.spec.load import load_spec
-from vlatrack.tracking.lock import FileLock
+from vlatrack.tracking import lock
+from vlatrack.tracking.lock import FileLock, Holder
 from vlatrack.training.callback import Callback
 
 QUICK = ("train.max_steps=2", "train.checkpoint.every_steps=1", "evaluate.open_loop=null")
@@ -72,6 +74,16 @@ def test_a_run_that_a_living_process_writes_or_has_claimed_is_left_to_it(runs: P
     assert claim_unfinished(runs, spec) is None
     written.release()
     assert _taken(runs) is not None
+
+
+def test_a_run_of_a_container_that_was_just_killed_is_waited_for_and_continued(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "ALIVE_S", 1.0)
+    for file in ("journal", "resume"):  # as that container left them
+        (_only(runs) / f"{file}.lock").touch()
+        (_only(runs) / f"{file}.lease").write_text(json.dumps(asdict(Holder("a1b2c3", 7, 99, "this boot", "pid:[1]"))))
+    assert _taken(runs) == _only(runs).name
 
 
 def test_it_goes_on_where_it_was_killed_and_then_starts_anew_and_says_so(runs: Path) -> None:

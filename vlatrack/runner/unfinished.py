@@ -11,7 +11,7 @@ from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.identity import canonical_hash
 from vlatrack.tracking.journal.history import run_status
 from vlatrack.tracking.journal.journal import is_being_written
-from vlatrack.tracking.lock import FileLock, LockHeldError
+from vlatrack.tracking.lock import FileLock, LockHeldError, settled_holder
 
 _OF_ITS_START = ("name", "init_from")
 _log = logging.getLogger(__name__)
@@ -32,16 +32,19 @@ class ClaimedRun:
 def claim_unfinished(runs: Path, spec: ExperimentSpec) -> ClaimedRun | None:
     """The run below ``runs`` that was started last, of those with the canonical hash of ``spec`` that are not finished
     and have a checkpoint; None if there is none. A run whose process lives, or that another process has claimed, is not
-    taken.
+    taken; where that process was on another host or in another container, it takes up to a minute to see it.
 
     Whether the data is what it was is not looked at: the resume does, and says what has changed.
     """
     for directory in _same_experiment(runs, spec):
+        claim = directory.path / "resume.lock"
+        if _is_finished(directory) or any(settled_holder(file) is not None for file in (directory.journal, claim)):
+            continue
         try:
-            lock = FileLock.acquire(directory.path / "resume.lock")
+            lock = FileLock.acquire(claim)
         except LockHeldError:
             continue
-        if is_being_written(directory.journal) or run_status(directory.path).status == "FINISHED":
+        if is_being_written(directory.journal) or _is_finished(directory):
             lock.release()
             continue
         store = directory.checkpoints
@@ -50,6 +53,10 @@ def claim_unfinished(runs: Path, spec: ExperimentSpec) -> ClaimedRun | None:
             return ClaimedRun(directory, present[-1], lock)
         lock.release()
     return None
+
+
+def _is_finished(directory: RunDirectory) -> bool:
+    return run_status(directory.path).status == "FINISHED"
 
 
 def _same_experiment(runs: Path, spec: ExperimentSpec) -> Iterator[RunDirectory]:
