@@ -15,6 +15,7 @@ from mlflow.tracking import MlflowClient
 
 from vlatrack.cli.ui import ui
 from vlatrack.errors import TrackerError
+from vlatrack.reports.dashboard import server
 from vlatrack.tracking.backends.mlflow.server import newest_experiments
 
 
@@ -66,3 +67,18 @@ def test_the_ui_serves_the_store_on_a_free_port_and_leaves_no_process_behind(
             assert shown.wait(60) == 0
     assert psutil.wait_procs(servers, timeout=10)[1] == []
     assert not _answers(url)
+
+
+@pytest.mark.parametrize(("given", "shown"), [("mine", r"\?token=\$VLATRACK_TOKEN "), (None, r"\?token=[\w-]{32} ")])
+def test_a_token_is_printed_only_if_it_is_not_yours(
+    given: str | None, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("VLATRACK_TOKEN", raising=False)
+    if given is not None:
+        monkeypatch.setenv("VLATRACK_TOKEN", given)
+    tokens: list[str] = []
+    monkeypatch.setattr(server, "serve", lambda *_, token, **__: tokens.append(token))
+    ui(tmp_path, host="0.0.0.0", port=0, mlflow=False)
+    told = capsys.readouterr().out
+    assert re.search(shown, told)
+    assert (tokens[0] in told) == (given is None)

@@ -54,10 +54,13 @@ def ui(
     from vlatrack.reports.dashboard.server import is_loopback, serve
     from vlatrack.tracking.backends.mlflow.server import MlflowOnDemand
 
-    token = None if is_loopback(host) else os.environ.get(TOKEN) or secrets.token_urlsafe(24)
+    given = os.environ.get(TOKEN)
+    token = None if is_loopback(host) else given or secrets.token_urlsafe(24)
+    # One that was given is known, and would stay in the log of a container or a job.
+    query = "" if token is None else f"?token={f'${TOKEN}' if given else token}"
     with _listener(host, port) as listener, MlflowOnDemand(folder) as on_demand:
         shown_host = f"[{host}]" if ":" in host else host
-        shown = f"http://{shown_host}:{listener.getsockname()[1]}/{'' if token is None else f'?token={token}'}"
+        shown = f"http://{shown_host}:{listener.getsockname()[1]}/{query}"
         typer.echo(f"dashboard of {printable(str(folder))}: {shown}  (Ctrl-C ends it)")
         serve(folder, listener, host=host, token=token, mlflow=on_demand.address if token is None else None)
 
