@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from container_commands import check_command, override_of
+from container_commands import check_command
 
 from vlatrack.spec.training import TrainSpec
 
@@ -64,7 +64,7 @@ def test_no_pod_may_more_than_it_needs() -> None:
 def test_keys_come_from_secrets() -> None:
     for _, container in pods():
         for name, value in environment(container).items():
-            assert isinstance(value, str) != bool(re.search("PASSWORD|KEY", name)), name
+            assert ("secretKeyRef" in value) == bool(re.search("PASSWORD|KEY", name)), name
     assert not any(manifest["kind"] == "Secret" for manifest in MANIFESTS)
     password = {"secretKeyRef": {"name": "vlatrack-postgres", "key": "password"}}
     assert environment(SERVER)["PGPASSWORD"] == environment(DATABASE)["POSTGRES_PASSWORD"] == password
@@ -103,14 +103,15 @@ def test_the_servers_are_started_as_by_compose() -> None:
     assert DATABASE["image"] in COMPOSE["postgres"]["image"]
     assert SERVER["args"] == [word.replace("@postgres/", "@mlflow-postgres/") for word in COMPOSE["mlflow"]["command"]]
     assert TRAINER["image"] == SERVER["image"] == COMPOSE["trainer"]["image"]
-    assert TRAINER["args"] == COMPOSE["trainer"]["command"]
-    check_command(TRAINER["args"])
-    assert override_of(TRAINER["args"], "tracking.backends")[0]["tracking_uri"] == "http://mlflow:5000"
+    assert environment(TRAINER)["MLFLOW_TRACKING_URI"] == COMPOSE["trainer"]["environment"]["MLFLOW_TRACKING_URI"]
 
 
 def test_a_training_whose_pod_is_replaced_goes_on_and_a_mistake_ends_it() -> None:
     pod = JOB["template"]["spec"]
-    assert "--resume=auto" in TRAINER["args"]
+    named = environment(TRAINER)["JOB"]["fieldRef"]["fieldPath"]
+    assert named == "metadata.labels['batch.kubernetes.io/job-name']"  # which Kubernetes sets
+    assert TRAINER["args"][-1] == "--job=$(JOB)"
+    check_command([word.replace("$(JOB)", "vlatrack-training") for word in TRAINER["args"]])
     assert JOB["podReplacementPolicy"] == "Failed"  # never two at once
     assert pod["restartPolicy"] == "Never"  # as podFailurePolicy wants it
     assert pod["terminationGracePeriodSeconds"] > 2 * TrainSpec.model_fields["grace_s"].default

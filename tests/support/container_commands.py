@@ -2,10 +2,8 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import typer
-import yaml
 from typer.core import TyperGroup
 
 from vlatrack.cli.main import app
@@ -24,9 +22,3 @@ def check_command(words: Sequence[str]) -> None:
         if name == "run":
             file, *overrides = context.params["words"]
             load_spec(ROOT / file, overrides)
-
-
-def override_of(words: Sequence[str], key: str) -> Any:
-    """The value of `key=value` among the words, as YAML."""
-    (found,) = [word for word in words if word.startswith(f"{key}=")]
-    return yaml.safe_load(found.partition("=")[2])

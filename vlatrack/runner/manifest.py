@@ -36,19 +36,21 @@ _IMAGE_COMMIT = "VLATRACK_COMMIT"
 
 
 def describe_run(
-    experiment: Experiment, command: Sequence[str], processes: int, *, runs: Path | None = None
+    experiment: Experiment, command: Sequence[str], processes: int, *, runs: Path | None = None, job: str | None = None
 ) -> dict[str, Any]:
     """The manifest as JSON values.
 
     Args:
         processes: the number of ranks.
         runs: the folder of all runs, whose files are no part of the code.
+        job: the name of the job that began the run.
     """
     return {
         "format": FORMAT,
         "vlatrack": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": list(command),
+        "job": job,
         "directory": str(Path.cwd()),
         "processes": processes,
         "spec_hash": experiment.hash,

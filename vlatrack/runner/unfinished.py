@@ -1,5 +1,7 @@
-"""The run that `--resume auto` continues: the last unfinished one of the same experiment, claimed for this process."""
+"""The run that a job goes on with when it is started again, claimed for this process: the last unfinished one of the
+same experiment (`--resume auto`), or the one that the job itself began (`--job NAME`)."""
 
+import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -53,6 +55,42 @@ def claim_unfinished(runs: Path, spec: ExperimentSpec) -> ClaimedRun | None:
             return ClaimedRun(directory, present[-1], lock)
         lock.release()
     return None
+
+
+def claim_of_job(runs: Path, spec: ExperimentSpec, job: str) -> ClaimedRun | None:
+    """The last run of the experiment's name below ``runs`` that the job began and that has a checkpoint, also if it is
+    finished or its settings are no more those of ``spec``; None if there is none.
+
+    Raises:
+        LockHeldError: a living process writes it, or another one has claimed it: the job has been started twice.
+    """
+    for directory in _begun_by(runs / spec.name, job):
+        claim = directory.path / "resume.lock"
+        for file in (directory.journal, claim):
+            if (holder := settled_holder(file)) is not None:
+                raise LockHeldError(file, holder)
+        lock = FileLock.acquire(claim)
+        store = directory.checkpoints
+        store.recover()
+        if present := store.all():
+            return ClaimedRun(directory, present[-1], lock)
+        lock.release()
+    return None
+
+
+def _begun_by(experiment: Path, job: str) -> Iterator[RunDirectory]:
+    """The runs below this folder that the job began, the last one first."""
+    for path in sorted(experiment.glob("[0-9]*/spec.yaml"), reverse=True):
+        directory = RunDirectory(path.parent)
+        try:
+            manifest = json.loads(directory.manifest_file.read_bytes())
+        except FileNotFoundError:  # killed while it began
+            continue
+        except (OSError, ValueError, RecursionError) as error:
+            _log.warning("%s: left out by --job (%s)", directory.manifest_file, error)
+            continue
+        if isinstance(manifest, dict) and manifest.get("job") == job and directory.journal.exists():
+            yield directory
 
 
 def _is_finished(directory: RunDirectory) -> bool:
