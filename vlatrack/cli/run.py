@@ -123,7 +123,7 @@ def _check_job(job: str | None, resume: str | None) -> None:
     if resume is not None:
         raise SpecError(f"vlatrack run: --job continues the run that the job began; leave out --resume {resume}")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", job):
-        raise SpecError(f"vlatrack run: --job {printable(job)!r}: use up to 100 letters, digits and . _ -")
+        raise SpecError(f"vlatrack run: --job '{printable(job)}': use up to 100 letters, digits and . _ -")
 
 
 def _check_words(words: list[str], checkpoint: str, *, continues: bool) -> None:
