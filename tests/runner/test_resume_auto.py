@@ -132,6 +132,7 @@ def test_a_job_that_is_started_again_goes_on_with_its_own_run_and_leaves_it_when
     assert told == [f"--job b: no run of it in {runs / 'toy'}; a new one begins"]
     (first / "delivery" / "tensorboard-0.json").unlink()  # as if it had been killed before it was delivered
     assert start("a") == first
+    assert told[0] == f"--job a: {first} is finished"
     assert told[1].startswith(f"nothing left to train: {first} is done after 2 steps")
     assert delivery_report(first, ["tensorboard-0"]).complete
     journal = first / "journal.jsonl"

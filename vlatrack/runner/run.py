@@ -23,7 +23,7 @@ from vlatrack.runner.directory import RunDirectory, find_checkpoint, verify_chec
 from vlatrack.runner.execution import Job, execute
 from vlatrack.runner.manifest import describe_run, write_manifest
 from vlatrack.runner.recorder import check_no_secret
-from vlatrack.runner.unfinished import claim_of_job, claim_unfinished
+from vlatrack.runner.unfinished import ClaimedRun, claim_of_job, claim_unfinished
 from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.identity import differences, flatten, split_by_resume
 from vlatrack.tracking.backends.registry import check_backend
@@ -107,10 +107,8 @@ def resume_or_run(
     if group.is_main_process:
         claimed = claim_unfinished(Path(runs), spec) if job is None else claim_of_job(Path(runs), spec, job)
     path = group.broadcast(None if claimed is None else claimed.directory.path)
-    who, what = ("--resume auto", "unfinished run of this experiment") if job is None else (f"--job {job}", "run of it")
-    told = f"{who}: no {what} in {Path(runs) / spec.name}; a new one begins"
-    if claimed is not None:
-        told = f"{who}: continues {claimed.directory.path} from {claimed.checkpoint.name}"
+    is_finished = claimed is not None and run_status(claimed.directory.path).status == "FINISHED"
+    told = _told(claimed, Path(runs) / spec.name, job, is_finished=is_finished)
     for callback in callbacks:
         callback.on_warning(told)
     try:
@@ -118,14 +116,23 @@ def resume_or_run(
             return run_experiment(
                 spec, runs=runs, overrides=overrides, command=command, callbacks=callbacks, group=group, job=job
             )
-        was_finished = group.is_main_process and run_status(path).status == "FINISHED"
-        directory = resume_run(path, spec=spec, command=command, callbacks=callbacks, group=group)
-        if was_finished:  # killed, perhaps, before all of it was delivered
+        if is_finished:  # and was killed, perhaps, before all of it was delivered
             sync_run(path)
-        return directory
+        return resume_run(path, spec=spec, command=command, callbacks=callbacks, group=group)
     finally:
         if claimed is not None:
             claimed.release()
+
+
+def _told(claimed: ClaimedRun | None, folder: Path, job: str | None, *, is_finished: bool) -> str:
+    """What a job is going to do, for the one who reads its log."""
+    who = "--resume auto" if job is None else f"--job {job}"
+    if claimed is None:
+        what = "unfinished run of this experiment" if job is None else "run of it"
+        return f"{who}: no {what} in {folder}; a new one begins"
+    if is_finished:
+        return f"{who}: {claimed.directory.path} is finished"
+    return f"{who}: continues {claimed.directory.path} from {claimed.checkpoint.name}"
 
 
 def resume_run(
