@@ -8,6 +8,8 @@ TORCH ?=
 ARGS ?=
 # How many test files run at the same time.
 WORKERS ?= 2
+# What writes the list of packages.
+CYCLONEDX ?= cyclonedx-bom==7.5.0
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +18,7 @@ PARALLEL := -n $(WORKERS) --dist loadfile --max-worker-restart 0
 INSTALLED_TORCH = $(BIN)/python -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' 2>/dev/null
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test slow simulators storm check packages notes clean always
+.PHONY: help quickstart test slow simulators storm check packages notes sbom clean always
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -51,6 +53,13 @@ packages: $(VENV)/venv.stamp  ## build sdist and wheel of the last commit, in di
 
 notes:  ## print the release notes of VERSION, or what has to be set before it can be tagged (docs/releasing.md)
 	@$(PYTHON) .ci/release_notes.py '$(VERSION)'
+
+# The tool is no part of the project: it has an environment of its own.
+sbom:  ## list the pinned packages as a CycloneDX document, build/sbom.cdx.json
+	@[ -x build/sbom/bin/cyclonedx-py ] || { $(PYTHON) -m venv build/sbom && \
+		build/sbom/bin/python -m pip --disable-pip-version-check install -qq $(CYCLONEDX); }
+	build/sbom/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
+		--output-file build/sbom.cdx.json constraints.txt
 
 clean:  ## remove .venv, builds and caches (runs/ stays)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -36,6 +36,23 @@ def error_of(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     return told.removeprefix("error: ").rstrip("\n")
 
 
+@pytest.mark.parametrize(
+    ("job", "told"),
+    [
+        (
+            ["a", "--resume", "auto"],
+            "vlatrack run: --job continues the run that the job began; leave out --resume auto",
+        ),
+        (["../\x1b[2J"], r"vlatrack run: --job '../\x1b[2J': use up to 100 letters, digits and . _ -"),
+        ([""], "vlatrack run: --job '': use up to 100 letters, digits and . _ -"),
+    ],
+)
+def test_the_name_of_a_job(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, job: list[str], told: str
+) -> None:
+    assert error_of(capsys, monkeypatch, "run", "exp.yaml", "--job", *job) == told
+
+
 @pytest.mark.parametrize("port", ["99999", "-1"])
 def test_a_port_that_does_not_exist(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, runs: Path, port: str

@@ -25,8 +25,14 @@ def looked_at(runs: Path, *, exit_code: int = 0) -> dict[str, dict[str, str]]:
     return {check["subject"]: check for check in map(json.loads, done.output.splitlines())}
 
 
-def test_a_machine_without_a_gpu_is_fit_and_nothing_is_left_in_its_runs_folder(tmp_path: Path) -> None:
+def test_a_container_without_a_gpu_is_fit_and_nothing_is_left_in_its_runs_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLATRACK_COMMIT", "ab12" * 10)
+    monkeypatch.setattr(doctor.shutil, "which", lambda program: None)  # an image has no git
     found = looked_at(tmp_path / "runs")
+    assert found["image"]["found"].startswith("of commit ab12ab12ab12, ")
+    assert "git" not in found
     assert found["processor"]["verdict"] in ("ok", "warning")
     assert found["runs"]["found"].startswith(f"{tmp_path / 'runs'}: ")
     assert {check["verdict"] for check in found.values()} <= {"ok", "note", "warning"}

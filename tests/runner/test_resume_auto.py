@@ -1,7 +1,8 @@
-"""Which run `--resume auto` continues."""
+"""Which run `--resume auto` and `--job` continue."""
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,10 @@ from program import TOY
 from vlatrack.runner.run import resume_or_run, run_experiment
 from vlatrack.runner.unfinished import claim_unfinished
 from vlatrack.spec.load import load_spec
-from vlatrack.tracking.lock import FileLock
+from vlatrack.tracking import lock
+from vlatrack.tracking.delivery.report import delivery_report
+from vlatrack.tracking.journal.history import run_status
+from vlatrack.tracking.lock import FileLock, Holder, LockHeldError
 from vlatrack.training.callback import Callback
 
 QUICK = ("train.max_steps=2", "train.checkpoint.every_steps=1", "evaluate.open_loop=null")
@@ -74,6 +78,16 @@ def test_a_run_that_a_living_process_writes_or_has_claimed_is_left_to_it(runs: P
     assert _taken(runs) is not None
 
 
+def test_a_run_of_a_container_that_was_just_killed_is_waited_for_and_continued(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "ALIVE_S", 1.0)
+    for file in ("journal", "resume"):  # as that container left them
+        (_only(runs) / f"{file}.lock").touch()
+        (_only(runs) / f"{file}.lease").write_text(json.dumps(asdict(Holder("a1b2c3", 7, 99, "this boot", "pid:[1]"))))
+    assert _taken(runs) == _only(runs).name
+
+
 def test_it_goes_on_where_it_was_killed_and_then_starts_anew_and_says_so(runs: Path) -> None:
     told: list[str] = []
     steps: list[int] = []
@@ -95,4 +109,41 @@ def test_it_goes_on_where_it_was_killed_and_then_starts_anew_and_says_so(runs: P
         f"--resume auto: no unfinished run of this experiment in {runs / 'toy'}; a new one begins",
     ]
     assert steps == [2, 1, 2]
+    assert len(list((runs / "toy").iterdir())) == 2
+
+
+def test_a_job_that_is_started_again_goes_on_with_its_own_run_and_leaves_it_when_it_is_finished(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    class Said(Callback):
+        def on_warning(self, text: str) -> None:
+            told.extend([text] if text.startswith(("--job", "nothing left")) else [])
+
+    runs = tmp_path / "runs"
+    spec = load_spec(TOY, [*QUICK, "tracking.backends=[tensorboard]"])
+
+    def start(job: str) -> Path:
+        told.clear()
+        return resume_or_run(spec, runs=runs, job=job, callbacks=[Said()]).path
+
+    first = start("a")
+    assert told == [f"--job a: no run of it in {runs / 'toy'}; a new one begins"]
+    assert start("b") != first
+    assert told == [f"--job b: no run of it in {runs / 'toy'}; a new one begins"]
+    (first / "delivery" / "tensorboard-0.json").unlink()  # as if it had been killed before it was delivered
+    assert start("a") == first
+    assert told[0] == f"--job a: {first} is finished"
+    assert told[1].startswith(f"nothing left to train: {first} is done after 2 steps")
+    assert delivery_report(first, ["tensorboard-0"]).complete
+    journal = first / "journal.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    end = next(number for number, line in enumerate(lines) if json.loads(line)["kind"] == "finish")
+    journal.write_text("".join(lines[:end]))  # as if it had been killed before its end
+    assert start("a") == first
+    assert told == [f"--job a: continues {first} from step-00000002"]
+    assert run_status(first).status == "FINISHED"
+    held = FileLock.acquire(journal)
+    with pytest.raises(LockHeldError, match="has locked it; wait for it or stop it"):
+        start("a")
+    held.release()
     assert len(list((runs / "toy").iterdir())) == 2

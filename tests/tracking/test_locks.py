@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ from vlatrack.tracking.delivery.sync import sync_run
 from vlatrack.tracking.journal.history import run_status
 from vlatrack.tracking.journal.journal import Journal, is_being_written
 from vlatrack.tracking.journal.records import read_records
-from vlatrack.tracking.lock import FileLock, Holder, LockHeldError, lock_holder, process_here
+from vlatrack.tracking.lock import FileLock, Holder, LockHeldError, lock_holder, process_here, settled_holder
 from vlatrack.tracking.privacy import private_directory
 from vlatrack.tracking.run import TrackedRun
 from vlatrack.tracking.run_files import RunFiles
@@ -135,6 +136,22 @@ def test_a_lease_of_elsewhere_counts_while_its_heartbeat_is_fresh(
     else:
         Journal.open(path, run="r", writer="trainer").close()
         assert not path.with_suffix(".lease").exists()
+
+
+def test_whoever_waits_for_a_lease_of_elsewhere_learns_whether_its_holder_lives(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "ALIVE_S", 0.5)
+    monkeypatch.setattr(lock, "_SETTLING_POLL_S", 0.01)
+    leave_lease(path, on_another_host())
+    assert settled_holder(path) is None  # as of a container that was killed
+    leave_lease(path, on_another_host())
+    beat = threading.Timer(0.1, os.utime, [path.with_suffix(".lease")])
+    beat.start()
+    began = time.monotonic()
+    assert settled_holder(path) == on_another_host()
+    assert time.monotonic() - began < 0.45  # it has not waited for the end of the lease
+    beat.join()
 
 
 def test_a_journal_of_before_is_judged_by_flock_alone(path: Path) -> None:

@@ -20,6 +20,7 @@ from vlatrack.cli.ui import ui
 from vlatrack.errors import TrackerError
 from vlatrack.testing.example_run import ExampleRun
 from vlatrack.tracking.backends.base import BackendConfig
+from vlatrack.reports.dashboard import server
 from vlatrack.tracking.backends.mlflow.server import newest_experiments
 
 
@@ -103,3 +104,20 @@ def test_the_printed_addresses_lead_to_the_charts_of_the_saved_view_in_training_
             tab.open(address.strip())
             shown_first = "/VLA losses[^]*train_closs[^]*train_loss_ct/.exec(document.body.innerText)"
             assert tab.wait_for(shown_first, timeout_s=60)
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"), [("my-own-secret-token", r"\?token=\$VLATRACK_TOKEN "), (None, r"\?token=[\w-]{32} ")]
+)
+def test_a_token_is_printed_only_if_it_is_not_yours(
+    given: str | None, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("VLATRACK_TOKEN", raising=False)
+    if given is not None:
+        monkeypatch.setenv("VLATRACK_TOKEN", given)
+    tokens: list[str] = []
+    monkeypatch.setattr(server, "serve", lambda *_, token, **__: tokens.append(token))
+    ui(tmp_path, host="0.0.0.0", port=0, mlflow=False)
+    told = capsys.readouterr().out
+    assert re.search(shown, told)
+    assert (tokens[0] in told) == (given is None)

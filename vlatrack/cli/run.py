@@ -1,5 +1,6 @@
 """`vlatrack run`: train, evaluate and track one experiment."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +9,7 @@ import typer
 
 from vlatrack.cli.completion import complete_checkpoint, complete_resumed, complete_setting
 from vlatrack.errors import SpecError
+from vlatrack.tracking.printable import printable
 
 Words = Annotated[
     list[str] | None,
@@ -28,6 +30,16 @@ Resume = Annotated[
         autocompletion=complete_resumed,
     ),
 ]
+JobName = Annotated[
+    str | None,
+    typer.Option(
+        "--job",
+        metavar="NAME",
+        help="The name of a job that may be started again, the same each time: it continues the run that it began, or "
+        "begins one; where that is finished, there is nothing to do.",
+        show_default=False,
+    ),
+]
 Checkpoint = Annotated[
     str,
     typer.Option(
@@ -41,6 +53,7 @@ def run(
     runs: Annotated[Path, typer.Option(help="Folder that holds all runs and the MLflow store.")] = Path("runs"),
     resume: Resume = None,
     checkpoint: Checkpoint = "last",
+    job: JobName = None,
 ) -> None:
     """Train, evaluate and track an experiment.
 
@@ -61,6 +74,8 @@ def run(
 
     [bold]vlatrack run experiments/quickstart.yaml --resume auto[/bold]
 
+    [bold]vlatrack run experiments/quickstart.yaml --job night-7[/bold]
+
     With the weights of another run:
 
     [bold]vlatrack run exp.yaml init_from=runs/metaworld-quickstart/20260101-120000-ab12@best[/bold]
@@ -72,6 +87,7 @@ def run(
     words = words or []
     continues = resume not in (None, "auto")  # a run that is named, with its own spec
     _check_words(words, checkpoint, continues=continues)
+    _check_job(job, resume)
     from vlatrack.cli.progress import TerminalDisplay, prepare_process
 
     prepare_process()
@@ -97,8 +113,17 @@ def run(
                 spec = load_spec(Path(file), overrides)
             from vlatrack.runner.run import resume_or_run, run_experiment
 
-            start = run_experiment if resume is None else resume_or_run
-            start(spec, runs=runs, overrides=overrides, command=sys.argv, callbacks=callbacks, group=group)
+            start = run_experiment if resume is None and job is None else resume_or_run
+            start(spec, runs=runs, overrides=overrides, command=sys.argv, callbacks=callbacks, group=group, job=job)
+
+
+def _check_job(job: str | None, resume: str | None) -> None:
+    if job is None:
+        return
+    if resume is not None:
+        raise SpecError(f"vlatrack run: --job continues the run that the job began; leave out --resume {resume}")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", job):
+        raise SpecError(f"vlatrack run: --job '{printable(job)}': use up to 100 letters, digits and . _ -")
 
 
 def _check_words(words: list[str], checkpoint: str, *, continues: bool) -> None:

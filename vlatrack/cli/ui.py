@@ -56,9 +56,12 @@ def ui(
     from vlatrack.tracking.backends.mlflow.server import MlflowOnDemand
 
     token = None if is_loopback(host) else _token()
+    # One that was given is known, and would stay in the log of a container or a job.
+    shown_token = f"${TOKEN}" if os.environ.get(TOKEN) else token
     with _listener(host, port) as listener, MlflowOnDemand(folder) as on_demand:
         shown_host = socket.gethostname() if host in _ALL else f"[{host}]" if ":" in host else host
-        shown = f"http://{shown_host}:{listener.getsockname()[1]}/{'' if token is None else f'?token={token}'}"
+        query = "" if token is None else f"?token={shown_token}"
+        shown = f"http://{shown_host}:{listener.getsockname()[1]}/{query}"
         typer.echo(f"dashboard of {printable(str(folder))}: {shown}  (Ctrl-C ends it)")
         serve(folder, listener, host=host, token=token, mlflow=on_demand.address if token is None else None)
 

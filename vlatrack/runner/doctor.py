@@ -85,9 +85,13 @@ def examine(runs: Path) -> Iterator[Check]:
 def _versions() -> Iterator[Check]:
     import torch
 
+    from vlatrack.runner.manifest import image_commit
+
     python = ".".join(map(str, sys.version_info[:3]))
     yield Check("versions", Verdict.OK, f"vlatrack {__version__}, Python {python}, torch {torch.__version__}")
-    if shutil.which("git") is None:
+    if (commit := image_commit()) is not None:
+        yield Check("image", Verdict.OK, f"of commit {commit[:12]}, which runs record; user {os.getuid()}")
+    elif shutil.which("git") is None:
         remedy = "apt-get install git: without it, runs do not record the commit that they are of"
         yield Check("git", Verdict.WARNING, "not installed", remedy)
 

@@ -36,19 +36,21 @@ _IMAGE_COMMIT = "VLATRACK_COMMIT"
 
 
 def describe_run(
-    experiment: Experiment, command: Sequence[str], processes: int, *, runs: Path | None = None
+    experiment: Experiment, command: Sequence[str], processes: int, *, runs: Path | None = None, job: str | None = None
 ) -> dict[str, Any]:
     """The manifest as JSON values.
 
     Args:
         processes: the number of ranks.
         runs: the folder of all runs, whose files are no part of the code.
+        job: the name of the job that began the run.
     """
     return {
         "format": FORMAT,
         "vlatrack": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": list(command),
+        "job": job,
         "directory": str(Path.cwd()),
         "processes": processes,
         "spec_hash": experiment.hash,
@@ -77,7 +79,7 @@ def describe_code(command: Sequence[str], *, runs: Path | None) -> dict[str, Any
     return {
         "git": None if ours is None else ours.to_json(),
         "user_git": _user_git(command, ours, runs),
-        "image_commit": _image_commit() if ours is None else None,
+        "image_commit": image_commit() if ours is None else None,
         "python": {"version": platform.python_version(), "implementation": platform.python_implementation()},
         "packages": _all_packages(),
         "environment": {name: os.environ[name] for name in RECORDED_VARIABLES if name in os.environ},
@@ -102,7 +104,8 @@ def write_manifest(file: Path, manifest: Mapping[str, Any]) -> None:
     write_in_run(file, redact(json.dumps(manifest, indent=1)) + "\n")
 
 
-def _image_commit() -> str | None:
+def image_commit() -> str | None:
+    """The commit that this container's image says it was built of; None outside of one, or if it says no such thing."""
     commit = os.environ.get(_IMAGE_COMMIT, "")
     return commit if re.fullmatch(r"[0-9a-f]{7,64}", commit) else None
 

@@ -23,10 +23,11 @@ from vlatrack.runner.directory import RunDirectory, find_checkpoint, verify_chec
 from vlatrack.runner.execution import Job, execute
 from vlatrack.runner.manifest import describe_run, write_manifest
 from vlatrack.runner.recorder import check_no_secret
-from vlatrack.runner.unfinished import claim_unfinished
+from vlatrack.runner.unfinished import ClaimedRun, claim_of_job, claim_unfinished
 from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.identity import differences, flatten, split_by_resume
 from vlatrack.tracking.backends.registry import check_backend
+from vlatrack.tracking.delivery.sync import sync_run
 from vlatrack.tracking.journal.history import run_status
 from vlatrack.tracking.journal.journal import is_being_written
 from vlatrack.tracking.sharing import check_may_write
@@ -46,12 +47,14 @@ def run_experiment(
     command: Sequence[str] = (),
     callbacks: Sequence[Callback] = (),
     group: ProcessGroup | None = None,
+    job: str | None = None,
 ) -> RunDirectory:
     """Train ``spec`` in a new run directory below ``runs``. All ranks call this.
 
     Args:
         name: what trackers and tables call the run; None: what ``overrides`` change, then when it began.
         overrides: the ``key=value`` changes with which ``spec`` was loaded, which tell the run from others.
+        job: the name of the job that begins the run, by which ``resume_or_run`` finds it again.
 
     Raises:
         VlatrackError: the spec, its data or its trackers cannot be used. What can be checked without reading frames is
@@ -64,16 +67,16 @@ def run_experiment(
         experiment = Experiment.new(spec, initial_policy(spec))
         sets = deciding_sets(spec, closed_loops)
         experiment = replace(experiment, fingerprints={**experiment.fingerprints, **sets})
-        manifest = describe_run(experiment, command, group.world_size, runs=Path(runs))
-        job = Job(experiment, accelerator, manifest, closed_loops=closed_loops, name=name, overrides=overrides)
+        manifest = describe_run(experiment, command, group.world_size, runs=Path(runs), job=job)
+        training = Job(experiment, accelerator, manifest, closed_loops=closed_loops, name=name, overrides=overrides)
         if group.is_main_process:
-            _check_simulators(job, callbacks)
+            _check_simulators(training, callbacks)
     directory = RunDirectory.create(Path(runs), spec) if group.is_main_process else None
     directory = group.broadcast(directory)
     assert directory is not None, "the main process created it"
     if group.is_main_process:
-        write_manifest(directory.manifest_file, job.manifest)
-    execute(job, directory, callbacks, group)
+        write_manifest(directory.manifest_file, training.manifest)
+    execute(training, directory, callbacks, group)
     return directory
 
 
@@ -81,36 +84,55 @@ def resume_or_run(
     spec: ExperimentSpec,
     *,
     runs: str | Path = "runs",
+    job: str | None = None,
     overrides: Sequence[str] = (),
     command: Sequence[str] = (),
     callbacks: Sequence[Callback] = (),
     group: ProcessGroup | None = None,
 ) -> RunDirectory:
-    """Continue the last unfinished run of the same experiment below ``runs``, or else start a new one, as a job that a
-    scheduler starts again does. All ranks call this.
+    """Continue a run below ``runs``, or else start a new one, as a job that a scheduler starts again does. All ranks
+    call this.
 
-    A run that a living process writes is left to it, and of two jobs that start at once one gets the run.
+    Args:
+        job: its name, the same each time that it is started: it continues the run that it began, and where that is
+            finished, delivers what trackers still lack of it. None: it continues the last unfinished run of the same
+            experiment; a run that a living process writes is left to it, and of two jobs that start at once one gets
+            the run.
 
     Raises:
-        VlatrackError: as ``run_experiment`` or ``resume_run``.
+        VlatrackError: as ``run_experiment`` or ``resume_run``, or the run of the job is being written.
     """
     group = group or ProcessGroup()
-    claimed = claim_unfinished(Path(runs), spec) if group.is_main_process else None
+    claimed = None
+    if group.is_main_process:
+        claimed = claim_unfinished(Path(runs), spec) if job is None else claim_of_job(Path(runs), spec, job)
     path = group.broadcast(None if claimed is None else claimed.directory.path)
-    told = f"--resume auto: no unfinished run of this experiment in {Path(runs) / spec.name}; a new one begins"
-    if claimed is not None:
-        told = f"--resume auto: continues {claimed.directory.path} from {claimed.checkpoint.name}"
+    is_finished = claimed is not None and run_status(claimed.directory.path).status == "FINISHED"
+    told = _told(claimed, Path(runs) / spec.name, job, is_finished=is_finished)
     for callback in callbacks:
         callback.on_warning(told)
     try:
         if path is None:
             return run_experiment(
-                spec, runs=runs, overrides=overrides, command=command, callbacks=callbacks, group=group
+                spec, runs=runs, overrides=overrides, command=command, callbacks=callbacks, group=group, job=job
             )
+        if is_finished:  # and was killed, perhaps, before all of it was delivered
+            sync_run(path)
         return resume_run(path, spec=spec, command=command, callbacks=callbacks, group=group)
     finally:
         if claimed is not None:
             claimed.release()
+
+
+def _told(claimed: ClaimedRun | None, folder: Path, job: str | None, *, is_finished: bool) -> str:
+    """What a job is going to do, for the one who reads its log."""
+    who = "--resume auto" if job is None else f"--job {job}"
+    if claimed is None:
+        what = "unfinished run of this experiment" if job is None else "run of it"
+        return f"{who}: no {what} in {folder}; a new one begins"
+    if is_finished:
+        return f"{who}: {claimed.directory.path} is finished"
+    return f"{who}: continues {claimed.directory.path} from {claimed.checkpoint.name}"
 
 
 def resume_run(

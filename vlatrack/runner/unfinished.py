@@ -1,5 +1,7 @@
-"""The run that `--resume auto` continues: the last unfinished one of the same experiment, claimed for this process."""
+"""The run that a job goes on with when it is started again, claimed for this process: the last unfinished one of the
+same experiment (`--resume auto`), or the one that the job itself began (`--job NAME`)."""
 
+import json
 import logging
 import time
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.identity import canonical_hash
 from vlatrack.tracking.journal.history import run_status
 from vlatrack.tracking.journal.journal import is_being_written
-from vlatrack.tracking.lock import FileLock, LockHeldError
+from vlatrack.tracking.lock import FileLock, LockHeldError, settled_holder
 
 LOCK_WAIT_S = 120.0
 """So long a resume waits for the end of a process that still writes the run: one whose parent or machine is gone."""
@@ -36,16 +38,19 @@ class ClaimedRun:
 def claim_unfinished(runs: Path, spec: ExperimentSpec) -> ClaimedRun | None:
     """The run below ``runs`` that was started last, of those with the canonical hash of ``spec`` that are not finished
     and have a checkpoint; None if there is none. A run whose process lives, or that another process has claimed, is not
-    taken.
+    taken; where that process was on another host or in another container, it takes up to a minute to see it.
 
     Whether the data is what it was is not looked at: the resume does, and says what has changed.
     """
     for directory in _same_experiment(runs, spec):
+        claim = directory.path / "resume.lock"
+        if _is_finished(directory) or any(settled_holder(file) is not None for file in (directory.journal, claim)):
+            continue
         try:
-            lock = FileLock.acquire(directory.path / "resume.lock")
+            lock = FileLock.acquire(claim)
         except LockHeldError:
             continue
-        if is_being_written(directory.journal) or run_status(directory.path).status == "FINISHED":
+        if is_being_written(directory.journal) or _is_finished(directory):
             lock.release()
             continue
         store = directory.checkpoints
@@ -65,6 +70,46 @@ def has_checkpoint(directory: RunDirectory) -> bool:
         return False
     directory.checkpoints.recover()
     return bool(directory.checkpoints.all())
+
+
+def claim_of_job(runs: Path, spec: ExperimentSpec, job: str) -> ClaimedRun | None:
+    """The last run of the experiment's name below ``runs`` that the job began and that has a checkpoint, also if it is
+    finished or its settings are no more those of ``spec``; None if there is none.
+
+    Raises:
+        LockHeldError: a living process writes it, or another one has claimed it: the job has been started twice.
+    """
+    for directory in _begun_by(runs / spec.name, job):
+        claim = directory.path / "resume.lock"
+        for file in (directory.journal, claim):
+            if (holder := settled_holder(file)) is not None:
+                raise LockHeldError(file, holder)
+        lock = FileLock.acquire(claim)
+        store = directory.checkpoints
+        store.recover()
+        if present := store.all():
+            return ClaimedRun(directory, present[-1], lock)
+        lock.release()
+    return None
+
+
+def _begun_by(experiment: Path, job: str) -> Iterator[RunDirectory]:
+    """The runs below this folder that the job began, the last one first."""
+    for path in sorted(experiment.glob("[0-9]*/spec.yaml"), reverse=True):
+        directory = RunDirectory(path.parent)
+        try:
+            manifest = json.loads(directory.manifest_file.read_bytes())
+        except FileNotFoundError:  # killed while it began
+            continue
+        except (OSError, ValueError, RecursionError) as error:
+            _log.warning("%s: left out by --job (%s)", directory.manifest_file, error)
+            continue
+        if isinstance(manifest, dict) and manifest.get("job") == job and directory.journal.exists():
+            yield directory
+
+
+def _is_finished(directory: RunDirectory) -> bool:
+    return run_status(directory.path).status == "FINISHED"
 
 
 def _same_experiment(runs: Path, spec: ExperimentSpec) -> Iterator[RunDirectory]:

@@ -27,6 +27,7 @@ HEARTBEAT_INTERVAL_S = 5.0
 ALIVE_S = 60.0
 """A holder on another host is taken for alive for so long after its last heartbeat."""
 POLL_S = 0.01
+_SETTLING_POLL_S = 0.5
 
 _FLOCK_IS_MISSING = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 _log = logging.getLogger(__name__)
@@ -164,6 +165,21 @@ def lock_holder(path: Path) -> Holder | None:
     return _holder_by_lease(path, flock_works=locked is not None)
 
 
+def settled_holder(path: Path) -> Holder | None:
+    """`lock_holder`, but of a holder in another place it waits for the next heartbeat, or until it counts as gone: a
+    container that was killed, and is started again at once, finds the lease of its predecessor."""
+    seen, give_up = _last_beat(path), time.monotonic() + ALIVE_S + HEARTBEAT_INTERVAL_S
+    told = False
+    while (holder := lock_holder(path)) is not None and holder.host and not holder.is_here:
+        if _last_beat(path) != seen or time.monotonic() >= give_up:
+            return lock_holder(path)
+        if not told:
+            _log.warning("%s: written by %s; waiting up to %.0f s for its next sign of life", path, holder, ALIVE_S)
+        told = True
+        time.sleep(_SETTLING_POLL_S)
+    return holder
+
+
 def lease_holder(path: Path) -> Holder | None:
     """Who left a lease beside this file, alive or not; None if there is none. TrackerError if it is no regular file."""
     try:
@@ -237,11 +253,15 @@ def _holder_by_lease(path: Path, *, flock_works: bool) -> Holder | None:
     if holder.is_here:
         is_original = holder.has_locked(path)
         return holder if holder.is_alive and not (is_original and flock_works) else None
+    last_beat = _last_beat(path)
+    return holder if last_beat is not None and time.time() - last_beat < ALIVE_S else None
+
+
+def _last_beat(path: Path) -> float | None:
     try:
-        age_s = time.time() - _lease_of(path).lstat().st_mtime
+        return _lease_of(path).lstat().st_mtime
     except FileNotFoundError:
         return None
-    return holder if age_s < ALIVE_S else None
 
 
 def _flock(fd: int, kind: int) -> bool | None:
