@@ -18,9 +18,9 @@ from test_evaluations import deliver
 
 from vlatrack.cli.ui import ui
 from vlatrack.errors import TrackerError
+from vlatrack.reports.dashboard import server
 from vlatrack.testing.example_run import ExampleRun
 from vlatrack.tracking.backends.base import BackendConfig
-from vlatrack.reports.dashboard import server
 from vlatrack.tracking.backends.mlflow.server import newest_experiments
 
 
