@@ -40,8 +40,8 @@ def warm(words: list[str]) -> int:
 
 
 def serve(words: list[str]) -> int:
-    number = len(SERVERS.read_text().splitlines()) if SERVERS.exists() else 0
-    said, code = FOLDER / f"server-{number}.txt", FOLDER / f"server-{number}.code"
+    said = FOLDER / f"server-{os.getpid()}.txt"
+    code = said.with_suffix(".code")
     program = [sys.executable, "-m", "vlatrack", *words]
     with said.open("w") as output:
         process = subprocess.Popen(  # in a group of its own, which Ctrl-C is sent to, and with its exit code in a file
@@ -51,16 +51,16 @@ def serve(words: list[str]) -> int:
             stdin=subprocess.DEVNULL,
             process_group=0,
         )
-    with SERVERS.open("a") as servers:
-        servers.write(f"{process.pid}\n")
-    expected = re.compile(r"RUNNING|FINISHED|no runs" if "--watch" in words else r"(?:http|ws)://[^\s/:]+:\d+")
+    expected = re.compile("RUNNING|FINISHED|no runs" if "--watch" in words else r"(?:http|ws)://[^\s/:]+:\d+")
     give_up = time.monotonic() + PATIENCE_S
     while not expected.search(said.read_text()):
         if process.poll() is not None or time.monotonic() > give_up:
-            print(said.read_text(), f"{words}: exit code {process.poll()} without an address", sep="\n")
-            return 1
+            print(said.read_text(), end="")
+            return int(code.read_text()) if code.exists() else 1
         time.sleep(0.05)
-    print(said.read_text())
+    with SERVERS.open("a") as servers:
+        servers.write(f"{process.pid} {code}\n")
+    print(said.read_text(), end="")
     return 0
 
 

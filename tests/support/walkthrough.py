@@ -126,8 +126,8 @@ class Walk:
         nobody = {"HOME": str(home), "XDG_CONFIG_HOME": str(home / "config"), "MLFLOW_DISABLE_TELEMETRY": "true"}
         return os.environ | nobody | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WALK_FOLDER": str(home)}
 
-    def run(self, *command: str, timeout_s: float = 280) -> None:
-        """Raises AssertionError with what it has said if it fails."""
+    def run(self, *command: str, timeout_s: float = 800) -> str:
+        """What it says. Raises AssertionError with that if it fails."""
         said = self._state / "said.txt"
         with (
             said.open("w") as output,
@@ -140,14 +140,15 @@ class Walk:
             except subprocess.TimeoutExpired:
                 code = f"none after {timeout_s} s"
         assert code == 0, f"exit code {code}\n{said.read_text()[-6000:]}"
+        return said.read_text()
 
     def close(self) -> None:
         """Press Ctrl-C in each terminal where something still runs. Raises AssertionError unless all end with 0."""
         servers = self._state / "servers"
-        groups = [int(line) for line in servers.read_text().split()] if servers.exists() else []
+        lines = servers.read_text().splitlines() if servers.exists() else []
+        groups, codes = [int(line.split()[0]) for line in lines], [Path(line.split()[1]) for line in lines]
         for group in groups:
             os.killpg(group, signal.SIGINT)
-        codes = [self._state / f"server-{number}.code" for number in range(len(groups))]
         give_up = time.monotonic() + 30
         while time.monotonic() < give_up and not all(file.exists() and file.read_text() for file in codes):
             time.sleep(0.05)
