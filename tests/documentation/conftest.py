@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from launching import running
-from walkthrough import SUPPORT, Checkout, Walk, write_experiments, write_programs
+from walkthrough import SUPPORT, Checkout, Walk, write_episodes, write_experiments, write_programs
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +30,7 @@ def checkout(warm: Path, tmp_path_factory: pytest.TempPathFactory, empty_store: 
     folder = tmp_path_factory.mktemp("checkout")
     write_experiments(folder)
     write_programs(folder)
+    write_episodes(folder)
     (folder / "runs").mkdir()
     shutil.copy(empty_store, folder / "runs" / "mlflow.db")
     walk = Walk(folder, warm)
