@@ -29,7 +29,7 @@ vlatrack run exp.yaml train.max_steps=1 "tracking.backends=[{kind: mlflow, track
 vlatrack run exp.yaml train.max_steps=1 tracking.backends=[wandb]
 mkdir empty; vlatrack run --resume latest --runs empty
 vlatrack run --resume RUN
-vlatrack run --resume RUN optim.lr=1e-5
+vlatrack run --resume RUN optim.lr=3e-3
 vlatrack compare latest 2
 vlatrack compare latest nope
 vlatrack export RUN runs
