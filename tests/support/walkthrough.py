@@ -155,8 +155,9 @@ class Walk:
         lines = servers.read_text().splitlines() if servers.exists() else []
         groups, codes = [int(line.split()[0]) for line in lines], [Path(line.split()[1]) for line in lines]
         for group in groups:
-            os.killpg(group, signal.SIGINT)
-        give_up = time.monotonic() + 30
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGINT)
+        give_up = time.monotonic() + 60
         while time.monotonic() < give_up and not all(file.exists() and file.read_text() for file in codes):
             time.sleep(0.05)
         for group in groups:
