@@ -32,7 +32,7 @@ test: $(VENV)/dev.stamp  ## run the tests (no network)
 slow: $(VENV)/dev.stamp  ## run the tests that take whole runs and real servers (minutes)
 	$(BIN)/python -m pytest -m slow --durations 40 $(PARALLEL) $(ARGS)
 
-simulators: $(VENV)/run.stamp  ## install Meta-World and LIBERO into .venv (2 GB; rendering needs OpenGL: docs/acting.md)
+simulators: $(VENV)/run.stamp  ## install Meta-World and LIBERO into .venv (2 GB; rendering needs OpenGL: docs/evaluate.md)
 	@$(INSTALL) --no-build-isolation -e '.[metaworld,libero]'
 
 storm: $(VENV)/dev.stamp  ## break trackers and processes at random, show what is lost (an hour; ARGS='--storms 2')

@@ -1,4 +1,4 @@
-"""The rooms of vlatrack and what each may import: README.md's annotated tree, enforced.
+"""The rooms of vlatrack and what each may import: docs/architecture.md's annotated tree, enforced.
 
 Imports count wherever they stand, inside functions too; those under `if TYPE_CHECKING:` as well.
 """

@@ -332,9 +332,9 @@ def test_the_options_that_are_checked_are_those_of_the_class(kind: str, backend:
 
 
 @pytest.mark.slow
-def test_the_readme_shows_a_cell_that_can_be_run_again(stored_run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (code,) = (block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "start_run" in block)
+def test_the_cell_in_the_documentation_can_be_run_again(stored_run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "start_run" in block)
     assert len(code.splitlines()) <= 10
     folder = stored_run_dir.parents[2]
     stored_run_dir.rmdir()

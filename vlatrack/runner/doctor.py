@@ -112,7 +112,7 @@ def _gpus() -> Iterator[Check]:
     if not torch.cuda.is_available():
         has_driver = Path("/proc/driver/nvidia/version").exists()
         if has_driver and torch.version.cuda is None:
-            remedy = "there is an NVIDIA driver: make TORCH=… installs a CUDA build (README, Which torch?)"
+            remedy = "there is an NVIDIA driver: make TORCH=… installs a CUDA build (docs/first-run.md)"
             yield Check("GPU", Verdict.ERROR, "this torch is a CPU build", remedy)
         elif has_driver:
             remedy = f"torch {torch.version.cuda} needs a newer driver, or CUDA_VISIBLE_DEVICES hides the GPUs"
