@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launching import end_family, torchrun
+from preloaded import PreloadedPopen, is_like_the_server
 
 SUPPORT = Path(__file__).parent
 TOY = SUPPORT / "toy.yaml"
@@ -31,6 +32,8 @@ class Program:
 
     def start(self, *arguments: str | Path, **environment: str) -> "subprocess.Popen[str]":
         """In a process group of its own, as a shell starts it: what Ctrl-C reaches in a terminal."""
+        if is_like_the_server(os.environ | ENVIRONMENT | environment):
+            return self._start(list(map(str, arguments)), PreloadedPopen, **environment)
         return self._start([sys.executable, "-m", "vlatrack", *map(str, arguments)], **environment)
 
     def start_many(
@@ -40,8 +43,10 @@ class Program:
         program = ["-m", "vlatrack"] if script is None else [str(script)]
         return self._start(torchrun(*program, *arguments, processes=processes), OMP_NUM_THREADS="1", **environment)
 
-    def _start(self, command: list[str], **environment: str) -> "subprocess.Popen[str]":
-        process = subprocess.Popen(
+    def _start(
+        self, command: list[str], popen: type["subprocess.Popen[str]"] = subprocess.Popen, **environment: str
+    ) -> "subprocess.Popen[str]":
+        process = popen(
             command,
             cwd=self.folder,
             env=os.environ | ENVIRONMENT | environment,

@@ -1,8 +1,9 @@
 """vlatrack with everything imported already: each command line is carried out in a fork of this process.
 
-A page of the documentation has a dozen commands, and to import torch takes seconds each time. Run as
-`python warm_program.py SOCKET`; stand_in.py is the other end. A request is a JSON object {argv, cwd, environment}
-with the three standard streams; the answers are the process id in 8 bytes, and at its end the exit code in as many.
+To import torch takes seconds each time. Run as `python warm_program.py SOCKET`; preloaded.py is the other end for
+tests, stand_in.py for the pages of the documentation. A request is a JSON object {argv, cwd, environment, and where
+they matter as_module, umask} with the three standard streams; the answers are the process id in 8 bytes, and at its
+end the exit code in as many.
 """
 
 import gc
@@ -76,10 +77,14 @@ def answer(client: socket.socket, number: int) -> None:
 
 
 def carry_out(request: Mapping[str, Any]) -> None:
-    """As `python -m vlatrack` would."""
+    """As the program `vlatrack` would, or `python -m vlatrack`, which finds modules in its folder as well."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setpgid(0, 0)
     os.chdir(request["cwd"])
+    if request.get("as_module"):
+        sys.path.insert(0, request["cwd"])
+    if "umask" in request:
+        os.umask(request["umask"])
     os.environ.clear()
     os.environ.update(request["environment"])
     sys.argv = ["vlatrack", *request["argv"]]
