@@ -163,7 +163,12 @@ def test_yaml_of_a_page_loads(block: Block, tmp_path: Path) -> None:
 
 
 MADE = {
-    *("docker/.env", "docker/secrets/postgres-password", "docker/secrets/dashboard-token"),  # by docker/prepare.sh
+    *(
+        "docker/.env",
+        "docker/secrets/",
+        "docker/secrets/postgres-password",
+        "docker/secrets/dashboard-token",
+    ),  # by docker/prepare.sh
     "vlatrack/experiments/",  # in a wheel
     "tests/test_jerk.py",  # of the package in extending.md
 }
