@@ -27,7 +27,7 @@ for name in postgres-password dashboard-token; do
 done
 
 commit=
-if [ -z "$(git status --porcelain -- LICENSE README.md constraints.txt docker experiments pyproject.toml vlatrack 2>&1)" ]; then
+if [ -z "$(git status --porcelain -- LICENSE README.md constraints.txt docker experiments pyproject.toml setup.py vlatrack 2>&1)" ]; then
     commit=$(git rev-parse HEAD)
 else
     echo "changes that are not committed (or no git): the image will name no commit" >&2

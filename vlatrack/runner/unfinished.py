@@ -53,11 +53,8 @@ def claim_unfinished(runs: Path, spec: ExperimentSpec) -> ClaimedRun | None:
         if is_being_written(directory.journal) or _is_finished(directory):
             lock.release()
             continue
-        store = directory.checkpoints
-        store.recover()
-        if present := store.all():
-            return ClaimedRun(directory, present[-1], lock)
-        lock.release()
+        if (claimed := _with_checkpoint(directory, lock)) is not None:
+            return claimed
     return None
 
 
@@ -85,11 +82,17 @@ def claim_of_job(runs: Path, spec: ExperimentSpec, job: str) -> ClaimedRun | Non
             if (holder := settled_holder(file)) is not None:
                 raise LockHeldError(file, holder)
         lock = FileLock.acquire(claim)
-        store = directory.checkpoints
-        store.recover()
-        if present := store.all():
-            return ClaimedRun(directory, present[-1], lock)
-        lock.release()
+        if (claimed := _with_checkpoint(directory, lock)) is not None:
+            return claimed
+    return None
+
+
+def _with_checkpoint(directory: RunDirectory, lock: FileLock) -> ClaimedRun | None:
+    """The run at its last checkpoint; None, and no longer locked, if it has none."""
+    directory.checkpoints.recover()
+    if present := directory.checkpoints.all():
+        return ClaimedRun(directory, present[-1], lock)
+    lock.release()
     return None
 
 
