@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from launching import torchrun
 from program import TOY
 from tiny_policy import LAYOUT, vla_row
@@ -45,6 +46,15 @@ def test_steps_are_measured_without_data_and_all_figures_are_written(tmp_path: P
     assert cost["floor"] is cost["ratio_to_floor"] is cost["memory"]["peak"] is None
     for label in ("step time", "forward", "tokens", "MFU", "memory"):
         assert label in done.output
+
+
+def test_what_deterministic_kernels_cost_is_measured_with_and_without_them(tmp_path: Path) -> None:
+    file, words = tmp_path / "cost.json", ["train.batch_size=4", "train.deterministic=true", "--steps", "1"]
+    done = CliRunner().invoke(app, ["bench", "train", str(TOY), *words, "--json", str(file)], catch_exceptions=False)
+    assert not torch.are_deterministic_algorithms_enabled()
+    cost = json.loads(file.read_text())["cost"]
+    times = cost["speeds"]["step_time_s"] / cost["step_time_without_deterministic_s"]
+    assert f"deterministic  {times:.2f} times the step time without" in done.output
 
 
 @pytest.mark.parametrize("layers", ["3", "99"])

@@ -41,6 +41,7 @@ from vlatrack.tokens.text import ByteTokenizer
 from vlatrack.tracking.run import TrackedRun
 from vlatrack.training.callback import Callback
 from vlatrack.training.chips import chip_of
+from vlatrack.training.determinism import deterministic_algorithms
 from vlatrack.training.distributed import local_part
 from vlatrack.training.flops import PolicySizes, batch_flops
 from vlatrack.training.interruption import Interruption
@@ -126,6 +127,7 @@ def measure_training(
         Interruption(group) as interruption,
         _journal(spec, record, group),
         process_group_of_one(needed=keeps_on_host(spec) and group.world_size == 1),
+        deterministic_algorithms(wanted=spec.train.deterministic),
     ):
         training = build_training(
             experiment, policy, cast(SampleSet, samples), accelerator, group, interruption, callbacks
@@ -150,6 +152,24 @@ def measure_training(
         memory=_memory_parts(training),
         floor=_floor(training, batch),
     )
+
+
+def measure_without_deterministic(
+    spec: ExperimentSpec,
+    *,
+    steps: int,
+    layers: int | None = None,
+    group: ProcessGroup | None = None,
+    callback: Callback | None = None,
+) -> float | None:
+    """The step time that `measure_training` finds without `train.deterministic`, in seconds; None on all ranks but the
+    main process, and if the experiment does not ask for it."""
+    if not spec.train.deterministic:
+        return None
+    train = spec.train.model_copy(update={"deterministic": False})
+    plain = spec.model_copy(update={"train": train})
+    cost = measure_training(plain, steps=steps, layers=layers, group=group, callback=callback)
+    return None if cost is None else cost.speeds["step_time_s"]
 
 
 def _bench_settings(spec: ExperimentSpec, steps: int) -> ExperimentSpec:

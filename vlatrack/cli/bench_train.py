@@ -58,6 +58,10 @@ def train(
 
     [bold]vlatrack bench train experiments/libero_goal.yaml data.samples=\\[vla] backbone.max_seq_len=1208
     train.batch_size=8 --layers 8[/bold]
+
+    With train.deterministic=true, the same is measured without it too, and the line "deterministic" says what it costs:
+
+    [bold]vlatrack bench train experiments/quickstart.yaml train.deterministic=true[/bold]
     """
     import sys
 
@@ -74,17 +78,18 @@ def train(
     spec, console = load_spec(file, overrides or []), Console(highlight=False)
     with joined_process_group() as group:
         from vlatrack.bench.memory import assumed_7b
-        from vlatrack.bench.train import measure_training
+        from vlatrack.bench.train import measure_training, measure_without_deterministic
 
         if group.is_main_process and (checkpoint := assumed_7b(spec)) is not None:
             told = f"assumed: {checkpoint}, which is not here, has the sizes of the 7b preset"
             console.print(told, markup=False)
         with Bars(console) as bars:
             shown = _ShownSteps(bars)
+            plain_s = measure_without_deterministic(spec, steps=steps, layers=layers, group=group, callback=shown)
             cost = measure_training(spec, steps=steps, layers=layers, group=group, callback=shown)
     if cost is not None:
-        _print(console, cost)
-        _write(output, spec, cost, sys.argv)
+        _print(console, cost, plain_s)
+        _write(output, spec, cost, plain_s, sys.argv)
         console.print(f"wrote {output}", soft_wrap=True)
 
 
@@ -100,7 +105,8 @@ class _ShownSteps(Callback):
         self._bars.advance("measuring", state.step, self._total, unit="step")
 
 
-def _print(console: "Console", cost: "TrainingCost") -> None:
+def _print(console: "Console", cost: "TrainingCost", plain_s: float | None) -> None:
+    """`plain_s` is the step time without `train.deterministic`, if the experiment has it."""
     speeds = cost.speeds
     step = speeds["step_time_s"]
     lines = [
@@ -109,6 +115,8 @@ def _print(console: "Console", cost: "TrainingCost") -> None:
         ("step", f"{cost.rows} rows x {cost.tokens} tokens ({cost.longest_row})"),
         ("step time", f"{_seconds(step)}, mean of {cost.steps}"),
     ]
+    if plain_s is not None:
+        lines.append(("deterministic", f"{step / plain_s:.2f} times the step time without, {_seconds(plain_s)}"))
     lines += [
         (f"  {label}", f"{_seconds(speeds[name])}  {speeds[name] / step:6.1%}") for name, label in _PHASES.items()
     ]
@@ -129,10 +137,12 @@ def _print(console: "Console", cost: "TrainingCost") -> None:
     else:
         lines.append(("memory", f"{kept} GiB; {speeds['memory_mib'] / 1024:.2f} GiB in the process"))
     for label, text in lines:
-        console.print(f"{label:<14}{text}", soft_wrap=True)
+        console.print(f"{label:<15}{text}", soft_wrap=True)
 
 
-def _write(output: Path, spec: "ExperimentSpec", cost: "TrainingCost", command: list[str]) -> None:
+def _write(
+    output: Path, spec: "ExperimentSpec", cost: "TrainingCost", plain_s: float | None, command: list[str]
+) -> None:
     import json
     from dataclasses import asdict
     from datetime import UTC, datetime
@@ -146,7 +156,8 @@ def _write(output: Path, spec: "ExperimentSpec", cost: "TrainingCost", command: 
         "command": command,
         **describe_machine(),
         "settings": flatten(spec),
-        "cost": asdict(cost) | {"floor": floor, "ratio_to_floor": cost.ratio},
+        "cost": asdict(cost)
+        | {"floor": floor, "ratio_to_floor": cost.ratio, "step_time_without_deterministic_s": plain_s},
     }
     content["cost"]["memory"]["activations"] = cost.memory.activations
     output.write_text(json.dumps(content, indent=1) + "\n")
