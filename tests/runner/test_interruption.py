@@ -187,7 +187,14 @@ def test_the_grace_ends_a_step_that_takes_too_long(number: signal.Signals) -> No
     assert ended.value.code == 128 + number
 
 
-def test_a_second_signal_does_not_wait() -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_that_a_scheduler_sends_twice_waits_for_the_checkpoint(number: signal.Signals) -> None:
+    send, after = partial(os.kill, os.getpid(), number), []
+    _under_deferred_signals(send, send, partial(after.append, "it waits"))
+    assert after == ["it waits"]
+
+
+def test_a_second_press_of_ctrl_c_does_not_wait() -> None:
     interrupt, after = partial(os.kill, os.getpid(), signal.SIGINT), []
     with pytest.raises(KeyboardInterrupt):
         _under_deferred_signals(

@@ -81,7 +81,7 @@ class SweepWorker:
 
     def run(self) -> None:
         """Work until every configuration has ended, or a signal asks for the end: then each run saves a checkpoint, and
-        its trial waits for the next worker. A second signal ends the runs without."""
+        its trial waits for the next worker. A second Ctrl-C ends the runs without."""
         with StopRequests() as stop:
             try:
                 while not (stop.received is not None and not self._busy()):
