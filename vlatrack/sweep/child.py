@@ -60,8 +60,8 @@ class Ended:
 def run_in_child(task: RunTask, worker: Connection) -> None:
     """Carry out a task and tell the worker of it. The process ends with its worker, after a checkpoint.
 
-    It is a process group of its own: Ctrl-C in a terminal reaches the worker alone, which passes it on once. A second one
-    would end the run without a checkpoint.
+    It is a process group of its own: Ctrl-C in a terminal reaches the worker alone, which passes it on once. A
+    second one would end the run without a checkpoint.
     """
     os.setpgid(0, 0)
     output = os.open(task.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)

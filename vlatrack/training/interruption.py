@@ -28,9 +28,9 @@ class Terminated(BaseException):
 class Interruption:
     """Turns signals into requests that the training loop handles between steps, and into exceptions elsewhere.
 
-    While `deferred`, the first signal that ends only requests a checkpoint and the end; after the grace, or at a further
-    Ctrl-C in a single process, the exception is raised as it is elsewhere. Once `ending` is set, signals are ignored so that the end of the
-    run reaches its journal, except for Ctrl-C in a single process.
+    While `deferred`, the first signal that ends only requests a checkpoint and the end; after the grace, or at a
+    further Ctrl-C in a single process, the exception is raised as it is elsewhere. Once `ending` is set, signals are
+    ignored so that the end of the run reaches its journal, except for Ctrl-C in a single process.
     """
 
     def __init__(self, group: ProcessGroup, *, grace_s: float = 25.0) -> None:
@@ -119,8 +119,8 @@ class Interruption:
         if self.deferred and is_first:
             signal.setitimer(signal.ITIMER_REAL, self._grace_s)
             return
-        # torchrun forwards the signal to every rank again, and so do scripts and sweeps what Slurm sends to all processes
-        # of a job: that must not end them without a checkpoint. A person who presses Ctrl-C again means it.
+        # torchrun forwards the signal to every rank again, and scripts and sweeps do so with what Slurm has sent to all
+        # processes of a job: that must not end them without a checkpoint. Who presses Ctrl-C again means it.
         if not self.deferred or (self._is_alone and number == signal.SIGINT):
             self._raise_if_received()
 
