@@ -91,9 +91,10 @@ def _server() -> str:
     """The address of this process's own, which is ended with it."""
     folder = tempfile.TemporaryDirectory(prefix="warm-")
     address = Path(folder.name) / "socket"
+    own = {"XDG_CONFIG_HOME": folder.name, "XDG_CACHE_HOME": folder.name}  # matplotlib writes there when it is imported
     process = subprocess.Popen(
         [sys.executable, SERVER, address],
-        env=_environment_of_the_server(),
+        env=_environment_of_the_server() | own,
         stdin=subprocess.DEVNULL,
         stdout=_said_by_the_server(),
         stderr=subprocess.STDOUT,
