@@ -121,6 +121,7 @@ def test_several_runs_are_compared_in_one_file_with_figures_and_tables(
     run_dir: Path, other_run: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
+    other_run = other_run.parent.rename(tmp_path / "=other") / other_run.name  # to a spreadsheet a formula
     call("report", run_dir, other_run, "--html", "--pdf", "--figures", "png", "--tables", "--output", out)
     names = {path.name for path in out.iterdir()}
     assert {f"comparison.{kind}" for kind in ("html", "pdf", "csv", "tex")} < names
@@ -134,7 +135,7 @@ def test_several_runs_are_compared_in_one_file_with_figures_and_tables(
     assert clip == [1.0, 2.0]
     with (out / "comparison.csv").open() as file:
         best = {(row["metric"], row["run"].partition("/")[0]): row["best"] for row in csv.DictReader(file)}
-    assert best["train_closs", "other"] == "0.2"
+    assert best["train_closs", "'=other"] == "0.2"
     assert ("val_ood_loss", "toy") not in best
     assert r"train\_closs & 0.1 & 0.2 \\" in (out / "comparison.tex").read_text()
     call("report", run_dir, other_run, "--each", "--pdf", "--output", out)

@@ -13,7 +13,7 @@ from vlatrack.reports.figures import History
 from vlatrack.reports.panels import Panel, Style, draw_panels, save_panels
 from vlatrack.reports.pdf_report import save_pages, table_pages
 from vlatrack.reports.run_rows import RunRow
-from vlatrack.reports.tables import latex_table
+from vlatrack.reports.tables import latex_table, spreadsheet_text
 from vlatrack.tracking.journal.series import JournalSeries
 
 Runs = Sequence[tuple[RunRow, JournalSeries]]
@@ -73,7 +73,7 @@ def comparison_csv(runs: Runs) -> str:
             if cell is not None:
                 places = [cell["first"], cell["last"], cell.get("best", {"value": "", "step": ""})]
                 values = [part for one in places for part in (one["value"], one["step"])]
-                lines.writerow((entry["metric"], entry["direction"], row.id, *values))
+                lines.writerow((entry["metric"], entry["direction"], spreadsheet_text(row.id), *values))
     return text.getvalue()
 
 

@@ -19,6 +19,11 @@ _LATEX = str.maketrans({
 })  # fmt: skip
 
 
+def spreadsheet_text(text: str) -> str:
+    """A cell that a spreadsheet does not take for a formula, as the name of somebody else's run may be one."""
+    return f"'{text}" if text[:1] in ("=", "+", "@") else text
+
+
 def results_csv(rows: Rows) -> str:
     """One line for each metric and split, with the training steps of the values."""
     text = io.StringIO()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from vlatrack.reports.tables import spreadsheet_text
 from vlatrack.spec.load import dump_spec, load_spec
 from vlatrack.spec.sweep import Setting
 from vlatrack.spec.sweep_file import Sweep, override_of
@@ -171,6 +172,4 @@ def _importances(study: SweepStudy) -> dict[str, dict[str, float]]:
 
 
 def _cell(value: Setting) -> str:
-    """A cell that a spreadsheet does not take for a formula."""
-    text = value if isinstance(value, str) else override_of("", value).removeprefix("=")
-    return f"'{text}" if text[:1] in ("=", "+", "@") else text
+    return spreadsheet_text(value if isinstance(value, str) else override_of("", value).removeprefix("="))
