@@ -125,10 +125,11 @@ def info(
     """
     from rich.console import Console
 
+    from vlatrack.data.formats.opening import open_dataset
     from vlatrack.errors import DataError
 
     try:
-        source = _open_dataset(path, action, state)
+        source = open_dataset(path, action=action, state=state)
         episodes = source.episodes()
         tables = [_overview(source, episodes, path), _task_table(episodes), *_range_tables(episodes)]
     except OSError as error:
@@ -199,17 +200,6 @@ def _progress_bars() -> "Iterator[ProgressCallback]":
             bars.advance(so_far.task, so_far.episodes, so_far.wanted, unit="episode", details=details)
 
         yield show
-
-
-def _open_dataset(path: Path, action: str, state: str) -> "EpisodeSource":
-    if any(path.glob("*.hdf5")):
-        from vlatrack.data.formats.libero import LiberoDataset
-
-        return LiberoDataset(path)
-    from vlatrack.data.formats.lerobot.dataset import LeRobotDataset
-    from vlatrack.data.formats.lerobot.layout import read_info
-
-    return LeRobotDataset(path, action=action, state=state if state in read_info(path).features else None)
 
 
 def _overview(source: "EpisodeSource", episodes: "Sequence[Episode]", path: Path) -> "Table":

@@ -4,7 +4,7 @@ Legend: T = time steps of an episode, A = numbers in an action, N = numbers in a
 """
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from vlatrack.errors import DataError
 
 Part = Literal["all", "all_but_last_tenth", "last_tenth"]
+
+PIECE_BYTES = 16 << 20
+"""Of the pixels of one piece of an episode's frames."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,27 @@ class EpisodeSource(Protocol):
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) over the content of the files: the same on every machine and in every folder."""
+
+
+@runtime_checkable
+class SkipsBadEpisodes(Protocol):
+    """A dataset of which the other episodes can be read if one cannot, one after another."""
+
+    def readable_episodes(self, on_bad: Callable[[int, DataError], None]) -> Iterator[Episode]:
+        """The episodes in the order of the dataset, read while they are iterated over.
+
+        Args:
+            on_bad: told the position of each episode that cannot be read, and why; if it raises, nothing more is read.
+        """
+
+
+@runtime_checkable
+class StreamsFrames(Protocol):
+    """A dataset that can read a part of an episode's frames, so that memory does not grow with an episode."""
+
+    def stream_frames(self, episode: Episode, camera: str, start: int, stop: int) -> Iterator[NDArray[np.uint8]]:
+        """The frames of the steps from `start` to before `stop`, as `frames` gives them, in pieces of at most about
+        `PIECE_BYTES`, [n, height, width, 3]; raises DataError."""
 
 
 @runtime_checkable
@@ -145,15 +169,48 @@ def checked_frames(source: EpisodeSource, episode: Episode, camera: str) -> NDAr
         DataError: they are something else, or another number than the episode has actions.
     """
     frames = source.frames(episode, camera)
-    place = f"{source.name}: episode {episode.index}"
-    if len(frames) != episode.length:
+    _check_number(source, episode, camera, episode.length, len(frames))
+    _check_pixels(source, episode, camera, frames)
+    return frames
+
+
+def frame_pieces(
+    source: EpisodeSource, episode: Episode, camera: str, start: int = 0, stop: int | None = None
+) -> Iterator[NDArray[np.uint8]]:
+    """The frames of the steps from `start` to before `stop` (None: all), in pieces uint8 [n, height, width, 3].
+
+    A dataset that cannot read a part of an episode gives it in one piece.
+
+    Raises:
+        DataError: they are something else, or another number.
+    """
+    stop = episode.length if stop is None else stop
+    if not isinstance(source, StreamsFrames):
+        yield checked_frames(source, episode, camera)[start:stop]
+        return
+    found = 0
+    for piece in source.stream_frames(episode, camera, start, stop):
+        _check_pixels(source, episode, camera, piece)
+        found += len(piece)
+        yield piece
+    _check_number(source, episode, camera, stop - start, found)
+
+
+def _check_number(source: EpisodeSource, episode: Episode, camera: str, expected: int, found: int) -> None:
+    if found != expected:
         raise DataError(
-            f"{place} has {episode.length} actions but {len(frames)} frames of {camera}; leave this episode out"
+            f"{source.name}: episode {episode.index} has {expected} actions but {found} frames of {camera}; "
+            "leave this episode out"
         )
+
+
+def _check_pixels(source: EpisodeSource, episode: Episode, camera: str, frames: NDArray[np.uint8]) -> None:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
         found = f"{frames.dtype} {list(frames.shape)}"
-        raise DataError(f"{place}: frames of {camera} are {found}, expected uint8 [steps, height, width, 3]")
-    return frames
+        raise DataError(
+            f"{source.name}: episode {episode.index}: frames of {camera} are {found}, "
+            "expected uint8 [steps, height, width, 3]"
+        )
 
 
 def frame_digests(frames: NDArray[np.uint8]) -> NDArray[np.uint32]:
