@@ -20,6 +20,7 @@ from vlatrack.builders.data import build_norm_stats, check_data, open_splits
 from vlatrack.builders.policy import backbone_factory, build_losses, build_policy
 from vlatrack.builders.simulator import check_tasks
 from vlatrack.data.episodes import checked_frames
+from vlatrack.data.store.token_store import TokenStore
 from vlatrack.envs.base import make_environment
 from vlatrack.errors import VlatrackError
 from vlatrack.metrics.losses import LossMetric
@@ -160,8 +161,9 @@ class Mistakes:
 
         def checked(*changes: str) -> object:
             spec = load_spec(self.folder / "my_experiment.yaml", changes)
-            splits = open_splits(spec)
-            check_data(spec, splits, build_norm_stats(spec, splits["train"]))
+            store = TokenStore(self.folder / "store")
+            splits = open_splits(spec, store)
+            check_data(spec, splits, build_norm_stats(spec, splits["train"], store))
             return splits
 
         def floats() -> None:

@@ -9,7 +9,7 @@ from program import TOY
 
 from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.training import build_accelerator, build_training, compiles_layers, training_warnings
-from vlatrack.data.cache import CodeCache
+from vlatrack.data.store.token_store import TokenStore
 from vlatrack.errors import DataError, SpecError
 from vlatrack.metrics.states import MetricStates
 from vlatrack.runner.run import run_experiment
@@ -24,10 +24,14 @@ from vlatrack.training.state import TrainState
 
 def _training(tmp_path: Path, *overrides: str) -> tuple[Experiment, Training]:
     spec = load_spec(TOY, overrides)
-    experiment, group, device = Experiment.new(spec), ProcessGroup(), torch.device("cpu")
+    experiment, group, device = (
+        Experiment.new(spec, store=TokenStore(tmp_path / "data")),
+        ProcessGroup(),
+        torch.device("cpu"),
+    )
     policy = experiment.policy(device)
     encoding = experiment.encoding(policy.layout, tmp_path / "tokenizer", device)
-    samples = experiment.samples(encoding, CodeCache(tmp_path / "cache"))
+    samples = experiment.samples(encoding)
     training = build_training(experiment, policy, samples["train"], build_accelerator(spec), group, Interruption(group))
     return experiment, training
 

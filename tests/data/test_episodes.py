@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from toy_source import ToySource
 
-from vlatrack.data.episodes import Episode, action_names, episodes_digest, select_episodes
+from vlatrack.data.episodes import Episode, action_names, episodes_digest
 from vlatrack.data.recorded import image_sizes
+from vlatrack.data.selection import select_episodes
+from vlatrack.data.store.episode_table import EpisodeList, EpisodeTable
 from vlatrack.errors import DataError
 
 
@@ -34,7 +36,11 @@ class ListOfEpisodes:
         return ""
 
 
-def indices(episodes: list[Episode]) -> list[int]:
+def table(tasks: Sequence[str]) -> EpisodeTable:
+    return EpisodeTable.of(ListOfEpisodes(tasks).episodes(), name="demos")
+
+
+def indices(episodes: EpisodeList) -> list[int]:
     return [episode.index for episode in episodes]
 
 
@@ -50,14 +56,14 @@ def test_actions_have_the_names_that_a_dataset_knows() -> None:
 
 
 def test_the_last_tenth_is_taken_of_each_task_by_itself() -> None:
-    source = ListOfEpisodes(["a", "b"] * 20)  # a: even indices, b: odd ones
+    source = table(["a", "b"] * 20)  # a: even indices, b: odd ones
     assert indices(select_episodes(source, part="last_tenth")) == [36, 37, 38, 39]
     assert indices(select_episodes(source, part="all_but_last_tenth")) == list(range(36))
 
 
 def test_the_two_parts_are_disjoint_and_make_up_all() -> None:
     for count in range(2, 35):
-        source = ListOfEpisodes(["a"] * count + ["b"] * (count + 7))
+        source = table(["a"] * count + ["b"] * (count + 7))
         training = indices(select_episodes(source, part="all_but_last_tenth"))
         held_out = indices(select_episodes(source, part="last_tenth"))
         assert sorted(training + held_out) == indices(select_episodes(source))
@@ -65,19 +71,19 @@ def test_the_two_parts_are_disjoint_and_make_up_all() -> None:
 
 
 def test_a_task_with_one_episode_keeps_it_for_training() -> None:
-    source = ListOfEpisodes(["a", "b", "b"])
+    source = table(["a", "b", "b"])
     assert indices(select_episodes(source, part="all_but_last_tenth")) == [0, 1]
     assert indices(select_episodes(source, part="last_tenth")) == [2]
 
 
 def test_tasks_can_be_chosen_and_left_out() -> None:
-    source = ListOfEpisodes(["a", "b", "c", "a"])
+    source = table(["a", "b", "c", "a"])
     assert indices(select_episodes(source, tasks=("a", "c"))) == [0, 2, 3]
     assert indices(select_episodes(source, exclude_tasks=("a",))) == [1, 2]
 
 
 def test_an_unknown_task_is_named_with_a_suggestion_and_the_tasks_that_exist() -> None:
-    source = ListOfEpisodes(["open the window", "close the door", "close the door"])
+    source = table(["open the window", "close the door", "close the door"])
     with pytest.raises(DataError, match="did you mean 'open the window'") as caught:
         select_episodes(source, tasks=("open the windows",))
     assert "'close the door' (2)" in str(caught.value)
@@ -86,7 +92,7 @@ def test_an_unknown_task_is_named_with_a_suggestion_and_the_tasks_that_exist() -
 
 
 def test_an_empty_choice_is_an_error() -> None:
-    source = ListOfEpisodes(["a", "b"])
+    source = table(["a", "b"])
     with pytest.raises(DataError, match="no episode is left"):
         select_episodes(source, exclude_tasks=("a", "b"))
     with pytest.raises(DataError, match="no episode is left"):

@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vlatrack.data.episodes import select_episodes
 from vlatrack.data.formats.lerobot.dataset import LeRobotDataset
 from vlatrack.data.formats.lerobot.writer import LeRobotWriter
+from vlatrack.data.selection import select_episodes
+from vlatrack.data.store.episode_table import EpisodeTable
 from vlatrack.errors import DataError
 
 WRITTEN_BY_LEROBOT = Path(__file__).parent / "fixtures" / "lerobot-v3-video"
@@ -67,10 +68,11 @@ def test_each_episode_gets_its_own_stretch_of_a_shared_video() -> None:
 def test_the_shipped_dataset_is_whole() -> None:
     dataset = LeRobotDataset(SHIPPED)
     held_out = ("close the window", "close the door")
-    training = select_episodes(dataset, exclude_tasks=held_out)
+    table = EpisodeTable.of(dataset.episodes(), name=dataset.name)
+    training = select_episodes(table, exclude_tasks=held_out)
     assert {e.task for e in training} >= {"open the window", "press the button from above"}
     assert len(training) == 80
-    assert len(select_episodes(dataset, tasks=held_out)) == 10
+    assert len(select_episodes(table, tasks=held_out)) == 10
     assert all(np.abs(e.actions).max() <= 1 for e in dataset.episodes())
     last = dataset.episodes()[-1]
     assert dataset.frames(last, "observation.images.corner4").shape == (last.length, 128, 128, 3)

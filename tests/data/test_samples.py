@@ -1,26 +1,22 @@
-"""Episodes as samples, the cache of image codes, and the order of batches."""
+"""Episodes as samples, and the order of batches."""
 
-import errno
-import fcntl
-import hashlib
-import os
-import resource
-import socket
-import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlatrack.data.cache import CodeCache
 from vlatrack.data.episodes import Episode, checked_frames
 from vlatrack.data.loading import batches_by_group, epoch_order, even_subset
-from vlatrack.data.samples import Encoding, SampleSet, check_fit, check_lengths, encode_episodes
+from vlatrack.data.samples import Encoding, SampleSet, check_lengths
+from vlatrack.data.selection import select_episodes
+from vlatrack.data.store.episode_table import EpisodeList
+from vlatrack.data.store.token_store import TokenStore
 from vlatrack.errors import DataError, TokenError
+from vlatrack.tokens.batch import Batch, collate
 from vlatrack.tokens.bins import Bins, ValueRange
 from vlatrack.tokens.layout import TokenLayout
 from vlatrack.tokens.text import ByteTokenizer
@@ -84,10 +80,14 @@ def _encoding(
 
 
 def _samples(folder: Path, encoding: Encoding, *kinds: str, every: int = 1) -> SampleSet:
-    source = Source()
-    return SampleSet(
-        encode_episodes(source, source.episodes(), encoding, CodeCache(folder)), encoding, kinds, every=every
-    )
+    store = TokenStore(folder)
+    dataset = store.dataset(Source())
+    episodes = dataset.table.all()
+    codes = [
+        store.codes(dataset, episodes, camera, encoding.images, first_id=LAYOUT.first_image_code)
+        for camera in encoding.cameras
+    ]
+    return SampleSet(episodes, codes, encoding, kinds, every=every)
 
 
 def _images_in(sequence) -> list[int]:
@@ -125,9 +125,9 @@ def test_the_longest_sample_decides_whether_all_fit(tmp_path) -> None:
     samples = _samples(tmp_path, encoding, "vla")
     longest = max(len(samples[number].input_ids) for number in range(len(samples)))
     assert len(samples.longest("vla").input_ids) == longest > len(samples[0].input_ids)
-    check_lengths(Source().episodes(), replace(encoding, max_length=longest), ["vla"])
+    check_lengths(EpisodeList.of(Source().episodes()), replace(encoding, max_length=longest), ["vla"])
     with pytest.raises(TokenError, match=f"a sample has {longest} tokens"):
-        check_lengths(Source().episodes(), replace(encoding, max_length=longest - 1), ["vla"])
+        check_lengths(EpisodeList.of(Source().episodes()), replace(encoding, max_length=longest - 1), ["vla"])
 
 
 def test_the_world_model_sees_images_and_an_action_and_is_asked_for_the_next_images(tmp_path) -> None:
@@ -153,149 +153,19 @@ def test_samples_can_start_at_every_nth_step(tmp_path) -> None:
     assert [_images_in(samples[i])[0] for i in range(len(samples))] == [0, 2, 4]
 
 
-def test_frames_are_encoded_once_and_read_from_the_cache_after_that(tmp_path) -> None:
-    first, second = ColourEncoder(), ColourEncoder()
-    before = _samples(tmp_path, _encoding(images=first), "vla")
-    after = _samples(tmp_path, _encoding(images=second), "vla")
-    assert (first.encoded, second.encoded) == (2 * STEPS, 0)
-    assert np.array_equal(before[3].input_ids, after[3].input_ids)
-    assert not list(tmp_path.glob("*.partial"))
-
-
-@pytest.mark.parametrize("damage", ["cut", "empty", "text", "one bit", "of an earlier version", "of fewer episodes"])
-def test_a_damaged_file_of_the_cache_is_written_anew(tmp_path: Path, damage: str) -> None:
-    before = _samples(tmp_path, _encoding(), "vla")
-    for file in tmp_path.glob("*.arrow"):
-        whole = file.read_bytes()
-        content = {
-            "cut": whole[:-100],
-            "empty": b"",
-            "text": b"not an Arrow file",
-            "one bit": whole[:400] + bytes([whole[400] ^ 1]) + whole[401:],
-            "of an earlier version": whole[:-32],
-        }.get(damage)
-        if content is None:
-            fewer = pa.BufferOutputStream()
-            with pa.ipc.new_file(fewer, pa.schema([("codes", pa.int32())])):
-                pass
-            content = fewer.getvalue().to_pybytes()
-            content += hashlib.sha256(content).digest()
-        file.write_bytes(content)
-    images = ColourEncoder()
-    after = _samples(tmp_path, _encoding(images=images), "vla")
-    assert images.encoded == 2 * STEPS
-    assert np.array_equal(before[3].input_ids, after[3].input_ids)
-
-
-def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "codes").write_text("a file where the folder should be")
-    with pytest.raises(DataError, match=r"codes: image codes cannot be written \(File exists\); free space or") as told:
-        _samples(tmp_path / "codes", _encoding(), "vla")
-    assert "\n" not in str(told.value)
-
-
-def test_a_disk_that_fills_up_while_codes_are_written_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
-    """A limit on the size of files stands in for the disk: the write fails in the same way."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))
-    try:
-        with pytest.raises(DataError, match=r"image codes cannot be written \(File too large\)"):
-            _samples(tmp_path, _encoding(), "vla")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_what_killed_runs_left_unfinished_is_removed_and_what_is_being_written_stays(tmp_path: Path) -> None:
-    killed = tmp_path / f"a.{socket.gethostname()}.17.partial"
-    written = tmp_path / f"b.{socket.gethostname()}.17.partial"  # the pid of another container
-    elsewhere = tmp_path / "c.elsewhere.17.partial"
-    new = tmp_path / f"d.{socket.gethostname()}.17.partial"
-    abandoned = tmp_path / "e.17.partial"
-    for file in (killed, written, elsewhere, new, abandoned):
-        file.write_text("half")
-    a_minute_ago = time.time() - 60
-    for file in (killed, written, elsewhere):
-        os.utime(file, (a_minute_ago, a_minute_ago))
-    os.utime(abandoned, (0, 0))
-    with written.open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        _samples(tmp_path, _encoding(), "vla")
-    assert set(tmp_path.glob("*.partial")) == {written, elsewhere, new}
-
-
-def test_a_file_that_another_run_finishes_meanwhile_does_no_harm(tmp_path: Path, monkeypatch) -> None:
-    gone = tmp_path / f"a.{socket.gethostname()}.17.partial"
-    monkeypatch.setattr(Path, "glob", lambda folder, pattern: iter([gone]))
-    images = ColourEncoder()
-    assert len(_samples(tmp_path, _encoding(images=images), "vla")) == STEPS - HORIZON + 1
-    assert images.encoded == 2 * STEPS
-
-
-def test_a_file_that_is_locked_is_kept_however_old_it_is(tmp_path: Path) -> None:
-    written = tmp_path / f"a.{socket.gethostname()}.17.partial"
-    with written.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        os.utime(written, (0, 0))
-        _samples(tmp_path, _encoding(), "vla")
-    assert written.exists()
-
-
-def test_where_there_are_no_locks_the_age_of_a_file_tells_whether_it_is_abandoned(tmp_path: Path, monkeypatch) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    written, abandoned = (tmp_path / f"{name}.{socket.gethostname()}.17.partial" for name in "ab")
-    for file, changed in ((written, time.time() - 60), (abandoned, 0)):
-        file.write_text("half")
-        os.utime(file, (changed, changed))
-    _samples(tmp_path, _encoding(), "vla")
-    assert list(tmp_path.glob("*.partial")) == [written]
-
-
-def test_two_writers_of_the_same_pid_and_host_name_do_not_share_a_file(tmp_path: Path) -> None:
-    """As in two containers: the second writes the same codes while the first is at it."""
-
-    class Slow(ColourEncoder):
-        def encode(self, frames: np.ndarray) -> np.ndarray:
-            if not self.encoded:
-                _samples(tmp_path, _encoding(images=other), "vla")
-                written.extend(tmp_path.glob("*.partial"))
-            return super().encode(frames)
-
-    first, other, written = Slow(), ColourEncoder(), []
-    samples = _samples(tmp_path, _encoding(images=first), "vla")
-    assert len(written) == 1, "the file of the first is still there when the second has finished"
-    assert _images_in(samples[4]) == [4, 104]
-
-
-def test_what_another_user_left_unfinished_does_no_harm(tmp_path: Path, monkeypatch) -> None:
-    left = tmp_path / f"a.{socket.gethostname()}.17.partial"
-    left.write_text("half")
-    os.utime(left, (0, 0))
-
-    def refuse(file: Path, *rest: int) -> int:
-        if file == left:
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
-        return os_open(file, *rest)
-
-    os_open = os.open
-    monkeypatch.setattr(os, "open", refuse)  # file permissions refuse nothing to root
-    _samples(tmp_path, _encoding(), "vla")
-    assert left.exists()
-
-
 def test_an_episode_with_too_few_frames_is_named(tmp_path) -> None:
-    source = Source(frames=STEPS - 1)
+    store = TokenStore(tmp_path)
+    dataset = store.dataset(Source(frames=STEPS - 1))
     with pytest.raises(DataError, match="episode 0 has 6 actions but 5 frames of front"):
-        encode_episodes(source, source.episodes(), _encoding(), CodeCache(tmp_path))
+        store.encode(dataset, dataset.table.all(), "front", ColourEncoder(), first_id=0)
 
 
 def test_a_prompt_that_is_too_long_is_noticed_without_encoding_an_image() -> None:
     images = ColourEncoder()
     with pytest.raises(TokenError, match="max_seq_len is 60"):
-        check_lengths(Source().episodes(), _encoding(images=images, max_length=60), ("vla", "world_model"))
+        check_lengths(
+            EpisodeList.of(Source().episodes()), _encoding(images=images, max_length=60), ("vla", "world_model")
+        )
     assert images.encoded == 0
 
 
@@ -337,11 +207,28 @@ def test_the_samples_of_another_kind_are_those_of_the_same_episodes(tmp_path) ->
     assert samples.episodes[0].task == "push"
 
 
-def test_an_action_that_is_not_a_number_is_named_before_it_becomes_a_bin() -> None:
+def test_an_action_that_is_not_a_number_is_named_before_it_becomes_a_bin(tmp_path: Path) -> None:
     source = Source()
     source.episodes()[0].actions[3] = np.nan
-    with pytest.raises(DataError, match=r"^source: actions of episode 0 hold NaN or infinity; leave it out$"):
-        check_fit(source, source.episodes(), cameras=("front",), action_dim=1, state_dim=None, horizon=HORIZON)
+    table = TokenStore(tmp_path).dataset(source).table
+    with pytest.raises(DataError, match=r"^source: actions of episode 0 hold NaN or infinity; leave it out, or all"):
+        select_episodes(table)
+    with pytest.raises(DataError, match=r"^source: no episode is left"):
+        select_episodes(table, skip_bad=True)
+
+
+@pytest.mark.parametrize("length_multiple", [1, 64])
+@pytest.mark.parametrize("repeats_start", [True, False])
+def test_a_batch_is_what_collate_makes_of_its_samples(tmp_path, repeats_start: bool, length_multiple: int) -> None:
+    encoding = _encoding(history=3, repeats_start=repeats_start)
+    samples = _samples(tmp_path, encoding, "vla", "world_model")
+    for numbers in ([0, 9, 3, 1, 7, 4], [2], [9, 8], []):
+        found = samples.batch(numbers, length_multiple=length_multiple)
+        expected = collate([samples[number] for number in numbers], LAYOUT, length_multiple=length_multiple)
+        for field in fields(Batch):
+            value, wanted = getattr(found, field.name), getattr(expected, field.name)
+            assert torch.equal(value, wanted) if isinstance(wanted, torch.Tensor) else value == wanted, field.name
+            assert getattr(value, "dtype", None) == getattr(wanted, "dtype", None), field.name
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,10 @@ import torch
 from accelerate import Accelerator
 from tiny_policy import GEOMETRY, LAYOUT
 
-from vlatrack.data.samples import EncodedEpisode, Encoding, SampleSet
+from vlatrack.data.episodes import Episode
+from vlatrack.data.samples import Encoding, SampleSet
+from vlatrack.data.store.episode_table import EpisodeList
+from vlatrack.data.store.image_codes import ImageCodes
 from vlatrack.evaluation.frames import PredictedFrames, copied_states, predict_frames, similarity_states
 from vlatrack.models.backbones.chameleon.backbone import ChameleonBackbone, backbone_config
 from vlatrack.tokens.bins import Bins, ValueRange
@@ -48,8 +51,7 @@ def recorded_codes() -> tuple[np.ndarray, ...]:
 
 
 def samples_of(codes: tuple[np.ndarray, ...], *, repeats_start: bool = True) -> SampleSet:
-    ids = np.full((STEPS, 1), LAYOUT.action_start + 2)
-    episode = EncodedEpisode([16400], None, ids, np.zeros((STEPS, 1), np.float32), codes, "push")
+    episode = Episode(0, "push", np.zeros((STEPS, 1), np.float32), None)
     images: Any = None
     encoding = Encoding(
         layout=LAYOUT,
@@ -64,7 +66,7 @@ def samples_of(codes: tuple[np.ndarray, ...], *, repeats_start: bool = True) -> 
         max_length=400,
         repeats_start=repeats_start,
     )
-    return SampleSet([episode], encoding, ("world_model",))
+    return SampleSet(EpisodeList.of([episode]), [ImageCodes.of([ids]) for ids in codes], encoding, ("world_model",))
 
 
 def shown(ids: np.ndarray) -> np.ndarray:

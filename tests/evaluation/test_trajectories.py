@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from vlatrack.data.samples import EncodedEpisode
+from vlatrack.data.episodes import Episode
 from vlatrack.evaluation.trajectories import _joined, choose_episodes, chunk_starts
 
-EPISODE = EncodedEpisode([], None, np.zeros((9, 1), int), np.zeros((9, 1), np.float32), (), "push")
+EPISODE = Episode(0, "push", np.zeros((9, 1), np.float32), None)
 SHORT = replace(EPISODE, actions=np.zeros((2, 1), np.float32))
 
 

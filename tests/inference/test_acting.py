@@ -51,11 +51,9 @@ def test_its_actions_are_those_of_the_forward_pass_that_training_and_evaluation_
     acting: str, run: RunDirectory, request: pytest.FixtureRequest
 ) -> None:
     policy, spec = request.getfixturevalue(acting), run.spec()
-    experiment = vlatrack.Experiment.new(spec)
+    experiment = vlatrack.Experiment.new(spec, store=run.store)
     encoding = policy._encoding
-    from vlatrack.data.cache import CodeCache
-
-    samples = experiment.samples(encoding, CodeCache(run.code_cache))["train"]
+    samples = experiment.samples(encoding)["train"]
     session = Session(policy, execution=Execution(replan_every=1))
     for step in range(4):  # the first samples are those of the first episode, step by step
         output = policy._model(collate([samples[step]], encoding.layout))

@@ -9,8 +9,8 @@ from program import TOY
 from torch.nn import functional
 
 from vlatrack.builders.experiment import Experiment
-from vlatrack.data.cache import CodeCache
 from vlatrack.data.loading import epoch_order
+from vlatrack.data.store.token_store import TokenStore
 from vlatrack.models.attention import attention_mask
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.runner.run import run_experiment
@@ -54,10 +54,10 @@ def plain_losses(policy: VlaPolicy, batch: Batch) -> tuple[torch.Tensor, torch.T
 
 
 def plain_loop(spec: ExperimentSpec, folder: Path) -> list[tuple[float, float, float, float]]:
-    experiment, optim, found = Experiment.new(spec), spec.optim, []
+    experiment, optim, found = Experiment.new(spec, store=TokenStore(folder / "data")), spec.optim, []
     policy = experiment.policy(torch.device("cpu")).train()
     encoding = experiment.encoding(policy.layout, folder / "tokenizer", torch.device("cpu"))
-    samples = experiment.samples(encoding, CodeCache(folder / "codes"))["train"]
+    samples = experiment.samples(encoding)["train"]
     optimizer = torch.optim.AdamW(
         policy.parameters(), betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay
     )

@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 
 from vlatrack.builders.optimizer import build_optimizer, check_optimizer
 from vlatrack.builders.policy import backbone_factory, build_policy
-from vlatrack.data.samples import EncodedEpisode, Encoding, SampleSet
+from vlatrack.data.episodes import Episode
+from vlatrack.data.samples import Encoding, SampleSet
+from vlatrack.data.store.episode_table import EpisodeList
+from vlatrack.data.store.image_codes import ImageCodes
 from vlatrack.errors import CheckpointError, SpecError
 from vlatrack.models.backbones.base import BackboneSource
 from vlatrack.models.policy import VlaPolicy
@@ -26,7 +29,7 @@ from vlatrack.spec.training import MemorySpec
 from vlatrack.tokens.batch import Batch, collate
 from vlatrack.tokens.bins import Bins, ValueRange
 from vlatrack.tokens.layout import PIXELS_PER_CODE, TokenLayout
-from vlatrack.tokens.prompts import VLA_PROMPT, Ids, TokenSequence
+from vlatrack.tokens.prompts import VLA_PROMPT, WORLD_MODEL_PROMPT, Ids, TokenSequence
 from vlatrack.tokens.text import ByteTokenizer, TextTokenizer
 from vlatrack.training.distributed import parallel_shape
 from vlatrack.training.memory import MemoryPrediction, StepSettings, predict_memory
@@ -338,27 +341,43 @@ class _NoImages:
         raise AssertionError("nothing is cached")
 
 
+class _GivenPrompt:
+    """Has ids for the prompt with the instruction, whatever that says."""
+
+    def __init__(self, text: TextTokenizer, prompt: list[int]) -> None:
+        self._text, self._prompt = text, prompt
+
+    @property
+    def vocabulary_size(self) -> int:
+        return self._text.vocabulary_size
+
+    def encode(self, text: str) -> list[int]:
+        return self._text.encode(text) if text == WORLD_MODEL_PROMPT else self._prompt
+
+    def save(self, folder: Path) -> None:
+        raise AssertionError("nothing is saved")
+
+
 def _sample_set(
     spec: ExperimentSpec, text: TextTokenizer, layout: TokenLayout, prompt: list[int], max_length: int
 ) -> SampleSet:
     """The samples of one episode without contents, which are as long as those of a real one."""
     horizon, numbers = spec.action_head.time_horizon, spec.action_head.action_dim
     steps, side = max(horizon, 2), spec.tokenizer.image.image_size // PIXELS_PER_CODE
-    blank = np.broadcast_to(np.int64(layout.first_image_code), (steps, side, side))
-    states = np.full((steps, _state_numbers(spec)), layout.state_start + 2) if spec.data.use_state else None
+    blank = ImageCodes.of([np.full((steps, side, side), layout.first_image_code)])
+    states = _state_numbers(spec) if spec.data.use_state else 0
     actions = np.zeros((steps, numbers), np.float32)
-    action_ids = np.full(actions.shape, layout.action_start + 2)
-    episode = EncodedEpisode(prompt, states, action_ids, actions, (blank,) * len(spec.data.cameras), task="")
+    episode = Episode(0, "", actions, np.zeros((steps, states), np.float32) if states else None)
     encoding = Encoding(
         layout=layout,
         bins=Bins(spec.tokenizer.bins),
         action_range=ValueRange((-1.0,) * numbers, (1.0,) * numbers),
-        state_range=None,
-        text=text,
+        state_range=ValueRange((-1.0,) * states, (1.0,) * states) if states else None,
+        text=_GivenPrompt(text, prompt),
         images=_NoImages(),
         cameras=spec.data.cameras,
         history=spec.data.history,
         horizon=horizon,
         max_length=max_length,
     )
-    return SampleSet([episode], encoding, spec.data.samples)
+    return SampleSet(EpisodeList.of([episode]), [blank] * len(spec.data.cameras), encoding, spec.data.samples)

@@ -21,7 +21,6 @@ from vlatrack.bench.tracking import local_mlflow
 from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.policy import build_schema
 from vlatrack.builders.training import build_accelerator, build_training, home_of, keeps_on_host
-from vlatrack.data.cache import CodeCache
 from vlatrack.errors import MissingPackageError, TrackerError
 from vlatrack.metrics.schema import TRAIN, MetricSchema
 from vlatrack.runner.directory import RunDirectory
@@ -120,11 +119,11 @@ def measure_step_time(experiment: Path, runs: Path, pairs: int) -> StepTime:
 
 def _build(spec: ExperimentSpec, directory: RunDirectory, callback: Callback) -> Training:
     spec = spec.model_copy(update={"data": spec.data.model_copy(update={"val_ind": None, "val_ood": None})})
-    experiment, group = Experiment.new(spec), ProcessGroup()
+    experiment, group = Experiment.new(spec, store=directory.store), ProcessGroup()
     accelerator = build_accelerator(spec)
     policy = experiment.policy(home_of(spec, accelerator.device))
     encoding = experiment.encoding(policy.layout, directory.tokenizer, accelerator.device)
-    samples = experiment.samples(encoding, CodeCache(directory.code_cache))
+    samples = experiment.samples(encoding)
     return build_training(experiment, policy, samples[TRAIN], accelerator, group, Interruption(group), [callback])
 
 

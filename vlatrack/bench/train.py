@@ -5,11 +5,10 @@ nor pretrained weights. Metrics go into the journal of a run that is thrown away
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -27,8 +26,9 @@ from vlatrack.builders.training import (
     home_of,
     keeps_on_host,
 )
-from vlatrack.data.samples import SampleSet
+from vlatrack.data.digests import user_cache
 from vlatrack.data.statistics import NormStats
+from vlatrack.data.store.token_store import TokenStore
 from vlatrack.errors import SpecError
 from vlatrack.metrics.schema import TRAIN
 from vlatrack.models.backbones.four_bits import count_weights, weights_of
@@ -36,6 +36,7 @@ from vlatrack.models.policy import VlaPolicy
 from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.tokens.batch import Batch, collate
 from vlatrack.tokens.bins import ValueRange
+from vlatrack.tokens.layout import TokenLayout
 from vlatrack.tokens.prompts import TokenSequence
 from vlatrack.tokens.text import ByteTokenizer
 from vlatrack.tracking.run import TrackedRun
@@ -120,7 +121,7 @@ def measure_training(
     sequences, longest_row = longest_samples(
         spec, experiment.source.text or ByteTokenizer(policy.layout), policy.layout
     )
-    samples = _RepeatedRows(sequences, 2 * steps * spec.train.batch_size)
+    samples = _RepeatedRows(sequences, 2 * steps * spec.train.batch_size, policy.layout)
     record = _LastRecord()
     callbacks = [record, *([] if callback is None else [callback])] if group.is_main_process else []
     with (
@@ -129,9 +130,7 @@ def measure_training(
         process_group_of_one(needed=keeps_on_host(spec) and group.world_size == 1),
         deterministic_algorithms(wanted=spec.train.deterministic),
     ):
-        training = build_training(
-            experiment, policy, cast(SampleSet, samples), accelerator, group, interruption, callbacks
-        )
+        training = build_training(experiment, policy, samples, accelerator, group, interruption, callbacks)
         training.run(TrainState(), NoCheckpoints(), lambda state: {})
     if not group.is_main_process:
         return None
@@ -182,7 +181,7 @@ def _bench_settings(spec: ExperimentSpec, steps: int) -> ExperimentSpec:
 def _without_data(spec: ExperimentSpec) -> Experiment:
     numbers = spec.action_head.action_dim
     stats = NormStats(ValueRange((-1.0,) * numbers, (1.0,) * numbers), None)
-    return Experiment(spec, {}, stats, sizes_of(spec), None, False, {})
+    return Experiment(spec, {}, stats, sizes_of(spec), None, False, {}, TokenStore(user_cache() / "data"))
 
 
 def _random_policy(experiment: Experiment, layers: int | None, device: torch.device) -> VlaPolicy:
@@ -199,10 +198,10 @@ def _random_policy(experiment: Experiment, layers: int | None, device: torch.dev
 
 
 class _RepeatedRows:
-    """The same few samples over and over, as a SampleSet."""
+    """The same few samples over and over, as `Samples`."""
 
-    def __init__(self, rows: list[TokenSequence], count: int) -> None:
-        self._rows, self._count = rows, count
+    def __init__(self, rows: list[TokenSequence], count: int, layout: TokenLayout) -> None:
+        self._rows, self._count, self._layout = rows, count, layout
 
     def __len__(self) -> int:
         return self._count
@@ -212,8 +211,14 @@ class _RepeatedRows:
             raise IndexError(number)
         return self._rows[number % len(self._rows)]
 
+    def batch(self, numbers: Iterable[int], *, length_multiple: int = 1) -> Batch:
+        return collate([self[number] for number in numbers], self._layout, length_multiple=length_multiple)
+
     def length_of(self, number: int) -> int:
         return len(self[number].input_ids)
+
+    def describe(self, number: int) -> dict[str, str | int]:
+        return {"number": number}
 
 
 class _LastRecord(Callback):

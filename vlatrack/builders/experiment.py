@@ -1,6 +1,6 @@
 """An experiment with its data open, from which run, resume, evaluate and the benchmarks build the rest."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from vlatrack.builders.data import Split, build_norm_stats, check_data, data_fingerprints, open_splits
 from vlatrack.builders.policy import StoredPolicy, adapter_of, backbone_factory, build_policy
 from vlatrack.builders.unfilled import Fill, build_unfilled_policy
-from vlatrack.data.cache import CodeCache
-from vlatrack.data.episodes import checked_frames
+from vlatrack.data.digests import user_cache
+from vlatrack.data.episodes import Episode, EpisodeSource, frame_pieces
 from vlatrack.data.recorded import ImageSizes, image_sizes
-from vlatrack.data.samples import Encoding, SampleKind, SampleSet, check_lengths, encode_episodes
+from vlatrack.data.samples import Encoding, SampleKind, SampleSet, check_lengths
 from vlatrack.data.statistics import NormStats
+from vlatrack.data.store.episode_table import EpisodeList
+from vlatrack.data.store.token_store import StoredDataset, TokenStore
 from vlatrack.errors import DataError
 from vlatrack.metrics.schema import SPLITS, TRAIN
 from vlatrack.models.backbones.base import BackboneSource
@@ -29,10 +31,11 @@ from vlatrack.tokens.images import CHAMELEON_PREFIX, ImageTokenizer
 from vlatrack.tokens.layout import TokenLayout
 from vlatrack.tokens.text import ByteTokenizer
 from vlatrack.training.checkpoint.contents import load_weights
+from vlatrack.training.process_group import ProcessGroup
 
 _FIT_EPISODES = 64  # from which the frames for the codebook are drawn
 
-EncodeProgress = Callable[[str, int, int], None]  # split, frames done, frames in total
+EncodeProgress = Callable[[str, int, int], None]  # splits, frames done, frames in total
 
 
 @dataclass(frozen=True)
@@ -46,40 +49,56 @@ class Experiment:
     stored: StoredPolicy | None  # the policy whose weights and image tokenizer it starts from
     continues: bool  # whether it is the experiment of `stored`, not a new one initialised from it
     fingerprints: Mapping[str, str]
+    store: TokenStore
 
     @classmethod
-    def new(cls, spec: ExperimentSpec, init_from: StoredPolicy | None = None) -> "Experiment":
+    def new(
+        cls, spec: ExperimentSpec, init_from: StoredPolicy | None = None, *, store: TokenStore | None = None
+    ) -> "Experiment":
         """A new experiment: with random or pretrained weights, or with those of ``init_from``.
+
+        Args:
+            store: where what is computed from the data is kept; None: in the user's cache.
 
         Raises:
             VlatrackError: the data is missing or does not fit, or the pretrained folder is not available.
         """
-        splits = open_splits(spec)
-        norm_stats = build_norm_stats(spec, splits[TRAIN])
+        store = store or TokenStore(user_cache() / "data")
+        splits = open_splits(spec, store)
+        norm_stats = build_norm_stats(spec, splits[TRAIN], store)
         check_data(spec, splits, norm_stats)
         source = backbone_factory(spec).open() if init_from is None else init_from.source(spec)
-        fingerprints = data_fingerprints(splits)
+        fingerprints = data_fingerprints(splits, store)
         if init_from is not None:
             fingerprints["init_from"] = init_from.record.policy_sha256
         elif source.weights is not None:
             fingerprints["backbone.checkpoint"] = pretrained_fingerprint(source.weights.folder.path)
-        return cls(spec, splits, norm_stats, source, init_from, False, fingerprints)
+        return cls(spec, splits, norm_stats, source, init_from, False, fingerprints, store)
 
     @classmethod
-    def of(cls, stored: StoredPolicy, spec: ExperimentSpec, splits: Collection[str] = SPLITS) -> "Experiment":
+    def of(
+        cls,
+        stored: StoredPolicy,
+        spec: ExperimentSpec,
+        splits: Collection[str] = SPLITS,
+        *,
+        store: TokenStore | None = None,
+    ) -> "Experiment":
         """The experiment of a checkpoint, with its normalisation and tokenizers, to be resumed or evaluated.
 
         Args:
             splits: the splits to open.
+            store: as of ``new``.
 
         Raises:
             VlatrackError: the data of these splits is missing or does not fit.
         """
-        opened = open_splits(spec, splits)
+        store = store or TokenStore(user_cache() / "data")
+        opened = open_splits(spec, store, splits)
         check_data(spec, opened, stored.record.norm_stats)
         inherited = {k: v for k, v in stored.record.fingerprints.items() if not k.startswith("data.")}
-        fingerprints = data_fingerprints(opened) | inherited
-        return cls(spec, opened, stored.record.norm_stats, stored.source(spec), stored, True, fingerprints)
+        fingerprints = data_fingerprints(opened, store) | inherited
+        return cls(spec, opened, stored.record.norm_stats, stored.source(spec), stored, True, fingerprints, store)
 
     @property
     def hash(self) -> str:
@@ -207,31 +226,78 @@ class Experiment:
         parts = []
         for number in chosen:
             for camera in cameras:
-                frames = checked_frames(train.source, train.episodes[number], camera)
-                parts.append(frames[np.linspace(0, len(frames) - 1, min(per_video, len(frames))).round().astype(int)])
+                episode = train.episodes[number]
+                count = min(per_video, episode.length)
+                steps = np.linspace(0, episode.length - 1, count).round().astype(int)
+                parts.append(_frames_at(train.source, episode, camera, steps))
         return np.concatenate(parts)
 
     def samples(
-        self, encoding: Encoding, cache: CodeCache, progress: EncodeProgress | None = None
+        self,
+        encoding: Encoding,
+        progress: EncodeProgress | None = None,
+        *,
+        group: ProcessGroup | None = None,
     ) -> dict[str, SampleSet]:
         """The samples of each split; validation splits have VLA samples only, as in the reference.
 
+        Args:
+            progress: told of the frames that this process encodes.
+            group: the ranks that all call this, each of which encodes its share of what is not in the store.
+
         Raises:
-            DataError: there is no training sample.
+            DataError: frames cannot be read, or there is no training sample.
         """
-        data = self.spec.data
+        data, group = self.spec.data, group or ProcessGroup()
         kinds: dict[str, tuple[SampleKind, ...]] = {
             name: data.samples if name == TRAIN else ("vla",) for name in self.splits
         }
         for name, split in self.splits.items():
             check_lengths(split.episodes, encoding, kinds[name])
+        first_id = encoding.layout.first_image_code
+        for names, dataset, episodes in self._used_episodes():
+            for camera in encoding.cameras:
+                self.store.encode(
+                    dataset,
+                    episodes,
+                    camera,
+                    encoding.images,
+                    first_id=first_id,
+                    rank=group.rank,
+                    world_size=group.world_size,
+                    progress=None if progress is None else partial(progress, names),
+                )
+        group.all_gather(None)  # no rank reads before all have written
         samples = {}
         for name, split in self.splits.items():
-            report = None if progress is None else partial(progress, name)
-            episodes = encode_episodes(split.source, split.episodes, encoding, cache, report)
-            samples[name] = SampleSet(episodes, encoding, kinds[name], every=data.sample_every if name == TRAIN else 1)
+            codes = [
+                self.store.codes(split.dataset, split.episodes, camera, encoding.images, first_id=first_id)
+                for camera in encoding.cameras
+            ]
+            every = data.sample_every if name == TRAIN else 1
+            samples[name] = SampleSet(split.episodes, codes, encoding, kinds[name], every=every)
         if TRAIN in samples and len(samples[TRAIN]) == 0:
             raise DataError(
                 f"{self.splits[TRAIN].source.name}: no episode is long enough for a sample, so nothing could be trained"
             )
         return samples
+
+    def _used_episodes(self) -> Iterator[tuple[str, StoredDataset, EpisodeList]]:
+        """Each dataset with the episodes that any split uses of it, and the names of these splits."""
+        of_dataset: dict[str, list[str]] = {}
+        for name, split in self.splits.items():
+            of_dataset.setdefault(split.dataset.key, []).append(name)
+        for names in of_dataset.values():
+            splits = [self.splits[name] for name in names]
+            positions = np.unique(np.concatenate([split.episodes.positions for split in splits]))
+            dataset = splits[0].dataset
+            yield ", ".join(names), dataset, EpisodeList(dataset.table, positions)
+
+
+def _frames_at(source: EpisodeSource, episode: Episode, camera: str, steps: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """The frames of some steps in rising order, with one piece of the episode in memory at a time."""
+    found, first = [], 0
+    for piece in frame_pieces(source, episode, camera):
+        found.append(piece[steps[(steps >= first) & (steps < first + len(piece))] - first])
+        first += len(piece)
+    return np.concatenate(found)

@@ -14,7 +14,7 @@ from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.optimizer import build_optimizer, build_schedule, check_optimizer, group_rates
 from vlatrack.builders.policy import adapter_of, build_schema
 from vlatrack.builders.unfilled import Fill
-from vlatrack.data.samples import Encoding, SampleSet
+from vlatrack.data.samples import Encoding, Samples
 from vlatrack.errors import SpecError
 from vlatrack.metrics.schema import SIMULATION, TRAIN, MetricSchema
 from vlatrack.models.backbones.four_bits import import_bitsandbytes
@@ -144,7 +144,7 @@ def home_of(spec: ExperimentSpec, device: torch.device) -> torch.device:
 def build_training(
     experiment: Experiment,
     policy: VlaPolicy,
-    samples: SampleSet,
+    samples: Samples,
     accelerator: Accelerator,
     group: ProcessGroup,
     interruption: Interruption,

@@ -4,18 +4,14 @@ Legend: T = time steps of an episode, A = numbers in an action, N = numbers in a
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
-from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlatrack.errors import DataError
-
-Part = Literal["all", "all_but_last_tenth", "last_tenth"]
 
 PIECE_BYTES = 16 << 20
 """Of the pixels of one piece of an episode's frames."""
@@ -130,38 +126,6 @@ def action_names(source: EpisodeSource) -> tuple[str, ...]:
     return names if len(names) == source.action_dim else tuple(f"action {i}" for i in range(source.action_dim))
 
 
-def select_episodes(
-    source: EpisodeSource,
-    *,
-    tasks: Collection[str] | None = None,
-    exclude_tasks: Collection[str] = (),
-    part: Part = "all",
-) -> list[Episode]:
-    """Select episodes by task, and a part of each task's episodes.
-
-    The last tenth of a task's n episodes are its last max(1, n // 10); a task with a single
-    episode keeps it for training and has no last tenth.
-
-    Raises:
-        DataError: the dataset does not have a task, or no episode is left.
-    """
-    of_task: dict[str, list[Episode]] = {}
-    for episode in source.episodes():
-        of_task.setdefault(episode.task, []).append(episode)
-    for wanted in (*(tasks or ()), *exclude_tasks):
-        if wanted not in of_task:
-            raise DataError(f"{source.name}: no task {wanted!r}{_suggestion(wanted, of_task)}; {_list_tasks(of_task)}")
-    chosen = [
-        episode
-        for task, episodes in of_task.items()
-        if (tasks is None or task in tasks) and task not in exclude_tasks
-        for episode in _part_of(episodes, part)
-    ]
-    if not chosen:
-        raise DataError(f"{source.name}: no episode is left after selecting tasks and part; {_list_tasks(of_task)}")
-    return sorted(chosen, key=lambda episode: episode.index)
-
-
 def checked_frames(source: EpisodeSource, episode: Episode, camera: str) -> NDArray[np.uint8]:
     """The frames uint8 [T, height, width, 3] of one camera.
 
@@ -219,30 +183,7 @@ def frame_digests(frames: NDArray[np.uint8]) -> NDArray[np.uint32]:
     return np.frombuffer(digests, dtype=np.uint32)
 
 
-def digests_of(root: Path, files: Iterable[Path]) -> dict[str, str]:
-    """SHA-256 (hex) of the content of each file by its name below `root`, in the order of the names.
-
-    Raises:
-        DataError: a file cannot be read.
-    """
-    digests = {}
-    for name, path in sorted((file.relative_to(root).as_posix(), file) for file in files):
-        try:
-            with path.open("rb") as stream:
-                content = hashlib.file_digest(stream, "sha256")
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror}); restore the file") from None
-        digests[name] = content.hexdigest()
-    return digests
-
-
-def content_fingerprint(digests: Mapping[str, str]) -> str:
-    """SHA-256 (hex) over the names and contents of files, as `digests_of` has them."""
-    lines = "".join(f"{digest}  {name}\n" for name, digest in digests.items())
-    return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def episodes_digest(episodes: Sequence[Episode]) -> str:
+def episodes_digest(episodes: Iterable[Episode]) -> str:
     """SHA-256 (hex) over index, task, actions and states of each episode, in their order.
 
     Any change of a value, an instruction, the selection or the order changes it. Images are not included: the
@@ -258,25 +199,3 @@ def episodes_digest(episodes: Sequence[Episode]) -> str:
         if states is not None:
             total.update(np.ascontiguousarray(states).tobytes())
     return total.hexdigest()
-
-
-def _part_of(episodes: list[Episode], part: Part) -> list[Episode]:
-    held_out = max(1, len(episodes) // 10) if len(episodes) > 1 else 0
-    boundary = len(episodes) - held_out
-    match part:
-        case "all":
-            return episodes
-        case "all_but_last_tenth":
-            return episodes[:boundary]
-        case "last_tenth":
-            return episodes[boundary:]
-
-
-def _suggestion(wanted: str, known: Collection[str]) -> str:
-    close = get_close_matches(wanted, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _list_tasks(of_task: dict[str, list[Episode]]) -> str:
-    counts = (f"{task!r} ({len(episodes)})" for task, episodes in sorted(of_task.items()))
-    return f"its tasks (episodes): {', '.join(counts) or 'none'}"

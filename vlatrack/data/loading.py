@@ -2,15 +2,14 @@
 
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from vlatrack.data.samples import SampleSet
-from vlatrack.tokens.batch import Batch, collate
-from vlatrack.tokens.layout import TokenLayout
+from vlatrack.data.samples import Samples
+from vlatrack.tokens.batch import Batch
 
 
 def epoch_order(samples: int, *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -40,9 +39,8 @@ def batches_by_group(
 
 
 def load_batches(
-    samples: SampleSet,
-    order: Sequence[Sequence[int]],
-    layout: TokenLayout,
+    samples: Samples,
+    order: Iterable[Sequence[int]],
     *,
     workers: int = 0,
     pin: bool = False,
@@ -55,9 +53,9 @@ def load_batches(
         length_multiple: the length of each batch is rounded up to such a multiple.
     """
     loader: DataLoader[Batch] = DataLoader(
-        samples,  # type: ignore[arg-type]  # a map-style dataset by its methods
-        batch_sampler=order,  # type: ignore[arg-type]  # any sequence of index lists will do
-        collate_fn=partial(collate, layout=layout, length_multiple=length_multiple),
+        _Batches(samples, length_multiple),  # type: ignore[arg-type]  # a map-style dataset by its method
+        batch_size=None,  # each "index" is the numbers of a whole batch
+        sampler=order,
         num_workers=workers,
         pin_memory=pin,
         # A generator of its own: the default would draw from the one that dropout uses, and a resumed run,
@@ -66,6 +64,17 @@ def load_batches(
         worker_init_fn=_leave_signals_to_the_training,
     )
     return iter(loader)
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """Batches by the numbers of their rows, as torch's DataLoader asks for them."""
+
+    samples: Samples
+    length_multiple: int
+
+    def __getitem__(self, numbers: Sequence[int]) -> Batch:
+        return self.samples.batch(numbers, length_multiple=self.length_multiple)
 
 
 def _leave_signals_to_the_training(worker: int) -> None:

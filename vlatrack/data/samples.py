@@ -4,16 +4,19 @@ Legend: T steps of an episode, H steps of a chunk, A / N numbers of an action / 
 R x C image codes.
 """
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import lru_cache
+from typing import Literal, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from vlatrack.data.cache import CodeCache, Codes, FrameEncoder, Progress
-from vlatrack.data.episodes import Episode, EpisodeSource
+from vlatrack.data.episodes import EpisodeSource
+from vlatrack.data.store.episode_table import EpisodeList, Floats, Ints
+from vlatrack.data.store.image_codes import Codes, FrameEncoder, ImageCodes
 from vlatrack.errors import DataError
+from vlatrack.tokens.batch import Batch
 from vlatrack.tokens.bins import Bins, ValueRange
 from vlatrack.tokens.layout import TokenLayout
 from vlatrack.tokens.prompts import (
@@ -21,12 +24,17 @@ from vlatrack.tokens.prompts import (
     WORLD_MODEL_PROMPT,
     Ids,
     TokenSequence,
+    check_length,
     vla_sequence,
     world_model_sequence,
 )
+from vlatrack.tokens.templates import Contents, Row, RowTemplate, assemble
 from vlatrack.tokens.text import TextTokenizer
 
 SampleKind = Literal["vla", "world_model"]
+
+_MOST_TEXTS = 4096
+"""Instructions whose ids are kept."""
 
 
 @dataclass(frozen=True)
@@ -44,138 +52,184 @@ class Encoding:
     horizon: int
     max_length: int
     repeats_start: bool = True  # before the first step of an episode its images stand for earlier ones; else for none
+    world_history: int | None = None  # of world-model samples; None: as many steps as ``history``
+
+    def history_of(self, kind: SampleKind) -> int:
+        """The time steps that a sample of a kind sees."""
+        return self.history if kind == "vla" or self.world_history is None else self.world_history
 
 
-@dataclass(frozen=True)
-class EncodedEpisode:
-    """One episode in tokens."""
+class Samples(Protocol):
+    """What a training learns from: token rows by number, in batches."""
 
-    prompt: list[int]  # ids of the VLA prompt with its instruction
-    states: Ids | None  # [T, N]
-    action_ids: Ids  # [T, A]
-    actions: NDArray[np.float32]  # [T, A] in [-1, 1]
-    codes: tuple[Codes, ...]  # [T, R, C] for each camera
-    task: str  # instruction text
+    def __len__(self) -> int: ...
 
-    @property
-    def length(self) -> int:
-        return len(self.actions)
+    def batch(self, numbers: Iterable[int], *, length_multiple: int = 1) -> Batch:
+        """The rows of these numbers; none make an idle batch."""
+
+    def length_of(self, number: int) -> int:
+        """The number of tokens of a row."""
+
+    def describe(self, number: int) -> dict[str, str | int]:
+        """A row as people find it."""
 
 
 class SampleSet:
-    """A map-style torch dataset: samples by index, built on demand from encoded episodes."""
+    """Samples of episodes, built when they are asked for. Memory does not grow with the number of samples."""
 
     def __init__(
-        self, episodes: Sequence[EncodedEpisode], encoding: Encoding, kinds: Sequence[SampleKind], *, every: int = 1
+        self,
+        episodes: EpisodeList,
+        codes: Sequence[ImageCodes],
+        encoding: Encoding,
+        kinds: Sequence[SampleKind],
+        *,
+        every: int = 1,
     ) -> None:
         """
         Args:
+            codes: of each camera of the encoding.
             every: a sample starts at every n-th step of an episode.
         """
-        self.episodes, self._encoding = episodes, encoding
-        self._world_text = encoding.text.encode(WORLD_MODEL_PROMPT)
-        self._lengths: dict[tuple[SampleKind, int, int], int] = {}
-        self._index: list[tuple[SampleKind, int, int]] = []
-        for number, episode in enumerate(episodes):
-            for kind in kinds:
-                # A chunk needs H actions from its step on; the world model needs one step after it.
-                last = episode.length - (encoding.horizon if kind == "vla" else 2)
-                self._index.extend((kind, number, step) for step in range(0, last + 1, every))
+        self.episodes, self._codes, self._encoding, self._kinds, self._every = episodes, codes, encoding, kinds, every
+        self._texts = lru_cache(_MOST_TEXTS)(_TextIds(encoding.text))
+        self._templates: dict[tuple[SampleKind, int, int], RowTemplate] = {}
+        counts = [_samples_of(episodes.lengths, _steps_needed(kind, encoding), every) for kind in kinds]
+        # The samples of an episode's first kind, then those of its second, then the next episode's.
+        self._ends = np.cumsum(np.stack(counts, axis=1).ravel())
 
     def __len__(self) -> int:
-        return len(self._index)
+        return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getitem__(self, number: int) -> TokenSequence:
         """Sample ``number`` as ids and labels; TokenError if it is longer than the backbone accepts."""
-        return self.at(*self._index[number])
+        return self._row(*self._locate(number)).sequence()
+
+    def batch(self, numbers: Iterable[int], *, length_multiple: int = 1) -> Batch:
+        """The samples of these numbers as a batch; none make an idle batch.
+
+        Args:
+            length_multiple: the length of the batch is rounded up to such a multiple.
+
+        Raises:
+            TokenError: one is longer than the backbone accepts.
+        """
+        rows = [self._row(*self._locate(int(number))) for number in numbers]
+        return assemble(rows, self._encoding.layout, length_multiple=length_multiple)
 
     def of_kind(self, kind: SampleKind) -> "SampleSet":
         """All samples of a kind that the same episodes have."""
-        return SampleSet(self.episodes, self._encoding, (kind,))
+        return SampleSet(self.episodes, self._codes, self._encoding, (kind,))
 
     def place(self, number: int) -> tuple[int, int]:
         """Where sample ``number`` is: the position of its episode in ``episodes``, and its step."""
-        _, episode, step = self._index[number]
+        _, episode, step = self._locate(number)
         return episode, step
 
     def describe(self, number: int) -> dict[str, str | int]:
         """Sample ``number`` as people find it: its kind, the position of its episode, its step, and the instruction."""
-        kind, episode, step = self._index[number]
-        return {"number": number, "kind": kind, "episode": episode, "step": step, "task": self.episodes[episode].task}
+        kind, episode, step = self._locate(number)
+        return {"number": number, "kind": kind, "episode": episode, "step": step, "task": self.episodes.task(episode)}
 
     def at(self, kind: SampleKind, episode: int, step: int) -> TokenSequence:
         """The sample of a kind at a step of the episode at that position, as far as the episode has it."""
-        build = self._vla if kind == "vla" else self._world_model
-        return build(self.episodes[episode], step)
+        return self._row(kind, episode, step).sequence()
 
     def codes(self, episode: int, step: int) -> Codes:
         """The image codes of every camera at a step of the episode at that position, [cameras, R, C]."""
-        return np.stack(self._images(self.episodes[episode], step))
+        return np.stack([codes.ids(episode, step, step + 1).reshape(codes.side, codes.side) for codes in self._codes])
+
+    def actions(self, episode: int) -> Floats:
+        """The actions of the episode at that position in [-1, 1], [T, A]."""
+        return self._encoding.action_range.normalise(self.episodes[episode].actions).astype(np.float32)
 
     def length_of(self, number: int) -> int:
-        """The number of tokens of sample ``number``: the same for all samples of a kind that an episode has, and that
-        see as many moments."""
-        kind, episode, step = self._index[number]
-        key = kind, episode, len(self._moments(step))
-        if key not in self._lengths:
-            self._lengths[key] = len(self[number].input_ids)
-        return self._lengths[key]
+        """The number of tokens of sample ``number``."""
+        kind, episode, step = self._locate(number)
+        template = self._template(kind, len(self._moments(kind, step)))
+        return len(template.ids) + len(self._text(kind, episode))
 
     def longest(self, wanted: SampleKind) -> TokenSequence:
         """A sample of a kind that sees as many moments as any; there must be one. Those of an episode are as long."""
-        of_kind = [number for number, (kind, _, _) in enumerate(self._index) if kind == wanted]
-        return self[max(of_kind, key=lambda number: len(self._moments(self._index[number][2])))]
+        usable = np.flatnonzero(self.episodes.lengths >= _steps_needed(wanted, self._encoding))
+        episode = int(usable[np.argmax(self.episodes.lengths[usable])])
+        last = int(self.episodes.lengths[episode]) - _steps_needed(wanted, self._encoding)
+        return self._row(wanted, episode, last // self._every * self._every).sequence()
 
-    def _vla(self, episode: EncodedEpisode, step: int) -> TokenSequence:
-        encoding, chunk = self._encoding, slice(step, step + self._encoding.horizon)
-        return vla_sequence(
-            text=episode.prompt,
-            state=None if episode.states is None else episode.states[step],
-            images=[image for moment in self._moments(step) for image in self._images(episode, moment)],
-            action_ids=episode.action_ids[chunk],
-            actions=episode.actions[chunk],
-            layout=encoding.layout,
-            max_length=encoding.max_length,
-        )
+    def _locate(self, number: int) -> tuple[SampleKind, int, int]:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        segment = int(np.searchsorted(self._ends, number, side="right"))
+        first = int(self._ends[segment - 1]) if segment else 0
+        episode, kind = divmod(segment, len(self._kinds))
+        return self._kinds[kind], episode, (number - first) * self._every
 
-    def _world_model(self, episode: EncodedEpisode, step: int) -> TokenSequence:
-        encoding = self._encoding
-        return world_model_sequence(
-            text=self._world_text,
-            history=[(self._images(episode, m), episode.action_ids[m]) for m in self._moments(step)],
-            next_images=self._images(episode, step + 1),
-            layout=encoding.layout,
-            max_length=encoding.max_length,
-        )
+    def _row(self, kind: SampleKind, episode: int, step: int) -> Row:
+        moments = self._moments(kind, step)
+        row = self._vla(episode, step, moments) if kind == "vla" else self._world_model(episode, step, moments)
+        check_length(row.length, of_text=1 + len(row.text), max_length=self._encoding.max_length)
+        return row
 
-    def _moments(self, step: int) -> list[int]:
-        """The steps of the history, oldest first; steps before the start are replaced by the first one, or left out."""
-        moments = range(step - self._encoding.history + 1, step + 1)
+    def _vla(self, episode: int, step: int, moments: Sequence[int]) -> Row:
+        encoding, layout = self._encoding, self._encoding.layout
+        raw = self.episodes.actions(episode, step, step + encoding.horizon)
+        actions = encoding.action_range.normalise(raw)
+        state = np.empty(0, np.int64)
+        if encoding.state_range is not None:
+            normalised = encoding.state_range.normalise(self.episodes.state(episode, step))
+            state = encoding.bins.encode(normalised, start=layout.state_start)
+        contents = Contents(state, self._images(episode, moments), self._action_ids(actions))
+        template = self._template("vla", len(moments), chunk=len(raw))
+        return Row(template, self._text("vla", episode), contents, actions.astype(np.float32))
+
+    def _world_model(self, episode: int, step: int, moments: Sequence[int]) -> Row:
+        actions = np.concatenate([self.episodes.actions(episode, moment, moment + 1) for moment in moments])
+        ids = self._action_ids(self._encoding.action_range.normalise(actions))
+        images = self._images(episode, [*moments, step + 1])
+        contents = Contents(np.empty(0, np.int64), images, ids)
+        return Row(self._template("world_model", len(moments)), self._text("world_model", episode), contents)
+
+    def _moments(self, kind: SampleKind, step: int) -> list[int]:
+        """The steps whose images a sample shows, oldest first."""
+        first = step - self._encoding.history_of(kind) + 1
         if self._encoding.repeats_start:
-            return [max(0, moment) for moment in moments]
-        return [moment for moment in moments if moment >= 0]
+            return [max(0, moment) for moment in range(first, step + 1)]
+        return list(range(max(0, first), step + 1))
 
-    def _images(self, episode: EncodedEpisode, moment: int) -> list[Codes]:
-        return [codes[moment] for codes in episode.codes]
+    def _images(self, episode: int, moments: Sequence[int]) -> Ids:
+        """Ids [images, R * C] of every camera at each moment."""
+        parts = [codes.ids(episode, moment, moment + 1) for moment in moments for codes in self._codes]
+        return np.concatenate(parts)
+
+    def _action_ids(self, normalised: np.ndarray) -> Ids:
+        return self._encoding.bins.encode(normalised, start=self._encoding.layout.action_start)
+
+    def _text(self, kind: SampleKind, episode: int) -> Ids:
+        prompt = WORLD_MODEL_PROMPT if kind == "world_model" else VLA_PROMPT
+        return self._texts(prompt.format(instruction=self.episodes.task(episode)))
+
+    def _template(self, kind: SampleKind, moments: int, *, chunk: int | None = None) -> RowTemplate:
+        """The template of samples that see so many moments; the last chunk of an episode may be shorter than others."""
+        steps = self._encoding.horizon if chunk is None else chunk
+        if (kind, moments, steps) not in self._templates:
+            side = self._codes[0].side
+            self._templates[kind, moments, steps] = _template_of(self._encoding, kind, moments, steps, side)
+        return self._templates[kind, moments, steps]
 
 
-def encode_episodes(
-    source: EpisodeSource,
-    episodes: Sequence[Episode],
-    encoding: Encoding,
-    cache: CodeCache,
-    progress: Progress | None = None,
-) -> list[EncodedEpisode]:
-    """Encode episodes that passed ``check_fit``; image codes come from the cache."""
-    codes = [cache.codes(source, episodes, camera, encoding.images, progress) for camera in encoding.cameras]
-    return [
-        _encode(episode, encoding, tuple(camera_codes)) for episode, *camera_codes in zip(episodes, *codes, strict=True)
-    ]
+class _TextIds:
+    """From a text to its ids, as an array."""
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def __call__(self, text: str) -> Ids:
+        return np.asarray(self._tokenizer.encode(text), np.int64)
 
 
 def check_fit(
     source: EpisodeSource,
-    episodes: Sequence[Episode],
+    episodes: EpisodeList,
     *,
     cameras: Sequence[str],
     action_dim: int,
@@ -196,43 +250,80 @@ def check_fit(
             f"{source.name}: states have {source.state_dim} numbers, the experiment's state range has {state_dim}; "
             "correct tokenizer.statistics or set data.use_state: false"
         )
-    for episode in episodes:
-        for name, values in (("actions", episode.actions), ("states", episode.states)):
-            if values is not None and not np.isfinite(values).all():
-                raise DataError(f"{source.name}: {name} of episode {episode.index} hold NaN or infinity; leave it out")
-    longest = max((episode.length for episode in episodes), default=0)
+    longest = int(episodes.lengths.max(initial=0))
     if longest < horizon:
         raise DataError(
             f"{source.name}: the longest episode has {longest} steps, fewer than action_head.time_horizon = {horizon}"
         )
 
 
-def check_lengths(episodes: Sequence[Episode], encoding: Encoding, kinds: Sequence[SampleKind]) -> None:
+def check_lengths(episodes: EpisodeList, encoding: Encoding, kinds: Sequence[SampleKind]) -> None:
     """Raise TokenError if a task's samples are longer than the backbone accepts.
 
-    The length does not depend on the content of the images, so this uses blank ones and encodes nothing.
+    The length does not depend on the content of the images, so this encodes nothing.
     """
     side = encoding.images.codes_per_side
-    by_length = sorted(episodes, key=lambda episode: episode.length)  # the longest has the longest history
-    of_task = {episode.task: episode for episode in by_length if episode.length >= max(encoding.horizon, 2)}
-    for episode in of_task.values():
-        blank = np.broadcast_to(np.int64(encoding.layout.first_image_code), (episode.length, side, side))
-        samples = SampleSet([_encode(episode, encoding, (blank,) * len(encoding.cameras))], encoding, kinds)
-        for kind in kinds:
-            samples.longest(kind)
+    for kind in kinds:
+        needed = _steps_needed(kind, encoding)
+        for task in np.unique(episodes.task_of[episodes.lengths >= needed]).tolist():
+            longest = int(episodes.lengths[episodes.task_of == task].max())
+            moments = encoding.history_of(kind)
+            if not encoding.repeats_start:
+                moments = min(moments, longest - needed + 1)
+            prompt = WORLD_MODEL_PROMPT if kind == "world_model" else VLA_PROMPT
+            text = len(encoding.text.encode(prompt.format(instruction=episodes.table.tasks[task])))
+            template = _template_of(encoding, kind, moments, encoding.horizon, side)
+            check_length(len(template.ids) + text, of_text=1 + text, max_length=encoding.max_length)
 
 
-def _encode(episode: Episode, encoding: Encoding, codes: tuple[Codes, ...]) -> EncodedEpisode:
-    layout, bins = encoding.layout, encoding.bins
-    actions = encoding.action_range.normalise(episode.actions)
-    states = None
-    if encoding.state_range is not None and episode.states is not None:
-        states = bins.encode(encoding.state_range.normalise(episode.states), start=layout.state_start)
-    return EncodedEpisode(
-        prompt=encoding.text.encode(VLA_PROMPT.format(instruction=episode.task)),
-        states=states,
-        action_ids=bins.encode(actions, start=layout.action_start),
-        actions=actions.astype(np.float32),
-        codes=codes,
-        task=episode.task,
-    )
+def _steps_needed(kind: SampleKind, encoding: Encoding) -> int:
+    """A chunk needs H actions from its step on; the world model needs one step after it."""
+    return encoding.horizon if kind == "vla" else 2
+
+
+def _samples_of(lengths: Ints, needed: int, every: int) -> Ints:
+    """How many samples each episode has."""
+    counts: Ints = np.maximum(0, lengths - needed + every) // every
+    return counts
+
+
+def _template_of(encoding: Encoding, kind: SampleKind, moments: int, steps: int, side: int) -> RowTemplate:
+    """The template of rows that see so many moments, with codes of so many rows and columns.
+
+    Args:
+        steps: of the action chunk.
+    """
+    layout, cameras = encoding.layout, len(encoding.cameras)
+    actions = encoding.action_range.dimensions
+
+    def squares(images: Ids) -> list[Ids]:
+        return list(images.reshape(-1, side, side))
+
+    def vla(contents: Contents) -> TokenSequence:
+        return vla_sequence(
+            text=(),
+            state=contents.state if encoding.state_range is not None else None,
+            images=squares(contents.images),
+            action_ids=contents.actions,
+            actions=None,
+            layout=layout,
+            max_length=sys.maxsize,
+        )
+
+    def world_model(contents: Contents) -> TokenSequence:
+        images = squares(contents.images)
+        seen = [images[first : first + cameras] for first in range(0, moments * cameras, cameras)]
+        return world_model_sequence(
+            text=(),
+            history=list(zip(seen, contents.actions, strict=True)),
+            next_images=images[moments * cameras :],
+            layout=layout,
+            max_length=sys.maxsize,
+        )
+
+    if kind == "vla":
+        states = 0 if encoding.state_range is None else encoding.state_range.dimensions
+        images = (moments * cameras, side**2)
+        return RowTemplate.of(vla, layout=layout, state=states, images=images, actions=(steps, actions))
+    images = ((moments + 1) * cameras, side**2)
+    return RowTemplate.of(world_model, layout=layout, state=0, images=images, actions=(moments, actions))

@@ -76,7 +76,7 @@ def predict_frames(
         code_ids: the ids of image codes, of which the most probable is taken.
     """
     filled = [numbers for numbers in order if numbers]
-    for numbers, batch in zip(filled, load_batches(samples, filled, policy.layout), strict=True):
+    for numbers, batch in zip(filled, load_batches(samples, filled), strict=True):
         with accelerator.autocast():
             rows = _most_probable_codes(policy, batch.to(accelerator.device), code_ids)
         generated = _generated_codes(policy, samples, sorted(generate & set(numbers)), accelerator, code_ids)

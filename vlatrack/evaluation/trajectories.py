@@ -3,7 +3,7 @@
 Legend: T steps of an episode, H steps of a chunk, A numbers of an action.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vlatrack.data.samples import EncodedEpisode, SampleSet
+from vlatrack.data.episodes import Episode
+from vlatrack.data.samples import SampleSet
 from vlatrack.inference.decoding import decode_blocks, head_actions, prefill
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.tokens.bins import ValueRange, decode_ids
@@ -34,7 +35,7 @@ class Trajectory:
     tokens: NDArray[np.float64]  # [T, A], by freely decoded tokens
 
 
-def choose_episodes(episodes: Sequence[EncodedEpisode], count: int, *, horizon: int) -> list[int]:
+def choose_episodes(episodes: Iterable[Episode], count: int, *, horizon: int) -> list[int]:
     """Positions of the first episode of each task, then of the second of each, and so on; only those with a chunk."""
     nth_of_task: dict[str, int] = {}
     turns = []
@@ -85,7 +86,7 @@ def predict_trajectory(
         route: action_range.denormalise(_joined(torch.cat(parts), starts, len(actions)))
         for route, parts in chunks.items()
     }
-    task = samples.episodes[position].task
+    task = samples.episodes.task(position)
     return Trajectory(index, task, starts, actions.astype(np.float64), predicted["head"], predicted["tokens"])
 
 

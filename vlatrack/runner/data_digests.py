@@ -10,13 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlatrack.builders.data import Split
-from vlatrack.data.cache import CodeCache, FrameEncoder
 from vlatrack.data.episodes import Episode, KnowsFiles, checked_frames, episodes_digest, frame_digests
+from vlatrack.data.samples import Encoding
+from vlatrack.data.store.token_store import TokenStore
 from vlatrack.errors import DataError
 from vlatrack.tracking.privacy import write_private
 
 FILE = "data_digests.json"
 _MOST_BYTES = 256 << 20
+_MOST_STEPS = 1_000_000
 _MOST_LINES = 10
 _MOST_FRAMES = 5
 _DIGITS = 8
@@ -34,16 +36,24 @@ class EpisodeDigests:
 
 @dataclass(frozen=True)
 class SplitDigests:
-    """Of the files of a dataset, by their names in it, and of the episodes that a split uses."""
+    """Of the files of a dataset, by their names in it, and of the episodes that a split uses.
+
+    Of a split with very many frames, only those of the files.
+    """
 
     files: Mapping[str, str]
     episodes: Sequence[EpisodeDigests]
 
     @classmethod
-    def of(cls, split: Split, cameras: Sequence[str], encoder: FrameEncoder, cache: CodeCache) -> Self:
-        """Of a split whose image codes are in the cache, as are the digests of the frames that they were made from;
-        those of an earlier vlatrack's cache have none."""
-        cached = {camera: cache.frame_digests(split.source, split.episodes, camera, encoder) for camera in cameras}
+    def of(cls, split: Split, encoding: Encoding, store: TokenStore) -> Self:
+        """Of a split whose image codes are in the store, as are the digests of the frames that they were made from."""
+        if split.episodes.lengths.sum() > _MOST_STEPS:
+            return cls(_files_of(split), [])
+        shards = {
+            camera: store.shards(split.dataset, camera, encoding.images, first_id=encoding.layout.first_image_code)
+            for camera in encoding.cameras
+        }
+        cached = {camera: of_camera.frame_digests(split.episodes) for camera, of_camera in shards.items()}
         known = {camera: digests for camera, digests in cached.items() if digests is not None}
         episodes = [
             EpisodeDigests(
@@ -63,7 +73,7 @@ class SplitDigests:
                 if self.files.get(file) != files.get(file):
                     what = "is gone" if file not in files else "differs" if file in self.files else "is new"
                     yield f"file {file} of {now.source.name} {what}"
-        present = {episode.index: episode for episode in now.episodes}
+        present = {episode.index: episode for episode in now.episodes} if self.episodes else {}
         for recorded in self.episodes:
             place = f"episode {recorded.index} of {name} ({now.source.name})"
             episode = present.pop(recorded.index, None)

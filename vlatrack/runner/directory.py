@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Self
 
+from vlatrack.data.store.token_store import TokenStore
 from vlatrack.errors import DISK_IS_FULL, CheckpointError, RunError, SpecError
 from vlatrack.metrics.schema import TRAIN
 from vlatrack.reports.epoch_log import LOG_FILES
@@ -24,6 +25,11 @@ from vlatrack.training.checkpoint.manifest import (
     read_manifest,
 )
 from vlatrack.training.checkpoint.store import CheckpointStore
+
+
+def store_of(runs: Path) -> TokenStore:
+    """What is computed once from datasets, for the runs below a folder."""
+    return TokenStore(runs / ".cache" / "data")
 
 
 class RunDirectory(RunFiles):
@@ -122,9 +128,9 @@ class RunDirectory(RunFiles):
         return self.run_dir / "report"
 
     @property
-    def code_cache(self) -> Path:
-        """The cache of encoded frames, shared by all runs below the same folder."""
-        return self.runs / ".cache" / "codes"
+    def store(self) -> TokenStore:
+        """What is computed once from datasets, shared by all runs below the same folder."""
+        return store_of(self.runs)
 
     @property
     def log_files(self) -> dict[str, Path]:

@@ -14,7 +14,6 @@ from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.policy import StoredPolicy
 from vlatrack.builders.trackers import build_backends
 from vlatrack.builders.training import build_accelerator
-from vlatrack.data.cache import CodeCache, user_cache
 from vlatrack.data.loading import even_subset
 from vlatrack.data.samples import SampleSet
 from vlatrack.errors import CheckpointError, SpecError
@@ -145,7 +144,8 @@ def evaluate_run(
         for backend in [] if run is None else build_backends(run.spec().tracking.backends):
             check_backend(backend)
         accelerator = build_accelerator(spec)
-        experiment = Experiment.of(stored, spec, (VAL_IND, VAL_OOD))
+        store = None if run is None else run.store
+        experiment = Experiment.of(stored, spec, (VAL_IND, VAL_OOD), store=store)
         policy = experiment.policy(accelerator.device)
         encoding = experiment.encoding(policy.layout, stored.record.image_tokenizer, accelerator.device)
 
@@ -157,8 +157,7 @@ def evaluate_run(
             for callback in callbacks:
                 callback.on_evaluate(part, done, total, unit)
 
-        cache = CodeCache(user_cache() if run is None else run.code_cache)
-        samples = experiment.samples(encoding, cache, on_encode)
+    samples = experiment.samples(encoding, on_encode, group=group)
     evaluate = DetailedEvaluation(
         policy.eval(), encoding, accelerator, group, spec.evaluate, world_model="world_model" in spec.data.samples
     )

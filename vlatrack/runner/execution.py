@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 
 from vlatrack.builders.closed_loop import ClosedLoop, simulated_metrics
@@ -24,9 +25,9 @@ from vlatrack.builders.training import (
 )
 from vlatrack.builders.unfilled import Fill
 from vlatrack.data.baselines import baseline_errors, median_action
-from vlatrack.data.cache import CodeCache
 from vlatrack.data.episodes import NamesActions, action_names
 from vlatrack.data.samples import SampleSet
+from vlatrack.data.store.episode_table import Floats
 from vlatrack.health.finding import Finding
 from vlatrack.metrics.schema import TRAIN, MetricSchema
 from vlatrack.models.policy import VlaPolicy
@@ -63,6 +64,8 @@ from vlatrack.training.process_group import ProcessGroup
 from vlatrack.training.state import TrainState, seed_rank
 from vlatrack.training.torch_process_group import process_group_of_one
 
+_REFERENCE_STEPS = 500_000
+"""Of the data, from which it is told what errors are compared with."""
 OVERRIDES_TAG = "vlatrack.overrides"
 _JOB_IDS = {"SLURM_JOB_ID": "slurm", "SUBMITIT_LOCAL_JOB_ID": "local"}
 """The variables that say as which job of a scheduler this process runs."""
@@ -219,20 +222,18 @@ def _train(
         for callback in callbacks:
             getattr(callback, event)(*details)
 
-    with group.main_process_first():  # rank 0 fits the tokenizer and encodes the frames; the others read its files
+    with group.main_process_first():  # rank 0 fits the tokenizer; the others read its files
         # Built first, so that weights of another geometry fail before the frames are encoded.
         with telling_out_of_memory("building the policy", remedy=WHAT_FITS):
             policy, fill = _policy(job)
         notify("on_stage", "preparing the image tokenizer")
         encoding = experiment.encoding(policy.layout, directory.tokenizer, device)
-        with shareable_files():
-            cache = CodeCache(directory.code_cache)
-            samples = experiment.samples(encoding, cache, partial(notify, "on_encode"))
+    with shareable_files():
+        samples = experiment.samples(encoding, partial(notify, "on_encode"), group=group)
     if group.is_main_process:
         _write_references(experiment, samples, directory)
-        cameras = experiment.spec.data.cameras
         digests = {
-            name: SplitDigests.of(split, cameras, encoding.images, cache) for name, split in experiment.splits.items()
+            name: SplitDigests.of(split, encoding, experiment.store) for name, split in experiment.splits.items()
         }
         write_data_digests(directory.path / DATA_DIGESTS, digests)
     if fill is None:
@@ -285,15 +286,22 @@ def _train(
 def _write_references(experiment: Experiment, samples: Mapping[str, SampleSet], directory: RunDirectory) -> None:
     """What the L1 errors of the run are compared with; see ``ActionReferences``."""
     data, source = experiment.spec.data, experiment.splits[TRAIN].source
-    actions = {split: [episode.actions for episode in of_split.episodes] for split, of_split in samples.items()}
-    constant = median_action(actions[TRAIN])
+    constant = median_action(_evenly_chosen_actions(samples[TRAIN]))
     horizon = experiment.spec.action_head.time_horizon
     baselines = {
-        split: baseline_errors(of_split, constant, horizon=horizon, every=data.sample_every)
-        for split, of_split in actions.items()
+        split: baseline_errors(_evenly_chosen_actions(of_split), constant, horizon=horizon, every=data.sample_every)
+        for split, of_split in samples.items()
     }
     named = action_names(source) if isinstance(source, NamesActions) else ()
     ActionReferences(named, baselines).write(directory.evaluation)
+
+
+def _evenly_chosen_actions(samples: SampleSet) -> list[Floats]:
+    """The actions of episodes that are evenly spread, of all unless there are too many to read at each start."""
+    episodes = samples.episodes
+    share = min(1.0, _REFERENCE_STEPS / int(episodes.lengths.sum()))
+    chosen = np.linspace(0, len(episodes) - 1, max(1, int(len(episodes) * share))).round().astype(int)
+    return [samples.actions(number) for number in chosen.tolist()]
 
 
 def _early_stopping(job: Job, directory: RunDirectory) -> EarlyStopping | None:

@@ -104,7 +104,7 @@ class DetailedEvaluation:
             trajectories=self._trajectories(name, split, samples, report),
             frames=frames,
             action_names=action_names(split.source),
-            episodes=[episode.index for episode in split.episodes],
+            episodes=split.episodes.indices.tolist(),
         )
 
     @property
@@ -126,14 +126,14 @@ class DetailedEvaluation:
         by_task = self._batches_by_task(samples, free_numbers)
         count = Count(report, f"{name}, decoded freely", sum(map(len, by_task.values())))
         for task, batches in by_task.items():
-            own = load_batches(samples, list(map(self.group.shard, batches)), self.policy.layout)
+            own = load_batches(samples, list(map(self.group.shard, batches)))
             decoded = evaluate_free_decoding(self.policy, count.over(own), self.accelerator)
             states[task] += self.group.sum_states(decoded)
         return states
 
     def _batches_by_task(self, samples: SampleSet, numbers: Sequence[int]) -> dict[str, list[list[int]]]:
         def task_of(number: int) -> str:
-            return samples.episodes[samples.place(number)[0]].task
+            return samples.episodes.task(samples.place(number)[0])
 
         return batches_by_group(numbers, task_of, batch_size=self.open_loop.batch_size)
 

@@ -55,7 +55,6 @@ class SamplePass:
         batches = load_batches(
             samples,
             list(map(self.group.shard, order)),
-            self.policy.layout,
             pin=self.accelerator.device.type == "cuda",
             length_multiple=self.length_multiple,
         )

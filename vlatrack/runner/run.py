@@ -19,7 +19,7 @@ from vlatrack.data.recorded import Recorded
 from vlatrack.errors import CheckpointError, SpecError
 from vlatrack.inference.observation import Interface
 from vlatrack.runner.closed_loop import check_evaluation
-from vlatrack.runner.directory import RunDirectory, find_checkpoint, verify_checkpoint
+from vlatrack.runner.directory import RunDirectory, find_checkpoint, store_of, verify_checkpoint
 from vlatrack.runner.execution import Job, execute
 from vlatrack.runner.manifest import describe_run, write_manifest
 from vlatrack.runner.recorder import check_no_secret
@@ -64,7 +64,7 @@ def run_experiment(
     with group.main_process_first():
         closed_loops = load_closed_loops(spec)
         accelerator = _check_setup(spec, group, closed_loops)
-        experiment = Experiment.new(spec, initial_policy(spec))
+        experiment = Experiment.new(spec, initial_policy(spec), store=store_of(Path(runs)))
         sets = deciding_sets(spec, closed_loops)
         experiment = replace(experiment, fingerprints={**experiment.fingerprints, **sets})
         manifest = describe_run(experiment, command, group.world_size, runs=Path(runs), job=job)
@@ -169,7 +169,7 @@ def resume_run(
             return directory
         closed_loops = load_closed_loops(spec)
         accelerator = _check_setup(spec, group, closed_loops)
-        experiment = Experiment.of(stored, spec)
+        experiment = Experiment.of(stored, spec, store=directory.store)
         fingerprints = {**experiment.fingerprints, **deciding_sets(spec, closed_loops)}
         changes = check_same_experiment(directory, stored, spec, fingerprints)
         manifest = describe_run(experiment, command, group.world_size, runs=directory.runs)

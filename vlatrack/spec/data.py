@@ -13,6 +13,7 @@ class EpisodeSelection(Model):
     tasks: Annotated[tuple[str, ...], Once] | None = Field(None, description="only these tasks (instruction texts)")
     exclude_tasks: Annotated[tuple[str, ...], Once] = Field((), description="all tasks but these")
     part: Literal["all", "all_but_last_tenth", "last_tenth"] = Field("all", description="of each task's episodes")
+    skip_bad: bool = Field(False, description="leave out episodes that cannot be read or hold NaN, and say which")
 
     @model_validator(mode="after")
     def _tasks_or_exclude_tasks(self) -> Self:

@@ -41,7 +41,7 @@ def check_resumed(run: Path, overrides: Sequence[str], resources: Resources) -> 
     spec, closed_loops = resumed.spec, load_closed_loops(resumed.spec)
     check_settings(spec, closed_loops)
     check_ranks(spec, _Planned(resources))
-    experiment = Experiment.of(resumed.stored, spec)
+    experiment = Experiment.of(resumed.stored, spec, store=resumed.directory.store)
     fingerprints = {**experiment.fingerprints, **deciding_sets(spec, closed_loops)}
     check_same_experiment(resumed.directory, resumed.stored, spec, fingerprints)
     return spec

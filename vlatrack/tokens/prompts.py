@@ -132,11 +132,15 @@ def _join(
     max_length: int,
 ) -> TokenSequence:
     reply = np.concatenate([*answer, [layout.end_of_turn]])
-    length = len(question) + len(reply)
+    check_length(len(question) + len(reply), of_text=of_text, max_length=max_length)
+    labels = np.concatenate([np.full(len(question), IGNORED_LABEL, np.int64), reply])
+    return TokenSequence(np.concatenate([question, reply]), labels, actions)
+
+
+def check_length(length: int, *, of_text: int, max_length: int) -> None:
+    """Raise TokenError if a sample of so many tokens, some of them text, is longer than ``max_length``."""
     if length > max_length:
         raise TokenError(
             f"a sample has {length} tokens ({of_text} of them text) but backbone.max_seq_len is {max_length}; "
             "shorten the instruction, use fewer or smaller images, or raise max_seq_len"
         )
-    labels = np.concatenate([np.full(len(question), IGNORED_LABEL, np.int64), reply])
-    return TokenSequence(np.concatenate([question, reply]), labels, actions)

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from vlatrack.data.dealing import deal_rows
 from vlatrack.data.loading import epoch_order, load_batches
-from vlatrack.data.samples import SampleSet
+from vlatrack.data.samples import Samples
 from vlatrack.errors import NonFiniteError
 from vlatrack.metrics.declarations import lr_name
 from vlatrack.metrics.schema import TRAIN, MetricSchema, split_and_name
@@ -105,7 +105,7 @@ class Training:
     policy: VlaPolicy
     optimizer: torch.optim.Optimizer
     schedule: Schedule
-    samples: SampleSet
+    samples: Samples
     settings: LoopSettings
     accelerator: Accelerator
     group: ProcessGroup
@@ -275,28 +275,26 @@ class Training:
         settings, group = self.settings, self.group
         order = epoch_order(len(self.samples), batch_size=settings.batch_size, seed=settings.seed, epoch=state.epoch)
         left = max(0, self.total_steps - state.step)  # max_steps may end the training inside an epoch
-        steps = [
-            deal_rows(
-                batch,
+        steps = order[state.step_in_epoch :][:left]
+
+        def deal(numbers: Sequence[int]) -> list[list[int]]:
+            return deal_rows(
+                numbers,
                 self.samples.length_of if settings.group_by_length else None,
                 rank=group.rank,
                 world_size=group.world_size,
                 micro_batch=settings.micro_batch,
             )
-            for batch in order[state.step_in_epoch :][:left]
-        ]
-        on_gpu = self.accelerator.device.type == "cuda"
-        rows = list(itertools.chain.from_iterable(steps))
+
         batches = load_batches(
             self.samples,
-            rows,
-            self.policy.layout,
+            itertools.chain.from_iterable(map(deal, steps)),
             workers=settings.workers,
-            pin=on_gpu,
+            pin=self.accelerator.device.type == "cuda",
             length_multiple=settings.length_multiple,
         )
-        for micro_batches in steps:
-            yield list(itertools.islice(batches, len(micro_batches)))
+        for numbers in steps:
+            yield list(itertools.islice(batches, len(deal(numbers))))
 
     def _sum_counts_and_requests(self, micro_batches: Sequence[Batch]) -> tuple[dict[str, float], bool, bool]:
         """The count of each loss term over all ranks, whether any rank has rows with actions, and whether any was asked

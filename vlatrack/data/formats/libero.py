@@ -14,7 +14,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from vlatrack.data.episodes import Episode, content_fingerprint, digests_of
+from vlatrack.data.digests import content_fingerprint, digests_of
+from vlatrack.data.episodes import Episode
 from vlatrack.errors import DataError
 
 FPS = 20.0

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from vlatrack.data.episodes import Episode, content_fingerprint, digests_of
+from vlatrack.data.digests import content_fingerprint, digests_of
+from vlatrack.data.episodes import Episode
 from vlatrack.data.formats.lerobot.layout import EPISODES_FOLDER, DatasetInfo, expand, read_info
 from vlatrack.data.video import read_video
 from vlatrack.errors import DataError

@@ -1,0 +1,201 @@
+"""Image codes of the episodes of a dataset, in shards that are written once and memory-mapped.
+
+Legend: T steps of an episode, R x C codes of an image.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from vlatrack.data.digests import DigestMemory
+from vlatrack.data.episodes import Episode, EpisodeSource, frame_digests, frame_pieces
+from vlatrack.data.store.episode_table import EpisodeList, EpisodeTable, Ints
+from vlatrack.data.store.verified_files import open_verified, write_verified
+
+Codes = NDArray[np.int64]
+Progress = Callable[[int, int], None]  # frames done, frames in all
+
+_EPISODES = b"episodes"
+"""In the metadata of a shard: the positions of its episodes in the table."""
+
+
+class FrameEncoder(Protocol):
+    """What the store needs of an image tokenizer."""
+
+    @property
+    def codes_per_side(self) -> int: ...
+
+    def encode(self, frames: NDArray[np.uint8]) -> Codes: ...
+
+    def fingerprint(self) -> str: ...
+
+
+class ImageCodes:
+    """The codes of one camera at every step of a list of episodes, memory-mapped and so shared by processes."""
+
+    def __init__(
+        self, shards: Sequence[NDArray[np.integer]], shard_of: Ints, starts: Ints, *, side: int, first_id: int
+    ) -> None:
+        """
+        Args:
+            shards: [steps, R * C] codes.
+            shard_of, starts: where the codes of each episode are.
+            side: codes on each side of an image.
+            first_id: the token id of code 0.
+        """
+        self._shards, self._shard_of, self._starts = shards, shard_of, starts
+        self.side, self.first_id = side, first_id
+
+    @classmethod
+    def of(cls, ids: Sequence[Codes], *, first_id: int = 0) -> "ImageCodes":
+        """Those of episodes in memory: token ids [T, R, C] of each."""
+        flat = [(of_episode - first_id).reshape(len(of_episode), -1) for of_episode in ids]
+        zeros = np.zeros(len(flat), np.int64)
+        return cls(flat, np.arange(len(flat)), zeros, side=ids[0].shape[1], first_id=first_id)
+
+    def ids(self, number: int, start: int, stop: int) -> Codes:
+        """Token ids [stop - start, R * C] of an episode of the list."""
+        begin = int(self._starts[number])
+        stored = self._shards[self._shard_of[number]][begin + start : begin + stop]
+        return stored.astype(np.int64) + self.first_id
+
+
+@dataclass(frozen=True)
+class CodeShards:
+    """The files of one camera's codes, one for each shard of a table.
+
+    A shard has the episodes that somebody has needed so far; a shard that lacks one is written anew with it.
+    """
+
+    folder: Path  # for this content, camera and image tokenizer alone
+    source: EpisodeSource
+    table: EpisodeTable
+    camera: str
+    encoder: FrameEncoder
+    first_id: int
+    memory: DigestMemory
+
+    def file(self, shard: int) -> Path:
+        return self.folder / f"{shard:06d}.arrow"
+
+    def missing(self, episodes: EpisodeList) -> list[int]:
+        """The shards that lack an episode of the list, or are damaged, or not there."""
+        needed = episodes.by_shard
+        return [shard for shard, positions in needed.items() if self._read(shard, positions) is None]
+
+    def steps(self, shard: int, episodes: EpisodeList) -> int:
+        """How many steps a shard's episodes in the list have."""
+        return int(self.table.lengths[episodes.by_shard[shard]].sum())
+
+    def encode(
+        self,
+        shard: int,
+        episodes: EpisodeList,
+        *,
+        progress: Callable[[int], None] = lambda frames: None,
+        before_writing: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Write a shard with its episodes of the list, and those that it has already.
+
+        Args:
+            progress: told the frames of each piece that is encoded.
+            before_writing: raises if nothing is to be written.
+
+        Raises:
+            DataError: frames cannot be read, or the shard cannot be written.
+        """
+        wanted = episodes.by_shard[shard]
+        if self._read(shard, wanted) is not None:  # another process was faster
+            progress(self.steps(shard, episodes))
+            return
+        kept = self._read(shard, [])
+        parts = {} if kept is None else kept.by_episode(self.table)
+        for position in wanted:
+            if position not in parts:
+                parts[position] = self._encoded(self.table.episode(position), progress)
+        positions = sorted(parts)
+        codes, digests = (np.concatenate([parts[position][place] for position in positions]) for place in (0, 1))
+        before_writing()
+        column = pa.FixedSizeListArray.from_arrays(pa.array(codes.ravel()), self.encoder.codes_per_side**2)
+        schema = self._schema.with_metadata({_EPISODES: json.dumps(positions)})
+        write_verified(self.file(shard), schema, [pa.record_batch([column, pa.array(digests)], schema=schema)])
+
+    def open(self, episodes: EpisodeList) -> ImageCodes | None:
+        """The codes of a list of episodes; None if a shard lacks one, or is damaged."""
+        shards = list[NDArray[np.uint16]]()
+        shard_of, starts = np.empty((2, len(episodes)), np.int64)
+        numbers = {int(position): number for number, position in enumerate(episodes.positions)}
+        for shard, positions in episodes.by_shard.items():
+            found = self._read(shard, positions)
+            if found is None:
+                return None
+            begins = found.starts(self.table)
+            for position in positions:
+                number = numbers[position]
+                shard_of[number], starts[number] = len(shards), begins[position]
+            shards.append(found.codes)
+        return ImageCodes(shards, shard_of, starts, side=self.encoder.codes_per_side, first_id=self.first_id)
+
+    def frame_digests(self, episodes: EpisodeList) -> list[NDArray[np.uint32]] | None:
+        """Digests uint32 [T] of the frames that each episode's codes were made from; None if they are not there."""
+        found: dict[int, NDArray[np.uint32]] = {}
+        for shard, positions in episodes.by_shard.items():
+            stored = self._read(shard, positions)
+            if stored is None:
+                return None
+            found |= {position: digests for position, (_, digests) in stored.by_episode(self.table).items()}
+        return [found[int(position)] for position in episodes.positions]
+
+    @property
+    def _schema(self) -> pa.Schema:
+        return pa.schema(
+            [("codes", pa.list_(pa.uint16(), self.encoder.codes_per_side**2)), ("frame_digests", pa.uint32())]
+        )
+
+    def _read(self, shard: int, needed: Iterable[int]) -> "_StoredShard | None":
+        verified = open_verified(self.file(shard), self._schema, self.memory)
+        if verified is None or verified.reader.num_record_batches != 1:
+            return None
+        positions = json.loads((verified.reader.schema.metadata or {}).get(_EPISODES, b"[]"))
+        if not set(needed) <= set(positions):
+            return None
+        codes, digests = verified.reader.get_batch(0).columns
+        flat = codes.flatten().to_numpy().reshape(len(codes), -1)
+        return _StoredShard(positions, flat, digests.to_numpy())
+
+    def _encoded(
+        self, episode: Episode, progress: Callable[[int], None]
+    ) -> tuple[NDArray[np.uint16], NDArray[np.uint32]]:
+        codes, digests = [], []
+        for frames in frame_pieces(self.source, episode, self.camera):
+            found = self.encoder.encode(frames).reshape(len(frames), -1) - self.first_id
+            assert not found.size or (found.min() >= 0 and found.max() <= np.iinfo(np.uint16).max), "not image codes"
+            codes.append(found.astype(np.uint16))
+            digests.append(frame_digests(frames))
+            progress(len(frames))
+        return np.concatenate(codes), np.concatenate(digests)
+
+
+@dataclass(frozen=True)
+class _StoredShard:
+    positions: Sequence[int]
+    codes: NDArray[np.uint16]  # [steps, R * C]
+    digests: NDArray[np.uint32]  # [steps]
+
+    def starts(self, table: EpisodeTable) -> dict[int, int]:
+        lengths = table.lengths[self.positions]
+        return dict(zip(self.positions, (np.cumsum(lengths) - lengths).tolist(), strict=True))
+
+    def by_episode(self, table: EpisodeTable) -> dict[int, tuple[NDArray[np.uint16], NDArray[np.uint32]]]:
+        return {
+            position: (self.codes[start : start + length], self.digests[start : start + length])
+            for (position, start), length in zip(
+                self.starts(table).items(), table.lengths[self.positions].tolist(), strict=True
+            )
+        }

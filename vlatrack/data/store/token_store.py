@@ -1,0 +1,180 @@
+"""The folder of what is computed once from datasets, by their content: tables of episodes, image codes, statistics."""
+
+import hashlib
+import json
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlatrack.data.digests import DigestMemory
+from vlatrack.data.episodes import EpisodeSource, KnowsFiles
+from vlatrack.data.store.episode_table import EpisodeList, EpisodeTable, open_table
+from vlatrack.data.store.image_codes import CodeShards, FrameEncoder, ImageCodes, Progress
+from vlatrack.data.store.verified_files import exclusively
+from vlatrack.errors import DataError
+
+_VERSION = "1"
+"""Of how episodes and codes are stored; one that changes it makes them anew."""
+
+
+@dataclass(frozen=True)
+class StoredDataset:
+    """An open dataset, its episodes, and what tells its content from that of others."""
+
+    source: EpisodeSource
+    table: EpisodeTable
+    key: str
+    reopen: Callable[[], EpisodeSource] | None  # opens it anew, to see whether it is the same still
+
+    def check_unchanged(self) -> None:
+        """Raise DataError if the files of the dataset are others than when it was opened."""
+        if self.reopen is None:
+            return
+        now = self.reopen()
+        if now.fingerprint() == self.source.fingerprint():
+            return
+        changed = ""
+        if isinstance(now, KnowsFiles) and isinstance(self.source, KnowsFiles):
+            before, after = self.source.file_digests(), now.file_digests()
+            changed = next((f" ({name})" for name in {**before, **after} if before.get(name) != after.get(name)), "")
+        raise DataError(f"{self.source.name}: changed while it was read{changed}; start again once nobody writes to it")
+
+
+class TokenStore:
+    """Verified files below one folder, which runs, processes and hosts share. Nothing half-written is ever read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._memory = DigestMemory(folder / "verified.json")
+
+    def dataset(
+        self,
+        source: EpisodeSource,
+        *,
+        settings: str = "",
+        skip_bad: bool = False,
+        reopen: Callable[[], EpisodeSource] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> StoredDataset:
+        """A dataset with the table of its episodes, which is read from the dataset at the first time.
+
+        Args:
+            settings: what of the source's settings decides its content, beside its files.
+            skip_bad: go on after an episode that cannot be read; the table says which, and why.
+            reopen: opens the dataset anew.
+            progress: told the number of episodes that have been read.
+
+        Raises:
+            DataError: the dataset cannot be read or changes meanwhile, or the store cannot be written.
+        """
+        key = _key(_VERSION, source.fingerprint(), settings, str(skip_bad))
+        folder = self.folder / "episodes" / key
+        is_new = not folder.exists()
+        with exclusively(folder.with_suffix(".lock")):
+            table = open_table(folder, source, self._memory, skip_bad=skip_bad, progress=progress)
+        dataset = StoredDataset(source, table, key, reopen)
+        if is_new:
+            dataset.check_unchanged()
+        self._memory.save()
+        return dataset
+
+    def encode(
+        self,
+        dataset: StoredDataset,
+        episodes: EpisodeList,
+        camera: str,
+        encoder: FrameEncoder,
+        *,
+        first_id: int,
+        rank: int = 0,
+        world_size: int = 1,
+        progress: Progress | None = None,
+    ) -> None:
+        """Encode what is missing of a camera: of the shards first this rank's share, then what nobody is working on.
+
+        When it returns, everything is there, unless the file system has no locks: then wait for the other ranks.
+
+        Args:
+            first_id: the token id of code 0.
+
+        Raises:
+            DataError: frames cannot be read, the dataset changes meanwhile, or the store cannot be written.
+        """
+        shards = self.shards(dataset, camera, encoder, first_id=first_id)
+        missing = shards.missing(episodes)
+        done, total = 0, sum(shards.steps(shard, episodes) for shard in missing)
+
+        def count(frames: int) -> None:
+            nonlocal done
+            done += frames
+            if progress is not None:
+                progress(done, total)
+
+        def encode(shard: int, *, wait: bool) -> bool:
+            """Whether the shard is there now."""
+            with exclusively(shards.file(shard).with_suffix(".lock"), wait=wait) as is_alone:
+                is_ours = is_alone or (is_alone is None and _is_share(shard, rank, world_size))
+                if is_ours:
+                    shards.encode(shard, episodes, progress=count, before_writing=dataset.check_unchanged)
+                return is_ours or is_alone is None
+
+        own_first = sorted(missing, key=lambda shard: not _is_share(shard, rank, world_size))
+        busy = [shard for shard in own_first if not encode(shard, wait=False)]
+        for shard in busy:
+            encode(shard, wait=True)
+        self._memory.save()
+
+    def codes(
+        self, dataset: StoredDataset, episodes: EpisodeList, camera: str, encoder: FrameEncoder, *, first_id: int
+    ) -> ImageCodes:
+        """The codes of a camera, of which those that are missing are encoded now.
+
+        Raises:
+            DataError: as ``encode``.
+        """
+        shards = self.shards(dataset, camera, encoder, first_id=first_id)
+        found = shards.open(episodes)
+        if found is None:
+            self.encode(dataset, episodes, camera, encoder, first_id=first_id)
+            found = shards.open(episodes)
+            if found is None:
+                raise DataError(f"{shards.folder}: damaged right after it was written; check the disk")
+        self._memory.save()
+        return found
+
+    def shards(self, dataset: StoredDataset, camera: str, encoder: FrameEncoder, *, first_id: int) -> CodeShards:
+        """The files of a camera's codes."""
+        folder = self.folder / "codes" / _key(dataset.key, camera, encoder.fingerprint(), str(first_id))
+        return CodeShards(folder, dataset.source, dataset.table, camera, encoder, first_id, self._memory)
+
+    def remembered(self, dataset: StoredDataset, name: str, compute: Callable[[], Any]) -> Any:
+        """The JSON value of this name that belongs to a dataset, computed at the first time.
+
+        Args:
+            name: what it is, and of what; it is computed anew under another name.
+        """
+        file = self.folder / "episodes" / dataset.key / f"{_key(name)}.json"
+        try:
+            stored = json.loads(file.read_text(encoding="utf-8"))
+            if stored["sha256"] == _key(name, json.dumps(stored["value"])):
+                return stored["value"]
+        except (OSError, ValueError, KeyError, TypeError):  # not there, or damaged, which is made anew
+            pass
+        value = json.loads(json.dumps(compute()))
+        unfinished = file.with_suffix(f".{secrets.token_hex(8)}.tmp")
+        with suppress(OSError):  # then it is computed the next time, too
+            content = {"name": name, "value": value, "sha256": _key(name, json.dumps(value))}
+            unfinished.write_text(json.dumps(content), encoding="utf-8")
+            unfinished.replace(file)
+        return value
+
+
+def _is_share(shard: int, rank: int, world_size: int) -> bool:
+    return shard % world_size == rank
+
+
+def _key(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
