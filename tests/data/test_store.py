@@ -90,7 +90,8 @@ def colours(folder: Path, encoder: ColourEncoder, positions: list[int] | None = 
     store, dataset = opened(folder)
     episodes = dataset.table.all() if positions is None else EpisodeList(dataset.table, positions)
     codes = store.codes(dataset, episodes, "front", encoder, first_id=4)
-    return [(codes.ids(number, 0, STEPS)[:, 3] - 1000).tolist() for number in range(len(episodes))]
+    ids = codes.gather(np.arange(len(episodes)), np.tile(np.arange(STEPS), (len(episodes), 1)))
+    return (ids[:, :, 3] - 1000).tolist()
 
 
 def expected(positions: range | list[int]) -> list[list[int]]:

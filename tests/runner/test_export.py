@@ -98,7 +98,7 @@ def test_an_exported_policy_is_evaluated_as_in_its_run_and_keeps_the_numbers(
     assert stored["calibration"].keys() == {"val_ind", "val_ood"}
     assert sum(row["tokens"] for row in stored["calibration"]["val_ind"]) > 0
     assert (policy / "evaluation-calibration.png").is_file()
-    assert list((tmp_path / "cache" / "vlatrack" / "codes").iterdir())
+    assert list((tmp_path / "cache" / "vlatrack" / "data" / "codes").iterdir())
     records = [json.loads(line)["data"] for line in (run / "journal.jsonl").read_text().splitlines()]
     (event,) = [record["data"] for record in records if record.get("name") == "evaluation"]
     assert "data.val_ood.kind: custom -> null" in event["changes"]

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vlatrack.data.episodes import EpisodeSource
 from vlatrack.data.store.episode_table import EpisodeList, Floats, Ints
@@ -28,7 +29,7 @@ from vlatrack.tokens.prompts import (
     vla_sequence,
     world_model_sequence,
 )
-from vlatrack.tokens.templates import Contents, Row, RowTemplate, assemble
+from vlatrack.tokens.templates import Contents, RowGroup, RowTemplate, assemble
 from vlatrack.tokens.text import TextTokenizer
 
 SampleKind = Literal["vla", "world_model"]
@@ -103,7 +104,7 @@ class SampleSet:
 
     def __getitem__(self, number: int) -> TokenSequence:
         """Sample ``number`` as ids and labels; TokenError if it is longer than the backbone accepts."""
-        return self._row(*self._locate(number)).sequence()
+        return self.at(*self._locate(number))
 
     def batch(self, numbers: Iterable[int], *, length_multiple: int = 1) -> Batch:
         """The samples of these numbers as a batch; none make an idle batch.
@@ -114,8 +115,8 @@ class SampleSet:
         Raises:
             TokenError: one is longer than the backbone accepts.
         """
-        rows = [self._row(*self._locate(int(number))) for number in numbers]
-        return assemble(rows, self._encoding.layout, length_multiple=length_multiple)
+        groups = self._groups(np.fromiter(numbers, np.int64))
+        return assemble(groups, self._encoding.layout, length_multiple=length_multiple)
 
     def of_kind(self, kind: SampleKind) -> "SampleSet":
         """All samples of a kind that the same episodes have."""
@@ -133,11 +134,13 @@ class SampleSet:
 
     def at(self, kind: SampleKind, episode: int, step: int) -> TokenSequence:
         """The sample of a kind at a step of the episode at that position, as far as the episode has it."""
-        return self._row(kind, episode, step).sequence()
+        return self._group(kind, np.array([0]), np.array([episode]), np.array([step])).sequence()
 
     def codes(self, episode: int, step: int) -> Codes:
         """The image codes of every camera at a step of the episode at that position, [cameras, R, C]."""
-        return np.stack([codes.ids(episode, step, step + 1).reshape(codes.side, codes.side) for codes in self._codes])
+        return np.stack(
+            [codes.gather(np.array([episode]), np.array([[step]])).reshape(codes.side, -1) for codes in self._codes]
+        )
 
     def actions(self, episode: int) -> Floats:
         """The actions of the episode at that position in [-1, 1], [T, A]."""
@@ -146,7 +149,7 @@ class SampleSet:
     def length_of(self, number: int) -> int:
         """The number of tokens of sample ``number``."""
         kind, episode, step = self._locate(number)
-        template = self._template(kind, len(self._moments(kind, step)))
+        template = self._template(kind, int(self._number_of_moments(kind, np.array([step]))[0]))
         return len(template.ids) + len(self._text(kind, episode))
 
     def longest(self, wanted: SampleKind) -> TokenSequence:
@@ -154,7 +157,7 @@ class SampleSet:
         usable = np.flatnonzero(self.episodes.lengths >= _steps_needed(wanted, self._encoding))
         episode = int(usable[np.argmax(self.episodes.lengths[usable])])
         last = int(self.episodes.lengths[episode]) - _steps_needed(wanted, self._encoding)
-        return self._row(wanted, episode, last // self._every * self._every).sequence()
+        return self.at(wanted, episode, last // self._every * self._every)
 
     def _locate(self, number: int) -> tuple[SampleKind, int, int]:
         if not 0 <= number < len(self):
@@ -164,44 +167,76 @@ class SampleSet:
         episode, kind = divmod(segment, len(self._kinds))
         return self._kinds[kind], episode, (number - first) * self._every
 
-    def _row(self, kind: SampleKind, episode: int, step: int) -> Row:
-        moments = self._moments(kind, step)
-        row = self._vla(episode, step, moments) if kind == "vla" else self._world_model(episode, step, moments)
-        check_length(row.length, of_text=1 + len(row.text), max_length=self._encoding.max_length)
-        return row
+    def _groups(self, numbers: Ints) -> list[RowGroup]:
+        """The samples of these numbers, those of one template together."""
+        if not len(numbers):
+            return []
+        if numbers.min() < 0 or numbers.max() >= len(self):
+            raise IndexError(f"samples {numbers.min()} to {numbers.max()} of {len(self)}")
+        segments = np.searchsorted(self._ends, numbers, side="right")
+        first = np.where(segments > 0, self._ends[segments - 1], 0)
+        episodes, kinds = np.divmod(segments, len(self._kinds))
+        steps = (numbers - first) * self._every
+        groups = []
+        for kind in np.unique(kinds).tolist():
+            name = self._kinds[kind]
+            moments = self._number_of_moments(name, steps)
+            for seen in np.unique(moments[kinds == kind]).tolist():
+                places = np.flatnonzero((kinds == kind) & (moments == seen))
+                groups.append(self._group(name, places, episodes[places], steps[places]))
+        return groups
 
-    def _vla(self, episode: int, step: int, moments: Sequence[int]) -> Row:
-        encoding, layout = self._encoding, self._encoding.layout
-        raw = self.episodes.actions(episode, step, step + encoding.horizon)
+    def _group(self, kind: SampleKind, places: Ints, episodes: Ints, steps: Ints) -> RowGroup:
+        """The samples of one kind at these steps, which all see as many moments.
+
+        Args:
+            places: [n] of the rows in their batch.
+            episodes, steps: [n].
+        """
+        texts = [self._text(kind, episode) for episode in episodes.tolist()]
+        moments = self._moments(kind, steps)
+        if kind == "vla":
+            chunk, template, contents = self._vla(episodes, steps, moments)
+        else:
+            chunk, (template, contents) = None, self._world_model(episodes, steps, moments)
+        longest = max(texts, key=len)
+        check_length(len(template.ids) + len(longest), of_text=1 + len(longest), max_length=self._encoding.max_length)
+        return RowGroup(template, places, texts, contents, chunk)
+
+    def _vla(self, episodes: Ints, steps: Ints, moments: Ints) -> tuple[Floats, RowTemplate, Contents]:
+        encoding, layout, horizon = self._encoding, self._encoding.layout, self._encoding.horizon
+        if len(episodes) == 1:  # the last chunk of an episode may be asked for as far as it goes
+            horizon = min(horizon, int(self.episodes.lengths[episodes[0]] - steps[0]))
+        raw = self.episodes.gather("actions", episodes, steps[:, None] + np.arange(horizon))
         actions = encoding.action_range.normalise(raw)
-        state = np.empty(0, np.int64)
+        state = np.empty((len(episodes), 0), np.int64)
         if encoding.state_range is not None:
-            normalised = encoding.state_range.normalise(self.episodes.state(episode, step))
+            normalised = encoding.state_range.normalise(self.episodes.gather("states", episodes, steps[:, None])[:, 0])
             state = encoding.bins.encode(normalised, start=layout.state_start)
-        contents = Contents(state, self._images(episode, moments), self._action_ids(actions))
-        template = self._template("vla", len(moments), chunk=len(raw))
-        return Row(template, self._text("vla", episode), contents, actions.astype(np.float32))
+        contents = Contents(state, self._images(episodes, moments), self._action_ids(actions))
+        return actions.astype(np.float32), self._template("vla", moments.shape[1], chunk=horizon), contents
 
-    def _world_model(self, episode: int, step: int, moments: Sequence[int]) -> Row:
-        actions = np.concatenate([self.episodes.actions(episode, moment, moment + 1) for moment in moments])
-        ids = self._action_ids(self._encoding.action_range.normalise(actions))
-        images = self._images(episode, [*moments, step + 1])
-        contents = Contents(np.empty(0, np.int64), images, ids)
-        return Row(self._template("world_model", len(moments)), self._text("world_model", episode), contents)
+    def _world_model(self, episodes: Ints, steps: Ints, moments: Ints) -> tuple[RowTemplate, Contents]:
+        actions = self._encoding.action_range.normalise(self.episodes.gather("actions", episodes, moments))
+        images = self._images(episodes, np.concatenate([moments, steps[:, None] + 1], axis=1))
+        contents = Contents(np.empty((len(episodes), 0), np.int64), images, self._action_ids(actions))
+        return self._template("world_model", moments.shape[1]), contents
 
-    def _moments(self, kind: SampleKind, step: int) -> list[int]:
-        """The steps whose images a sample shows, oldest first."""
-        first = step - self._encoding.history_of(kind) + 1
-        if self._encoding.repeats_start:
-            return [max(0, moment) for moment in range(first, step + 1)]
-        return list(range(max(0, first), step + 1))
+    def _number_of_moments(self, kind: SampleKind, steps: Ints) -> Ints:
+        history = self._encoding.history_of(kind)
+        return np.full(len(steps), history) if self._encoding.repeats_start else np.minimum(history, steps + 1)
 
-    def _images(self, episode: int, moments: Sequence[int]) -> Ids:
-        """Ids [images, R * C] of every camera at each moment."""
-        parts = [codes.ids(episode, moment, moment + 1) for moment in moments for codes in self._codes]
-        return np.concatenate(parts)
+    def _moments(self, kind: SampleKind, steps: Ints) -> Ints:
+        """[n, moments] the steps whose images samples show, oldest first; all show as many."""
+        seen = int(self._number_of_moments(kind, steps[:1])[0])
+        return np.maximum(0, steps[:, None] + np.arange(1 - seen, 1))
 
-    def _action_ids(self, normalised: np.ndarray) -> Ids:
+    def _images(self, episodes: Ints, moments: Ints) -> Ids:
+        """Ids [n, images, R * C] of every camera at each moment."""
+        by_camera = [codes.gather(episodes, moments) for codes in self._codes]  # each [n, moments, R * C]
+        return np.stack(by_camera, axis=2).reshape(len(episodes), -1, by_camera[0].shape[-1])
+
+    def _action_ids(self, normalised: NDArray[np.float64]) -> Ids:
         return self._encoding.bins.encode(normalised, start=self._encoding.layout.action_start)
 
     def _text(self, kind: SampleKind, episode: int) -> Ids:

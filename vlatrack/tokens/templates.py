@@ -7,6 +7,7 @@ Legend: S positions of a row, H steps of a chunk, A / N numbers of an action / a
 image.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,11 +22,11 @@ from vlatrack.tokens.prompts import Ids, TokenSequence
 
 @dataclass(frozen=True)
 class Contents:
-    """What stands in the blanks of a row, in the order in which the row has it."""
+    """What stands in the blanks of a row, or of several, in the order in which a row has it."""
 
-    state: Ids  # [N], N = 0 without a state
-    images: Ids  # [M, K]
-    actions: Ids  # [number of actions, A]
+    state: Ids  # [..., N], N = 0 without a state
+    images: NDArray[np.integer]  # [..., M, K]
+    actions: Ids  # [..., number of actions, A]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class RowTemplate:
     blanks: Contents  # the position of each
     index: Batch  # of this row, as `vlatrack.tokens.batch` has it
     prompt_length: int
+
+    @property
+    def side(self) -> int:
+        """Rows and columns of the codes of an image."""
+        return math.isqrt(self.blanks.images.shape[1])
 
     @classmethod
     def of(
@@ -69,97 +75,115 @@ class RowTemplate:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row: a template, and what to fill in."""
+class RowGroup:
+    """Rows of one template, and what to fill in."""
 
     template: RowTemplate
-    text: Ids  # ids of the text
-    contents: Contents
-    chunk: NDArray[np.float32] | None = None  # [H, A] the answer's actions in [-1, 1], before binning
+    places: Ids  # [n] of the rows in their batch
+    texts: Sequence[Ids]  # ids of the text of each
+    contents: Contents  # [n, N], [n, M, K] and [n, number of actions, A]
+    chunks: NDArray[np.float32] | None = None  # [n, H, A] the answers' actions in [-1, 1], before binning
 
     @property
-    def length(self) -> int:
-        """Number of tokens, S."""
-        return len(self.template.ids) + len(self.text)
+    def text_lengths(self) -> Ids:
+        """[n] number of ids of each text."""
+        return np.array([len(text) for text in self.texts], np.int64)
 
-    def write(self, target: Ids) -> None:
-        """Write the ids to the beginning of an array."""
-        template, contents, begin = self.template, self.contents, len(self.text)
-        blanks = template.blanks
-        target[0] = template.ids[0]
-        target[1 : 1 + begin] = self.text
-        body = target[begin : self.length]
-        body[1:] = template.ids[1:]
-        body[blanks.images] = contents.images
-        body[blanks.actions] = contents.actions
-        body[blanks.state] = contents.state
+    def bodies(self) -> Ids:
+        """[n, S] the rows without their texts."""
+        template, contents = self.template, self.contents
+        bodies = np.tile(template.ids, (len(self.places), 1))
+        bodies[:, template.blanks.state] = contents.state
+        bodies[:, template.blanks.actions] = contents.actions
+        for number, blank in enumerate(template.blanks.images):
+            _squares(bodies, blank)[:] = contents.images[:, number].reshape(len(bodies), template.side, -1)
+        return bodies
 
     def sequence(self) -> TokenSequence:
-        """The row as ids and labels."""
-        ids = np.empty(self.length, np.int64)
-        self.write(ids)
-        is_prompt = np.arange(self.length) < self.template.prompt_length + len(self.text)
-        return TokenSequence(ids, np.where(is_prompt, IGNORED_LABEL, ids), self.chunk)
+        """The only row, as ids and labels."""
+        (body,), (text,) = self.bodies(), self.texts
+        ids = np.concatenate([body[:1], text, body[1:]])
+        is_prompt = np.arange(len(ids)) < self.template.prompt_length + len(text)
+        chunk = None if self.chunks is None else self.chunks[0]
+        return TokenSequence(ids, np.where(is_prompt, IGNORED_LABEL, ids), chunk)
 
 
-def assemble(rows: Sequence[Row], layout: TokenLayout, *, length_multiple: int = 1) -> Batch:
-    """The batch that `collate` makes of these rows' sequences, without searching the rows for what is known of them."""
-    if not rows:
+def assemble(groups: Sequence[RowGroup], layout: TokenLayout, *, length_multiple: int = 1) -> Batch:
+    """The batch that `collate` makes of the rows of these groups, without searching the rows for what is known of them.
+
+    The cost of a row is that of copying it: everything else is done for a group at once.
+    """
+    if not groups:
         return collate([], layout, length_multiple=length_multiple)
-    lengths = [row.length for row in rows]
-    longest = -(-max(lengths) // length_multiple) * length_multiple
-    input_ids = np.full((len(rows), longest), layout.pad, np.int64)
-    for row, target in zip(rows, input_ids, strict=True):
-        row.write(target)
-    parts = _Parts()
-    for number, row in enumerate(rows):
-        parts.add(row.template.index, row=number, text=len(row.text), begin=number * longest)
-    supervised = torch.cat(parts.supervised)
-    targets = torch.from_numpy(input_ids).view(-1)[supervised + 1]
+    count = sum(len(group.places) for group in groups)
+    texts, bodies, supervised = (np.empty(count, np.int64) for _ in range(3))
+    for group in groups:
+        texts[group.places], bodies[group.places] = group.text_lengths, len(group.template.ids)
+        supervised[group.places] = len(group.template.index.supervised)
+    longest = -(-int((texts + bodies).max()) // length_multiple) * length_multiple
+    input_ids = np.full((count, longest), layout.pad, np.int64)
+    for group in groups:
+        for place, text, body in zip(group.places.tolist(), group.texts, group.bodies(), strict=True):
+            row = input_ids[place]
+            row[len(text) : len(text) + len(body)] = body
+            row[0], row[1 : 1 + len(text)] = body[0], text
+    index = _index(groups, texts, np.cumsum(supervised) - supervised, longest)
+    targets = input_ids.ravel()[index["supervised"] + 1]
     weighted = (targets >= layout.weighted_first) & (targets <= layout.weighted_last)
-    chunks = [row.chunk for row in rows if row.chunk is not None]
-    prompt_lengths = torch.tensor(parts.prompt_lengths, dtype=torch.int64)
+    chunks = [group.chunks for group in groups if group.chunks is not None]
     return Batch(
         input_ids=torch.from_numpy(input_ids),
-        supervised=supervised,
-        targets=targets,
-        action_rows=torch.tensor(parts.action_rows, dtype=torch.int64),
-        prompt_lengths=prompt_lengths,
-        action_index=torch.cat(parts.action_index) if parts.action_index else torch.empty((0, 0, 0), dtype=torch.int64),
-        image_index=torch.cat(parts.image_index),
-        image_slot=torch.cat(parts.image_slot),
-        actions=torch.from_numpy(np.stack(chunks)) if chunks else None,
-        longest_prompt=max(parts.prompt_lengths, default=0),
+        targets=torch.from_numpy(targets),
+        actions=torch.from_numpy(np.concatenate(chunks)[index.pop("chunk_order")]) if chunks else None,
+        longest_prompt=int(index["prompt_lengths"].max(initial=0)),
         weighted_targets=int(weighted.sum()),
-        tokens=sum(lengths),
+        tokens=int((texts + bodies).sum()),
+        **{name: torch.from_numpy(values) for name, values in index.items() if name != "chunk_order"},
     )
 
 
-class _Parts:
-    """The index of a batch, row by row."""
+def _index(groups: Sequence[RowGroup], texts: Ids, first: Ids, longest: int) -> dict[str, Ids]:
+    """Where the supervised positions of a batch are, in the order of its rows.
 
-    def __init__(self) -> None:
-        self.supervised: list[torch.Tensor] = []
-        self.action_rows: list[int] = []
-        self.prompt_lengths: list[int] = []
-        self.action_index: list[torch.Tensor] = []
-        self.image_index: list[torch.Tensor] = []
-        self.image_slot: list[torch.Tensor] = []
-        self._count = 0
+    Args:
+        texts: [B] length of each row's text.
+        first: [B] the index in V of each row's first supervised position.
+        longest: S of the batch.
+    """
+    with_actions = [group for group in groups if len(group.template.index.action_rows)]
+    parts: dict[str, list[tuple[RowGroup, Ids]]] = {
+        "supervised": [
+            (g, g.template.index.supervised.numpy() + (g.places * longest + texts[g.places])[:, None]) for g in groups
+        ],
+        "image_index": [(g, g.template.index.image_index.numpy() + first[g.places][:, None]) for g in groups],
+        "image_slot": [(g, np.tile(g.template.index.image_slot.numpy(), (len(g.places), 1))) for g in groups],
+        "action_index": [
+            (g, g.template.index.action_index.numpy() + first[g.places][:, None, None]) for g in with_actions
+        ],
+        "prompt_lengths": [(g, g.template.index.longest_prompt + texts[g.places]) for g in with_actions],
+    }
+    index = {name: _in_order(part) for name, part in parts.items()}
+    rows = np.concatenate([group.places for group in with_actions]) if with_actions else np.empty(0, np.int64)
+    shape = (0, 0, 0) if not with_actions else (len(rows), *with_actions[0].template.index.action_index.shape[1:])
+    index["action_index"] = index["action_index"].reshape(shape)
+    index["chunk_order"] = np.argsort(rows, kind="stable")
+    index["action_rows"] = rows[index["chunk_order"]]
+    return index
 
-    def add(self, index: Batch, *, row: int, text: int, begin: int) -> None:
-        """Add a row.
 
-        Args:
-            index: of its template.
-            text: number of the ids of its text.
-            begin: flat position of its first id in the batch.
-        """
-        self.supervised.append(index.supervised + (begin + text))
-        if len(index.action_rows):
-            self.action_rows.append(row)
-            self.prompt_lengths.append(index.longest_prompt + text)
-            self.action_index.append(index.action_index + self._count)
-        self.image_index.append(index.image_index + self._count)
-        self.image_slot.append(index.image_slot)
-        self._count += len(index.supervised)
+def _in_order(parts: Sequence[tuple[RowGroup, Ids]]) -> Ids:
+    """The values of each row, [n, ...] of each group, one row of the batch after another."""
+    if len(parts) == 1 and (np.diff(parts[0][0].places) > 0).all():
+        return np.ascontiguousarray(parts[0][1]).ravel()
+    rows = [(place, values) for group, of_group in parts for place, values in zip(group.places, of_group, strict=True)]
+    rows.sort(key=lambda row: row[0])
+    return np.concatenate([np.empty(0, np.int64), *(np.ravel(values) for _, values in rows)])
+
+
+def _squares(bodies: Ids, blank: Ids) -> Ids:
+    """A view [n, R, C] of the places of one image's codes in rows [n, S]: R runs of C places, equally far apart."""
+    side = math.isqrt(len(blank))
+    first, step = int(blank[0]), int(blank[side] - blank[0]) if side > 1 else 1
+    assert (blank.reshape(side, side) == first + np.arange(side)[:, None] * step + np.arange(side)).all()
+    row, item = bodies.strides
+    return np.lib.stride_tricks.as_strided(bodies[:, first:], (len(bodies), side, side), (row, step * item, item))

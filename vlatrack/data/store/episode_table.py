@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import pyarrow as pa
@@ -79,6 +79,8 @@ class EpisodeTable:
         self.name, self.tasks, self.index, self.task_of, self.lengths = name, tuple(tasks), index, task_of, lengths
         self.shard_of, self.starts, self.shards = shard_of, starts, shards
         self.problems = problems or {}
+        self._actions = [shard.actions for shard in shards]
+        self._states = [shard.states for shard in shards if shard.states is not None]
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -90,6 +92,10 @@ class EpisodeTable:
         steps = slice(begin, begin + int(self.lengths[position]))
         states = None if shard.states is None else shard.states[steps]
         return Episode(int(self.index[position]), task, shard.actions[steps], states)
+
+    def arrays(self, what: Literal["actions", "states"]) -> list[Floats]:
+        """The actions or states of each shard."""
+        return self._actions if what == "actions" else self._states
 
     def all(self) -> "EpisodeList":
         """All of them, whether they can be used or not."""
@@ -155,20 +161,33 @@ class EpisodeList(Sequence[Episode]):
         """The instruction of an episode."""
         return self.table.tasks[self.task_of[number]]
 
-    def actions(self, number: int, start: int, stop: int) -> Floats:
-        """[stop - start, A] of an episode of the list, as far as it goes; not copied."""
-        table, position = self.table, self.positions[number]
-        begin = int(table.starts[position])
-        end = min(stop, int(table.lengths[position]))
-        return table.shards[table.shard_of[position]].actions[begin + start : begin + end]
+    def gather(self, what: Literal["actions", "states"], numbers: Ints, steps: Ints) -> Floats:
+        """Actions [n, m, A] or states [n, m, N] of episodes of the list; the dataset must have them.
 
-    def state(self, number: int, step: int) -> Floats:
-        """[N] at a step of an episode of the list; the dataset must have states."""
-        table, position = self.table, self.positions[number]
-        states = table.shards[table.shard_of[position]].states
-        assert states is not None
-        row: Floats = states[int(table.starts[position]) + step]
-        return row
+        Args:
+            numbers: [n] of the episodes.
+            steps: [n, m] steps of each.
+        """
+        table, positions = self.table, self.positions[numbers]
+        rows = table.starts[positions][:, None] + steps
+        return gather_rows(table.arrays(what), table.shard_of[positions], rows)
+
+
+def gather_rows(arrays: Sequence[NDArray[Any]], which: NDArray[np.integer], rows: Ints) -> NDArray[Any]:
+    """Rows [n, m, ...] of several arrays, one array at a time.
+
+    Args:
+        which: [n] the number of an array.
+        rows: [n, m] rows of each.
+    """
+    first = arrays[int(which[0])]
+    if (which == which[0]).all():
+        return first[rows]
+    found = np.empty((*rows.shape, *first.shape[1:]), first.dtype)
+    for number in np.unique(which).tolist():
+        own = which == number
+        found[own] = arrays[number][rows[own]]
+    return found
 
 
 def open_table(

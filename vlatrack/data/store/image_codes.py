@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vlatrack.data.digests import DigestMemory
 from vlatrack.data.episodes import Episode, EpisodeSource, frame_digests, frame_pieces
-from vlatrack.data.store.episode_table import EpisodeList, EpisodeTable, Ints
+from vlatrack.data.store.episode_table import EpisodeList, EpisodeTable, Ints, gather_rows
 from vlatrack.data.store.verified_files import open_verified, write_verified
 
 Codes = NDArray[np.int64]
@@ -59,11 +59,15 @@ class ImageCodes:
         zeros = np.zeros(len(flat), np.int64)
         return cls(flat, np.arange(len(flat)), zeros, side=ids[0].shape[1], first_id=first_id)
 
-    def ids(self, number: int, start: int, stop: int) -> Codes:
-        """Token ids [stop - start, R * C] of an episode of the list."""
-        begin = int(self._starts[number])
-        stored = self._shards[self._shard_of[number]][begin + start : begin + stop]
-        return stored.astype(np.int64) + self.first_id
+    def gather(self, numbers: Ints, steps: Ints) -> Codes:
+        """Token ids [n, m, R * C] of episodes of the list.
+
+        Args:
+            numbers: [n] of the episodes.
+            steps: [n, m] steps of each.
+        """
+        found = gather_rows(self._shards, self._shard_of[numbers], self._starts[numbers][:, None] + steps)
+        return found.astype(np.int64) + self.first_id
 
 
 @dataclass(frozen=True)
