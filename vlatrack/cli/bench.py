@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from vlatrack.cli.bench_act import act
+from vlatrack.cli.bench_data import data
+from vlatrack.cli.bench_figures import HEADING, Figure, write_figures
 from vlatrack.cli.bench_serve import serve
 from vlatrack.cli.bench_train import train
 from vlatrack.errors import SpecError
@@ -22,29 +24,13 @@ app = typer.Typer(help="Measure how fast vlatrack is on this machine.", no_args_
 
 app.command()(train)
 app.command()(act)
+app.command()(data)
 app.command()(serve)
 
 
 @app.callback()
 def benchmarks() -> None:
     """Measure how fast vlatrack is on this machine."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A row of the table: a measured value and its bound (`≤ 30 us`, `≥ 8000 /s`), if it has one."""
-
-    what: str
-    value: float
-    unit: str
-    bound: float | None
-    at_most: bool = True
-
-    @property
-    def kept(self) -> bool:
-        if self.bound is None:
-            return True
-        return self.value <= self.bound if self.at_most else self.value >= self.bound
 
 
 @dataclass(frozen=True)
@@ -105,7 +91,7 @@ def tracking(
     for ending in (signal.SIGTERM, signal.SIGHUP):  # by an exception, so that a suspended delivery process is resumed
         signal.signal(ending, _end)
     console = Console(highlight=False)
-    console.print(_row("", "measured", "wanted"), soft_wrap=True)
+    console.print(HEADING, soft_wrap=True)
     figures: list[Figure] = []
     try:
         with tempfile.TemporaryDirectory(prefix="vlatrack-bench-") as name:
@@ -113,8 +99,8 @@ def tracking(
                 with StillAtIt(console, f"part {number} of {len(parts)}: {part}"):
                     for figure in PARTS[part](Path(name), sizes):
                         figures.append(figure)
-                        console.print(_line(figure), style="" if figure.kept else "red", soft_wrap=True)
-                        _write(output, figures)
+                        console.print(figure.line, style="" if figure.kept else "red", soft_wrap=True)
+                        write_figures(output, figures)
     except (KeyboardInterrupt, SystemExit):
         console.print(f"stopped; {len(figures)} figures are in {output}", soft_wrap=True)
         raise
@@ -141,12 +127,6 @@ def _check_experiment(file: Path) -> None:
     if not file.exists():
         raise SpecError(f"{file}: no such file; name one with --experiment, or leave steps out with --only")
     load_spec(file)
-
-
-def _write(output: Path, figures: list[Figure]) -> None:
-    import json
-
-    output.write_text(json.dumps([vars(figure) | {"kept": figure.kept} for figure in figures], indent=2) + "\n")
 
 
 def _logging(folder: Path, sizes: Sizes) -> "Iterator[Figure]":
@@ -202,13 +182,3 @@ def _logging_figures(speed: "LoggingSpeed", when: str) -> "Iterator[Figure]":
     yield Figure(f"run.log of 20 scalars, p50{when}", speed.p50_us, "us", 30)
     yield Figure(f"run.log of 20 scalars, p99{when}", speed.p99_us, "us", 200)
     yield Figure(f"run.log of 20 scalars{when}", speed.calls_per_s, "calls/s", 20_000, at_most=False)
-
-
-def _line(figure: Figure) -> str:
-    wanted = "" if figure.bound is None else f"{'≤' if figure.at_most else '≥'} {figure.bound:,g} {figure.unit}"
-    value = f"{figure.value:,.0f}" if figure.value >= 100 else f"{figure.value:.4g}"
-    return _row(figure.what, f"{value} {figure.unit}", wanted)
-
-
-def _row(what: str, measured: str, wanted: str) -> str:
-    return f"{what:<86}{measured:>18}{wanted:>20}".rstrip()

@@ -93,7 +93,7 @@ class SampleSet:
             every: a sample starts at every n-th step of an episode.
         """
         self.episodes, self._codes, self._encoding, self._kinds, self._every = episodes, codes, encoding, kinds, every
-        self._texts = lru_cache(_MOST_TEXTS)(_TextIds(encoding.text))
+        self._text = lru_cache(_MOST_TEXTS)(_TextIds(episodes.table.tasks, encoding.text))
         self._templates: dict[tuple[SampleKind, int, int], RowTemplate] = {}
         counts = [_samples_of(episodes.lengths, _steps_needed(kind, encoding), every) for kind in kinds]
         # The samples of an episode's first kind, then those of its second, then the next episode's.
@@ -138,9 +138,8 @@ class SampleSet:
 
     def codes(self, episode: int, step: int) -> Codes:
         """The image codes of every camera at a step of the episode at that position, [cameras, R, C]."""
-        return np.stack(
-            [codes.gather(np.array([episode]), np.array([[step]])).reshape(codes.side, -1) for codes in self._codes]
-        )
+        place = np.array([episode]), np.array([[step]])
+        return np.stack([codes.gather(*place).reshape(codes.side, -1) for codes in self._codes])
 
     def actions(self, episode: int) -> Floats:
         """The actions of the episode at that position in [-1, 1], [T, A]."""
@@ -150,7 +149,7 @@ class SampleSet:
         """The number of tokens of sample ``number``."""
         kind, episode, step = self._locate(number)
         template = self._template(kind, int(self._number_of_moments(kind, np.array([step]))[0]))
-        return len(template.ids) + len(self._text(kind, episode))
+        return len(template.ids) + len(self._text(kind, int(self.episodes.task_of[episode])))
 
     def longest(self, wanted: SampleKind) -> TokenSequence:
         """A sample of a kind that sees as many moments as any; there must be one. Those of an episode are as long."""
@@ -193,7 +192,7 @@ class SampleSet:
             places: [n] of the rows in their batch.
             episodes, steps: [n].
         """
-        texts = [self._text(kind, episode) for episode in episodes.tolist()]
+        texts = [self._text(kind, task) for task in self.episodes.task_of[episodes].tolist()]
         moments = self._moments(kind, steps)
         if kind == "vla":
             chunk, template, contents = self._vla(episodes, steps, moments)
@@ -239,10 +238,6 @@ class SampleSet:
     def _action_ids(self, normalised: NDArray[np.float64]) -> Ids:
         return self._encoding.bins.encode(normalised, start=self._encoding.layout.action_start)
 
-    def _text(self, kind: SampleKind, episode: int) -> Ids:
-        prompt = WORLD_MODEL_PROMPT if kind == "world_model" else VLA_PROMPT
-        return self._texts(prompt.format(instruction=self.episodes.task(episode)))
-
     def _template(self, kind: SampleKind, moments: int, *, chunk: int | None = None) -> RowTemplate:
         """The template of samples that see so many moments; the last chunk of an episode may be shorter than others."""
         steps = self._encoding.horizon if chunk is None else chunk
@@ -253,13 +248,17 @@ class SampleSet:
 
 
 class _TextIds:
-    """From a text to its ids, as an array."""
+    """The ids of the text of a kind of sample, by the number of its instruction."""
 
-    def __init__(self, tokenizer: TextTokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tasks: Sequence[str], tokenizer: TextTokenizer) -> None:
+        self._tasks, self._tokenizer = tasks, tokenizer
 
-    def __call__(self, text: str) -> Ids:
-        return np.asarray(self._tokenizer.encode(text), np.int64)
+    def __call__(self, kind: SampleKind, task: int) -> Ids:
+        return np.asarray(self._tokenizer.encode(_prompt(kind, self._tasks[task])), np.int64)
+
+
+def _prompt(kind: SampleKind, instruction: str) -> str:
+    return WORLD_MODEL_PROMPT if kind == "world_model" else VLA_PROMPT.format(instruction=instruction)
 
 
 def check_fit(
@@ -305,8 +304,7 @@ def check_lengths(episodes: EpisodeList, encoding: Encoding, kinds: Sequence[Sam
             moments = encoding.history_of(kind)
             if not encoding.repeats_start:
                 moments = min(moments, longest - needed + 1)
-            prompt = WORLD_MODEL_PROMPT if kind == "world_model" else VLA_PROMPT
-            text = len(encoding.text.encode(prompt.format(instruction=episodes.table.tasks[task])))
+            text = len(encoding.text.encode(_prompt(kind, episodes.table.tasks[task])))
             template = _template_of(encoding, kind, moments, encoding.horizon, side)
             check_length(len(template.ids) + text, of_text=1 + text, max_length=encoding.max_length)
 
@@ -331,8 +329,8 @@ def _template_of(encoding: Encoding, kind: SampleKind, moments: int, steps: int,
     layout, cameras = encoding.layout, len(encoding.cameras)
     actions = encoding.action_range.dimensions
 
-    def squares(images: Ids) -> list[Ids]:
-        return list(images.reshape(-1, side, side))
+    def squares(images: NDArray[np.integer]) -> list[Ids]:
+        return list(images.astype(np.int64).reshape(-1, side, side))
 
     def vla(contents: Contents) -> TokenSequence:
         return vla_sequence(

@@ -1,6 +1,7 @@
 """Uniform bins: a number of an action or a state as one token id, and back."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -30,15 +31,19 @@ class ValueRange:
     def dimensions(self) -> int:
         return len(self.low)
 
+    @cached_property
+    def _bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        return np.asarray(self.low, np.float64), np.asarray(self.high, np.float64)
+
     def normalise(self, values: FloatArray) -> NDArray[np.float64]:
         """Raw values [..., A] to [-1, 1]; values outside the range are clipped."""
-        low, high = np.asarray(self.low, np.float64), np.asarray(self.high, np.float64)
+        low, high = self._bounds
         scaled = 2 * (np.asarray(values, np.float64) - low) / (high - low + 1e-8) - 1
         return np.clip(scaled, -1.0, 1.0)
 
     def denormalise(self, values: FloatArray) -> NDArray[np.float64]:
         """Values [..., A] in [-1, 1] to raw units."""
-        low, high = np.asarray(self.low, np.float64), np.asarray(self.high, np.float64)
+        low, high = self._bounds
         return (np.asarray(values, np.float64) + 1) / 2 * (high - low + 1e-8) + low
 
 
@@ -56,7 +61,7 @@ class Bins:
         if self.count < 2:
             raise TokenError(f"bins: {self.count} edges leave no bin; use 2 or more")
 
-    @property
+    @cached_property
     def edges(self) -> NDArray[np.float64]:
         return np.linspace(-1.0, 1.0, self.count)
 
@@ -67,7 +72,9 @@ class Bins:
 
     def encode(self, normalised: FloatArray, *, start: int) -> NDArray[np.int64]:
         """Values in [-1, 1] of any shape to ids ``start + 2 .. start + 1 + count``."""
-        return start + 1 + np.digitize(normalised, self.edges).astype(np.int64)
+        ids: NDArray[np.int64] = np.searchsorted(self.edges, normalised, side="right")  # what numpy.digitize does
+        ids += start + 1
+        return ids
 
 
 def decode_ids(ids: Any, centres: Any, *, start: int) -> Any:

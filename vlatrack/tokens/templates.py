@@ -38,10 +38,8 @@ class RowTemplate:
     index: Batch  # of this row, as `vlatrack.tokens.batch` has it
     prompt_length: int
 
-    @property
-    def side(self) -> int:
-        """Rows and columns of the codes of an image."""
-        return math.isqrt(self.blanks.images.shape[1])
+    side: int  # rows and columns of the codes of an image
+    row_step: int  # positions from one row of codes to the next
 
     @classmethod
     def of(
@@ -71,7 +69,12 @@ class RowTemplate:
         ids[blanks.actions] = layout.action_start + 2
         labels = np.where(marked.labels == IGNORED_LABEL, IGNORED_LABEL, ids)
         prompt_length = int((labels == IGNORED_LABEL).sum())
-        return cls(ids, blanks, collate([TokenSequence(ids, labels)], layout), prompt_length)
+        side = math.isqrt(images[1])
+        squares = blanks.images.reshape(images[0], side, side)
+        row_step = int(squares[0, 1, 0] - squares[0, 0, 0])
+        regular = squares[:, :1, :1] + np.arange(side)[:, None] * row_step + np.arange(side)
+        assert (squares == regular).all(), "the rows of an image are equally far apart"
+        return cls(ids, blanks, collate([TokenSequence(ids, labels)], layout), prompt_length, side, row_step)
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class RowGroup:
     """Rows of one template, and what to fill in."""
 
     template: RowTemplate
-    places: Ids  # [n] of the rows in their batch
+    places: Ids  # [n] of the rows in their batch, rising
     texts: Sequence[Ids]  # ids of the text of each
     contents: Contents  # [n, N], [n, M, K] and [n, number of actions, A]
     chunks: NDArray[np.float32] | None = None  # [n, H, A] the answers' actions in [-1, 1], before binning
@@ -91,12 +94,14 @@ class RowGroup:
 
     def bodies(self) -> Ids:
         """[n, S] the rows without their texts."""
-        template, contents = self.template, self.contents
-        bodies = np.tile(template.ids, (len(self.places), 1))
+        template, contents, count = self.template, self.contents, len(self.places)
+        bodies = np.tile(template.ids, (count, 1))
         bodies[:, template.blanks.state] = contents.state
         bodies[:, template.blanks.actions] = contents.actions
-        for number, blank in enumerate(template.blanks.images):
-            _squares(bodies, blank)[:] = contents.images[:, number].reshape(len(bodies), template.side, -1)
+        side, step = template.side, template.row_step
+        for number, first in enumerate(template.blanks.images[:, 0].tolist()):
+            square = bodies[:, first : first + side * step].reshape(count, side, step)[:, :, :side]
+            square[:] = contents.images[:, number].reshape(count, side, side)
         return bodies
 
     def sequence(self) -> TokenSequence:
@@ -123,10 +128,13 @@ def assemble(groups: Sequence[RowGroup], layout: TokenLayout, *, length_multiple
     longest = -(-int((texts + bodies).max()) // length_multiple) * length_multiple
     input_ids = np.full((count, longest), layout.pad, np.int64)
     for group in groups:
-        for place, text, body in zip(group.places.tolist(), group.texts, group.bodies(), strict=True):
-            row = input_ids[place]
-            row[len(text) : len(text) + len(body)] = body
-            row[0], row[1 : 1 + len(text)] = body[0], text
+        written = group.bodies()
+        for length in np.unique(texts[group.places]).tolist():
+            own = texts[group.places] == length
+            places = group.places[own]
+            input_ids[places, length : length + written.shape[1]] = written[own]
+            input_ids[places, 0] = written[own, 0]
+            input_ids[places, 1 : 1 + length] = [text for text in group.texts if len(text) == length]
     index = _index(groups, texts, np.cumsum(supervised) - supervised, longest)
     targets = input_ids.ravel()[index["supervised"] + 1]
     weighted = (targets >= layout.weighted_first) & (targets <= layout.weighted_last)
@@ -173,17 +181,8 @@ def _index(groups: Sequence[RowGroup], texts: Ids, first: Ids, longest: int) -> 
 
 def _in_order(parts: Sequence[tuple[RowGroup, Ids]]) -> Ids:
     """The values of each row, [n, ...] of each group, one row of the batch after another."""
-    if len(parts) == 1 and (np.diff(parts[0][0].places) > 0).all():
+    if len(parts) == 1:
         return np.ascontiguousarray(parts[0][1]).ravel()
     rows = [(place, values) for group, of_group in parts for place, values in zip(group.places, of_group, strict=True)]
     rows.sort(key=lambda row: row[0])
     return np.concatenate([np.empty(0, np.int64), *(np.ravel(values) for _, values in rows)])
-
-
-def _squares(bodies: Ids, blank: Ids) -> Ids:
-    """A view [n, R, C] of the places of one image's codes in rows [n, S]: R runs of C places, equally far apart."""
-    side = math.isqrt(len(blank))
-    first, step = int(blank[0]), int(blank[side] - blank[0]) if side > 1 else 1
-    assert (blank.reshape(side, side) == first + np.arange(side)[:, None] * step + np.arange(side)).all()
-    row, item = bodies.strides
-    return np.lib.stride_tricks.as_strided(bodies[:, first:], (len(bodies), side, side), (row, step * item, item))

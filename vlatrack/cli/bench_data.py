@@ -1,0 +1,100 @@
+"""`vlatrack bench data`: what data costs on this machine."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlatrack.cli.bench_figures import HEADING, Figure, write_figures
+from vlatrack.errors import SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+
+def data(
+    only: Annotated[str, typer.Option(metavar="PARTS", help="Parts to measure: batches, tokens, start.")] = (
+        "batches,tokens,start"
+    ),
+    samples: Annotated[int, typer.Option(min=100, help="batches: samples of 1,200 tokens.")] = 20_000,
+    rounds: Annotated[int, typer.Option(min=1, help="batches: how often each way is measured, in turns.")] = 3,
+    frames: Annotated[
+        int, typer.Option(min=10_000, help="start: frames of the dataset; 10000000 need 1.5 GB of disk and minutes.")
+    ] = 1_000_000,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File for the figures as JSON.")] = Path(
+        "bench-data.json"
+    ),
+) -> None:
+    """Measure samples into batches against one pickle a sample, tokens of text, state and actions, and the warm start
+    and the memory of a large dataset; synthetic data, about 2 minutes.
+
+    Exits with 1 if a figure misses its bound. Other load on the machine affects the figures.
+
+    Examples:
+
+    [bold]vlatrack bench data --only batches[/bold]
+
+    The large one: [bold]vlatrack bench data --only start --frames 10000000[/bold]
+    """
+    import tempfile
+
+    parts = [part.strip() for part in only.split(",")]
+    if unknown := [part for part in parts if part not in PARTS]:
+        raise SpecError(f"--only {only}: no part {unknown[0]!r}; choose from {', '.join(PARTS)}, separated by commas")
+    output.open("a").close()  # fails now, not after minutes
+    from rich.console import Console
+
+    from vlatrack.cli.bars import StillAtIt
+
+    console = Console(highlight=False)
+    console.print(HEADING, soft_wrap=True)
+    figures: list[Figure] = []
+    with tempfile.TemporaryDirectory(prefix="vlatrack-bench-") as name:
+        for number, part in enumerate(parts, 1):
+            with StillAtIt(console, f"part {number} of {len(parts)}: {part}"):
+                for figure in PARTS[part](Path(name) / part, samples, rounds, frames):
+                    figures.append(figure)
+                    console.print(figure.line, style="" if figure.kept else "red", soft_wrap=True)
+                    write_figures(output, figures)
+    console.print(f"wrote {output}", soft_wrap=True)
+    if not all(figure.kept for figure in figures):
+        raise typer.Exit(1)
+
+
+def _batches(folder: Path, samples: int, rounds: int, frames: int) -> "Iterator[Figure]":
+    from statistics import median
+
+    from vlatrack.bench.data import measure_batches
+
+    folder.mkdir()
+    speed = measure_batches(folder, samples=samples, rounds=rounds)
+    what = f"{speed.samples:,} samples of {speed.tokens:,} tokens into batches"
+    yield Figure(what, median(speed.own_us), "us", None)
+    yield Figure(f"{what}, one pickle a sample", median(speed.pickle_us), "us", None)
+    yield Figure(f"{what}, against pickles", speed.ratio, "x", 20, at_most=False)
+
+
+def _tokens(folder: Path, samples: int, rounds: int, frames: int) -> "Iterator[Figure]":
+    from vlatrack.bench.data import measure_tokens
+
+    speed = measure_tokens(folder, samples=samples)
+    yield Figure("text, state and action tokens", speed, "samples/s", 10_000, at_most=False)
+
+
+def _start(folder: Path, samples: int, rounds: int, frames: int) -> "Iterator[Figure]":
+    from vlatrack.bench.data import measure_warm_start
+
+    small = measure_warm_start(folder / "small", frames=max(10_000, frames // 100))
+    large = measure_warm_start(folder / "large", frames=frames)
+    yield Figure(f"warm start, {large.frames:,} frames", large.seconds, "s", 10)
+    yield Figure(f"private memory, {small.frames:,} frames", small.private_mb, "MB", 100)
+    yield Figure(f"private memory, {large.frames:,} frames", large.private_mb, "MB", 100)
+    yield Figure(f"a sample into a batch, {small.frames:,} frames", small.batch_us, "us", None)
+    yield Figure(f"a sample into a batch, {large.frames:,} frames", large.batch_us, "us", None)
+
+
+PARTS: "Mapping[str, Callable[[Path, int, int, int], Iterator[Figure]]]" = {
+    "batches": _batches,
+    "tokens": _tokens,
+    "start": _start,
+}
