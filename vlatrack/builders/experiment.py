@@ -31,6 +31,7 @@ from vlatrack.tokens.images import CHAMELEON_PREFIX, ImageTokenizer
 from vlatrack.tokens.layout import TokenLayout
 from vlatrack.tokens.text import ByteTokenizer
 from vlatrack.training.checkpoint.contents import load_weights
+from vlatrack.training.checkpoint.policy import choice_digest
 from vlatrack.training.process_group import ProcessGroup
 
 _FIT_EPISODES = 64  # from which the frames for the codebook are drawn
@@ -203,7 +204,27 @@ class Experiment:
                 layout=layout,
             )
         else:
-            tokenizer = ImageTokenizer.fit(
+            tokenizer = self._fitted_tokenizer(layout)
+        tokenizer.to(device)
+        if tokenizer.decoder is None and "world_model" in self.spec.data.samples and TRAIN in self.splits:
+            tokenizer.fit_decoder(self._frames_to_fit())
+        tokenizer.save(folder)
+        return tokenizer
+
+    def _fitted_tokenizer(self, layout: TokenLayout) -> ImageTokenizer:
+        """Fitted to the training data, or by an earlier run with the same settings to the same data.
+
+        It is kept since another machine may fit another one, to which nothing that is encoded would belong.
+        """
+        settings, train = self.spec.tokenizer.image, self.splits[TRAIN]
+        choice = choice_digest(train.episodes.indices.tolist())
+        name = (
+            f"image tokenizer {settings.model_dump_json()} {self.spec.seed} {layout} {self.spec.data.cameras} {choice}"
+        )
+        folder = self.store.folder_of(train.dataset, name)
+
+        def fit() -> str:
+            fitted = ImageTokenizer.fit(
                 self._frames_to_fit(),
                 image_size=settings.image_size,
                 codebook_size=settings.codebook_size,
@@ -212,11 +233,14 @@ class Experiment:
                 seed=self.spec.seed,
                 layout=layout,
             )
-        tokenizer.to(device)
-        if tokenizer.decoder is None and "world_model" in self.spec.data.samples and TRAIN in self.splits:
-            tokenizer.fit_decoder(self._frames_to_fit())
-        tokenizer.save(folder)
-        return tokenizer
+            fitted.save(folder)
+            return fitted.fingerprint()
+
+        expected = self.store.remembered(train.dataset, name, fit)
+        if ImageTokenizer.is_saved(folder) and (stored := ImageTokenizer.load(folder)).fingerprint() == expected:
+            return stored
+        fit()  # it has been damaged, or removed
+        return ImageTokenizer.load(folder)
 
     def _frames_to_fit(self) -> NDArray[np.uint8]:
         """Training frames, evenly spread over episodes, cameras and time."""
@@ -248,13 +272,39 @@ class Experiment:
         Raises:
             DataError: frames cannot be read, or there is no training sample.
         """
-        data, group = self.spec.data, group or ProcessGroup()
-        kinds: dict[str, tuple[SampleKind, ...]] = {
-            name: data.samples if name == TRAIN else ("vla",) for name in self.splits
-        }
+        group = group or ProcessGroup()
+        self.encode_frames(encoding, progress, rank=group.rank, world_size=group.world_size)
+        group.all_gather(None)  # no rank reads before all have written
+        first_id, every = encoding.layout.first_image_code, self.spec.data.sample_every
+        samples = {}
         for name, split in self.splits.items():
-            check_lengths(split.episodes, encoding, kinds[name])
-        first_id = encoding.layout.first_image_code
+            codes = [
+                self.store.codes(split.dataset, split.episodes, camera, encoding.images, first_id=first_id)
+                for camera in encoding.cameras
+            ]
+            samples[name] = SampleSet(
+                split.episodes, codes, encoding, self._kinds(name), every=every if name == TRAIN else 1
+            )
+        if TRAIN in samples and len(samples[TRAIN]) == 0:
+            raise DataError(
+                f"{self.splits[TRAIN].source.name}: no episode is long enough for a sample, so nothing could be trained"
+            )
+        return samples
+
+    def encode_frames(
+        self, encoding: Encoding, progress: EncodeProgress | None = None, *, rank: int = 0, world_size: int = 1
+    ) -> None:
+        """Encode the frames of all splits that are not in the store yet: this rank's share, and what nobody is at.
+
+        Args:
+            progress: told of the frames that this process encodes.
+
+        Raises:
+            DataError: frames cannot be read, or the store cannot be written.
+            TokenError: samples would be longer than the backbone accepts.
+        """
+        for name, split in self.splits.items():
+            check_lengths(split.episodes, encoding, self._kinds(name))
         for names, dataset, episodes in self._used_episodes():
             for camera in encoding.cameras:
                 self.store.encode(
@@ -262,25 +312,32 @@ class Experiment:
                     episodes,
                     camera,
                     encoding.images,
-                    first_id=first_id,
-                    rank=group.rank,
-                    world_size=group.world_size,
+                    first_id=encoding.layout.first_image_code,
+                    rank=rank,
+                    world_size=world_size,
                     progress=None if progress is None else partial(progress, names),
                 )
-        group.all_gather(None)  # no rank reads before all have written
-        samples = {}
-        for name, split in self.splits.items():
-            codes = [
-                self.store.codes(split.dataset, split.episodes, camera, encoding.images, first_id=first_id)
-                for camera in encoding.cameras
-            ]
-            every = data.sample_every if name == TRAIN else 1
-            samples[name] = SampleSet(split.episodes, codes, encoding, kinds[name], every=every)
-        if TRAIN in samples and len(samples[TRAIN]) == 0:
-            raise DataError(
-                f"{self.splits[TRAIN].source.name}: no episode is long enough for a sample, so nothing could be trained"
-            )
-        return samples
+
+    def missing_shards(self, encoding: Encoding) -> list[tuple[str, str, int, int]]:
+        """What is not in the store yet: splits, camera, number of the shard, and its frames."""
+        found = []
+        for names, dataset, episodes in self._used_episodes():
+            for camera in encoding.cameras:
+                shards = self.store.shards(dataset, camera, encoding.images, first_id=encoding.layout.first_image_code)
+                missing = shards.missing(episodes)
+                found += [(names, camera, shard, shards.steps(shard, episodes)) for shard in missing]
+        return found
+
+    def encode_shard(self, encoding: Encoding, splits: str, camera: str, shard: int) -> None:
+        """Encode one that `missing_shards` has named."""
+        ((dataset, episodes),) = (
+            (dataset, episodes) for names, dataset, episodes in self._used_episodes() if names == splits
+        )
+        shards = self.store.shards(dataset, camera, encoding.images, first_id=encoding.layout.first_image_code)
+        shards.encode(shard, episodes, before_writing=dataset.check_unchanged)
+
+    def _kinds(self, split: str) -> tuple[SampleKind, ...]:
+        return self.spec.data.samples if split == TRAIN else ("vla",)
 
     def _used_episodes(self) -> Iterator[tuple[str, StoredDataset, EpisodeList]]:
         """Each dataset with the episodes that any split uses of it, and the names of these splits."""

@@ -19,7 +19,7 @@ from vlatrack.data.episodes import Episode, EpisodeSource, SkipsBadEpisodes
 from vlatrack.data.store.verified_files import open_verified, write_verified
 from vlatrack.errors import DataError
 
-SHARD_STEPS = 16_384
+SHARD_STEPS = 4096
 """A shard ends with the episode that reaches so many steps."""
 
 Floats = NDArray[np.float32]

@@ -150,13 +150,17 @@ class TokenStore:
         folder = self.folder / "codes" / _key(dataset.key, camera, encoder.fingerprint(), str(first_id))
         return CodeShards(folder, dataset.source, dataset.table, camera, encoder, first_id, self._memory)
 
+    def folder_of(self, dataset: StoredDataset, name: str) -> Path:
+        """A folder for something of this name that belongs to a dataset."""
+        return self.folder / "episodes" / dataset.key / _key(name)
+
     def remembered(self, dataset: StoredDataset, name: str, compute: Callable[[], Any]) -> Any:
         """The JSON value of this name that belongs to a dataset, computed at the first time.
 
         Args:
             name: what it is, and of what; it is computed anew under another name.
         """
-        file = self.folder / "episodes" / dataset.key / f"{_key(name)}.json"
+        file = self.folder_of(dataset, name).with_suffix(".json")
         try:
             stored = json.loads(file.read_text(encoding="utf-8"))
             if stored["sha256"] == _key(name, json.dumps(stored["value"])):

@@ -117,6 +117,8 @@ def exclusively(lock: Path, *, wait: bool = True) -> Iterator[bool | None]:
         except OSError:
             is_alone = None
         yield is_alone
+        if is_alone:  # another process may have another file of this name now, and finds what has been written
+            lock.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
 
