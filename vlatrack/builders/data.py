@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never, cast
 
-from vlatrack.data.episodes import Episode, EpisodeSource, episodes_digest, select_episodes
+from vlatrack.builders.mapping import mapped_source
+from vlatrack.data.episodes import Episode, EpisodeSource, episodes_digest
+from vlatrack.data.mixture import MixturePart, MixtureSource
 from vlatrack.data.samples import check_fit
 from vlatrack.data.statistics import NormStats
 from vlatrack.errors import SpecError
 from vlatrack.metrics.schema import SPLITS
 from vlatrack.plugins import make_plugin
-from vlatrack.spec.data import CustomSource, LeRobotSource, LiberoSource, Source
+from vlatrack.spec.data import CustomSource, LeRobotSource, LiberoSource, MixtureSpec, Source, SplitSource
 from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.policy import ExplicitRanges
 from vlatrack.tokens.bins import ValueRange
@@ -38,18 +40,34 @@ def open_splits(spec: ExperimentSpec, names: Collection[str] = SPLITS) -> dict[s
     """
     splits = {}
     for name in SPLITS:
-        source_spec: Source | None = getattr(spec.data, name)
-        if source_spec is None or name not in names:
-            continue
-        try:
-            source = open_source(source_spec)
-        except SpecError as error:
-            raise SpecError(f"data.{name}.target: {error}") from error
-        episodes = select_episodes(
-            source, tasks=source_spec.tasks, exclude_tasks=source_spec.exclude_tasks, part=source_spec.part
-        )
-        splits[name] = Split(source, episodes)
+        split_spec: SplitSource | None = getattr(spec.data, name)
+        if split_spec is not None and name in names:
+            splits[name] = _open_split(split_spec, f"data.{name}")
     return splits
+
+
+def _open_split(spec: SplitSource, place: str) -> Split:
+    if isinstance(spec, MixtureSpec):
+        parts = [_open_part(part, f"{place}.sources.{number}") for number, part in enumerate(spec.sources)]
+        mixture = MixtureSource(parts)
+        return Split(mixture, mixture.selected_episodes())
+    part = _open_part(spec, place)
+    return Split(part.source, part.selected_episodes())
+
+
+def _open_part(spec: Source, place: str) -> MixturePart:
+    try:
+        source = open_source(spec)
+    except SpecError as error:
+        raise SpecError(f"{place}.target: {error}") from error
+    return MixturePart(
+        mapped_source(source, spec),
+        weight=spec.weight,
+        tasks=spec.tasks,
+        exclude_tasks=spec.exclude_tasks,
+        part=spec.part,
+        cap=spec.cap,
+    )
 
 
 def open_source(spec: Source) -> EpisodeSource:

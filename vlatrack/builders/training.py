@@ -14,6 +14,7 @@ from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.optimizer import build_optimizer, build_schedule, check_optimizer, group_rates
 from vlatrack.builders.policy import adapter_of, build_schema
 from vlatrack.builders.unfilled import Fill
+from vlatrack.data.mixture import MixtureSource
 from vlatrack.data.samples import Encoding, SampleSet
 from vlatrack.errors import SpecError
 from vlatrack.metrics.schema import SIMULATION, TRAIN, MetricSchema
@@ -260,7 +261,11 @@ def build_training_parts(
 def training_warnings(experiment: Experiment, training: Training, state: TrainState) -> list[str]:
     """Settings that are allowed but probably not intended, one line each, for a training that starts at ``state``."""
     spec, steps = experiment.spec, training.total_steps
-    found = []
+    found = [
+        f"data.{name}: {warning}"
+        for name, split in experiment.splits.items()
+        if isinstance(split.source, MixtureSource) and (warning := split.source.rate_warning) is not None
+    ]
     if experiment.continues and experiment.stored is not None and spec.optim.schedule != "constant":
         epochs = cast(int, experiment.stored.settings["train.epochs"])
         done, per_epoch = state.step / training.steps_per_epoch, training.steps_per_epoch

@@ -92,7 +92,10 @@ class SkipsBadEpisodes(Protocol):
 
 @runtime_checkable
 class StreamsFrames(Protocol):
-    """A dataset that can read a part of an episode's frames, so that memory does not grow with an episode."""
+    """A dataset that can read a part of an episode's frames, so that memory does not grow with an episode.
+
+    It finds them, in `frames` too, by the episode's index and length alone.
+    """
 
     def stream_frames(self, episode: Episode, camera: str, start: int, stop: int) -> Iterator[NDArray[np.uint8]]:
         """The frames of the steps from `start` to before `stop`, as `frames` gives them, in pieces of at most about
@@ -105,6 +108,15 @@ class KnowsImageSizes(Protocol):
 
     def image_size(self, camera: str) -> tuple[int, int]:
         """Height and width in pixels of a camera of the dataset."""
+
+
+@runtime_checkable
+class CountsEpisodes(Protocol):
+    """A dataset that knows how many episodes it has before it reads them."""
+
+    @property
+    def episode_count(self) -> int:
+        """One more than the index of the last episode; those that cannot be read count too."""
 
 
 @runtime_checkable
@@ -124,6 +136,15 @@ class NamesActions(Protocol):
         """One for each number of an action, with its unit where that is known; empty: not known."""
 
 
+@runtime_checkable
+class NamesStates(Protocol):
+    """The same for the numbers of its states."""
+
+    @property
+    def state_names(self) -> Sequence[str]:
+        """One for each number of a state; empty: not known."""
+
+
 def action_names(source: EpisodeSource) -> tuple[str, ...]:
     """A name for each number of an action: the dataset's, or `action 0`, `action 1` and so on."""
     names = tuple(source.action_names) if isinstance(source, NamesActions) else ()
@@ -136,11 +157,12 @@ def select_episodes(
     tasks: Collection[str] | None = None,
     exclude_tasks: Collection[str] = (),
     part: Part = "all",
+    cap: int | None = None,
 ) -> list[Episode]:
     """Select episodes by task, and a part of each task's episodes.
 
     The last tenth of a task's n episodes are its last max(1, n // 10); a task with a single
-    episode keeps it for training and has no last tenth.
+    episode keeps it for training and has no last tenth. Of those that are left, at most `cap` are kept, evenly spread.
 
     Raises:
         DataError: the dataset does not have a task, or no episode is left.
@@ -159,7 +181,9 @@ def select_episodes(
     ]
     if not chosen:
         raise DataError(f"{source.name}: no episode is left after selecting tasks and part; {_list_tasks(of_task)}")
-    return sorted(chosen, key=lambda episode: episode.index)
+    chosen.sort(key=lambda episode: episode.index)
+    kept = np.linspace(0, len(chosen) - 1, min(cap or len(chosen), len(chosen))).round().astype(int)
+    return [chosen[number] for number in kept]
 
 
 def checked_frames(source: EpisodeSource, episode: Episode, camera: str) -> NDArray[np.uint8]:

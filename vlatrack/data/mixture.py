@@ -1,0 +1,201 @@
+"""Several datasets as one, so that one policy trains on several robots.
+
+Legend: A / N numbers of an action / a state.
+"""
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate, combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlatrack.data.episodes import (
+    Episode,
+    EpisodeSource,
+    NamesActions,
+    NamesStates,
+    Part,
+    frame_pieces,
+    select_episodes,
+)
+from vlatrack.data.wrapped import episode_count, file_digests, image_size, own_episode, readable_episodes
+from vlatrack.errors import DataError
+
+
+@dataclass(frozen=True)
+class MixturePart:
+    """One dataset of a mixture, which episodes of it are used, and how often they are shown.
+
+    Dimensions, conventions and cameras are the mixture's: see `vlatrack.data.mapping.MappedSource`.
+    """
+
+    source: EpisodeSource
+    weight: float | None = None  # its share of an epoch is this in the sum of all; None, for all parts: as it is large
+    tasks: Sequence[str] | None = None  # see `select_episodes`, as for the next three
+    exclude_tasks: Sequence[str] = ()
+    part: Part = "all"
+    cap: int | None = None
+
+    def __post_init__(self) -> None:
+        assert self.weight is None or self.weight > 0, self.weight
+
+    def selected_episodes(self) -> list[Episode]:
+        """The episodes that are used.
+
+        Raises:
+            DataError: the dataset does not have a task, or no episode is left.
+        """
+        return select_episodes(
+            self.source, tasks=self.tasks, exclude_tasks=self.exclude_tasks, part=self.part, cap=self.cap
+        )
+
+
+class MixtureSource:
+    """Several datasets as one EpisodeSource: the episodes of the first one, then those of the next.
+
+    Its cameras are those that all of them have. An episode keeps its index within its dataset, behind those of the
+    datasets before: `part_of` tells which one it is.
+
+    Raises:
+        DataError: actions or states differ in their dimensions or in their order, or no camera is in all of them.
+    """
+
+    def __init__(self, parts: Sequence[MixturePart]) -> None:
+        assert parts, "a mixture of something"
+        assert len({part.weight is None for part in parts}) == 1, "all parts have a weight, or none has"
+        self.parts = tuple(parts)
+        sources = [part.source for part in parts]
+        first = sources[0]
+        self.name = f"mixture of {', '.join(source.name for source in sources)}"
+        self.action_dim, self.state_dim, self.fps = first.action_dim, first.state_dim, first.fps
+        for one, other in combinations(sources, 2):
+            _check_numbers(one, other)
+        self.action_names, self.state_names = (
+            next((names for _, names in of_all if names), ()) for of_all in zip(*map(_numbers, sources), strict=True)
+        )
+        self.cameras = tuple(camera for camera in first.cameras if all(camera in other.cameras for other in sources))
+        if not self.cameras:
+            known = "; ".join(f"{source.name}: {', '.join(source.cameras) or 'none'}" for source in sources)
+            raise DataError(
+                f"{self.name}: no camera that all have ({known}); give them one name with cameras: {{old: new}}"
+            )
+
+    @property
+    def weights(self) -> tuple[float, ...] | None:
+        """Of each part, for `vlatrack.data.order.mixture_order`; None: an epoch has every sample once."""
+        return tuple(part.weight for part in self.parts if part.weight is not None) or None
+
+    @property
+    def rate_warning(self) -> str | None:
+        """That the robots have other rates, in one line; None: all have the same. `fps` is that of the first one."""
+        if len({part.source.fps for part in self.parts}) == 1:
+            return None
+        rates = ", ".join(f"{part.source.name} has {part.source.fps:g}" for part in self.parts)
+        return f"{rates} steps a second, so a chunk lasts longer on one robot than on another; bring them to one rate"
+
+    def episodes(self) -> Sequence[Episode]:
+        """All episodes of all parts, also those that are not used."""
+        return tuple(
+            replace(episode, index=start + episode.index)
+            for start, part in zip(self._starts, self.parts, strict=True)
+            for episode in part.source.episodes()
+        )
+
+    def selected_episodes(self) -> list[Episode]:
+        """The episodes that are used: of each part those that its tasks, part and cap leave.
+
+        Raises:
+            DataError: a part does not have a task, or no episode of it is left.
+        """
+        return [
+            replace(episode, index=start + episode.index)
+            for start, part in zip(self._starts, self.parts, strict=True)
+            for episode in part.selected_episodes()
+        ]
+
+    def readable_episodes(self, on_bad: Callable[[int, DataError], None]) -> Iterator[Episode]:
+        """See `SkipsBadEpisodes`."""
+        for start, part in zip(self._starts, self.parts, strict=True):
+
+            def on_bad_here(position: int, error: DataError, start: int = start) -> None:
+                on_bad(start + position, error)
+
+            for episode in readable_episodes(part.source, on_bad_here):
+                yield replace(episode, index=start + episode.index)
+
+    @property
+    def episode_count(self) -> int:
+        """See `CountsEpisodes`."""
+        return self._starts[-1] + episode_count(self.parts[-1].source)
+
+    def part_of(self, index: int) -> int:
+        """Which part the episode of an index is of, from 0."""
+        return bisect_right(self._starts, index) - 1
+
+    def frames(self, episode: Episode, camera: str) -> NDArray[np.uint8]:
+        """The frames of one episode, [T, height, width, 3]; parts may have images of different sizes."""
+        source, own = self._own(episode, camera)
+        return source.frames(own, camera)
+
+    def stream_frames(self, episode: Episode, camera: str, start: int, stop: int) -> Iterator[NDArray[np.uint8]]:
+        """See `StreamsFrames`; those of a part that cannot come in one piece."""
+        source, own = self._own(episode, camera)
+        return frame_pieces(source, own, camera, start, stop)
+
+    def image_size(self, camera: str) -> tuple[int, int]:
+        """Height and width in pixels, in the first part."""
+        return image_size(self.parts[0].source, camera)
+
+    def file_digests(self) -> Mapping[str, str]:
+        """See `KnowsFiles`; a file's name begins with the number of its part."""
+        return {
+            f"{number}/{name}": digest
+            for number, part in enumerate(self.parts)
+            for name, digest in file_digests(part.source).items()
+        }
+
+    def fingerprint(self) -> str:
+        """SHA-256 over those of the parts in their order; which episodes are used, and how often, is not in it."""
+        return hashlib.sha256(json.dumps([part.source.fingerprint() for part in self.parts]).encode()).hexdigest()
+
+    @cached_property
+    def _starts(self) -> tuple[int, ...]:
+        """The index of the first episode of each part."""
+        return tuple(accumulate((episode_count(part.source) for part in self.parts[:-1]), initial=0))
+
+    def _own(self, episode: Episode, camera: str) -> tuple[EpisodeSource, Episode]:
+        """The dataset that an episode is of, and the episode as it has it."""
+        if camera not in self.cameras:
+            raise DataError(f"{self.name}: no camera {camera!r} in all of them; there: {', '.join(self.cameras)}")
+        number = self.part_of(episode.index)
+        source = self.parts[number].source
+        return source, own_episode(source, replace(episode, index=episode.index - self._starts[number]))
+
+
+def _check_numbers(one: EpisodeSource, other: EpisodeSource) -> None:
+    """Raise DataError if actions or states of two datasets are not of the same numbers in the same order."""
+    for what, of_one, of_other in zip(("actions", "states"), _numbers(one), _numbers(other), strict=True):
+        (size, names), (other_size, other_names) = of_one, of_other
+        if size != other_size:
+            raise DataError(
+                f"{what} of {one.name} have {size} numbers, those of {other.name} {other_size}; choose dimensions, or "
+                f"add constants, with {what}: {{dimensions: […]}}"
+            )
+        # Other words for the same are common; the same words in another order are a mistake.
+        if names != other_names and sorted(names) == sorted(other_names):
+            raise DataError(
+                f"{what} of {one.name} are {', '.join(names)}, those of {other.name} {', '.join(other_names)}; put "
+                f"them into one order with {what}: {{dimensions: […]}}"
+            )
+
+
+def _numbers(source: EpisodeSource) -> tuple[tuple[int, tuple[str, ...]], tuple[int, tuple[str, ...]]]:
+    """How many numbers actions and states have, and their names, where the dataset knows them."""
+    actions = tuple(source.action_names) if isinstance(source, NamesActions) else ()
+    states = tuple(source.state_names) if isinstance(source, NamesStates) else ()
+    return (source.action_dim, actions), (source.state_dim, states)
