@@ -67,7 +67,9 @@ class MixtureSpec(Model):
     """Several datasets as one, so that one policy trains on several robots."""
 
     kind: Literal["mixture"]
-    sources: Annotated[tuple[Source, ...], Field(min_length=1)]
+    sources: Annotated[tuple[Source, ...], Field(min_length=1)] = Field(
+        description="the datasets, each with its selection, weight, cap and mapping"
+    )
     epoch_samples: PositiveInt | None = Field(
         None, description="samples of an epoch; null: as many as the datasets have together"
     )

@@ -13,14 +13,14 @@ DimensionSpec = NonNegativeInt | Annotated[str, Field(min_length=1)]
 class ConstantSpec(Model):
     """Stands for a dimension that the robot lacks."""
 
-    constant: float
+    constant: float = Field(description="its value, in every step")
 
 
 class ConventionSpec(Model):
     """The numbers that stand for an open and for a closed gripper."""
 
-    open: float
-    closed: float
+    open: float = Field(description="the number of an open gripper")
+    closed: float = Field(description="the number of a closed one")
 
     @model_validator(mode="after")
     def _differ(self) -> Self:
@@ -72,7 +72,7 @@ class VectorSpec(Model):
     scale: Annotated[dict[str, float], AfterValidator(_not_zero)] = Field(
         {}, description="factors by dimension, such as {0: 0.01} from centimetres to metres, or {dy: -1}"
     )
-    gripper: GripperSpec | None = None
+    gripper: GripperSpec | None = Field(None, description="from one convention of its number to another")
 
 
 def _distinct(cameras: dict[str, str]) -> dict[str, str]:
