@@ -1,5 +1,6 @@
 """A worker that dies is an error with the episode that it was reading."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -68,7 +69,7 @@ def test_a_worker_that_is_killed_is_told_with_what_it_was_reading(workers: int, 
 
 def test_a_worker_that_leaves_by_itself_is_told_as_well() -> None:
     with pytest.raises(DataError, match=r"worker that reads data ended with code 7 while it read step 1 of"):
-        read(Samples(41, leave), 2)
+        read(Samples(41, leave), 1)
 
 
 @pytest.mark.slow
@@ -79,22 +80,28 @@ def test_a_spawned_worker_shares_the_same_memory() -> None:
 
 def test_an_error_of_a_sample_is_no_death() -> None:
     with pytest.raises(RuntimeError, match="no such tensor"):
-        read(Samples(41, fail), 2)
+        read(Samples(41, fail), 1)
     with pytest.raises(RuntimeError, match=r"^no such tensor$"):
         read(Samples(41, fail), 0)
 
 
 def test_a_death_while_the_training_computes_is_told_as_well() -> None:
-    watch = WorkerWatch(1, "sample {}".format)
-    loader = DataLoader(watch.watched(Samples(63, kill)), batch_size=60, num_workers=1)
+    watch, computes = WorkerWatch(1, "sample {}".format), multiprocessing.Event()
+
+    def die_later() -> None:
+        computes.wait(60)
+        kill()
+
+    loader = DataLoader(watch.watched(Samples(9, die_later)), batch_size=4, num_workers=1)
 
     def train() -> None:
         with watch.explaining_deaths():
             batches = iter(loader)
             next(batches)
+            computes.set()
             threading.Event().wait(60)  # as a long step; torch interrupts it
 
-    with pytest.raises(DataError, match=r"a signal .* while it read sample 63; "):
+    with pytest.raises(DataError, match=r"a signal .* while it read sample 9; "):
         train()
 
 
