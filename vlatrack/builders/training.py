@@ -12,6 +12,7 @@ from accelerate.utils import AutocastKwargs
 
 from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.optimizer import build_optimizer, build_schedule, check_optimizer, group_rates
+from vlatrack.builders.order import build_order
 from vlatrack.builders.policy import adapter_of, build_schema
 from vlatrack.builders.unfilled import Fill
 from vlatrack.data.mixture import MixtureSource
@@ -162,7 +163,8 @@ def build_training(
         VlatrackError: the optimiser or its schedule cannot have these settings.
     """
     spec, optim, train = experiment.spec, experiment.spec.optim, experiment.spec.train
-    schedule = build_schedule(spec, -(-len(samples) // train.batch_size))
+    order = build_order(experiment, samples)
+    schedule = build_schedule(spec, order.steps)
     if train.precision == "fp8":
         use_float8(policy.backbone.blocks)
     if train.attention == "flex":
@@ -184,14 +186,13 @@ def build_training(
         optimizer=build_optimizer(spec, policy),
         schedule=schedule,
         samples=samples,
+        order=order,
         settings=LoopSettings(
             epochs=train.epochs,
             max_steps=train.max_steps,
-            batch_size=train.batch_size,
             micro_batch=train.micro_batch,
             clip_grad=optim.clip_grad,
             log_every=spec.tracking.log_every,
-            seed=spec.seed,
             workers=min(train.workers, os.cpu_count() or 1),  # more than there are cores would only compete
             group_by_length=train.group_by_length,
             length_multiple=LENGTH_MULTIPLE if compiled else 1,

@@ -6,6 +6,7 @@ An order is one array of sample numbers, 4 bytes each, from which batches are cu
 
 import operator
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import SupportsIndex, overload
 
 import numpy as np
@@ -51,6 +52,40 @@ class BatchOrder(Sequence[NDArray[np.int64]]):
 
     def __iter__(self) -> Iterator[NDArray[np.int64]]:
         return (self[number] for number in range(len(self)))
+
+
+@dataclass(frozen=True)
+class EpochOrders:
+    """The batches of every epoch of a training."""
+
+    sizes: tuple[int, ...]  # how many samples each dataset has; their numbers follow one another
+    batch_size: int
+    seed: int
+    weights: tuple[float, ...] | None = None  # of the datasets; None: an epoch has every sample once
+    epoch_samples: int | None = None  # None: as many as there are; goes with weights
+
+    def __len__(self) -> int:
+        """How many samples an epoch has."""
+        return sum(self.sizes) if self.epoch_samples is None else self.epoch_samples
+
+    @property
+    def steps(self) -> int:
+        """How many batches an epoch has."""
+        return -(-len(self) // self.batch_size)
+
+    def of(self, epoch: int) -> BatchOrder:
+        """The batches of an epoch, counted from 0."""
+        if self.weights is None:
+            assert self.epoch_samples is None, "without weights each sample is shown once"
+            return epoch_order(sum(self.sizes), batch_size=self.batch_size, seed=self.seed, epoch=epoch)
+        return mixture_order(
+            self.sizes,
+            self.weights,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            epoch=epoch,
+            epoch_samples=self.epoch_samples,
+        )
 
 
 def epoch_order(samples: int, *, batch_size: int, seed: int, epoch: int) -> BatchOrder:

@@ -1,0 +1,30 @@
+"""From an experiment to the order of its training samples."""
+
+from collections import Counter
+
+from vlatrack.builders.experiment import Experiment
+from vlatrack.data.mixture import MixtureSource
+from vlatrack.data.order import EpochOrders
+from vlatrack.data.samples import SampleSet
+from vlatrack.errors import DataError
+from vlatrack.metrics.schema import TRAIN
+from vlatrack.spec.data import MixtureSpec
+
+
+def build_order(experiment: Experiment, samples: SampleSet) -> EpochOrders:
+    """In which order the training samples are shown, which of a mixture follows its weights.
+
+    Raises:
+        DataError: a dataset with a weight has no sample.
+    """
+    spec, source = experiment.spec, experiment.splits[TRAIN].source
+    batch_size, seed = spec.train.batch_size, spec.seed
+    if not (isinstance(source, MixtureSource) and isinstance(spec.data.train, MixtureSpec) and source.weights):
+        return EpochOrders((len(samples),), batch_size, seed)
+    part_of = [source.part_of(episode.index) for episode in experiment.splits[TRAIN].episodes]
+    counts = Counter(part_of[samples.place(number)[0]] for number in range(len(samples)))
+    for number, part in enumerate(source.parts):
+        if not counts[number]:
+            raise DataError(f"{part.source.name}: no episode is long enough for a sample; leave it out of the mixture")
+    sizes = tuple(counts[number] for number in range(len(source.parts)))
+    return EpochOrders(sizes, batch_size, seed, source.weights, spec.data.train.epoch_samples)
