@@ -86,6 +86,15 @@ def test_datasets_that_do_not_fit_are_both_named(changed: dict[str, object], mes
         mixture(Named("one", action_names=("x", "y")), Named("other", **changed))
 
 
+def test_states_that_nobody_uses_need_not_fit() -> None:
+    parts = [MixturePart(Named("one")), MixturePart(Named("other", state_dim=9))]
+    both = MixtureSource(parts, use_states=False)
+    assert both.state_dim == 0
+    assert all(episode.states is None for episode in both.selected_episodes())
+    frames = both.frames(both.episodes()[3], "front")  # the toy draws them from the state
+    assert np.array_equal(frames, Named("one").frames(Named("one").episodes()[3], "front"))
+
+
 def test_a_mapping_makes_datasets_fit() -> None:
     one, other = (
         Named("one", action_names=("x", "y")),

@@ -42,14 +42,14 @@ def open_splits(spec: ExperimentSpec, names: Collection[str] = SPLITS) -> dict[s
     for name in SPLITS:
         split_spec: SplitSource | None = getattr(spec.data, name)
         if split_spec is not None and name in names:
-            splits[name] = _open_split(split_spec, f"data.{name}")
+            splits[name] = _open_split(split_spec, f"data.{name}", spec.data.use_state)
     return splits
 
 
-def _open_split(spec: SplitSource, place: str) -> Split:
+def _open_split(spec: SplitSource, place: str, use_states: bool) -> Split:
     if isinstance(spec, MixtureSpec):
         parts = [_open_part(part, f"{place}.sources.{number}") for number, part in enumerate(spec.sources)]
-        mixture = MixtureSource(parts)
+        mixture = MixtureSource(parts, use_states=use_states)
         return Split(mixture, mixture.selected_episodes())
     part = _open_part(spec, place)
     return Split(part.source, part.selected_episodes())

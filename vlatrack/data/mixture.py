@@ -61,23 +61,25 @@ class MixtureSource:
     Its cameras are those that all of them have. An episode keeps its index within its dataset, behind those of the
     datasets before: `part_of` tells which one it is.
 
+    Args:
+        use_states: false leaves the states out, so that they need not fit.
+
     Raises:
         DataError: actions or states differ in their dimensions or in their order, or no camera is in all of them.
     """
 
-    def __init__(self, parts: Sequence[MixturePart]) -> None:
+    def __init__(self, parts: Sequence[MixturePart], *, use_states: bool = True) -> None:
         assert parts, "a mixture of something"
         assert len({part.weight is None for part in parts}) == 1, "all parts have a weight, or none has"
-        self.parts = tuple(parts)
+        self.parts, self._use_states = tuple(parts), use_states
         sources = [part.source for part in parts]
         first = sources[0]
         self.name = f"mixture of {', '.join(source.name for source in sources)}"
-        self.action_dim, self.state_dim, self.fps = first.action_dim, first.state_dim, first.fps
-        for one, other in combinations(sources, 2):
-            _check_numbers(one, other)
-        self.action_names, self.state_names = (
-            next((names for _, names in of_all if names), ()) for of_all in zip(*map(_numbers, sources), strict=True)
-        )
+        self.action_dim, self.state_dim, self.fps = first.action_dim, first.state_dim if use_states else 0, first.fps
+        self.action_names = _common_names("actions", sources, [source.action_dim for source in sources])
+        self.state_names: tuple[str, ...] = ()
+        if use_states:
+            self.state_names = _common_names("states", sources, [source.state_dim for source in sources])
         self.cameras = tuple(camera for camera in first.cameras if all(camera in other.cameras for other in sources))
         if not self.cameras:
             known = "; ".join(f"{source.name}: {', '.join(source.cameras) or 'none'}" for source in sources)
@@ -101,7 +103,7 @@ class MixtureSource:
     def episodes(self) -> Sequence[Episode]:
         """All episodes of all parts, also those that are not used."""
         return tuple(
-            replace(episode, index=start + episode.index)
+            self._placed(episode, start)
             for start, part in zip(self._starts, self.parts, strict=True)
             for episode in part.source.episodes()
         )
@@ -113,7 +115,7 @@ class MixtureSource:
             DataError: a part does not have a task, or no episode of it is left.
         """
         return [
-            replace(episode, index=start + episode.index)
+            self._placed(episode, start)
             for start, part in zip(self._starts, self.parts, strict=True)
             for episode in part.selected_episodes()
         ]
@@ -126,7 +128,7 @@ class MixtureSource:
                 on_bad(start + position, error)
 
             for episode in readable_episodes(part.source, on_bad_here):
-                yield replace(episode, index=start + episode.index)
+                yield self._placed(episode, start)
 
     @property
     def episode_count(self) -> int:
@@ -168,6 +170,10 @@ class MixtureSource:
         """The index of the first episode of each part."""
         return tuple(accumulate((episode_count(part.source) for part in self.parts[:-1]), initial=0))
 
+    def _placed(self, episode: Episode, start: int) -> Episode:
+        """An episode of a part, as the mixture has it."""
+        return replace(episode, index=start + episode.index, states=episode.states if self._use_states else None)
+
     def _own(self, episode: Episode, camera: str) -> tuple[EpisodeSource, Episode]:
         """The dataset that an episode is of, and the episode as it has it."""
         if camera not in self.cameras:
@@ -177,25 +183,30 @@ class MixtureSource:
         return source, own_episode(source, replace(episode, index=episode.index - self._starts[number]))
 
 
-def _check_numbers(one: EpisodeSource, other: EpisodeSource) -> None:
-    """Raise DataError if actions or states of two datasets are not of the same numbers in the same order."""
-    for what, of_one, of_other in zip(("actions", "states"), _numbers(one), _numbers(other), strict=True):
-        (size, names), (other_size, other_names) = of_one, of_other
-        if size != other_size:
+def _common_names(what: str, sources: Sequence[EpisodeSource], sizes: Sequence[int]) -> tuple[str, ...]:
+    """The names of the numbers of actions or states, as the first dataset has them that knows them.
+
+    Raises:
+        DataError: two datasets have not the same numbers in the same order.
+    """
+    names = [_names(what, source) for source in sources]
+    for one, other in combinations(range(len(sources)), 2):
+        first, second = sources[one].name, sources[other].name
+        if sizes[one] != sizes[other]:
             raise DataError(
-                f"{what} of {one.name} have {size} numbers, those of {other.name} {other_size}; choose dimensions, or "
+                f"{what} of {first} have {sizes[one]} numbers, those of {second} {sizes[other]}; choose dimensions, or "
                 f"add constants, with {what}: {{dimensions: […]}}"
             )
         # Other words for the same are common; the same words in another order are a mistake.
-        if names != other_names and sorted(names) == sorted(other_names):
+        if names[one] != names[other] and sorted(names[one]) == sorted(names[other]):
             raise DataError(
-                f"{what} of {one.name} are {', '.join(names)}, those of {other.name} {', '.join(other_names)}; put "
-                f"them into one order with {what}: {{dimensions: […]}}"
+                f"{what} of {first} are {', '.join(names[one])}, those of {second} {', '.join(names[other])}; put them "
+                f"into one order with {what}: {{dimensions: […]}}"
             )
+    return next(filter(None, names), ())
 
 
-def _numbers(source: EpisodeSource) -> tuple[tuple[int, tuple[str, ...]], tuple[int, tuple[str, ...]]]:
-    """How many numbers actions and states have, and their names, where the dataset knows them."""
-    actions = tuple(source.action_names) if isinstance(source, NamesActions) else ()
-    states = tuple(source.state_names) if isinstance(source, NamesStates) else ()
-    return (source.action_dim, actions), (source.state_dim, states)
+def _names(what: str, source: EpisodeSource) -> tuple[str, ...]:
+    if what == "actions":
+        return tuple(source.action_names) if isinstance(source, NamesActions) else ()
+    return tuple(source.state_names) if isinstance(source, NamesStates) else ()
