@@ -74,8 +74,8 @@ def test_a_cap_takes_episodes_evenly_and_the_same_each_time() -> None:
         ),
         ({"state_dim": 0}, r"states of one have 2 numbers, those of other 0; .* with states: \{dimensions: \[…\]\}"),
         (
-            {"action_names": ("y", "x")},
-            "actions of one are x, y, those of other y, x; put them into one order with actions",
+            {"action_names": ("claw", "x")},
+            "actions: x is number 0 in one and number 1 in other; put them into one order with actions",
         ),
         ({"cameras": ("top",)}, r"no camera that all have \(one: front; other: top\); give them one name"),
     ],

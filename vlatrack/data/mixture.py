@@ -23,6 +23,7 @@ from vlatrack.data.episodes import (
     frame_pieces,
     select_episodes,
 )
+from vlatrack.data.vectors import CONSTANT
 from vlatrack.data.wrapped import episode_count, file_digests, image_size, own_episode, readable_episodes
 from vlatrack.errors import DataError
 
@@ -197,12 +198,14 @@ def _common_names(what: str, sources: Sequence[EpisodeSource], sizes: Sequence[i
                 f"{what} of {first} have {sizes[one]} numbers, those of {second} {sizes[other]}; choose dimensions, or "
                 f"add constants, with {what}: {{dimensions: […]}}"
             )
-        # Other words for the same are common; the same words in another order are a mistake.
-        if names[one] != names[other] and sorted(names[one]) == sorted(names[other]):
-            raise DataError(
-                f"{what} of {first} are {', '.join(names[one])}, those of {second} {', '.join(names[other])}; put them "
-                f"into one order with {what}: {{dimensions: […]}}"
-            )
+        # Other words for the same are common; the same word at another place is a mistake.
+        for name in names[one]:
+            here, there = names[one].index(name), names[other].index(name) if name in names[other] else None
+            if there not in (None, here) and name != CONSTANT:
+                raise DataError(
+                    f"{what}: {name} is number {here} in {first} and number {there} in {second}; put them into one "
+                    f"order with {what}: {{dimensions: […]}}"
+                )
     return next(filter(None, names), ())
 
 

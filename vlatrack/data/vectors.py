@@ -16,6 +16,10 @@ Dimension = int | str
 """A number of an action or a state: which one, from 0, or its name in the dataset."""
 
 
+CONSTANT = "constant"
+"""The name of a dimension that a robot lacks."""
+
+
 @dataclass(frozen=True)
 class Constant:
     """Stands for a dimension that a robot lacks."""
@@ -95,7 +99,7 @@ class LinearMap:
         taken = np.array([-1 if isinstance(one, Constant) else known.number(one) for one in wanted], np.int64)
         known.check_changes(changed, taken.tolist())
         constants = np.array([one.value if isinstance(one, Constant) else 0.0 for one in wanted], np.float64)
-        new_names = tuple("constant" if number < 0 else names[number] for number in taken) if names else ()
+        new_names = tuple(CONSTANT if number < 0 else names[number] for number in taken) if names else ()
         return cls(taken, factors[taken], offsets[taken] + constants, size, new_names)
 
     @property
