@@ -9,6 +9,9 @@ from vlatrack.data.episodes import EpisodeSource
 from vlatrack.data.formats.lerobot.dataset import LeRobotDataset
 from vlatrack.data.formats.lerobot.writer import LeRobotWriter
 from vlatrack.data.formats.libero import LiberoDataset
+from vlatrack.data.mapping import MappedSource
+from vlatrack.data.mixture import MixturePart, MixtureSource
+from vlatrack.data.vectors import Constant, VectorMapping
 from vlatrack.testing.dataset_contract import DatasetContract
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -60,3 +63,26 @@ class TestToy(DatasetContract):
 
     def open_changed(self) -> EpisodeSource:
         return ToySource(shift=0.1)
+
+
+class TestMapped(DatasetContract):
+    def open(self) -> EpisodeSource:
+        return self._open(0.0)
+
+    def open_changed(self) -> EpisodeSource:
+        return self._open(0.5)
+
+    def _open(self, constant: float) -> EpisodeSource:
+        actions = VectorMapping((1, Constant(constant), 0), scale={0: -2.0})
+        return MappedSource(LeRobotDataset(FIXTURES / "lerobot-v3-video"), actions=actions, states=VectorMapping((0,)))
+
+
+class TestMixture(DatasetContract):
+    def open(self) -> EpisodeSource:
+        return self._open(0.0)
+
+    def open_changed(self) -> EpisodeSource:
+        return self._open(0.1)
+
+    def _open(self, shift: float) -> EpisodeSource:
+        return MixtureSource([MixturePart(ToySource()), MixturePart(ToySource(shift=shift))])

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from vlatrack.data.dealing import deal_rows
+from vlatrack.data.dealing import deal_array, deal_rows
 
 LENGTHS = np.random.default_rng(0).integers(20, 100, 64).tolist()
 
@@ -62,3 +62,21 @@ def test_ranks_have_rows_of_similar_length_in_each_round_and_equal_work_in_all()
         assert abs(max(LENGTHS[row] for row in own) - max(LENGTHS[row] for row in beside)) <= 15
     work = [sum(LENGTHS[row] for batch in rank for row in batch) for rank in (one, other)]
     assert abs(work[0] - work[1]) / sum(work) < 0.01
+
+
+def test_an_array_of_rows_is_dealt_as_a_list_is() -> None:
+    generator = np.random.default_rng(1)
+    lengths = np.asarray(LENGTHS)
+    for _ in range(200):
+        rows = generator.permutation(64)[: generator.integers(1, 65)]
+        world_size, micro_batch = int(generator.integers(1, 9)), int(generator.integers(1, 20))
+        expected = dealt(rows.tolist(), world_size, micro_batch)
+        # What the rule says, written without arrays: the longest first, in parts of equal size.
+        by_length = sorted(rows.tolist(), key=LENGTHS.__getitem__, reverse=True)
+        rounds = len(expected[0])
+        parts = np.array_split(by_length if rounds * world_size > 1 else rows, rounds * world_size)
+        for rank in range(world_size):
+            own = deal_array(rows, lengths.__getitem__, rank=rank, world_size=world_size, micro_batch=micro_batch)
+            assert [part.tolist() for part in own] == expected[rank]
+            turned = [(turn * world_size, world_size - 1 - rank if turn % 2 else rank) for turn in range(rounds)]
+            assert [part.tolist() for part in own] == [parts[first + place].tolist() for first, place in turned]

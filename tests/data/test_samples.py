@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlatrack.data.episodes import Episode, checked_frames
-from vlatrack.data.loading import batches_by_group, epoch_order, even_subset
+from vlatrack.data.loading import batches_by_group
+from vlatrack.data.order import epoch_order, even_subset
 from vlatrack.data.samples import Encoding, SampleSet, check_lengths
 from vlatrack.data.selection import select_episodes
 from vlatrack.data.store.episode_table import EpisodeList

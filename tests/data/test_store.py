@@ -256,12 +256,12 @@ def test_episodes_that_cannot_be_read_are_an_error_or_left_out_and_listed(tmp_pa
 
 def test_what_is_remembered_of_a_dataset_is_computed_once_and_not_believed_if_it_is_damaged(tmp_path: Path) -> None:
     store, dataset = opened(tmp_path)
-    assert store.remembered(dataset, "mean", lambda: [1.5, None]) == [1.5, None]
-    assert store.remembered(dataset, "mean", lambda: 2) == [1.5, None]
-    assert store.remembered(dataset, "median", lambda: 3) == 3
+    assert store.remembered(dataset.key, "mean", lambda: [1.5, None]) == [1.5, None]
+    assert store.remembered(dataset.key, "mean", lambda: 2) == [1.5, None]
+    assert store.remembered(dataset.key, "median", lambda: 3) == 3
     (file,) = (f for f in (tmp_path / "episodes").rglob("*.json") if json.loads(f.read_text())["name"] == "mean")
     file.write_text(file.read_text().replace("1.5", "1.6"))
-    assert store.remembered(dataset, "mean", lambda: 2) == 2
+    assert store.remembered(dataset.key, "mean", lambda: 2) == 2
 
 
 def test_a_store_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:

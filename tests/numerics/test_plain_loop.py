@@ -9,7 +9,7 @@ from program import TOY
 from torch.nn import functional
 
 from vlatrack.builders.experiment import Experiment
-from vlatrack.data.loading import epoch_order
+from vlatrack.data.order import epoch_order
 from vlatrack.data.store.token_store import TokenStore
 from vlatrack.models.attention import attention_mask
 from vlatrack.models.policy import VlaPolicy

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from vlatrack.data.episodes import Episode
-from vlatrack.data.loading import epoch_order
+from vlatrack.data.order import epoch_order
 from vlatrack.data.samples import Encoding, SampleSet
 from vlatrack.data.store.token_store import TokenStore
 from vlatrack.errors import DataError

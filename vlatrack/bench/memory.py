@@ -23,6 +23,7 @@ from vlatrack.errors import CheckpointError, SpecError
 from vlatrack.models.backbones.base import BackboneSource
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.runner.run import initial_policy
+from vlatrack.spec.data import sources_of
 from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.policy import AdapterSpec, CustomBackboneSpec, ExplicitRanges
 from vlatrack.spec.training import MemorySpec
@@ -315,8 +316,9 @@ def longest_samples(spec: ExperimentSpec, text: TextTokenizer, layout: TokenLayo
 def _longest_instruction(spec: ExperimentSpec) -> str:
     """The longest of the tasks that the spec names, or of an assumed length."""
     assumed = (_WORDS * INSTRUCTION_CHARACTERS)[:INSTRUCTION_CHARACTERS]
-    sources = [source for source in (spec.data.train, spec.data.val_ind, spec.data.val_ood) if source is not None]
-    return max([assumed, *(task for source in sources for task in source.tasks or ())], key=len)
+    splits = (spec.data.train, spec.data.val_ind, spec.data.val_ood)
+    named = (task for split in splits for source in sources_of(split) for task in source.tasks or ())
+    return max([assumed, *named], key=len)
 
 
 def _assumed(spec: ExperimentSpec, instruction: str) -> str:

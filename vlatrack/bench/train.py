@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vlatrack.bench.floor import Floor, step_floor
@@ -214,8 +216,8 @@ class _RepeatedRows:
     def batch(self, numbers: Iterable[int], *, length_multiple: int = 1) -> Batch:
         return collate([self[number] for number in numbers], self._layout, length_multiple=length_multiple)
 
-    def length_of(self, number: int) -> int:
-        return len(self[number].input_ids)
+    def lengths_of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.array([len(self[number].input_ids) for number in numbers.tolist()], np.int64)
 
     def describe(self, number: int) -> dict[str, str | int]:
         return {"number": number}

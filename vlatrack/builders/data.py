@@ -6,7 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import assert_never, cast
 
+from vlatrack.builders.mapping import mapped_source
 from vlatrack.data.episodes import EpisodeSource, episodes_digest
+from vlatrack.data.mixture import MixturePart, MixtureSource
 from vlatrack.data.samples import check_fit
 from vlatrack.data.selection import select_episodes
 from vlatrack.data.statistics import NormStats
@@ -15,7 +17,7 @@ from vlatrack.data.store.token_store import StoredDataset, TokenStore
 from vlatrack.errors import SpecError
 from vlatrack.metrics.schema import SPLITS
 from vlatrack.plugins import make_plugin
-from vlatrack.spec.data import CustomSource, EpisodeSelection, LeRobotSource, LiberoSource, Source
+from vlatrack.spec.data import CustomSource, LeRobotSource, LiberoSource, MixtureSpec, Source, SplitSource
 from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.policy import ExplicitRanges
 from vlatrack.tokens.bins import ValueRange
@@ -27,14 +29,17 @@ DATASETS = "vlatrack.datasets"
 
 @dataclass(frozen=True)
 class Split:
-    """A dataset, and the episodes of it that a split uses."""
+    """A dataset, and the episodes of it that a split uses; of a mixture, those of all its parts, one after another."""
 
-    dataset: StoredDataset
+    source: EpisodeSource
     episodes: EpisodeList
+    parts: tuple[tuple[StoredDataset, EpisodeList], ...]
 
     @property
-    def source(self) -> EpisodeSource:
-        return self.dataset.source
+    def key(self) -> str:
+        """Tells the content of the split's datasets from that of others."""
+        keys = [dataset.key for dataset, _ in self.parts]
+        return keys[0] if len(keys) == 1 else choice_digest(keys)
 
 
 def open_splits(spec: ExperimentSpec, store: TokenStore, names: Collection[str] = SPLITS) -> dict[str, Split]:
@@ -49,32 +54,64 @@ def open_splits(spec: ExperimentSpec, store: TokenStore, names: Collection[str] 
     """
     splits, opened = {}, dict[str, StoredDataset]()
     for name in SPLITS:
-        source_spec: Source | None = getattr(spec.data, name)
-        if source_spec is None or name not in names:
+        split_spec: SplitSource | None = getattr(spec.data, name)
+        if split_spec is None or name not in names:
             continue
-        dataset_spec = source_spec.model_copy(update={"tasks": None, "exclude_tasks": (), "part": "all"})
-        identity = dataset_spec.model_dump_json()
-        if identity not in opened:
-            try:
-                opened[identity] = open_dataset_of(dataset_spec, store)
-            except SpecError as error:
-                raise SpecError(f"data.{name}.target: {error}") from error
-        dataset = opened[identity]
-        episodes = select_episodes(
-            dataset.table,
-            tasks=source_spec.tasks,
-            exclude_tasks=source_spec.exclude_tasks,
-            part=source_spec.part,
-            skip_bad=source_spec.skip_bad,
-        )
-        splits[name] = Split(dataset, episodes)
+        place = f"data.{name}"
+        if isinstance(split_spec, MixtureSpec):
+            parts = [
+                _open_part(part, f"{place}.sources.{number}", store, opened)
+                for number, part in enumerate(split_spec.sources)
+            ]
+            mixture = MixtureSource(
+                [
+                    MixturePart(dataset.source, part.weight)
+                    for (dataset, _), part in zip(parts, split_spec.sources, strict=True)
+                ],
+                use_states=spec.data.use_state,
+            )
+            episodes = EpisodeList.joined(
+                [episodes for _, episodes in parts],
+                name=mixture.name,
+                first_indices=mixture.first_indices,
+                with_states=mixture.state_dim > 0,
+            )
+            splits[name] = Split(mixture, episodes, tuple(parts))
+        else:
+            dataset, episodes = _open_part(split_spec, place, store, opened)
+            splits[name] = Split(dataset.source, episodes, ((dataset, episodes),))
     return splits
+
+
+def _open_part(
+    spec: Source, place: str, store: TokenStore, opened: dict[str, StoredDataset]
+) -> tuple[StoredDataset, EpisodeList]:
+    """The dataset of a source, with its chosen episodes; one that is open already is not opened again."""
+    settings = spec.model_dump_json(exclude={"tasks", "exclude_tasks", "part", "cap", "weight"})
+    if settings not in opened:
+        try:
+            opened[settings] = open_dataset_of(spec, store)
+        except SpecError as error:
+            raise SpecError(f"{place}.target: {error}") from error
+    episodes = select_episodes(
+        opened[settings].table,
+        tasks=spec.tasks,
+        exclude_tasks=spec.exclude_tasks,
+        part=spec.part,
+        cap=spec.cap,
+        skip_bad=spec.skip_bad,
+    )
+    return opened[settings], episodes
 
 
 def open_dataset_of(spec: Source, store: TokenStore) -> StoredDataset:
     """The dataset that a source of the spec names, with the table of its episodes from the store."""
-    settings = spec.model_dump_json(exclude={"path", *EpisodeSelection.model_fields})
-    return store.dataset(open_source(spec), settings=settings, skip_bad=spec.skip_bad, reopen=lambda: open_source(spec))
+
+    def opened() -> EpisodeSource:
+        return mapped_source(open_source(spec), spec)
+
+    settings = spec.model_dump_json(exclude={"path", "tasks", "exclude_tasks", "part", "cap", "weight"})
+    return store.dataset(opened(), settings=settings, skip_bad=spec.skip_bad, reopen=opened)
 
 
 def open_source(spec: Source) -> EpisodeSource:
@@ -101,7 +138,7 @@ def build_norm_stats(spec: ExperimentSpec, train: Split, store: TokenStore) -> N
         states = ValueRange(statistics.state_low, statistics.state_high) if spec.data.use_state else None
         return NormStats(ValueRange(statistics.action_low, statistics.action_high), states)
     computed = store.remembered(
-        train.dataset,
+        train.key,
         f"norm_stats {statistics} {spec.data.use_state} {_choice(train)}",
         lambda: NormStats.from_episodes(
             train.episodes, method=statistics, use_state=spec.data.use_state, name=train.source.name
@@ -117,7 +154,7 @@ def data_fingerprints(splits: Mapping[str, Split], store: TokenStore) -> dict[st
         digests[f"data.{name}"] = split.source.fingerprint()
         digests[choice_of(name)] = _choice(split)
         digests[f"data.{name} (episodes in their order)"] = store.remembered(
-            split.dataset, f"episodes_digest {_choice(split)}", partial(episodes_digest, split.episodes)
+            split.key, f"episodes_digest {_choice(split)}", partial(episodes_digest, split.episodes)
         )
     return digests
 

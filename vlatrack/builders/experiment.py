@@ -18,6 +18,7 @@ from vlatrack.data.recorded import ImageSizes, image_sizes
 from vlatrack.data.samples import Encoding, SampleKind, SampleSet, check_lengths
 from vlatrack.data.statistics import NormStats
 from vlatrack.data.store.episode_table import EpisodeList
+from vlatrack.data.store.image_codes import ImageCodes
 from vlatrack.data.store.token_store import StoredDataset, TokenStore
 from vlatrack.errors import DataError
 from vlatrack.metrics.schema import SPLITS, TRAIN
@@ -221,7 +222,7 @@ class Experiment:
         name = (
             f"image tokenizer {settings.model_dump_json()} {self.spec.seed} {layout} {self.spec.data.cameras} {choice}"
         )
-        folder = self.store.folder_of(train.dataset, name)
+        folder = self.store.folder_of(train.key, name)
 
         def fit() -> str:
             fitted = ImageTokenizer.fit(
@@ -236,7 +237,7 @@ class Experiment:
             fitted.save(folder)
             return fitted.fingerprint()
 
-        expected = self.store.remembered(train.dataset, name, fit)
+        expected = self.store.remembered(train.key, name, fit)
         if ImageTokenizer.is_saved(folder) and (stored := ImageTokenizer.load(folder)).fingerprint() == expected:
             return stored
         fit()  # it has been damaged, or removed
@@ -279,7 +280,12 @@ class Experiment:
         samples = {}
         for name, split in self.splits.items():
             codes = [
-                self.store.codes(split.dataset, split.episodes, camera, encoding.images, first_id=first_id)
+                ImageCodes.joined(
+                    [
+                        self.store.codes(dataset, episodes, camera, encoding.images, first_id=first_id)
+                        for dataset, episodes in split.parts
+                    ]
+                )
                 for camera in encoding.cameras
             ]
             samples[name] = SampleSet(
@@ -341,14 +347,14 @@ class Experiment:
 
     def _used_episodes(self) -> Iterator[tuple[str, StoredDataset, EpisodeList]]:
         """Each dataset with the episodes that any split uses of it, and the names of these splits."""
-        of_dataset: dict[str, list[str]] = {}
+        used: dict[str, tuple[StoredDataset, list[tuple[str, EpisodeList]]]] = {}
         for name, split in self.splits.items():
-            of_dataset.setdefault(split.dataset.key, []).append(name)
-        for names in of_dataset.values():
-            splits = [self.splits[name] for name in names]
-            positions = np.unique(np.concatenate([split.episodes.positions for split in splits]))
-            dataset = splits[0].dataset
-            yield ", ".join(names), dataset, EpisodeList(dataset.table, positions)
+            for dataset, episodes in split.parts:
+                used.setdefault(dataset.key, (dataset, []))[1].append((name, episodes))
+        for dataset, lists in used.values():
+            names = ", ".join(dict.fromkeys(name for name, _ in lists))
+            positions = np.unique(np.concatenate([episodes.positions for _, episodes in lists]))
+            yield names, dataset, EpisodeList(dataset.table, positions)
 
 
 def _frames_at(source: EpisodeSource, episode: Episode, camera: str, steps: NDArray[np.int64]) -> NDArray[np.uint8]:

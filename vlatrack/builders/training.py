@@ -12,8 +12,10 @@ from accelerate.utils import AutocastKwargs
 
 from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.optimizer import build_optimizer, build_schedule, check_optimizer, group_rates
+from vlatrack.builders.order import build_order
 from vlatrack.builders.policy import adapter_of, build_schema
 from vlatrack.builders.unfilled import Fill
+from vlatrack.data.mixture import MixtureSource
 from vlatrack.data.samples import Encoding, Samples
 from vlatrack.errors import SpecError
 from vlatrack.metrics.schema import SIMULATION, TRAIN, MetricSchema
@@ -161,7 +163,8 @@ def build_training(
         VlatrackError: the optimiser or its schedule cannot have these settings.
     """
     spec, optim, train = experiment.spec, experiment.spec.optim, experiment.spec.train
-    schedule = build_schedule(spec, -(-len(samples) // train.batch_size))
+    order = build_order(experiment, samples)
+    schedule = build_schedule(spec, order.steps)
     if train.precision == "fp8":
         use_float8(policy.backbone.blocks)
     if train.attention == "flex":
@@ -183,14 +186,13 @@ def build_training(
         optimizer=build_optimizer(spec, policy),
         schedule=schedule,
         samples=samples,
+        order=order,
         settings=LoopSettings(
             epochs=train.epochs,
             max_steps=train.max_steps,
-            batch_size=train.batch_size,
             micro_batch=train.micro_batch,
             clip_grad=optim.clip_grad,
             log_every=spec.tracking.log_every,
-            seed=spec.seed,
             workers=min(train.workers, os.cpu_count() or 1),  # more than there are cores would only compete
             group_by_length=train.group_by_length,
             length_multiple=LENGTH_MULTIPLE if compiled else 1,
@@ -260,7 +262,11 @@ def build_training_parts(
 def training_warnings(experiment: Experiment, training: Training, state: TrainState) -> list[str]:
     """Settings that are allowed but probably not intended, one line each, for a training that starts at ``state``."""
     spec, steps = experiment.spec, training.total_steps
-    found = []
+    found = [
+        f"data.{name}: {warning}"
+        for name, split in experiment.splits.items()
+        if isinstance(split.source, MixtureSource) and (warning := split.source.rate_warning) is not None
+    ]
     if experiment.continues and experiment.stored is not None and spec.optim.schedule != "constant":
         epochs = cast(int, experiment.stored.settings["train.epochs"])
         done, per_epoch = state.step / training.steps_per_epoch, training.steps_per_epoch

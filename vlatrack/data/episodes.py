@@ -88,7 +88,10 @@ class SkipsBadEpisodes(Protocol):
 
 @runtime_checkable
 class StreamsFrames(Protocol):
-    """A dataset that can read a part of an episode's frames, so that memory does not grow with an episode."""
+    """A dataset that can read a part of an episode's frames, so that memory does not grow with an episode.
+
+    It finds them, in `frames` too, by the episode's index and length alone.
+    """
 
     def stream_frames(self, episode: Episode, camera: str, start: int, stop: int) -> Iterator[NDArray[np.uint8]]:
         """The frames of the steps from `start` to before `stop`, as `frames` gives them, in pieces of at most about
@@ -101,6 +104,15 @@ class KnowsImageSizes(Protocol):
 
     def image_size(self, camera: str) -> tuple[int, int]:
         """Height and width in pixels of a camera of the dataset."""
+
+
+@runtime_checkable
+class CountsEpisodes(Protocol):
+    """A dataset that knows how many episodes it has before it reads them."""
+
+    @property
+    def episode_count(self) -> int:
+        """One more than the index of the last episode; those that cannot be read count too."""
 
 
 @runtime_checkable
@@ -118,6 +130,15 @@ class NamesActions(Protocol):
     @property
     def action_names(self) -> Sequence[str]:
         """One for each number of an action, with its unit where that is known; empty: not known."""
+
+
+@runtime_checkable
+class NamesStates(Protocol):
+    """The same for the numbers of its states."""
+
+    @property
+    def state_names(self) -> Sequence[str]:
+        """One for each number of a state; empty: not known."""
 
 
 def action_names(source: EpisodeSource) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Batches in an order that depends only on the seed and the epoch, so a run can resume at any position."""
+"""Batches of samples, assembled in this process or in others."""
 
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -6,23 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from vlatrack.data.samples import Samples
 from vlatrack.tokens.batch import Batch
 
-
-def epoch_order(samples: int, *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Sample indices of each batch of an epoch: shuffled; the last batch may be smaller."""
-    order = np.random.default_rng([seed, epoch]).permutation(samples)
-    return [chunk.tolist() for chunk in np.array_split(order, range(batch_size, samples, batch_size))]
-
-
-def even_subset(samples: int, *, batch_size: int, limit: int | None) -> list[list[int]]:
-    """Sample indices of each batch of an evaluation: in order, evenly thinned to ``limit`` samples."""
-    count = samples if limit is None else min(samples, limit)
-    chosen = np.linspace(0, samples - 1, count).round().astype(int)
-    return [chunk.tolist() for chunk in np.array_split(chosen, range(batch_size, count, batch_size))]
+Numbers = Sequence[int] | NDArray[np.int64]
+"""Of the rows of a batch."""
 
 
 def batches_by_group(
@@ -40,7 +31,7 @@ def batches_by_group(
 
 def load_batches(
     samples: Samples,
-    order: Iterable[Sequence[int]],
+    order: Iterable[Numbers],
     *,
     workers: int = 0,
     pin: bool = False,
@@ -73,7 +64,7 @@ class _Batches:
     samples: Samples
     length_multiple: int
 
-    def __getitem__(self, numbers: Sequence[int]) -> Batch:
+    def __getitem__(self, numbers: Numbers) -> Batch:
         return self.samples.batch(numbers, length_multiple=self.length_multiple)
 
 

@@ -5,7 +5,7 @@ R x C image codes.
 """
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, Protocol
@@ -68,8 +68,8 @@ class Samples(Protocol):
     def batch(self, numbers: Iterable[int], *, length_multiple: int = 1) -> Batch:
         """The rows of these numbers; none make an idle batch."""
 
-    def length_of(self, number: int) -> int:
-        """The number of tokens of a row."""
+    def lengths_of(self, numbers: Ints) -> Ints:
+        """[n] the number of tokens of each of these rows."""
 
     def describe(self, number: int) -> dict[str, str | int]:
         """A row as people find it."""
@@ -104,7 +104,7 @@ class SampleSet:
 
     def __getitem__(self, number: int) -> TokenSequence:
         """Sample ``number`` as ids and labels; TokenError if it is longer than the backbone accepts."""
-        return self.at(*self._locate(number))
+        return self.at(*self._place(number))
 
     def batch(self, numbers: Iterable[int], *, length_multiple: int = 1) -> Batch:
         """The samples of these numbers as a batch; none make an idle batch.
@@ -124,12 +124,12 @@ class SampleSet:
 
     def place(self, number: int) -> tuple[int, int]:
         """Where sample ``number`` is: the position of its episode in ``episodes``, and its step."""
-        _, episode, step = self._locate(number)
+        _, episode, step = self._place(number)
         return episode, step
 
     def describe(self, number: int) -> dict[str, str | int]:
         """Sample ``number`` as people find it: its kind, the position of its episode, its step, and the instruction."""
-        kind, episode, step = self._locate(number)
+        kind, episode, step = self._place(number)
         return {"number": number, "kind": kind, "episode": episode, "step": step, "task": self.episodes.task(episode)}
 
     def at(self, kind: SampleKind, episode: int, step: int) -> TokenSequence:
@@ -145,11 +145,19 @@ class SampleSet:
         """The actions of the episode at that position in [-1, 1], [T, A]."""
         return self._encoding.action_range.normalise(self.episodes[episode].actions).astype(np.float32)
 
-    def length_of(self, number: int) -> int:
-        """The number of tokens of sample ``number``."""
-        kind, episode, step = self._locate(number)
-        template = self._template(kind, int(self._number_of_moments(kind, np.array([step]))[0]))
-        return len(template.ids) + len(self._text(kind, int(self.episodes.task_of[episode])))
+    def lengths_of(self, numbers: Ints) -> Ints:
+        """[n] the number of tokens of each of these samples."""
+        kinds, episodes, steps = self._locate(numbers)
+        lengths = np.empty(len(numbers), np.int64)
+        for kind, seen, own in self._alike(kinds, steps):
+            texts = [len(self._text(kind, task)) for task in self.episodes.task_of[episodes[own]].tolist()]
+            lengths[own] = len(self._template(kind, seen).ids) + np.asarray(texts)
+        return lengths
+
+    @property
+    def samples_per_episode(self) -> Ints:
+        """[E] how many samples each episode has."""
+        return np.diff(self._ends[len(self._kinds) - 1 :: len(self._kinds)], prepend=0)
 
     def longest(self, wanted: SampleKind) -> TokenSequence:
         """A sample of a kind that sees as many moments as any; there must be one. Those of an episode are as long."""
@@ -158,32 +166,30 @@ class SampleSet:
         last = int(self.episodes.lengths[episode]) - _steps_needed(wanted, self._encoding)
         return self.at(wanted, episode, last // self._every * self._every)
 
-    def _locate(self, number: int) -> tuple[SampleKind, int, int]:
-        if not 0 <= number < len(self):
-            raise IndexError(number)
-        segment = int(np.searchsorted(self._ends, number, side="right"))
-        first = int(self._ends[segment - 1]) if segment else 0
-        episode, kind = divmod(segment, len(self._kinds))
-        return self._kinds[kind], episode, (number - first) * self._every
+    def _place(self, number: int) -> tuple[SampleKind, int, int]:
+        kinds, episodes, steps = self._locate(np.array([number]))
+        return self._kinds[int(kinds[0])], int(episodes[0]), int(steps[0])
 
-    def _groups(self, numbers: Ints) -> list[RowGroup]:
-        """The samples of these numbers, those of one template together."""
-        if not len(numbers):
-            return []
-        if numbers.min() < 0 or numbers.max() >= len(self):
+    def _locate(self, numbers: Ints) -> tuple[Ints, Ints, Ints]:
+        """The number of the kind, the episode and the step of each of these samples."""
+        if len(numbers) and (numbers.min() < 0 or numbers.max() >= len(self)):
             raise IndexError(f"samples {numbers.min()} to {numbers.max()} of {len(self)}")
         segments = np.searchsorted(self._ends, numbers, side="right")
         first = np.where(segments > 0, self._ends[segments - 1], 0)
         episodes, kinds = np.divmod(segments, len(self._kinds))
-        steps = (numbers - first) * self._every
-        groups = []
+        return kinds, episodes, (numbers - first) * self._every
+
+    def _alike(self, kinds: Ints, steps: Ints) -> Iterator[tuple[SampleKind, int, Ints]]:
+        """A kind, how many moments its samples see, and which of the samples these are, until all are named."""
         for kind in np.unique(kinds).tolist():
-            name = self._kinds[kind]
-            moments = self._number_of_moments(name, steps)
+            moments = self._number_of_moments(self._kinds[kind], steps)
             for seen in np.unique(moments[kinds == kind]).tolist():
-                places = np.flatnonzero((kinds == kind) & (moments == seen))
-                groups.append(self._group(name, places, episodes[places], steps[places]))
-        return groups
+                yield self._kinds[kind], seen, np.flatnonzero((kinds == kind) & (moments == seen))
+
+    def _groups(self, numbers: Ints) -> list[RowGroup]:
+        """The samples of these numbers, those of one template together."""
+        kinds, episodes, steps = self._locate(numbers)
+        return [self._group(kind, own, episodes[own], steps[own]) for kind, _, own in self._alike(kinds, steps)]
 
     def _group(self, kind: SampleKind, places: Ints, episodes: Ints, steps: Ints) -> RowGroup:
         """The samples of one kind at these steps, which all see as many moments.

@@ -21,12 +21,13 @@ def select_episodes(
     tasks: Collection[str] | None = None,
     exclude_tasks: Collection[str] = (),
     part: Part = "all",
+    cap: int | None = None,
     skip_bad: bool = False,
 ) -> EpisodeList:
     """Select episodes by task, and a part of each task's episodes.
 
     The last tenth of a task's n episodes are its last max(1, n // 10); a task with a single
-    episode keeps it for training and has no last tenth.
+    episode keeps it for training and has no last tenth. Of those that are left, at most `cap` are kept, evenly spread.
 
     Args:
         skip_bad: leave out episodes that cannot be used.
@@ -53,7 +54,9 @@ def select_episodes(
         raise DataError(f"{table.name}: no episode is left after selecting tasks and part; {_list_tasks(of_task)}")
     if len(bad_and_chosen := np.intersect1d(chosen, bad)):
         raise _bad(table, bad_and_chosen)
-    return EpisodeList(table, chosen[np.argsort(table.index[chosen], kind="stable")])
+    in_order = chosen[np.argsort(table.index[chosen], kind="stable")]
+    kept = np.linspace(0, len(chosen) - 1, min(cap or len(chosen), len(chosen))).round().astype(int)
+    return EpisodeList(table, in_order[kept])
 
 
 def _is_in_part(task_of: np.ndarray, part: Part) -> np.ndarray:

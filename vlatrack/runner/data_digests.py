@@ -1,8 +1,9 @@
 """What the data of a run was, small enough to keep and fine enough to say later which frame is another."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 from vlatrack.builders.data import Split
 from vlatrack.data.episodes import Episode, KnowsFiles, checked_frames, episodes_digest, frame_digests
 from vlatrack.data.samples import Encoding
-from vlatrack.data.store.token_store import TokenStore
+from vlatrack.data.store.image_codes import CodeShards
+from vlatrack.data.store.token_store import StoredDataset, TokenStore
 from vlatrack.errors import DataError
 from vlatrack.tracking.privacy import write_private
 
@@ -49,11 +51,8 @@ class SplitDigests:
         """Of a split whose image codes are in the store, as are the digests of the frames that they were made from."""
         if split.episodes.lengths.sum() > _MOST_STEPS:
             return cls(_files_of(split), [])
-        shards = {
-            camera: store.shards(split.dataset, camera, encoding.images, first_id=encoding.layout.first_image_code)
-            for camera in encoding.cameras
-        }
-        cached = {camera: of_camera.frame_digests(split.episodes) for camera, of_camera in shards.items()}
+        of_camera = partial(store.shards, encoder=encoding.images, first_id=encoding.layout.first_image_code)
+        cached = {camera: _frame_digests_of(split, partial(of_camera, camera=camera)) for camera in encoding.cameras}
         known = {camera: digests for camera, digests in cached.items() if digests is not None}
         episodes = [
             EpisodeDigests(
@@ -86,6 +85,14 @@ class SplitDigests:
                 if (found := _frame_difference(then, now, episode, camera)) is not None:
                     yield f"{place}: {camera}: {found}"
         yield from (f"episode {index} of {name} ({now.source.name}): is new" for index in present)
+
+
+def _frame_digests_of(
+    split: Split, shards_of: Callable[[StoredDataset], CodeShards]
+) -> list[NDArray[np.uint32]] | None:
+    """Of each episode of a split; None if one has none."""
+    parts = [shards_of(dataset).frame_digests(episodes) for dataset, episodes in split.parts]
+    return None if any(part is None for part in parts) else [digests for part in parts for digests in part or ()]
 
 
 def write_data_digests(file: Path, splits: Mapping[str, SplitDigests]) -> None:

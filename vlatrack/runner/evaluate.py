@@ -14,7 +14,7 @@ from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.policy import StoredPolicy
 from vlatrack.builders.trackers import build_backends
 from vlatrack.builders.training import build_accelerator
-from vlatrack.data.loading import even_subset
+from vlatrack.data.order import even_subset
 from vlatrack.data.samples import SampleSet
 from vlatrack.errors import CheckpointError, SpecError
 from vlatrack.metrics.declarations import calibration_table

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from vlatrack.builders.data import Split
 from vlatrack.data.episodes import action_names, checked_frames
-from vlatrack.data.loading import batches_by_group, even_subset, load_batches
+from vlatrack.data.loading import batches_by_group, load_batches
+from vlatrack.data.order import even_subset
 from vlatrack.data.samples import Encoding, SampleSet
 from vlatrack.evaluation.frames import PredictedFrames, predict_frames, similarity_states
 from vlatrack.evaluation.free_decoding import evaluate_free_decoding
@@ -114,9 +115,9 @@ class DetailedEvaluation:
     def _by_task(self, name: str, samples: SampleSet, report: Report) -> dict[str, MetricStates]:
         """The batches hold samples of one task each, so that one pass gives the states of each task and of all."""
         batch_size, limit = self.open_loop.batch_size, self.open_loop.max_samples
-        numbers = list(chain.from_iterable(even_subset(len(samples), batch_size=batch_size, limit=limit)))
+        numbers = even_subset(len(samples), batch_size=batch_size, limit=limit).samples.tolist()
         freely = even_subset(len(numbers), batch_size=batch_size, limit=self.settings.details.free_samples)
-        free_numbers = [numbers[place] for place in chain.from_iterable(freely)]
+        free_numbers = [numbers[place] for place in freely.samples.tolist()]
         by_task = self._batches_by_task(samples, numbers)
         count = Count(report, name, sum(map(len, by_task.values())))
         states = {
@@ -170,10 +171,10 @@ class DetailedEvaluation:
         images = samples.of_kind("world_model")
         if details.frames and len(images) and self._tokenizer.decoder is not None:
             order = even_subset(len(images), batch_size=batch_size, limit=details.frames)
-            numbers = list(chain.from_iterable(order))
+            numbers = order.samples.tolist()
             generated = _spread(numbers, details.generated)
             shown = _spread(generated or numbers, SHOWN_FRAMES)
-            own = list(map(self.group.shard, order))
+            own = [self.group.shard(batch.tolist()) for batch in order]
             count = Count(report, f"{name}, predicted images", sum(map(len, own)), "image")
             predicted = predict_frames(
                 self.policy,

@@ -1,13 +1,13 @@
 """One pass of a policy over this rank's share of a split's samples: action chunks, or next images."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
 from typing import TypeVar
 
 from accelerate import Accelerator
 
-from vlatrack.data.loading import even_subset, load_batches
+from vlatrack.data.loading import Numbers, load_batches
+from vlatrack.data.order import even_subset
 from vlatrack.data.samples import SampleSet
 from vlatrack.evaluation.frames import copied_states
 from vlatrack.evaluation.open_loop import evaluate_open_loop, image_states
@@ -48,13 +48,11 @@ class SamplePass:
     length_multiple: int = 1  # see `load_batches`
     before_batch: Callable[[], None] = lambda: None
 
-    def own_states(
-        self, samples: SampleSet, order: Sequence[Sequence[int]], count: Count | None = None
-    ) -> MetricStates:
+    def own_states(self, samples: SampleSet, order: Iterable[Numbers], count: Count | None = None) -> MetricStates:
         """The states over this rank's share of the batches; one without a sample joins in with an idle batch."""
         batches = load_batches(
             samples,
-            list(map(self.group.shard, order)),
+            (self.group.shard(numbers) for numbers in order),
             pin=self.accelerator.device.type == "cuda",
             length_multiple=self.length_multiple,
         )
@@ -70,5 +68,5 @@ class SamplePass:
         images = samples.of_kind("world_model")
         order = even_subset(len(images), batch_size=batch_size, limit=limit)
         states = image_states(self.own_states(images, order))
-        copied = copied_states(images, list(chain.from_iterable(order)))
+        copied = copied_states(images, order.samples.tolist())
         return states + copied if self.group.is_main_process else states

@@ -129,7 +129,7 @@ def tokenize_on_ray(job: TokenizeJob, progress: "EncodeProgress", *, workers: in
     if not missing:
         return
     ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
-    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    there: dict[str, float] = ray.cluster_resources()
     gpus = int(there.get("GPU", 0))
     at_once = workers or gpus or int(there["CPU"])
     names = ("split", "camera", "shard", "steps")

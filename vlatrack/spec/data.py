@@ -2,18 +2,26 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from vlatrack.spec.base import CustomTarget, Model, Once, Options
+from vlatrack.spec.mapping import CameraNames, VectorSpec
 
 
 class EpisodeSelection(Model):
-    """Which episodes of a dataset are used."""
+    """Which episodes of a dataset are used, and what becomes of their numbers and cameras."""
 
     tasks: Annotated[tuple[str, ...], Once] | None = Field(None, description="only these tasks (instruction texts)")
     exclude_tasks: Annotated[tuple[str, ...], Once] = Field((), description="all tasks but these")
     part: Literal["all", "all_but_last_tenth", "last_tenth"] = Field("all", description="of each task's episodes")
     skip_bad: bool = Field(False, description="leave out episodes that cannot be read or hold NaN, and say which")
+    cap: PositiveInt | None = Field(None, description="at most so many episodes, evenly spread over those left")
+    weight: PositiveFloat | None = Field(
+        None, description="in a mixture: its share of an epoch's samples is this in the sum of all weights"
+    )
+    actions: VectorSpec | None = Field(None, description="which of an action's numbers, in which order and units")
+    states: VectorSpec | None = Field(None, description="the same of a state")
+    cameras: CameraNames = {}
 
     @model_validator(mode="after")
     def _tasks_or_exclude_tasks(self) -> Self:
@@ -56,6 +64,35 @@ class CustomSource(EpisodeSelection):
 Source = Annotated[LeRobotSource | LiberoSource | CustomSource, Field(discriminator="kind")]
 
 
+class MixtureSpec(Model):
+    """Several datasets as one, so that one policy trains on several robots."""
+
+    kind: Literal["mixture"]
+    sources: Annotated[tuple[Source, ...], Field(min_length=1)] = Field(
+        description="the datasets, each with its selection, weight, cap and mapping"
+    )
+    epoch_samples: PositiveInt | None = Field(
+        None, description="samples of an epoch; null: as many as the datasets have together"
+    )
+
+    @field_validator("sources")
+    @classmethod
+    def _all_or_no_weights(cls, sources: tuple[Source, ...]) -> tuple[Source, ...]:
+        without = [number for number, source in enumerate(sources) if source.weight is None]
+        if 0 < len(without) < len(sources):
+            raise ValueError(f"source {without[0]} has no weight, others have; give all sources a weight, or none")
+        return sources
+
+    @model_validator(mode="after")
+    def _epoch_samples_need_weights(self) -> Self:
+        if self.epoch_samples is not None and self.sources[0].weight is None:
+            raise ValueError("epoch_samples goes with weights; give each source a weight")
+        return self
+
+
+SplitSource = Annotated[Source | MixtureSpec, Field(discriminator="kind")]
+
+
 class RecordedSpec(Model):
     """How the demonstrations were made, for evaluations in a simulator, which have to do the same; null: not known."""
 
@@ -92,6 +129,20 @@ class DataSpec(Model):
         1, description="a training sample starts at every n-th step of an episode; at 80 Hz neighbours are nearly alike"
     )
     recorded: RecordedSpec = RecordedSpec()
-    train: Source = Field(description="episodes that the policy learns from")
-    val_ind: Source | None = Field(None, description="held-out episodes of training tasks")
-    val_ood: Source | None = Field(None, description="held-out tasks")
+    train: SplitSource = Field(description="episodes that the policy learns from")
+    val_ind: SplitSource | None = Field(None, description="held-out episodes of training tasks")
+    val_ood: SplitSource | None = Field(None, description="held-out tasks")
+
+    @field_validator("train", "val_ind", "val_ood")
+    @classmethod
+    def _weights_are_those_of_a_mixture(cls, source: SplitSource | None) -> SplitSource | None:
+        if source is not None and not isinstance(source, MixtureSpec) and source.weight is not None:
+            raise ValueError("weight is a share in kind: mixture; leave it out")
+        return source
+
+
+def sources_of(split: SplitSource | None) -> tuple[Source, ...]:
+    """The datasets of a split: those of a mixture, or the only one."""
+    if split is None:
+        return ()
+    return split.sources if isinstance(split, MixtureSpec) else (split,)

@@ -3,6 +3,7 @@
 import fnmatch
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -58,16 +59,25 @@ EXTENDING = (
 )
 """Settings that decide the result and may still change on resume: how long to train, and what to do about a NaN."""
 
+_ADDED_TO_SOURCES: Mapping[str, Scalar] = {
+    "images": "upright",
+    "skip_bad": False,
+    "cap": None,
+    "weight": None,
+    "actions": None,
+    "states": None,
+    "cameras": "{}",
+}
+
 ADDED_LATER: Mapping[str, Scalar] = {
+    **{
+        f"data.{split}.{name}": value
+        for split in ("train", "val_ind", "val_ood")
+        for name, value in _ADDED_TO_SOURCES.items()
+    },
     "train.non_finite": "halt",
     "train.max_rollbacks": 3,
     "loss.terms": "[]",
-    "data.train.images": "upright",
-    "data.val_ind.images": "upright",
-    "data.val_ood.images": "upright",
-    "data.train.skip_bad": False,
-    "data.val_ind.skip_bad": False,
-    "data.val_ood.skip_bad": False,
     "data.history_start": "repeat",
     "tokenizer.image.encoder": "convolutions",
     "backbone.adapter": None,
@@ -86,7 +96,12 @@ ADDED_LATER: Mapping[str, Scalar] = {
     "train.ema": None,
     "train.early_stopping": None,
 }
-"""Settings added after the hash was defined; with these values they are left out of it, so that it stays the same."""
+"""Settings added after the hash was defined; with these values they are left out of it, so that it stays the same.
+
+Those of a dataset are also those of each dataset of a mixture: see ``_value_before``.
+"""
+
+_OF_A_MIXTURE = re.compile(r"^(data\.\w+)\.sources\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -114,7 +129,7 @@ def canonical_hash(spec: "ExperimentSpec", fingerprints: Mapping[str, str] | Non
     deciding = {
         path: value
         for path, value in flat.items()
-        if not matches(path, NOT_DECIDING) and not (path in ADDED_LATER and value == ADDED_LATER[path])
+        if not matches(path, NOT_DECIDING) and not (_was_added_later(path) and value == _value_before(path))
     }
     content = {"settings": deciding, "content": dict(fingerprints or {})}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -135,7 +150,8 @@ def differences(before: Mapping[str, Scalar], after: Mapping[str, Scalar]) -> li
     from vlatrack.spec.health import HealthSpec  # a model, as above
 
     detectors = dict(_leaves(HealthSpec().model_dump(mode="json"), "health"))
-    known = {path: value for path, value in {**ADDED_LATER, **detectors}.items() if path in after} | dict(before)
+    added = {path: _value_before(path) for path in after if _was_added_later(path)}
+    known = added | {path: value for path, value in detectors.items() if path in after} | dict(before)
     paths = dict.fromkeys([*after, *known])
     return [Difference(path, known.get(path), after.get(path)) for path in paths if known.get(path) != after.get(path)]
 
@@ -155,6 +171,16 @@ def split_by_resume(changes: Iterable[Difference]) -> tuple[list[Difference], li
 def matches(path: str, patterns: Iterable[str]) -> bool:
     """Whether one of the patterns, such as those of ``NOT_DECIDING``, fits the dotted path."""
     return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def _was_added_later(path: str) -> bool:
+    """Whether the setting of a dotted path is one of ``ADDED_LATER``, or of a dataset in a mixture."""
+    return _OF_A_MIXTURE.sub(r"\1.", path) in ADDED_LATER
+
+
+def _value_before(path: str) -> Scalar:
+    """The value that a setting had before it was added."""
+    return ADDED_LATER[_OF_A_MIXTURE.sub(r"\1.", path)]
 
 
 def _leaves(value: "JsonValue", path: str) -> Iterator[tuple[str, Scalar]]:

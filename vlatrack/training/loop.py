@@ -9,8 +9,9 @@ from typing import Literal, Protocol
 import torch
 from accelerate import Accelerator
 
-from vlatrack.data.dealing import deal_rows
-from vlatrack.data.loading import epoch_order, load_batches
+from vlatrack.data.dealing import Rows, deal_rows
+from vlatrack.data.loading import load_batches
+from vlatrack.data.order import EpochOrders
 from vlatrack.data.samples import Samples
 from vlatrack.errors import NonFiniteError
 from vlatrack.metrics.declarations import lr_name
@@ -80,11 +81,9 @@ class LoopSettings:
 
     epochs: int
     max_steps: int | None
-    batch_size: int
     micro_batch: int | None
     clip_grad: float | None
     log_every: int
-    seed: int
     workers: int
     group_by_length: bool
     length_multiple: int
@@ -106,6 +105,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     samples: Samples
+    order: EpochOrders  # of the samples
     settings: LoopSettings
     accelerator: Accelerator
     group: ProcessGroup
@@ -124,7 +124,7 @@ class Training:
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-len(self.samples) // self.settings.batch_size)
+        return self.order.steps
 
     @property
     def total_steps(self) -> int:
@@ -273,14 +273,13 @@ class Training:
         """This rank's micro batches of each remaining step of the epoch, as many as every other rank has of that step;
         those that it has no samples for are idle."""
         settings, group = self.settings, self.group
-        order = epoch_order(len(self.samples), batch_size=settings.batch_size, seed=settings.seed, epoch=state.epoch)
         left = max(0, self.total_steps - state.step)  # max_steps may end the training inside an epoch
-        steps = order[state.step_in_epoch :][:left]
+        steps = self.order.of(state.epoch)[state.step_in_epoch :][:left]
 
-        def deal(numbers: Sequence[int]) -> list[list[int]]:
+        def deal(numbers: Rows) -> list[Rows]:
             return deal_rows(
                 numbers,
-                self.samples.length_of if settings.group_by_length else None,
+                self.samples.lengths_of if settings.group_by_length else None,
                 rank=group.rank,
                 world_size=group.world_size,
                 micro_batch=settings.micro_batch,
@@ -364,13 +363,10 @@ class Training:
     def _examine(self, step: int, reason: str, result: StepResult | None) -> Forensics:
         """What is known of a step that was not taken, on this rank. Synchronises with the device."""
         epoch, position = divmod(step - 1, self.steps_per_epoch)
-        order = epoch_order(
-            len(self.samples), batch_size=self.settings.batch_size, seed=self.settings.seed, epoch=epoch
-        )
         return Forensics(
             step=step,
             reason=reason,
-            samples=[self.samples.describe(number) for number in order[position]],
+            samples=[self.samples.describe(number) for number in self.order.of(epoch)[position].tolist()],
             loss=None if result is None else result.loss.item(),
             loss_terms=None if result is None else {name: t.item() for name, t in result.loss_totals.items()},
             gradients=None if result is None else result.gradients,

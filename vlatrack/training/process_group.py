@@ -7,11 +7,12 @@ order. The module does not import torch, so that the command line can ask for th
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
 
 from vlatrack.errors import VlatrackError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from vlatrack.metrics.states import MetricStates
@@ -20,6 +21,7 @@ Rule = Literal["sum", "mean", "max"]
 """How the values that several ranks have for one name are combined."""
 
 T = TypeVar("T")
+R = TypeVar("R", bound="Sequence[Any] | NDArray[Any]")
 
 
 class RankLostError(VlatrackError):
@@ -39,9 +41,9 @@ class ProcessGroup:
         """Whether this is rank 0, which alone writes: run directory, journal, log files, checkpoints, terminal."""
         return self.rank == 0
 
-    def shard(self, rows: Sequence[T]) -> Sequence[T]:
+    def shard(self, rows: R) -> R:
         """The rows of a batch that this rank processes; may be empty if there are fewer rows than ranks."""
-        return rows[self.rank :: self.world_size]
+        return cast(R, rows[self.rank :: self.world_size])
 
     def largest_shard(self, rows: int) -> int:
         """How many of so many rows the rank with the most of them has."""

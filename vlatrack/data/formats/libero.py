@@ -58,6 +58,7 @@ class LiberoDataset:
     action_dim = ACTION_DIM
     state_dim = sum(_STATE_PARTS.values())
     fps = FPS
+    state_names = ("x", "y", "z", "rotation x", "rotation y", "rotation z", "finger 1", "finger 2")
     action_names = ("dx", "dy", "dz", "rotation x", "rotation y", "rotation z", "gripper")
 
     def __init__(

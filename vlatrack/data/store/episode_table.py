@@ -122,6 +122,35 @@ class EpisodeList(Sequence[Episode]):
         """A list of its own for episodes in memory."""
         return EpisodeTable.of(episodes, name=name).all()
 
+    @classmethod
+    def joined(
+        cls, lists: Sequence["EpisodeList"], *, name: str, first_indices: Sequence[int], with_states: bool
+    ) -> "EpisodeList":
+        """The episodes of several datasets, one after another; the shards stay where they are.
+
+        Args:
+            first_indices: of each dataset, the index that its episode 0 gets.
+            with_states: false leaves the states out.
+        """
+        tables = [of_part.table for of_part in lists]
+        number_of_task = {task: number for number, task in enumerate(dict.fromkeys(t for x in tables for t in x.tasks))}
+        task_of = [np.array([number_of_task[task] for task in t.tasks], np.int32)[t.task_of] for t in tables]
+        shards = [shard if with_states else Shard(shard.actions, None) for t in tables for shard in t.shards]
+        first_shards = np.cumsum([0, *(len(t.shards) for t in tables)])
+        first_positions = np.cumsum([0, *(len(t) for t in tables)])
+        table = EpisodeTable(
+            name=name,
+            tasks=tuple(number_of_task),
+            index=np.concatenate([t.index + first for t, first in zip(tables, first_indices, strict=True)]),
+            task_of=np.concatenate(task_of),
+            lengths=np.concatenate([t.lengths for t in tables]),
+            shard_of=np.concatenate([t.shard_of + first for t, first in zip(tables, first_shards, strict=False)]),
+            starts=np.concatenate([t.starts for t in tables]),
+            shards=shards,
+        )
+        positions = [x.positions + first for x, first in zip(lists, first_positions, strict=False)]
+        return cls(table, np.concatenate(positions))
+
     def __len__(self) -> int:
         return len(self.positions)
 

@@ -59,6 +59,15 @@ class ImageCodes:
         zeros = np.zeros(len(flat), np.int64)
         return cls(flat, np.arange(len(flat)), zeros, side=ids[0].shape[1], first_id=first_id)
 
+    @classmethod
+    def joined(cls, parts: Sequence["ImageCodes"]) -> "ImageCodes":
+        """Those of several lists of episodes, one after another."""
+        first = np.cumsum([0, *(len(part._shards) for part in parts)])
+        shard_of = [part._shard_of + begin for part, begin in zip(parts, first, strict=False)]
+        shards = [shard for part in parts for shard in part._shards]
+        starts = np.concatenate([part._starts for part in parts])
+        return cls(shards, np.concatenate(shard_of), starts, side=parts[0].side, first_id=parts[0].first_id)
+
     def gather(self, numbers: Ints, steps: Ints) -> Codes:
         """Token ids [n, m, R * C] of episodes of the list.
 

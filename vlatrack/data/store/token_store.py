@@ -150,17 +150,18 @@ class TokenStore:
         folder = self.folder / "codes" / _key(dataset.key, camera, encoder.fingerprint(), str(first_id))
         return CodeShards(folder, dataset.source, dataset.table, camera, encoder, first_id, self._memory)
 
-    def folder_of(self, dataset: StoredDataset, name: str) -> Path:
-        """A folder for something of this name that belongs to a dataset."""
-        return self.folder / "episodes" / dataset.key / _key(name)
+    def folder_of(self, key: str, name: str) -> Path:
+        """A folder for something of this name that belongs to datasets with this key."""
+        return self.folder / "episodes" / key / _key(name)
 
-    def remembered(self, dataset: StoredDataset, name: str, compute: Callable[[], Any]) -> Any:
-        """The JSON value of this name that belongs to a dataset, computed at the first time.
+    def remembered(self, key: str, name: str, compute: Callable[[], Any]) -> Any:
+        """The JSON value of this name that belongs to datasets with this key, computed at the first time.
 
         Args:
+            key: of a dataset, or of several.
             name: what it is, and of what; it is computed anew under another name.
         """
-        file = self.folder_of(dataset, name).with_suffix(".json")
+        file = self.folder_of(key, name).with_suffix(".json")
         try:
             stored = json.loads(file.read_text(encoding="utf-8"))
             if stored["sha256"] == _key(name, json.dumps(stored["value"])):
@@ -171,6 +172,7 @@ class TokenStore:
         unfinished = file.with_suffix(f".{secrets.token_hex(8)}.tmp")
         with suppress(OSError):  # then it is computed the next time, too
             content = {"name": name, "value": value, "sha256": _key(name, json.dumps(value))}
+            file.parent.mkdir(parents=True, exist_ok=True)
             unfinished.write_text(json.dumps(content), encoding="utf-8")
             unfinished.replace(file)
         return value

@@ -113,6 +113,6 @@ def choice_of(split: str) -> str:
     return f"data.{split} (choice of episodes)"
 
 
-def choice_digest(indices: Sequence[int]) -> str:
-    """sha256 of the indices of the chosen episodes."""
-    return hashlib.sha256(",".join(map(str, indices)).encode()).hexdigest()
+def choice_digest(chosen: Sequence[int | str]) -> str:
+    """sha256 of what was chosen, such as the indices of episodes."""
+    return hashlib.sha256(",".join(map(str, chosen)).encode()).hexdigest()

@@ -1,0 +1,57 @@
+"""The order of a training's samples, as its data says."""
+
+import pytest
+import torch
+from program import TOY
+from vlatrack.data.cache import CodeCache
+
+from vlatrack.builders.experiment import Experiment
+from vlatrack.builders.order import build_order
+from vlatrack.data.order import EpochOrders
+from vlatrack.data.samples import SampleSet
+from vlatrack.errors import DataError
+from vlatrack.spec.load import load_spec
+
+TOY_SOURCE = "kind: custom, target: 'toy_source:ToySource'"
+PUSH, PULL = "tasks: [push the square]", "tasks: [pull the square]"
+
+
+def experiment_of(*sources: str, **mixture: int) -> Experiment:
+    """The toy experiment with a mixture of toys as training data."""
+    listed = ", ".join(f"{{{TOY_SOURCE}, {source}}}" for source in sources)
+    more = "".join(f", {key}: {value}" for key, value in mixture.items())
+    return Experiment.new(load_spec(TOY, [f"data.train={{kind: mixture, sources: [{listed}]{more}}}"]))
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> SampleSet:
+    """Those of both toys, whatever their weights."""
+    experiment, folder, device = experiment_of(PUSH, PULL), tmp_path_factory.mktemp("toy"), torch.device("cpu")
+    encoding = experiment.encoding(experiment.policy(device).layout, folder / "tokenizer", device)
+    return experiment.samples(encoding, CodeCache(folder / "cache"))["train"]
+
+
+def test_samples_of_a_mixture_are_shown_by_their_weights(samples: SampleSet) -> None:
+    order = build_order(experiment_of(f"{PUSH}, weight: 1", f"{PULL}, weight: 3"), samples)
+    assert len(order) == len(samples) == sum(order.sizes)
+    assert order.sizes == (len(samples) * 10 // 12, len(samples) * 2 // 12)
+    batches = list(order.of(4))
+    assert len(batches) == order.steps
+    pulled = sum(samples.describe(int(n))["task"] == "pull the square" for batch in batches for n in batch)
+    assert pulled == pytest.approx(len(samples) * 3 / 4, abs=1)
+    shorter = build_order(experiment_of(f"{PUSH}, weight: 1", f"{PULL}, weight: 3", epoch_samples=40), samples)
+    assert (len(shorter), sum(map(len, shorter.of(0)))) == (40, 40)
+
+
+def test_without_weights_an_epoch_has_every_sample_once(samples: SampleSet) -> None:
+    experiment = experiment_of(PUSH, PULL)
+    order = build_order(experiment, samples)
+    assert order == EpochOrders((len(samples),), experiment.spec.train.batch_size, experiment.spec.seed)
+    assert sorted(int(n) for batch in order.of(1) for n in batch) == list(range(len(samples)))
+
+
+def test_a_dataset_of_a_mixture_that_has_no_sample_is_named(samples: SampleSet) -> None:
+    experiment = experiment_of(f"{PUSH}, weight: 1", f"{PULL}, weight: 3")
+    pushes = SampleSet(samples.episodes[:10], samples._encoding, ("vla",))
+    with pytest.raises(DataError, match="toy: no episode is long enough for a sample; leave it out of the mixture"):
+        build_order(experiment, pushes)
