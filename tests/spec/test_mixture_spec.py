@@ -36,7 +36,7 @@ data:
         cameras: {{observation.images.corner4: third_person}}
       - <<: *mini
         weight: 0.5
-        actions: {{gripper: {{dimension: [3], convention: raw, to: {{open: 0, closed: 1}}}}}}
+        actions: {{dimensions: [1, 0, 2, 3], gripper: {{dimension: [3], convention: raw, to: {{open: 0, closed: 1}}}}}}
         cap: null
   val_ind: {{<<: *mini, weight: null, part: last_tenth}}
 """
@@ -115,9 +115,9 @@ def test_sources_are_selected_mapped_and_mixed_as_the_file_says(file: Path) -> N
     own = second[0]
     same = next(e for e in train.source.episodes() if e.index == own.index - train.source.parts[0].source.episode_count)
     assert same.task == own.task
-    # dx, dy and the gripper of one are -dy, 100 dx and 2 g - 1 of the other.
-    assert same.actions[:, 1] == pytest.approx(-own.actions[:, 0])
-    assert same.actions[:, 0] == pytest.approx(100 * own.actions[:, 1])
+    # One has 100 dy, -dx and g where the other has dy, dx and (g + 1) / 2.
+    assert same.actions[:, 0] == pytest.approx(100 * own.actions[:, 0])
+    assert same.actions[:, 1] == pytest.approx(-own.actions[:, 1])
     assert (same.actions[:, 2] == 0.5).all()
     assert same.actions[:, 3] == pytest.approx(2 * own.actions[:, 3] - 1, abs=1e-6)
     assert np.array_equal(same.states, own.states)
