@@ -5,17 +5,22 @@ import math
 import numpy as np
 import pytest
 
-from vlatrack.data.dealing import deal_array, deal_rows
+from vlatrack.data.dealing import deal_rows
 
-LENGTHS = np.random.default_rng(0).integers(20, 100, 64).tolist()
+LENGTHS = np.random.default_rng(0).integers(20, 100, 64)
+
+
+def deal(
+    rows: list[int], by_length: bool, *, rank: int = 0, world_size: int = 1, micro_batch: int | None = None
+) -> list[list[int]]:
+    lengths_of = LENGTHS.__getitem__ if by_length else None
+    own = deal_rows(np.asarray(rows), lengths_of, rank=rank, world_size=world_size, micro_batch=micro_batch)
+    return [part.tolist() for part in own]
 
 
 def dealt(rows: list[int], world_size: int, micro_batch: int | None) -> list[list[list[int]]]:
     """By rank, the rows of each micro batch."""
-    return [
-        deal_rows(rows, LENGTHS.__getitem__, rank=rank, world_size=world_size, micro_batch=micro_batch)
-        for rank in range(world_size)
-    ]
+    return [deal(rows, True, rank=rank, world_size=world_size, micro_batch=micro_batch) for rank in range(world_size)]
 
 
 @pytest.mark.parametrize("by_length", [False, True])
@@ -25,10 +30,9 @@ def dealt(rows: list[int], world_size: int, micro_batch: int | None) -> list[lis
 def test_each_row_has_one_place_and_ranks_have_equal_numbers_of_micro_batches(
     by_length: bool, rows: int, world_size: int, micro_batch: int | None
 ) -> None:
-    step, length_of = list(range(rows)), LENGTHS.__getitem__ if by_length else None
+    step = list(range(rows))
     ranks = [
-        deal_rows(step, length_of, rank=rank, world_size=world_size, micro_batch=micro_batch)
-        for rank in range(world_size)
+        deal(step, by_length, rank=rank, world_size=world_size, micro_batch=micro_batch) for rank in range(world_size)
     ]
     assert sorted(row for batches in ranks for batch in batches for row in batch) == step
     assert len({len(batches) for batches in ranks}) == 1
@@ -51,7 +55,7 @@ def test_rows_that_share_a_micro_batch_are_of_similar_length() -> None:
         return 1 - sum(map(sum, batches)) / positions
 
     step = list(range(64))
-    as_they_are = [deal_rows(step, rank=rank, world_size=2, micro_batch=4) for rank in range(2)]
+    as_they_are = [deal(step, False, rank=rank, world_size=2, micro_batch=4) for rank in range(2)]
     assert padding(as_they_are) > 0.2
     assert padding(dealt(step, 2, 4)) < 0.05
 
@@ -64,19 +68,15 @@ def test_ranks_have_rows_of_similar_length_in_each_round_and_equal_work_in_all()
     assert abs(work[0] - work[1]) / sum(work) < 0.01
 
 
-def test_an_array_of_rows_is_dealt_as_a_list_is() -> None:
+def test_the_longest_rows_come_first_in_parts_of_equal_size_which_are_dealt_to_and_fro() -> None:
     generator = np.random.default_rng(1)
-    lengths = np.asarray(LENGTHS)
     for _ in range(200):
-        rows = generator.permutation(64)[: generator.integers(1, 65)]
+        rows = generator.permutation(64)[: generator.integers(1, 65)].tolist()
         world_size, micro_batch = int(generator.integers(1, 9)), int(generator.integers(1, 20))
-        expected = dealt(rows.tolist(), world_size, micro_batch)
-        # What the rule says, written without arrays: the longest first, in parts of equal size.
-        by_length = sorted(rows.tolist(), key=LENGTHS.__getitem__, reverse=True)
-        rounds = len(expected[0])
+        ranks = dealt(rows, world_size, micro_batch)
+        rounds = len(ranks[0])
+        by_length = sorted(rows, key=LENGTHS.__getitem__, reverse=True)
         parts = np.array_split(by_length if rounds * world_size > 1 else rows, rounds * world_size)
-        for rank in range(world_size):
-            own = deal_array(rows, lengths.__getitem__, rank=rank, world_size=world_size, micro_batch=micro_batch)
-            assert [part.tolist() for part in own] == expected[rank]
+        for rank, own in enumerate(ranks):
             turned = [(turn * world_size, world_size - 1 - rank if turn % 2 else rank) for turn in range(rounds)]
-            assert [part.tolist() for part in own] == [parts[first + place].tolist() for first, place in turned]
+            assert own == [parts[first + place].tolist() for first, place in turned]

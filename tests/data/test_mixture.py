@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from toy_source import ToySource
 
-from vlatrack.data.episodes import Episode, frame_pieces, select_episodes
+from vlatrack.data.episodes import Episode, frame_pieces
 from vlatrack.data.formats.lerobot.dataset import LeRobotDataset
 from vlatrack.data.mapping import MappedSource
 from vlatrack.data.mixture import MixturePart, MixtureSource
+from vlatrack.data.selection import select_episodes
+from vlatrack.data.store.episode_table import EpisodeList, EpisodeTable
 from vlatrack.data.vectors import VectorMapping
 from vlatrack.errors import DataError
 
@@ -45,24 +47,26 @@ def test_episodes_of_the_parts_follow_one_another_and_keep_what_they_are() -> No
     assert both.image_size("front") == (32, 32)
 
 
-def test_tasks_part_and_cap_work_within_each_dataset() -> None:
-    one, other = Named("one", episodes=12), Named("other", episodes=12)
-    both = MixtureSource(
-        [
-            MixturePart(one, tasks=("push the square",), part="last_tenth"),
-            MixturePart(other, exclude_tasks=("pull the square",), part="all_but_last_tenth", cap=4),
-        ]
-    )
-    found = [episode.index for episode in both.selected_episodes()]
-    assert found == [9, 12 + 0, 12 + 3, 12 + 5, 12 + 8]
-    with pytest.raises(DataError, match="other: no task 'fly'"):
-        MixtureSource([MixturePart(one), MixturePart(other, tasks=("fly",))]).selected_episodes()
-
-
 def test_a_cap_takes_episodes_evenly_and_the_same_each_time() -> None:
-    source = ToySource(episodes=10)
+    table = EpisodeTable.of(ToySource(episodes=10).episodes())
     for cap, expected in ((1, [0]), (2, [0, 9]), (4, [0, 3, 6, 9]), (10, list(range(10))), (99, list(range(10)))):
-        assert [episode.index for episode in select_episodes(source, cap=cap)] == expected
+        assert select_episodes(table, cap=cap).indices.tolist() == expected
+
+
+def test_chosen_episodes_of_the_parts_are_joined_without_copying_them() -> None:
+    one, other = Named("one", episodes=5), Named("other", episodes=12, shift=0.1)
+    both = mixture(one, other)
+    lists = [EpisodeTable.of(source.episodes()).all() for source in (one, other)]
+    chosen = [EpisodeList(lists[0].table, [1, 4]), EpisodeList(lists[1].table, [0, 7])]
+    joined = EpisodeList.joined(chosen, name="both", first_indices=both.first_indices, with_states=True)
+    expected = [episode for episode in both.episodes() if episode.index in (1, 4, 5, 12)]
+    for episode, wanted in zip(joined, expected, strict=True):
+        assert (episode.index, episode.task) == (wanted.index, wanted.task)
+        assert np.array_equal(episode.actions, wanted.actions)
+        assert np.array_equal(episode.states, wanted.states)
+    assert joined.table.shards[0].actions is lists[0].table.shards[0].actions
+    without = EpisodeList.joined(chosen, name="both", first_indices=both.first_indices, with_states=False)
+    assert [episode.states for episode in without] == [None] * 4
 
 
 @pytest.mark.parametrize(
@@ -90,7 +94,7 @@ def test_states_that_nobody_uses_need_not_fit() -> None:
     parts = [MixturePart(Named("one")), MixturePart(Named("other", state_dim=9))]
     both = MixtureSource(parts, use_states=False)
     assert both.state_dim == 0
-    assert all(episode.states is None for episode in both.selected_episodes())
+    assert all(episode.states is None for episode in both.episodes())
     frames = both.frames(both.episodes()[3], "front")  # the toy draws them from the state
     assert np.array_equal(frames, Named("one").frames(Named("one").episodes()[3], "front"))
 

@@ -8,6 +8,7 @@ import pytest
 
 from vlatrack.builders.data import open_splits
 from vlatrack.data.mixture import MixtureSource
+from vlatrack.data.store.token_store import TokenStore
 from vlatrack.data.vectors import GRIPPER_CONVENTIONS
 from vlatrack.errors import DataError, SpecError
 from vlatrack.spec.identity import canonical_hash, differences, flatten
@@ -36,7 +37,7 @@ data:
         cameras: {{observation.images.corner4: third_person}}
       - <<: *mini
         weight: 0.5
-        actions: {{gripper: {{dimension: [3], convention: raw, to: {{open: 0, closed: 1}}}}}}
+        actions: {{dimensions: [1, 0, 2, 3], gripper: {{dimension: [3], convention: raw, to: {{open: 0, closed: 1}}}}}}
         cap: null
   val_ind: {{<<: *mini, weight: null, part: last_tenth}}
 """
@@ -105,7 +106,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_sources_are_selected_mapped_and_mixed_as_the_file_says(file: Path) -> None:
-    splits = open_splits(load_spec(file, ["data.train.epoch_samples=100"]))
+    splits = open_splits(load_spec(file, ["data.train.epoch_samples=100"]), TokenStore(file.parent / "store"))
     train = splits["train"]
     assert isinstance(train.source, MixtureSource)
     assert (train.source.weights, train.source.cameras) == ((2, 0.5), ("third_person",))
@@ -115,9 +116,9 @@ def test_sources_are_selected_mapped_and_mixed_as_the_file_says(file: Path) -> N
     own = second[0]
     same = next(e for e in train.source.episodes() if e.index == own.index - train.source.parts[0].source.episode_count)
     assert same.task == own.task
-    # dx, dy and the gripper of one are -dy, 100 dx and 2 g - 1 of the other.
-    assert same.actions[:, 1] == pytest.approx(-own.actions[:, 0])
-    assert same.actions[:, 0] == pytest.approx(100 * own.actions[:, 1])
+    # One has 100 dy, -dx and g where the other has dy, dx and (g + 1) / 2.
+    assert same.actions[:, 0] == pytest.approx(100 * own.actions[:, 0])
+    assert same.actions[:, 1] == pytest.approx(-own.actions[:, 1])
     assert (same.actions[:, 2] == 0.5).all()
     assert same.actions[:, 3] == pytest.approx(2 * own.actions[:, 3] - 1, abs=1e-6)
     assert np.array_equal(same.states, own.states)
@@ -146,7 +147,7 @@ def test_a_dimension_that_a_dataset_does_not_have_is_named_with_its_path(file: P
     with pytest.raises(
         DataError, match=f"^{MINI}: actions: no dimension 'dz2'.*there are 0 to 3: dx, dy, dz, gripper$"
     ):
-        open_splits(spec)
+        open_splits(spec, TokenStore(file.parent / "store"))
 
 
 def test_a_mixture_goes_through_yaml_unharmed_and_its_paths_do_not_decide(file: Path) -> None:

@@ -1,14 +1,16 @@
 """The order of a training's samples, as its data says."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from program import TOY
-from vlatrack.data.cache import CodeCache
 
 from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.order import build_order
 from vlatrack.data.order import EpochOrders
 from vlatrack.data.samples import SampleSet
+from vlatrack.data.store.token_store import TokenStore
 from vlatrack.errors import DataError
 from vlatrack.spec.load import load_spec
 
@@ -27,8 +29,9 @@ def experiment_of(*sources: str, **mixture: int) -> Experiment:
 def samples(tmp_path_factory: pytest.TempPathFactory) -> SampleSet:
     """Those of both toys, whatever their weights."""
     experiment, folder, device = experiment_of(PUSH, PULL), tmp_path_factory.mktemp("toy"), torch.device("cpu")
+    experiment = replace(experiment, store=TokenStore(folder / "data"))
     encoding = experiment.encoding(experiment.policy(device).layout, folder / "tokenizer", device)
-    return experiment.samples(encoding, CodeCache(folder / "cache"))["train"]
+    return experiment.samples(encoding)["train"]
 
 
 def test_samples_of_a_mixture_are_shown_by_their_weights(samples: SampleSet) -> None:
@@ -52,6 +55,6 @@ def test_without_weights_an_epoch_has_every_sample_once(samples: SampleSet) -> N
 
 def test_a_dataset_of_a_mixture_that_has_no_sample_is_named(samples: SampleSet) -> None:
     experiment = experiment_of(f"{PUSH}, weight: 1", f"{PULL}, weight: 3")
-    pushes = SampleSet(samples.episodes[:10], samples._encoding, ("vla",))
+    pushes = SampleSet(samples.episodes[:10], samples._codes, samples._encoding, ("vla",))
     with pytest.raises(DataError, match="toy: no episode is long enough for a sample; leave it out of the mixture"):
         build_order(experiment, pushes)
