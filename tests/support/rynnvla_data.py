@@ -45,38 +45,38 @@ def write_trajectories(folder: Path, source: EpisodeSource, cameras: Mapping[str
 
 
 def vla_conversations(folder: Path, *, history: int, horizon: int, cameras: Sequence[str]) -> dict[str, list[Any]]:
-    """Of every step with a whole chunk, by split."""
-    found: dict[str, list[Any]] = {"train": [], "val_ind": [], "val_ood": []}
+    """Of every step with a whole chunk, by split, and all."""
+    found: dict[str, list[Any]] = {"train": [], "val_ind": [], "val_ood": [], "all": []}
     for split, task, trajectory, length in _trajectories(folder):
         for step in range(length - horizon + 1):
             moments = range(max(0, step - history + 1), step + 1)
             images = [f"{trajectory}/{camera}/image_{moment}.png" for moment in moments for camera in cameras]
             question = f"What action should the robot take to {task}?<|state|>" + "<|image|>" * len(images)
-            found[split].append(
-                {
-                    "conversations": _turns(question, "<|action|>" * horizon),
-                    "image": images,
-                    "action": [f"{trajectory}/action/action_{step + later}.npy" for later in range(horizon)],
-                    "state": [f"{trajectory}/{STATE_FOLDER}/{STATE_FOLDER}_{step}.npy"],
-                }
-            )
+            item = {
+                "conversations": _turns(question, "<|action|>" * horizon),
+                "image": images,
+                "action": [f"{trajectory}/action/action_{step + later}.npy" for later in range(horizon)],
+                "state": [f"{trajectory}/{STATE_FOLDER}/{STATE_FOLDER}_{step}.npy"],
+            }
+            found[split].append(item)
+            found["all"].append(item)
     return found
 
 
 def world_model_conversations(folder: Path, *, cameras: Sequence[str]) -> dict[str, list[Any]]:
-    """Of every step that another follows, with one step of history as the reference has it for two cameras."""
-    found: dict[str, list[Any]] = {"train": [], "val_ind": [], "val_ood": []}
+    """Of every step that another follows, by split, and all; with one step of history, as the reference has them."""
+    found: dict[str, list[Any]] = {"train": [], "val_ind": [], "val_ood": [], "all": []}
     for split, _, trajectory, length in _trajectories(folder):
         for step in range(length - 1):
             images = [f"{trajectory}/{camera}/image_{moment}.png" for moment in (step, step + 1) for camera in cameras]
             placeholders = "<|image|>" * len(cameras)
-            found[split].append(
-                {
-                    "conversations": _turns(f"{WORLD_MODEL_QUESTION}{placeholders}<|action|>", placeholders),
-                    "image": images,
-                    "action": [f"{trajectory}/action/action_{step}.npy"],
-                }
-            )
+            item = {
+                "conversations": _turns(f"{WORLD_MODEL_QUESTION}{placeholders}<|action|>", placeholders),
+                "image": images,
+                "action": [f"{trajectory}/action/action_{step}.npy"],
+            }
+            found[split].append(item)
+            found["all"].append(item)
     return found
 
 

@@ -20,6 +20,7 @@ from vlatrack.errors import CheckpointError, SpecError
 from vlatrack.models.backbones.base import BackboneSource
 from vlatrack.models.policy import VlaPolicy
 from vlatrack.runner.run import initial_policy
+from vlatrack.spec.data import RynnVlaRecordsSource
 from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.policy import AdapterSpec, CustomBackboneSpec, ExplicitRanges
 from vlatrack.spec.training import MemorySpec
@@ -313,7 +314,8 @@ def _longest_instruction(spec: ExperimentSpec) -> str:
     """The longest of the tasks that the spec names, or of an assumed length."""
     assumed = (_WORDS * INSTRUCTION_CHARACTERS)[:INSTRUCTION_CHARACTERS]
     sources = [source for source in (spec.data.train, spec.data.val_ind, spec.data.val_ood) if source is not None]
-    return max([assumed, *(task for source in sources for task in source.tasks or ())], key=len)
+    named = (source.tasks or () for source in sources if not isinstance(source, RynnVlaRecordsSource))
+    return max([assumed, *(task for tasks in named for task in tasks)], key=len)
 
 
 def _assumed(spec: ExperimentSpec, instruction: str) -> str:

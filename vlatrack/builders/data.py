@@ -8,10 +8,17 @@ from typing import assert_never, cast
 from vlatrack.data.episodes import Episode, EpisodeSource, episodes_digest, select_episodes
 from vlatrack.data.samples import check_fit
 from vlatrack.data.statistics import NormStats
-from vlatrack.errors import SpecError
+from vlatrack.errors import DataError, SpecError
 from vlatrack.metrics.schema import SPLITS
 from vlatrack.plugins import make_plugin
-from vlatrack.spec.data import CustomSource, LeRobotSource, LiberoSource, Source
+from vlatrack.spec.data import (
+    CustomSource,
+    LeRobotSource,
+    LiberoSource,
+    RynnVlaConversationsSource,
+    RynnVlaRecordsSource,
+    SplitSource,
+)
 from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.policy import ExplicitRanges
 from vlatrack.tokens.bins import ValueRange
@@ -38,13 +45,14 @@ def open_splits(spec: ExperimentSpec, names: Collection[str] = SPLITS) -> dict[s
     """
     splits = {}
     for name in SPLITS:
-        source_spec: Source | None = getattr(spec.data, name)
+        source_spec: SplitSource | None = getattr(spec.data, name)
         if source_spec is None or name not in names:
             continue
         try:
             source = open_source(source_spec)
         except SpecError as error:
             raise SpecError(f"data.{name}.target: {error}") from error
+        assert not isinstance(source_spec, RynnVlaRecordsSource), "it has no episodes to open"
         episodes = select_episodes(
             source, tasks=source_spec.tasks, exclude_tasks=source_spec.exclude_tasks, part=source_spec.part
         )
@@ -52,8 +60,8 @@ def open_splits(spec: ExperimentSpec, names: Collection[str] = SPLITS) -> dict[s
     return splits
 
 
-def open_source(spec: Source) -> EpisodeSource:
-    """The dataset that a source of the spec names."""
+def open_source(spec: SplitSource) -> EpisodeSource:
+    """The dataset that a source of the spec names; DataError if it cannot be opened, or has no episodes."""
     match spec:
         case LeRobotSource():
             from vlatrack.data.formats.lerobot.dataset import LeRobotDataset
@@ -63,6 +71,15 @@ def open_source(spec: Source) -> EpisodeSource:
             from vlatrack.data.formats.libero import LiberoDataset
 
             return LiberoDataset(Path(spec.path), skip_no_ops=spec.skip_no_ops, images=spec.images)
+        case RynnVlaConversationsSource():
+            from vlatrack.data.formats.rynnvla.trajectories import RynnVlaTrajectories
+
+            return RynnVlaTrajectories(spec.path, spec.root, fps=spec.fps)
+        case RynnVlaRecordsSource():
+            raise DataError(
+                f"{spec.path}: finished token rows have no episodes; give what they were made from, with "
+                "kind: rynnvla_conversations or another dataset"
+            )
         case CustomSource():
             return cast(EpisodeSource, make_plugin(spec.target, group=DATASETS, options=spec.options))
         case _:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from vlatrack.builders.closed_loop import ClosedLoop
-    from vlatrack.spec.data import Source
+    from vlatrack.spec.data import SplitSource
     from vlatrack.spec.experiment import ExperimentSpec
     from vlatrack.spec.policy import BackboneSpec
 
@@ -230,10 +230,10 @@ def _describe_backbone(backbone: "BackboneSpec") -> str:
     return f"{backbone.kind}, {backbone.init}: {backbone.preset or backbone.checkpoint}{changed}"
 
 
-def _describe_source(source: "Source | None") -> str:
+def _describe_source(source: "SplitSource | None") -> str:
     if source is None:
         return "none"
     if source.kind == "custom":
         return f"custom, {source.target}"
-    found = "" if Path(source.path).is_dir() else " (note: not there yet)"
+    found = "" if Path(source.path).exists() else " (note: not there yet)"
     return f"{source.kind}, {source.path}{found}"

@@ -2,9 +2,14 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from vlatrack.spec.base import CustomTarget, Model, Once, Options
+
+_ROOT = (
+    "the folder below which all its files lie, wherever its paths say that it is; null: the one above the list's "
+    "folder, as the reference arranges its data"
+)
 
 
 class EpisodeSelection(Model):
@@ -44,6 +49,23 @@ class LiberoSource(EpisodeSelection):
     )
 
 
+class RynnVlaConversationsSource(EpisodeSelection):
+    """The conversations of RynnVLA-002 or WorldVLA: a JSON list of png and npy files, read as whole trajectories."""
+
+    kind: Literal["rynnvla_conversations"]
+    path: str = Field(description="the list, .json or .jsonl, absolute or from where vlatrack is started")
+    root: str | None = Field(None, description=_ROOT)
+    fps: PositiveFloat = Field(20.0, description="time steps in a second, which the format does not tell; LIBERO's 20")
+
+
+class RynnVlaRecordsSource(Model):
+    """The token rows of a pre-tokenised training of RynnVLA-002 or WorldVLA. They have no episodes, tasks or images."""
+
+    kind: Literal["rynnvla_records"]
+    path: str = Field(description="its YAML with META, or one of its lists, .json or .jsonl")
+    root: str | None = Field(None, description=_ROOT)
+
+
 class CustomSource(EpisodeSelection):
     """Your own dataset: `package.module:Class`, called with `options` as keyword arguments."""
 
@@ -52,7 +74,11 @@ class CustomSource(EpisodeSelection):
     options: Options = {}
 
 
-Source = Annotated[LeRobotSource | LiberoSource | CustomSource, Field(discriminator="kind")]
+Source = Annotated[
+    LeRobotSource | LiberoSource | RynnVlaConversationsSource | CustomSource, Field(discriminator="kind")
+]
+SplitSource = Annotated[Source | RynnVlaRecordsSource, Field(discriminator="kind")]
+"""What a split may name: a dataset of episodes, or finished token rows."""
 
 
 class RecordedSpec(Model):
@@ -91,6 +117,6 @@ class DataSpec(Model):
         1, description="a training sample starts at every n-th step of an episode; at 80 Hz neighbours are nearly alike"
     )
     recorded: RecordedSpec = RecordedSpec()
-    train: Source = Field(description="episodes that the policy learns from")
-    val_ind: Source | None = Field(None, description="held-out episodes of training tasks")
-    val_ood: Source | None = Field(None, description="held-out tasks")
+    train: SplitSource = Field(description="episodes that the policy learns from")
+    val_ind: SplitSource | None = Field(None, description="held-out episodes of training tasks")
+    val_ood: SplitSource | None = Field(None, description="held-out tasks")

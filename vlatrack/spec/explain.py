@@ -134,6 +134,8 @@ def _unknown_key(path: Path, tree: Tree, model: type[BaseModel]) -> str:
     if owners := [kind for block in blocks if key in block.model_fields for kind in kinds_of(block)]:
         return f"this key goes with kind: {_either(owners)}, and no kind is given"
     here = {name: None for block in blocks for name in block.model_fields}
+    if ".".join(map(str, path)) in known_paths(model):
+        return f"this key goes with another kind (known here: {', '.join(here)})"
     close = get_close_matches(key, here, n=1) or [other for other in known_paths(model) if other.endswith(f".{key}")]
     return f"unknown key (did you mean '{close[0]}'?)" if close else f"unknown key (known here: {', '.join(here)})"
 

@@ -34,6 +34,7 @@ NOT_DECIDING = (
     "train.checkpoint.*",
     "evaluate.*",
     "data.*.path",
+    "data.*.root",
     "data.recorded.*",
     "backbone.checkpoint",
     "tokenizer.checkpoint",

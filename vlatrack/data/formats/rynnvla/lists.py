@@ -45,7 +45,7 @@ class DataRoot:
         whether one is there shows when it is opened.
 
         Raises:
-            DataError: it is not below the root, or nothing is there for the first of its folder.
+            DataError: it is not below the root, or there is no such folder for the first file of a list.
         """
         if not isinstance(written, str) or "\0" in written:
             raise DataError(f"{place}: {written!r:.80} is no path of a file; restore the list")
@@ -61,8 +61,10 @@ class DataRoot:
     def _find(self, written: str, place: str) -> Path:
         inside = [path for path in self._candidates(written) if path.startswith(self._below)]
         for path in inside:
-            if os.path.exists(path):  # noqa: PTH110  # of strings
-                return Path(path)
+            if (found := Path(path)).parent.is_dir():
+                return found
+        if inside and self._known:  # some data is missing, not all in another place: what reads it will say so
+            return Path(inside[0])
         if inside:
             raise DataError(f"{place}: no file {written!r:.200} below {self.folder}; restore it, or give its root")
         raise DataError(f"{place}: {written!r:.200} is not below {self.folder}; give the folder of the data as root")
