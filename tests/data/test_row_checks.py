@@ -1,16 +1,19 @@
 """Finished token rows that do not fit the experiment are found before they are trained on, with their file."""
 
-from dataclasses import replace
+import pickle
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rynnvla_data import write_records
 
 from vlatrack.data.formats.rynnvla.records import Records
 from vlatrack.data.row_checks import RowCounts, RowRules, check_rows
+from vlatrack.data.row_samples import RowSamples
 from vlatrack.errors import DataError
-from vlatrack.tokens.batch import collate
+from vlatrack.tokens.batch import Batch, collate
 from vlatrack.tokens.layout import TokenLayout
 from vlatrack.tokens.prompts import TokenSequence, vla_sequence, world_model_sequence
 
@@ -144,3 +147,28 @@ def test_every_row_is_looked_at(tmp_path: Path) -> None:
     wrong = _changed(ROW, IMAGE + 3, 8198)
     with pytest.raises(DataError, match=r"/1100\.pkl: an image in it"):
         _check(tmp_path, *[ROW] * 1100, wrong)
+
+
+@pytest.mark.parametrize("chosen", [[0], [1], [4, 3, 2, 1, 0], [1, 3], [5], [0, 5, 1], []])
+@pytest.mark.parametrize("length_multiple", [1, 64])
+def test_a_batch_of_stored_rows_is_the_one_that_the_rows_make(
+    chosen: list[int], length_multiple: int, tmp_path: Path
+) -> None:
+    rows = [_vla(), _world(), _vla(images=2), _world(answers=1), _vla(images=1)]
+    rows.append(replace(ROW, labels=np.where(np.arange(len(ROW.labels)) == 5, 7, ROW.labels)))  # not one span
+    records = Records(write_records(tmp_path, [(row.input_ids.tolist(), row.labels.tolist()) for row in rows]))
+    samples = pickle.loads(pickle.dumps(RowSamples(records.rows(tmp_path / "rows"), LAYOUT)))
+    found = samples.batch(iter(chosen), length_multiple=length_multiple)
+    expected = collate([rows[number] for number in chosen], LAYOUT, length_multiple=length_multiple)
+    for field in fields(Batch):
+        value, wanted = getattr(found, field.name), getattr(expected, field.name)
+        if isinstance(wanted, torch.Tensor):
+            assert value.dtype == wanted.dtype, field.name
+            assert torch.equal(value, wanted), field.name
+        else:
+            assert value == wanted, field.name
+
+
+def test_another_process_maps_the_rows_and_gets_no_copy(tmp_path: Path) -> None:
+    stored = Records(write_records(tmp_path, [(ROW.input_ids.tolist(), ROW.labels.tolist())] * 500))
+    assert len(pickle.dumps(stored.rows(tmp_path / "rows"))) < 500

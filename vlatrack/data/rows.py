@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,10 @@ class TokenRows:
         self._batches = [_StoredBatch.of(batch) for batch in batches]
         self._lengths = _joined(np.diff(batch.offsets) for batch in self._batches)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Another process maps the file itself, and need not compare its checksum again."""
+        return partial(TokenRows, verify=False), (self.file,)
+
     def __len__(self) -> int:
         return len(self._lengths)
 
@@ -129,6 +134,19 @@ class TokenRows:
         """The rows of these numbers, in their order."""
         return [self.row(number) for number in numbers]
 
+    def padded(self, numbers: Sequence[int], *, length: int, pad: int) -> "PaddedRows":
+        """The rows of these numbers padded on the right to a length, which none of them exceeds."""
+        ids = np.full((len(numbers), length), pad, np.int64)
+        starts, stops, are_spans = np.empty(len(numbers), np.int64), np.empty(len(numbers), np.int64), True
+        for row, number in enumerate(numbers):
+            stored, place = self._batches[number // _ROWS_OF_A_BATCH], number % _ROWS_OF_A_BATCH
+            begin = stored.offsets[place]
+            size = stored.offsets[place + 1] - begin
+            ids[row, :size] = stored.ids[begin : begin + size]
+            starts[row], stops[row] = stored.answer_starts[place], stored.answer_stops[place]
+            are_spans = are_spans and not stored.has_labels[place]
+        return PaddedRows(ids, starts, stops, are_spans)
+
     def pieces(self) -> Iterator["RowPiece"]:
         """All rows, by about a thousand neighbours, for what reads them all."""
         first = 0
@@ -137,6 +155,16 @@ class TokenRows:
             starts, stops = stored.answer_starts, stored.answer_stops
             yield RowPiece(first, stored.ids[begin:end], stored.offsets - begin, starts, stops, stored.has_labels)
             first += len(starts)
+
+
+@dataclass(frozen=True)
+class PaddedRows:
+    """Rows of one length, and the spans of their answers."""
+
+    ids: NDArray[np.int64]  # [rows, length]
+    answer_starts: NDArray[np.int64]  # [rows]
+    answer_stops: NDArray[np.int64]  # [rows]
+    are_spans: bool  # whether these spans are all labels that they have
 
 
 @dataclass(frozen=True)
