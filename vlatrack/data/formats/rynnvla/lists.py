@@ -126,7 +126,7 @@ def _listed(config: Path, number: int, meta: object, root: Path | None) -> Liste
     if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1 or math.isnan(ratio):
         raise DataError(f"{place}: ratio is {ratio!r:.40}; a share of the rows is above 0 and at most 1")
     if root is not None:
-        found = Path(*DataRoot(root / "lists" / config.name, root).locate(written, place))
+        found = Path(*DataRoot(config, root).locate(written, place))
     else:
         starts = (Path.cwd(), *config.absolute().parents)
         paths = [Path(os.path.normpath(start / written)) for start in starts]

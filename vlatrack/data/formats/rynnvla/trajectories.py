@@ -12,6 +12,7 @@ conversations show only those with a complete chunk.
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -53,15 +54,15 @@ class _Series:
             raise DataError(f"{place}: {file.name} has no step in its name; these are no files of one step each")
         return cls(file.parent.name, found[1], found[3])
 
-    def file(self, trajectory: Path, step: int) -> Path:
-        return trajectory / self.folder / f"{self.prefix}{step}.{self.suffix}"
+    def file(self, trajectory: str, step: int) -> Path:
+        return Path(trajectory, self.folder, f"{self.prefix}{step}.{self.suffix}")
 
-    def steps(self, trajectory: Path) -> set[int]:
+    def steps(self, trajectory: str) -> set[int]:
         """Those that have a file."""
         try:
-            names = os.listdir(trajectory / self.folder)  # noqa: PTH208  # hundreds of names, and no more than names
+            names = os.listdir(f"{trajectory}/{self.folder}")  # noqa: PTH208  # hundreds of names, no more than names
         except OSError as error:
-            raise DataError(f"{trajectory / self.folder}: cannot be read ({error.strerror}); restore it") from None
+            raise DataError(f"{trajectory}/{self.folder}: cannot be read ({error.strerror}); restore it") from None
         found = (_STEP.fullmatch(name) for name in names)
         return {int(match[2]) for match in found if match and (match[1], match[3]) == (self.prefix, self.suffix)}
 
@@ -70,7 +71,9 @@ class _Series:
 class _Contents:
     """What the conversations of a list name."""
 
-    trajectories: tuple[tuple[Path, str], ...]  # folder and task, in the order of the list
+    trajectories: tuple[
+        tuple[str, str], ...
+    ]  # folder and task, in the order of the list; as texts, since they are many
     cameras: Mapping[str, _Series]
     actions: _Series
     states: _Series | None
@@ -168,7 +171,7 @@ class RynnVlaTrajectories:
             index, task, actions, None if states is None else self._matrix(states, trajectory, length, self.state_dim)
         )
 
-    def _length(self, trajectory: Path, index: int) -> int:
+    def _length(self, trajectory: str, index: int) -> int:
         """The number of steps; DataError unless every series has a file for each."""
         steps = self._found.actions.steps(trajectory)
         for series in self._all_series():
@@ -181,7 +184,7 @@ class RynnVlaTrajectories:
                 )
         return len(steps)
 
-    def _matrix(self, series: _Series, trajectory: Path, length: int, size: int) -> NDArray[np.float32]:
+    def _matrix(self, series: _Series, trajectory: str, length: int, size: int) -> NDArray[np.float32]:
         vectors = [read_numbers(series.file(trajectory, step)) for step in range(length)]
         for step, vector in enumerate(vectors):
             if len(vector) != size:
@@ -209,14 +212,14 @@ class RynnVlaTrajectories:
 
 def _survey(conversations: Iterator[Conversation], name: str) -> _Contents:
     """What is named, from one pass over the conversations; DataError if they do not agree."""
-    tasks: dict[Path, str] = {}
+    tasks: dict[str, str] = {}
     contents: _Contents | None = None
-    seen: set[tuple[frozenset[Path], str]] = set()
+    last: object = None
     for conversation in conversations:
-        key = frozenset(media.folder for media in conversation.media), conversation.prompt
-        if key in seen:  # of the same trajectory, as nearly all are
+        key = {media.folder for media in conversation.media}, conversation.prompt
+        if key == last:  # of the same trajectory as the one before, as nearly all are
             continue
-        seen.add(key)
+        last = key
         found = _contents_of(conversation)
         (trajectory, task), place = found.trajectories[0], conversation.place
         contents = contents or found
@@ -225,7 +228,7 @@ def _survey(conversations: Iterator[Conversation], name: str) -> _Contents:
                 f"{place} has other cameras or actions than {', '.join(contents.cameras)}; correct the list"
             )
         contents = replace(contents, states=contents.states or found.states)
-        if tasks.setdefault(trajectory, task) != task:
+        if tasks.setdefault(trajectory, sys.intern(task)) != task:
             raise DataError(f"{place} has another task than its trajectory had before: {task!r:.80}; correct the list")
     if contents is None:
         raise DataError(f"{name}: no conversation in it; nothing could be trained")
@@ -248,7 +251,7 @@ def _contents_of(conversation: Conversation) -> _Contents:
         raise DataError(f"{place} mixes trajectories; correct the list")
     told = _TASK.fullmatch(conversation.prompt)
     return _Contents(
-        trajectories=((trajectory, told[1] if told else trajectory.parent.name.replace("_", " ")),),
+        trajectories=((str(trajectory), told[1] if told else trajectory.parent.name.replace("_", " ")),),
         cameras={image.parent.name: _Series.of(image, place) for image in images},
         actions=_Series.of(actions[0], place),
         states=_Series.of(conversation.states[0], place) if conversation.states else None,
