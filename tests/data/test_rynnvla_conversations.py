@@ -148,7 +148,8 @@ def _header(text: str) -> bytes:
         (_replace("action/action_2.npy", _npy(np.array(1.0))), r"no npy file of a vector of numbers"),
         (_replace("action/action_2.npy", _npy(np.array(["a", "b"]))), r"no npy file of a vector of numbers"),
         (_replace("action/action_2.npy", _npy(np.array([{}, 1], object))), r"no npy file of a vector of numbers"),
-        (_replace("action/action_2.npy", _npy(np.array([np.nan, 1]))), r"NaN or infinity"),
+        (_replace("action/action_2.npy", _npy(np.array([np.nan, 1]))), r"NaN, infinity or"),
+        (_replace("action/action_2.npy", _npy(np.array([1e39, 1]))), r"NaN, infinity or a number beyond 32 bits"),
         (_replace("action/action_2.npy", _npy(np.zeros(2))[:-1]), r"not of the size"),
         (
             _replace(

@@ -138,8 +138,8 @@ def read_numbers(file: Path) -> NDArray[np.float64]:
     if not int(header[3]) or int(header[3]) * kind.itemsize != len(content) - header.end():
         raise DataError(f"{file}: not of the size that its header says; restore the file")
     numbers = np.frombuffer(content, kind, offset=header.end()).astype(np.float64)
-    if not np.isfinite(numbers).all():
-        raise DataError(f"{file}: NaN or infinity; leave its trajectory out")
+    if not (np.abs(numbers) <= np.finfo(np.float32).max).all():  # which is false for NaN, too
+        raise DataError(f"{file}: NaN, infinity or a number beyond 32 bits; leave its trajectory out")
     return numbers
 
 
