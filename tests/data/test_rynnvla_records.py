@@ -13,7 +13,8 @@ from rynnvla_data import write_records
 
 from vlatrack.data.formats.rynnvla.lists import read_entries
 from vlatrack.data.formats.rynnvla.records import Records
-from vlatrack.data.rows import Row, TokenRows, write_rows
+from vlatrack.data.row_writer import Row, write_rows
+from vlatrack.data.rows import TokenRows
 from vlatrack.errors import DataError
 
 GENERATOR = np.random.default_rng(0)

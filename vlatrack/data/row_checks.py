@@ -87,14 +87,15 @@ def _faults(piece: RowPiece, rules: RowRules) -> Iterator[Fault]:
             f"its answer begins with id {_first_answers(piece)[row]}, which neither an action nor an image does"
         ),
     )
-    yield from _image_faults(piece, rules, is_vla)
+    yield from _image_faults(piece, rules)
+    yield from _image_number_faults(piece, rules, is_vla)
     yield from _state_faults(piece, rules, is_vla)
     yield _action_fault(piece, rules, is_vla)
 
 
-def _image_faults(piece: RowPiece, rules: RowRules, is_vla: Mask) -> Iterator[Fault]:
+def _image_faults(piece: RowPiece, rules: RowRules) -> Iterator[Fault]:
     layout, side = rules.layout, rules.image_size // 16
-    block = 3 + side * (side + 1) + 1
+    block = _block(side)
     starts = np.flatnonzero(piece.ids == layout.image_start)
     rows = np.searchsorted(piece.offsets, starts, side="right") - 1
     whole = starts + block <= piece.offsets[rows + 1]
@@ -117,7 +118,12 @@ def _image_faults(piece: RowPiece, rules: RowRules, is_vla: Mask) -> Iterator[Fa
         _rows_with(piece, starts[~right]),
         lambda row: "an image in it has ids that are no image codes of this backbone; tokenise it for this backbone",
     )
-    images = np.bincount(rows, minlength=len(is_vla))
+
+
+def _image_number_faults(piece: RowPiece, rules: RowRules, is_vla: Mask) -> Iterator[Fault]:
+    """Of images that are whole and of the right size."""
+    layout, side = rules.layout, rules.image_size // 16
+    images = _in_rows(piece, piece.ids == layout.image_start)
     uneven = (images % rules.cameras != 0) | (images < rules.cameras) | (images > rules.cameras * rules.history)
     yield (
         is_vla & uneven,
@@ -126,7 +132,7 @@ def _image_faults(piece: RowPiece, rules: RowRules, is_vla: Mask) -> Iterator[Fa
             f"(data.cameras) at 1 to {rules.history} steps (data.history)"
         ),
     )
-    answers, rest = np.divmod(piece.answer_stops - piece.answer_starts - 1, block)
+    answers, rest = np.divmod(piece.answer_stops - piece.answer_starts - 1, _block(side))
     ends = piece.ids[piece.offsets[1:] - 1] == layout.end_of_turn
     yield (
         ~is_vla & ((rest != 0) | (answers > IMAGE_SLOTS) | ~ends),
@@ -176,6 +182,11 @@ def _action_fault(piece: RowPiece, rules: RowRules, is_vla: Mask) -> Fault:
         )
 
     return bad, describe
+
+
+def _block(side: int) -> int:
+    """The tokens of an image of side x side codes: start, two sizes, rows that each have an end, and the end."""
+    return 3 + side * (side + 1) + 1
 
 
 def _are_bins(ids: NDArray[np.integer], start: int, bins: int) -> Mask:

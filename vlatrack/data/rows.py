@@ -8,14 +8,9 @@ Behind the Arrow content stands its SHA-256, as a file that is cut off, zeroed o
 """
 
 import hashlib
-import itertools
 import json
-import os
-import secrets
 import struct
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,9 +24,8 @@ from vlatrack.errors import DataError
 from vlatrack.tokens.layout import IGNORED_LABEL
 from vlatrack.tokens.prompts import TokenSequence
 
-_ROWS_OF_A_BATCH = 1024
-_LARGEST_SHORT = np.iinfo(np.uint16).max
-_SCHEMA = pa.schema(
+ROWS_OF_A_BATCH = 1024
+SCHEMA = pa.schema(
     [
         ("ids", pa.list_(pa.uint16())),  # of a batch of which every id fits into 16 bits; else
         ("wide_ids", pa.list_(pa.int32())),
@@ -41,36 +35,14 @@ _SCHEMA = pa.schema(
         ("labels", pa.list_(pa.int32())),  # of a row whose labels are no span of its ids
     ]
 )
-_TRAILER = struct.Struct("<8sI32s")  # behind the Arrow content and JSON about it: magic, size of the JSON, SHA-256
-_MAGIC = b"vlarows1"
-_UNFINISHED = ".partial"
-_ABANDONED_AFTER_S = 24 * 3600.0  # a file that somebody writes grows every second or so
+TRAILER = struct.Struct("<8sI32s")  # behind the Arrow content and JSON about it: magic, size of the JSON, SHA-256
+MAGIC = b"vlarows1"
 
 Ids32 = NDArray[np.int32]
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row before it is stored."""
-
-    ids: Ids32  # [S]
-    labels: Ids32  # [S], -100 where nothing is predicted
-
-    def __post_init__(self) -> None:
-        assert self.ids.ndim == 1, self.ids.shape
-        assert self.ids.shape == self.labels.shape, (self.ids.shape, self.labels.shape)
-
-    @property
-    def answer(self) -> tuple[int, int] | None:
-        """From where to before where the labels are the ids, if they are -100 everywhere else."""
-        labelled = np.flatnonzero(self.labels != IGNORED_LABEL)
-        start, stop = (int(labelled[0]), int(labelled[-1]) + 1) if len(labelled) else (0, 0)
-        is_span = len(labelled) == stop - start and np.array_equal(self.labels[start:stop], self.ids[start:stop])
-        return (start, stop) if is_span else None
-
-
 class TokenRows:
-    """The rows of a file that `write_rows` has written, in their order.
+    """The rows of a file that `row_writer.write_rows` has written, in their order.
 
     Args:
         file: it stays memory-mapped.
@@ -120,7 +92,7 @@ class TokenRows:
 
     def row(self, number: int) -> TokenSequence:
         """Row `number` as ids and labels."""
-        stored, place = self._batches[number // _ROWS_OF_A_BATCH], number % _ROWS_OF_A_BATCH
+        stored, place = self._batches[number // ROWS_OF_A_BATCH], number % ROWS_OF_A_BATCH
         ids = stored.ids[stored.offsets[place] : stored.offsets[place + 1]].astype(np.int64)
         if stored.has_labels[place]:
             own = stored.labels[stored.label_offsets[place] : stored.label_offsets[place + 1]]
@@ -139,7 +111,7 @@ class TokenRows:
         ids = np.full((len(numbers), length), pad, np.int64)
         starts, stops, are_spans = np.empty(len(numbers), np.int64), np.empty(len(numbers), np.int64), True
         for row, number in enumerate(numbers):
-            stored, place = self._batches[number // _ROWS_OF_A_BATCH], number % _ROWS_OF_A_BATCH
+            stored, place = self._batches[number // ROWS_OF_A_BATCH], number % ROWS_OF_A_BATCH
             begin = stored.offsets[place]
             size = stored.offsets[place + 1] - begin
             ids[row, :size] = stored.ids[begin : begin + size]
@@ -211,95 +183,13 @@ class _StoredBatch:
         )
 
 
-def write_rows(file: Path, rows: Iterable[Row], about: Mapping[str, Any]) -> None:
-    """Write rows beside a file, and rename them to it when they are whole and on the disk.
-
-    Args:
-        rows: read one by one, while they are written.
-        about: JSON values that are kept with them, for `TokenRows.about`.
-
-    Raises:
-        DataError: they cannot be written; what has been written is removed, as it is when `rows` raises.
-    """
-    # A name of its own: two runs that start together must not write into one another's file.
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}.{secrets.token_hex(8)}{_UNFINISHED}")
-    try:
-        with _may_fail(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            _remove_abandoned(file.parent)
-            sink = pa.OSFile(str(unfinished), "wb")
-        with sink:
-            fingerprint, count = _write_arrow(sink, rows, file)
-        with _may_fail(file):
-            _append_trailer(unfinished, {**about, "fingerprint": fingerprint, "rows": count})
-            unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _write_arrow(sink: pa.NativeFile, rows: Iterable[Row], file: Path) -> tuple[str, int]:
-    """The rows in record batches of the same number each; their fingerprint, and how many they are."""
-    fingerprint, count = hashlib.sha256(), 0
-    with _may_fail(file):
-        writer = pa.ipc.new_file(sink, _SCHEMA)
-    remaining = iter(rows)
-    while batch := list(itertools.islice(remaining, _ROWS_OF_A_BATCH)):
-        for row in batch:
-            fingerprint.update(len(row.ids).to_bytes(8, "little"))
-            fingerprint.update(row.ids.tobytes())
-            fingerprint.update(row.labels.tobytes())
-        with _may_fail(file):
-            writer.write_batch(_record_batch(batch))
-        count += len(batch)
-    with _may_fail(file):
-        writer.close()
-    return fingerprint.hexdigest(), count
-
-
-def _record_batch(rows: Sequence[Row]) -> pa.RecordBatch:
-    answers = [row.answer for row in rows]
-    ids = np.concatenate([row.ids for row in rows])
-    offsets = pa.array(np.cumsum([0, *(len(row.ids) for row in rows)], dtype=np.int32))
-    is_short = ids.min(initial=0) >= 0 and ids.max(initial=0) <= _LARGEST_SHORT
-    none = pa.nulls(len(rows))
-    listed = pa.ListArray.from_arrays(offsets, pa.array(ids.astype(np.uint16) if is_short else ids))
-    spans = np.array([answer or (0, 0) for answer in answers], np.int32)
-    labelled = [np.flatnonzero(row.labels != IGNORED_LABEL) for row in rows]
-    first = [row.labels[at[0]] if len(at) else -1 for row, at in zip(rows, labelled, strict=True)]
-    own = [row.labels if answer is None else None for row, answer in zip(rows, answers, strict=True)]
-    columns = [
-        listed if is_short else none.cast(_SCHEMA.field("ids").type),
-        none.cast(_SCHEMA.field("wide_ids").type) if is_short else listed,
-        pa.array(spans[:, 0]),
-        pa.array(spans[:, 1]),
-        pa.array(np.array(first, np.int32)),
-        pa.array(own, _SCHEMA.field("labels").type),
-    ]
-    return pa.record_batch(columns, schema=_SCHEMA)
-
-
-def _append_trailer(file: Path, about: Mapping[str, Any]) -> None:
-    """What stands behind the Arrow content, and everything on the disk."""
-    described = json.dumps(about).encode()
-    with file.open("r+b") as stream:
-        stream.seek(0, os.SEEK_END)
-        stream.write(described)
-        stream.flush()
-        stream.seek(0)
-        digest = hashlib.file_digest(stream, "sha256").digest()
-        stream.seek(0, os.SEEK_END)
-        stream.write(_TRAILER.pack(_MAGIC, len(described), digest))
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
 def _parts(whole: pa.Buffer, *, verify: bool) -> tuple[pa.Buffer, dict[str, Any]]:
     """The Arrow content of a file and what is kept about it; ValueError if it is damaged."""
-    end = whole.size - _TRAILER.size
+    end = whole.size - TRAILER.size
     if end < 0:
         raise ValueError("cut off")
-    magic, size, digest = _TRAILER.unpack(whole[end:].to_pybytes())
-    if magic != _MAGIC or size > end:
+    magic, size, digest = TRAILER.unpack(whole[end:].to_pybytes())
+    if magic != MAGIC or size > end:
         raise ValueError("cut off, or no file of token rows of this version")
     if verify and hashlib.sha256(whole[:end]).digest() != digest:
         raise ValueError("its checksum is another")
@@ -307,26 +197,6 @@ def _parts(whole: pa.Buffer, *, verify: bool) -> tuple[pa.Buffer, dict[str, Any]
     return whole[: end - size], about
 
 
-def _remove_abandoned(folder: Path) -> None:
-    """Remove what killed processes left unfinished."""
-    for file in folder.glob(f"*{_UNFINISHED}"):
-        with suppress(FileNotFoundError, PermissionError):  # another process has just finished or removed it
-            if time.time() - file.stat().st_mtime > _ABANDONED_AFTER_S:
-                file.unlink()
-
-
 def _joined(arrays: Iterable[Ids32]) -> Ids32:
     found = list(arrays)
     return np.concatenate(found) if found else np.empty(0, np.int32)
-
-
-@contextmanager
-def _may_fail(file: Path) -> Iterator[None]:
-    """Tell in one line why rows cannot be written: a full disk, a quota, permissions."""
-    try:
-        yield
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
-        raise DataError(
-            f"{file}: token rows cannot be written ({reason}); free space or make its folder writable"
-        ) from None

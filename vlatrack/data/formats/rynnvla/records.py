@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import numpy as np
 
 from vlatrack.data.formats.rynnvla.lists import ListedRows, read_entries, read_meta
 from vlatrack.data.formats.rynnvla.unpickle import LARGEST, load_plain
-from vlatrack.data.rows import Ids32, Row, TokenRows, write_rows
+from vlatrack.data.row_writer import Row, write_rows
+from vlatrack.data.rows import Ids32, TokenRows
 from vlatrack.errors import DataError
 
 _READING = 1
@@ -90,10 +92,8 @@ class Records:
         state, sizes = self._state()
         file = folder / f"{state[:32]}.arrow"
         if file.exists():
-            try:
+            with suppress(DataError):  # which is said of a damaged one: it is written anew
                 return TokenRows(file)
-            except DataError:  # which is said of a damaged one: it is written anew
-                file.unlink(missing_ok=True)
         if not (count := sum(sizes)):
             raise DataError(f"{self.name}: no record in its lists; nothing could be trained")
         ends = list(itertools.accumulate(sizes))
