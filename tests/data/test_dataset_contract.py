@@ -1,14 +1,17 @@
 """The contract of a dataset, run against each format that ships, and the toy."""
 
+import json
 from pathlib import Path
 
 import pytest
+from rynnvla_data import vla_conversations, write_trajectories
 from toy_source import ToySource
 
 from vlatrack.data.episodes import EpisodeSource
 from vlatrack.data.formats.lerobot.dataset import LeRobotDataset
 from vlatrack.data.formats.lerobot.writer import LeRobotWriter
 from vlatrack.data.formats.libero import LiberoDataset
+from vlatrack.data.formats.rynnvla.trajectories import RynnVlaTrajectories
 from vlatrack.data.mapping import MappedSource
 from vlatrack.data.mixture import MixturePart, MixtureSource
 from vlatrack.data.vectors import Constant, VectorMapping
@@ -55,6 +58,24 @@ class TestLibero(DatasetContract):
 
     def open_changed(self) -> EpisodeSource:
         return LiberoDataset(FIXTURES / "libero-hdf5", skip_no_ops=False)
+
+
+class TestRynnVlaConversations(DatasetContract):
+    @pytest.fixture(autouse=True)
+    def _lists(self, tmp_path: Path) -> None:
+        self.folder = tmp_path
+        for name, shift in (("demos", 0.0), ("changed", 0.1)):
+            trajectories = tmp_path / name / "processed_data" / "toy"
+            write_trajectories(trajectories, ToySource(episodes=3, shift=shift), {"front": "imgs_third_view"})
+            conversations = vla_conversations(trajectories, history=2, horizon=5, cameras=["imgs_third_view"])
+            (tmp_path / name / "processed_data/convs").mkdir()
+            (tmp_path / name / "processed_data/convs/all.json").write_text(json.dumps(conversations["all"]))
+
+    def open(self) -> EpisodeSource:
+        return RynnVlaTrajectories(self.folder / "demos/processed_data/convs/all.json")
+
+    def open_changed(self) -> EpisodeSource:
+        return RynnVlaTrajectories(self.folder / "changed/processed_data/convs/all.json")
 
 
 class TestToy(DatasetContract):

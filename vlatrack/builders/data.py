@@ -17,7 +17,16 @@ from vlatrack.data.store.token_store import StoredDataset, TokenStore
 from vlatrack.errors import SpecError
 from vlatrack.metrics.schema import SPLITS
 from vlatrack.plugins import make_plugin
-from vlatrack.spec.data import CustomSource, LeRobotSource, LiberoSource, MixtureSpec, Source, SplitSource
+from vlatrack.spec.data import (
+    CustomSource,
+    LeRobotSource,
+    LiberoSource,
+    MixtureSpec,
+    RynnVlaConversationsSource,
+    RynnVlaRecordsSource,
+    Source,
+    SplitSource,
+)
 from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.policy import ExplicitRanges
 from vlatrack.tokens.bins import ValueRange
@@ -55,7 +64,7 @@ def open_splits(spec: ExperimentSpec, store: TokenStore, names: Collection[str] 
     splits, opened = {}, dict[str, StoredDataset]()
     for name in SPLITS:
         split_spec: SplitSource | None = getattr(spec.data, name)
-        if split_spec is None or name not in names:
+        if split_spec is None or name not in names or isinstance(split_spec, RynnVlaRecordsSource):
             continue
         place = f"data.{name}"
         if isinstance(split_spec, MixtureSpec):
@@ -125,6 +134,10 @@ def open_source(spec: Source) -> EpisodeSource:
             from vlatrack.data.formats.libero import LiberoDataset
 
             return LiberoDataset(Path(spec.path), skip_no_ops=spec.skip_no_ops, images=spec.images)
+        case RynnVlaConversationsSource():
+            from vlatrack.data.formats.rynnvla.trajectories import RynnVlaTrajectories
+
+            return RynnVlaTrajectories(spec.path, spec.root, fps=spec.fps)
         case CustomSource():
             return cast(EpisodeSource, make_plugin(spec.target, group=DATASETS, options=spec.options))
         case _:

@@ -184,6 +184,7 @@ class Experiment:
             horizon=spec.action_head.time_horizon,
             max_length=spec.backbone.max_seq_len,
             repeats_start=spec.data.history_start == "repeat",
+            world_history=spec.data.world_history,
         )
 
     def _image_tokenizer(self, layout: TokenLayout, folder: Path, device: torch.device) -> ImageTokenizer:

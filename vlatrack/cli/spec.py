@@ -237,5 +237,5 @@ def _describe_source(source: "SplitSource | None") -> str:
         return "mixture of " + "; ".join(map(_describe_source, source.sources))
     if source.kind == "custom":
         return f"custom, {source.target}"
-    found = "" if Path(source.path).is_dir() else " (note: not there yet)"
+    found = "" if Path(source.path).exists() else " (note: not there yet)"
     return f"{source.kind}, {source.path}{found}"

@@ -7,6 +7,11 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_va
 from vlatrack.spec.base import CustomTarget, Model, Once, Options
 from vlatrack.spec.mapping import CameraNames, VectorSpec
 
+_ROOT = (
+    "the folder below which all its files lie, wherever its paths say that it is; null: the one above the list's "
+    "folder, as the reference arranges its data"
+)
+
 
 class EpisodeSelection(Model):
     """Which episodes of a dataset are used, and what becomes of their numbers and cameras."""
@@ -53,6 +58,23 @@ class LiberoSource(EpisodeSelection):
     )
 
 
+class RynnVlaConversationsSource(EpisodeSelection):
+    """The conversations of RynnVLA-002 or WorldVLA: a JSON list of png and npy files, read as whole trajectories."""
+
+    kind: Literal["rynnvla_conversations"]
+    path: str = Field(description="the list, .json or .jsonl, absolute or from where vlatrack is started")
+    root: str | None = Field(None, description=_ROOT)
+    fps: PositiveFloat = Field(20.0, description="time steps in a second, which the format does not tell; LIBERO's 20")
+
+
+class RynnVlaRecordsSource(Model):
+    """The token rows of a pre-tokenised training of RynnVLA-002 or WorldVLA. They have no episodes, tasks or images."""
+
+    kind: Literal["rynnvla_records"]
+    path: str = Field(description="its YAML with META, or one of its lists, .json or .jsonl")
+    root: str | None = Field(None, description=_ROOT)
+
+
 class CustomSource(EpisodeSelection):
     """Your own dataset: `package.module:Class`, called with `options` as keyword arguments."""
 
@@ -61,7 +83,9 @@ class CustomSource(EpisodeSelection):
     options: Options = {}
 
 
-Source = Annotated[LeRobotSource | LiberoSource | CustomSource, Field(discriminator="kind")]
+Source = Annotated[
+    LeRobotSource | LiberoSource | RynnVlaConversationsSource | CustomSource, Field(discriminator="kind")
+]
 
 
 class MixtureSpec(Model):
@@ -90,7 +114,8 @@ class MixtureSpec(Model):
         return self
 
 
-SplitSource = Annotated[Source | MixtureSpec, Field(discriminator="kind")]
+SplitSource = Annotated[Source | MixtureSpec | RynnVlaRecordsSource, Field(discriminator="kind")]
+"""What a split may name: a dataset of episodes, several as one, or finished token rows."""
 
 
 class RecordedSpec(Model):
@@ -118,6 +143,9 @@ class DataSpec(Model):
     )
     use_state: bool = Field(True, description="put the proprioceptive state into the prompt")
     history: PositiveInt = Field(1, description="time steps of images in the prompt, the current one included")
+    world_history: PositiveInt | None = Field(
+        None, description="the same of world-model samples; null: as many as history"
+    )
     history_start: Literal["repeat", "shorter"] = Field(
         "repeat", description="before an episode's first step: its images stand for earlier ones, or there are fewer"
     )
@@ -136,13 +164,13 @@ class DataSpec(Model):
     @field_validator("train", "val_ind", "val_ood")
     @classmethod
     def _weights_are_those_of_a_mixture(cls, source: SplitSource | None) -> SplitSource | None:
-        if source is not None and not isinstance(source, MixtureSpec) and source.weight is not None:
+        if any(of_split.weight is not None for of_split in sources_of(source) if of_split is source):
             raise ValueError("weight is a share in kind: mixture; leave it out")
         return source
 
 
 def sources_of(split: SplitSource | None) -> tuple[Source, ...]:
-    """The datasets of a split: those of a mixture, or the only one."""
-    if split is None:
+    """The datasets of a split that have episodes: those of a mixture, or the only one."""
+    if split is None or isinstance(split, RynnVlaRecordsSource):
         return ()
     return split.sources if isinstance(split, MixtureSpec) else (split,)

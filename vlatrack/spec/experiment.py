@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from vlatrack.metrics.schema import SIMULATION, MetricSchema
 from vlatrack.spec.base import Model, Name
-from vlatrack.spec.data import DataSpec
+from vlatrack.spec.data import DataSpec, RynnVlaRecordsSource
 from vlatrack.spec.health import HealthSpec
 from vlatrack.spec.policy import (
     ActionHeadSpec,
@@ -86,6 +86,29 @@ class ExperimentSpec(Model):
                 f"optim.decay_epochs = {self.optim.decay_epochs:g} and the warm-up are longer than train.epochs = "
                 f"{self.train.epochs}; shorten them, or train longer"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _token_rows_tell_enough(self) -> Self:
+        """Rows hold the bins of numbers and the codes of images, but not what these mean."""
+        for name in ("train", "val_ind", "val_ood"):
+            if not isinstance(getattr(self.data, name), RynnVlaRecordsSource):
+                continue
+            ranges, rows = self.tokenizer.statistics, f"data.{name} has finished token rows"
+            if not isinstance(ranges, ExplicitRanges) or (self.data.use_state and not ranges.state_low):
+                needed = "action_low and action_high" + (", state_low and state_high" if self.data.use_state else "")
+                raise ValueError(
+                    f"tokenizer.statistics: {rows}, of which the ranges cannot be computed; give {needed}, those that "
+                    "they were tokenised with"
+                )
+            images = (self.tokenizer.checkpoint, self.init_from, getattr(self.backbone, "checkpoint", None))
+            if not any(images) and not isinstance(self.backbone, CustomBackboneSpec):
+                raise ValueError(
+                    f"tokenizer.checkpoint: {rows}, whose image codes a policy has to make itself when it acts; give "
+                    "the Chameleon with the image tokenizer that made them"
+                )
+            if self.loss.ct_target == "raw":
+                raise ValueError(f"loss.ct_target = raw, but {rows} and no raw actions; set it to tokens")
         return self
 
     @property

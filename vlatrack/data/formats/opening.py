@@ -18,6 +18,10 @@ def open_dataset(path: Path, *, action: str, state: str) -> EpisodeSource:
         from vlatrack.data.formats.libero import LiberoDataset
 
         return LiberoDataset(path)
+    if path.suffix in (".json", ".jsonl"):
+        from vlatrack.data.formats.rynnvla.trajectories import RynnVlaTrajectories
+
+        return RynnVlaTrajectories(path)
     from vlatrack.data.formats.lerobot.dataset import LeRobotDataset
     from vlatrack.data.formats.lerobot.layout import read_info
 

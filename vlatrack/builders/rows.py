@@ -1,0 +1,52 @@
+"""From a spec's finished token rows to rows in memory-mapped files that fit the experiment."""
+
+from pathlib import Path
+
+from vlatrack.data.formats.rynnvla.records import Progress, Records
+from vlatrack.data.row_checks import RowCounts, RowRules, check_rows
+from vlatrack.data.rows import TokenRows
+from vlatrack.spec.data import RynnVlaRecordsSource
+from vlatrack.spec.experiment import ExperimentSpec
+from vlatrack.spec.policy import ExplicitRanges
+from vlatrack.tokens.layout import TokenLayout
+
+
+def open_rows(
+    source: RynnVlaRecordsSource,
+    spec: ExperimentSpec,
+    *,
+    layout: TokenLayout,
+    vocabulary: int,
+    folder: Path,
+    progress: Progress | None = None,
+) -> tuple[TokenRows, RowCounts]:
+    """The rows that a split names, converted once and checked, and how many there are of each kind.
+
+    Args:
+        layout, vocabulary: the ids of the backbone.
+        folder: where converted rows are kept.
+
+    Raises:
+        DataError: a record cannot be read, or does not fit the experiment.
+    """
+    records = Records(source.path, source.root)
+    rows = records.rows(folder, progress)
+    return rows, check_rows(rows, row_rules(spec, layout=layout, vocabulary=vocabulary), records.place)
+
+
+def row_rules(spec: ExperimentSpec, *, layout: TokenLayout, vocabulary: int) -> RowRules:
+    """What the experiment expects of finished token rows."""
+    ranges = spec.tokenizer.statistics
+    assert isinstance(ranges, ExplicitRanges), "the spec demands it with such rows"
+    return RowRules(
+        layout=layout,
+        vocabulary=vocabulary,
+        max_length=spec.backbone.max_seq_len,
+        bins=spec.tokenizer.bins,
+        action_dim=spec.action_head.action_dim,
+        horizon=spec.action_head.time_horizon,
+        state_dim=len(ranges.state_low) if spec.data.use_state else None,
+        cameras=len(spec.data.cameras),
+        history=spec.data.history,
+        image_size=spec.tokenizer.image.image_size,
+    )
