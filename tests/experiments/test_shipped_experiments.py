@@ -7,9 +7,11 @@ import pytest
 from vlatrack.bench.memory import predict_training_memory
 from vlatrack.cli.memory import parse_gpus, parse_memory
 from vlatrack.data.formats.lerobot.dataset import LeRobotDataset
+from vlatrack.data.formats.libero import words_of_task
 from vlatrack.spec.data import LeRobotSource, LiberoSource
 from vlatrack.spec.experiment import ExperimentSpec
-from vlatrack.spec.load import load_spec
+from vlatrack.spec.libero_tasks import TASKS
+from vlatrack.spec.load import load_evaluation, load_spec
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"
@@ -53,6 +55,26 @@ def test_libero_experiment_has_the_numbers_of_the_reference(suite: str) -> None:
     assert (data.history, data.use_state, set(data.samples)) == (2, True, {"vla", "world_model"})
     assert data.cameras == ("agentview_rgb", "eye_in_hand_rgb")
     assert (spec.tokenizer.bins, spec.tokenizer.image.image_size) == (256, 256)
+
+
+@pytest.mark.parametrize("suite", LIBERO_HORIZON)
+def test_libero_experiment_reads_its_files_as_the_reference_prepares_them(suite: str) -> None:
+    data, prompt = libero(suite).data, "name" if suite == "libero_10" else "language"
+    for source in (data.train, data.val_ind, data.val_ood):
+        assert isinstance(source, LiberoSource)
+        assert (source.images, source.order, source.prompt, source.skip_no_ops) == ("rotated", "name", prompt, True)
+    recorded = data.as_recorded
+    assert (recorded.rotation, recorded.prompt, recorded.gripper) == (180, prompt, "raw")
+    evaluation = load_evaluation(EXPERIMENTS / "evaluation" / f"{suite}.yaml")
+    assert (evaluation.rotation, evaluation.prompt, evaluation.acting.gripper) == (180, prompt, "raw")
+    names = sorted(TASKS[suite])  # the last of ten tasks is held out
+    assert data.train.exclude_tasks == (words_of_task(names[-1], scene=prompt == "name"),)
+
+
+def test_what_is_said_of_the_recording_goes_before_what_the_source_says_itself() -> None:
+    told = ("data.recorded.rotation=0", "data.recorded.waits=10")
+    recorded = load_spec(EXPERIMENTS / "libero_goal.yaml", told).data.as_recorded
+    assert (recorded.rotation, recorded.prompt, recorded.gripper, recorded.waits) == (0, "language", "raw", 10)
 
 
 def test_libero_experiments_differ_only_in_suite_and_chunk() -> None:

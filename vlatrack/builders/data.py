@@ -11,7 +11,7 @@ from vlatrack.data.statistics import NormStats
 from vlatrack.errors import SpecError
 from vlatrack.metrics.schema import SPLITS
 from vlatrack.plugins import make_plugin
-from vlatrack.spec.data import CustomSource, LeRobotSource, LiberoSource, Source
+from vlatrack.spec.data import CustomSource, LeRobotSource, LiberoSource, RobomimicSource, Source
 from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.policy import ExplicitRanges
 from vlatrack.tokens.bins import ValueRange
@@ -62,7 +62,24 @@ def open_source(spec: Source) -> EpisodeSource:
         case LiberoSource():
             from vlatrack.data.formats.libero import LiberoDataset
 
-            return LiberoDataset(Path(spec.path), skip_no_ops=spec.skip_no_ops, images=spec.images)
+            return LiberoDataset(
+                Path(spec.path),
+                skip_no_ops=spec.skip_no_ops,
+                images=spec.images,
+                order=spec.order,
+                prompt=spec.prompt,
+            )
+        case RobomimicSource():
+            from vlatrack.data.formats.robomimic import RobomimicDataset
+
+            return RobomimicDataset(
+                Path(spec.path),
+                action=spec.action,
+                state=spec.state,
+                cameras=spec.cameras,
+                instruction=spec.instruction,
+                order=spec.order,
+            )
         case CustomSource():
             return cast(EpisodeSource, make_plugin(spec.target, group=DATASETS, options=spec.options))
         case _:
