@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from vlatrack.cli.data_regenerate import regenerate_app
+from vlatrack.cli.keeping import saying_what_is_kept
+
 if TYPE_CHECKING:
     from rich.table import Table
 
     from vlatrack.data.episodes import Episode, EpisodeSource
-    from vlatrack.envs.kept_attempts import KeptAttempts
     from vlatrack.envs.record import ProgressCallback, TaskProgress
 
 _START_S, _LONGEST_STEP_S = 120.0, 2.0
@@ -26,6 +28,7 @@ _CameraNames = Annotated[
 ]
 
 app = typer.Typer(help="Record demonstrations, and look at a dataset.", no_args_is_help=True, rich_markup_mode="rich")
+app.add_typer(regenerate_app, name="regenerate")
 
 
 @app.command()
@@ -89,7 +92,7 @@ def record(
         ending_on_sigterm(),
         closing(AttemptsInWorkers(simulator, workers=workers)) as attempts,
         KeptAttempts(attempts, output, overwrite=overwrite, identity=(env, options, attempts.source)) as kept,
-        _saying_what_is_kept(kept),
+        saying_what_is_kept(kept),
         _progress_bars() as progress,
     ):
         recorded = record_demonstrations(
@@ -173,17 +176,6 @@ def _environment_options(
             raise SpecError(f"--env-option {word!r}: {error}") from None
     options |= {"cameras": tuple(cameras)} if cameras else {}
     return options | ({"resolution": resolution} if resolution is not None else {})
-
-
-@contextmanager
-def _saying_what_is_kept(kept: "KeptAttempts") -> "Iterator[None]":
-    """Say how a recording that ends early goes on."""
-    try:
-        yield
-    except BaseException:
-        if attempts := len(kept):
-            typer.echo(f"{attempts} attempts are kept in {kept.folder}; the same command goes on from there", err=True)
-        raise
 
 
 @contextmanager

@@ -53,7 +53,8 @@ class Hdf5Demonstrations(ABC):
     def __init__(self, path: Path | str, *, order: Order) -> None:
         self.name = str(path)
         self._order = order
-        self.root, self._files = _files(Path(path))
+        self._files = demonstration_files(Path(path))
+        self.root = self._files[0].parent
 
     @abstractmethod
     def _task(self, file: h5py.File, group: str) -> str:
@@ -183,35 +184,45 @@ class Hdf5Demonstrations(ABC):
         for path in self._files:
             try:
                 with open_file(path) as file:
-                    entries += [Entry(path, group) for group in self._groups(file)]
+                    entries += [Entry(path, group) for group in demonstration_groups(file, self._order)]
             except DataError as error:
                 entries.append(Entry(path, problem=str(error)))
         return entries
-
-    def _groups(self, file: h5py.File) -> list[str]:
-        data = find(file, "data")
-        with telling(path_of(file)):
-            found = [_DEMONSTRATION.fullmatch(name) for name in data] if isinstance(data, h5py.Group) else []
-        names = [name[0] for name in found if name is not None]
-        if not names:
-            raise DataError(f"{path_of(file)}: no data/demo_0 in it; this is not a file of demonstrations")
-        names.sort(key=None if self._order == "name" else lambda name: (int(name.removeprefix("demo_")), name))
-        return [f"data/{name}" for name in names]
 
     @cached_property
     def _file_digests(self) -> dict[str, str]:
         return digests_of(self.root, self._files)
 
 
-def _files(path: Path) -> tuple[Path, list[Path]]:
-    """The folder, and the files in it in the order of their names."""
+def demonstration_groups(file: h5py.File, order: Order) -> list[str]:
+    """`data/demo_0` and so on, of a file.
+
+    Raises:
+        DataError: there are none, or the file is damaged.
+    """
+    data = find(file, "data")
+    with telling(path_of(file)):
+        found = [_DEMONSTRATION.fullmatch(name) for name in data] if isinstance(data, h5py.Group) else []
+    names = [name[0] for name in found if name is not None]
+    if not names:
+        raise DataError(f"{path_of(file)}: no data/demo_0 in it; this is not a file of demonstrations")
+    names.sort(key=None if order == "name" else lambda name: (int(name.removeprefix("demo_")), name))
+    return [f"data/{name}" for name in names]
+
+
+def demonstration_files(path: Path) -> list[Path]:
+    """The HDF5 files in a folder in the order of their names; or the one that is at the path.
+
+    Raises:
+        DataError: there are none.
+    """
     if path.suffix in HDF5_SUFFIXES and not path.is_dir():
         if not path.exists():
             raise DataError(f"{path}: no such file; give an HDF5 file with demonstrations, or the folder of them")
-        return path.parent, [path]
+        return [path]
     if not path.is_dir():
         raise DataError(f"{path}: no such folder; give that of the *.hdf5 files, or one of them")
     files = sorted(file for file in path.iterdir() if file.suffix in HDF5_SUFFIXES)
     if not files:
         raise DataError(f"{path}: no *.hdf5 in it; give the folder of demonstrations")
-    return path, files
+    return files

@@ -110,11 +110,14 @@ def _check_size(dataset: h5py.Dataset, name: str) -> None:
         )
 
 
-def read_numbers(file: h5py.File, name: str, size: int | None = None) -> NDArray[np.float64]:
+def read_numbers(
+    file: h5py.File, name: str, size: int | None = None, *, steps: int | None = None
+) -> NDArray[np.float64]:
     """Numbers of each step, [T, size]; one number a step may also be stored as [T].
 
     Args:
         size: None: any.
+        steps: only so many, the first ones; None: all.
 
     Raises:
         DataError: something else is there, or numbers that are not finite, also as float32.
@@ -127,7 +130,7 @@ def read_numbers(file: h5py.File, name: str, size: int | None = None) -> NDArray
         columns = shape[1] if len(shape) == 2 else 1
         if len(shape) not in (1, 2) or kind not in "fiu" or columns == 0 or size not in (None, columns):
             raise DataError(f"{found}; restore the file, or leave this demonstration out")
-        stored = dataset[()]
+        stored = dataset[:steps]
     values: NDArray[np.float64] = stored.astype(np.float64).reshape(len(stored), columns)
     if not (np.abs(values) <= np.finfo(np.float32).max).all():
         raise DataError(f"{place} has numbers that are not finite; remove the demonstration")
