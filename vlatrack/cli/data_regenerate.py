@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,8 +12,9 @@ from vlatrack.cli.keeping import saying_what_is_kept
 from vlatrack.tracking.printable import printable
 
 if TYPE_CHECKING:
-    from vlatrack.envs.regenerate import ProgressCallback, Regeneration
+    from vlatrack.envs.regenerate import Plan, ProgressCallback, Regeneration
     from vlatrack.envs.replay import Replays
+    from vlatrack.envs.watched import Simulator
 
 _START_S, _LONGEST_STEP_S = 120.0, 2.0
 """Seconds without an answer after which a simulator is given up, for its start and for each step of an attempt."""
@@ -31,6 +33,26 @@ def _group() -> None:
     """Repeat stored demonstrations in their simulator, and record them anew."""
 
 
+_Cameras = Annotated[
+    list[str] | None, typer.Option(help="Camera to record; repeatable.", show_default="agentview, robot0_eye_in_hand")
+]
+_Images = Annotated[
+    Literal["rotated", "upright", "raw"],
+    typer.Option(
+        help="LIBERO's turned by 180 degrees; as a person sees the scene, their mirror image; or as they are."
+    ),
+]
+_Prompt = Annotated[
+    Literal["language", "name"], typer.Option(help="The instruction: the task's, or its name with the scene in front.")
+]
+_Order = Annotated[
+    Literal["name", "number"], typer.Option(help="Of a task's episodes: demo_10 before demo_2, or after it.")
+]
+_Rendering = Annotated[
+    Literal["original", "fast"], typer.Option(help="LIBERO's own pixels; or without shadows and multisampling.")
+]
+
+
 @regenerate_app.command()
 def libero(
     source: Annotated[
@@ -46,27 +68,12 @@ def libero(
         str | None, typer.Option(help="The suite of the files.", show_default="by their names")
     ] = None,
     resolution: Annotated[int, typer.Option(min=32, max=1024, help="Height and width of an image.")] = 256,
-    camera: Annotated[
-        list[str] | None,
-        typer.Option(help="Camera to record; repeatable.", show_default="agentview, robot0_eye_in_hand"),
-    ] = None,
-    images: Annotated[
-        Literal["rotated", "upright", "raw"],
-        typer.Option(
-            help="LIBERO's turned by 180 degrees; as a person sees the scene, their mirror image; or as they are."
-        ),
-    ] = "rotated",
-    prompt: Annotated[
-        Literal["language", "name"],
-        typer.Option(help="The instruction: the task's, or its name with the scene in front."),
-    ] = "language",
-    order: Annotated[
-        Literal["name", "number"], typer.Option(help="Of a task's episodes: demo_10 before demo_2, or after it.")
-    ] = "name",
+    camera: _Cameras = None,
+    images: _Images = "rotated",
+    prompt: _Prompt = "language",
+    order: _Order = "name",
     keep_no_ops: Annotated[bool, typer.Option("--keep-no-ops", help="Repeat steps that do nothing, too.")] = False,
-    rendering: Annotated[
-        Literal["original", "fast"], typer.Option(help="LIBERO's own pixels; or without shadows and multisampling.")
-    ] = "original",
+    rendering: _Rendering = "original",
     storage: Annotated[Literal["png", "video"], typer.Option(help="png in the tables: exact; or mp4 files.")] = "png",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset.")] = False,
     workers: Annotated[
@@ -78,53 +85,68 @@ def libero(
 
     As RynnVLA-002 and OpenVLA prepare their data: from the first state of each, after 10 steps in which objects settle,
     without steps that do nothing, at 256 pixels. After an end before its time the same command goes on with what is
-    there.
-    What was dropped, and why, stands in OUTPUT.regeneration.json.
+    there. What was dropped, and why, stands in OUTPUT.regeneration.json.
 
     Example: [bold]vlatrack data regenerate libero libero_goal -o data/libero_goal_256 --workers 8[/bold]
     """
-    from vlatrack.envs.kept_attempts import KeptAttempts
-    from vlatrack.envs.record_workers import AttemptsInWorkers
-    from vlatrack.envs.regenerate import make_plan, regenerate
+    from vlatrack.envs.regenerate import WAITS, make_plan
     from vlatrack.envs.watched import Simulator, ending_on_sigterm
     from vlatrack.spec.libero_tasks import TASKS
 
     folder = Path("data", source) if source in TASKS and not Path(source).exists() else Path(source)
     plan = make_plan(folder, order=order, skip_no_ops=not keep_no_ops)
-    suite = benchmark or suite_of(plan.tasks, folder)
     options: dict[str, object] = {
-        "benchmark": suite,
+        "benchmark": benchmark or suite_of(plan.tasks, folder),
         "cameras": tuple(camera or _CAMERAS),
         "resolution": resolution,
         "images": images,
         "prompt": prompt,
         "rendering": rendering,
     }
-    simulator = Simulator("libero", options, timeout_s=_START_S + plan.longest * _LONGEST_STEP_S)
-    if not force:
-        _check_simulator(suite, simulator.timeout_s)
-    report = output.absolute().with_name(f"{output.absolute().name}.regeneration.json")
+    simulator = Simulator("libero", options, timeout_s=_START_S + (WAITS + plan.longest) * _LONGEST_STEP_S)
     settings = {"source": str(folder), "order": order, "skip_no_ops": not keep_no_ops, **options}
-    with (
-        ending_on_sigterm(),
-        closing(AttemptsInWorkers(simulator, workers=workers)) as attempts,
-        KeptAttempts(attempts, output, overwrite=overwrite, identity=("libero", options, attempts.source)) as kept,
-        saying_what_is_kept(kept),
-        _progress_bars(plan.tasks) as progress,
-    ):
-        result = regenerate(
-            kept,
-            plan,
-            output=output,
-            report=report,
-            settings=settings,
-            storage=storage,
-            overwrite=overwrite,
-            progress=progress,
-        )
-    _tell(result, output, report)
+    with ending_on_sigterm():
+        if not force:
+            _check_simulator(simulator)
+        _regenerate(plan, simulator, output, settings, storage=storage, overwrite=overwrite, workers=workers)
     rotation = 180 if images == "rotated" else 0
-    typer.echo(f"in an experiment: data.recorded: {{rotation: {rotation}, prompt: {prompt}, gripper: raw, waits: 10}}")
+    known = f"rotation: {rotation}, prompt: {prompt}, gripper: raw, waits: {WAITS}"
+    typer.echo(f"in an experiment: data.recorded: {{{known}}}")
+
+
+def _regenerate(
+    plan: "Plan",
+    simulator: "Simulator",
+    output: Path,
+    settings: dict[str, object],
+    *,
+    storage: Literal["png", "video"],
+    overwrite: bool,
+    workers: int,
+) -> None:
+    from vlatrack.envs.kept_attempts import KeptAttempts
+    from vlatrack.envs.record_workers import AttemptsInWorkers
+    from vlatrack.envs.regenerate import regenerate
+
+    report = output.absolute().with_name(f"{output.absolute().name}.regeneration.json")
+    with closing(AttemptsInWorkers(simulator, workers=workers)) as attempts:
+        identity = (simulator.name, simulator.options, attempts.source)
+        with (
+            KeptAttempts(attempts, output, overwrite=overwrite, identity=identity) as kept,
+            saying_what_is_kept(kept),
+            _progress_bars(plan.tasks) as progress,
+        ):
+            result = regenerate(
+                kept,
+                plan,
+                output=output,
+                report=report,
+                settings=settings,
+                storage=storage,
+                overwrite=overwrite,
+                progress=progress,
+            )
+    _tell(result, output, report)
 
 
 def suite_of(tasks: "Sequence[Replays]", folder: Path) -> str:
@@ -151,12 +173,12 @@ def suite_of(tasks: "Sequence[Replays]", folder: Path) -> str:
     raise DataError(f"{folder}: LIBERO has no task {unknown!r}; {remedy}")
 
 
-def _check_simulator(suite: str, timeout_s: float) -> None:
+def _check_simulator(simulator: "Simulator") -> None:
     """Raise DataError where this MuJoCo moves objects; a simulator without cameras is enough to see that."""
-    from vlatrack.envs.watched import Simulator, WatchedWorker, checked, opened
+    from vlatrack.envs.watched import WatchedWorker, checked, opened
     from vlatrack.errors import DataError
 
-    worker = WatchedWorker(Simulator("libero", {"benchmark": suite, "cameras": ()}, timeout_s))
+    worker = WatchedWorker(replace(simulator, options={**simulator.options, "cameras": ()}))
     try:
         opened(worker)
         wrong = checked(worker)
