@@ -167,6 +167,7 @@ def test_the_suite_is_found_by_the_names_of_its_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(find_spec("libero") is None, reason="needs pip install 'vlatrack[libero]'")
 def test_libero_repeats_its_demonstrations_to_the_bit_also_after_a_kill(
     tmp_path: Path, program: Program, eventually: Callable[..., None]
@@ -179,7 +180,7 @@ def test_libero_repeats_its_demonstrations_to_the_bit_also_after_a_kill(
     words = ["data", "regenerate", "libero", str(files), "-o", str(tmp_path / "demos"), "--resolution", "32"]
     words += ["--rendering", "fast"]
     process = program.start(*words)
-    eventually(lambda: list((tmp_path / ".demos.attempts").glob("*/000000.npz")), timeout_s=120)
+    eventually(lambda: list((tmp_path / ".demos.attempts").glob("*/000000.npz")), timeout_s=300)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL

@@ -269,5 +269,6 @@ def _succeeded(tasks: Sequence["TaskProgress"]) -> str:
 
 
 def _megabytes(folder: Path) -> str:
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    files = [folder] if folder.is_file() else folder.rglob("*")
+    size = sum(file.stat().st_size for file in files if file.is_file())
     return f"{size / 1e6:.1f} MB"
