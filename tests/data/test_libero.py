@@ -12,6 +12,7 @@ from hdf5_damage import try_seed
 
 from vlatrack.data.episodes import select_episodes
 from vlatrack.data.formats.hdf5 import reading
+from vlatrack.data.formats.hdf5.texts import attribute
 from vlatrack.data.formats.libero import LiberoDataset, moving_steps
 from vlatrack.errors import DataError
 
@@ -359,6 +360,18 @@ def test_images_that_are_none_are_one_line_with_file_and_demonstration(
     with pytest.raises(DataError, match=rf"{FILE}: {VIEW}|no {VIEW}") as told:
         source.frames(source.episodes()[1], "agentview_rgb")
     assert re.search(message, str(told.value))
+
+
+def test_texts_of_any_length_are_read(tmp_path: Path) -> None:
+    """Also where they fill their heap to its end, or where there are many of them."""
+    for length in (1, 3000, *range(4000, 4100, 8), 70_000, 1 << 20):
+        with h5py.File(tmp_path / "text.hdf5", "w") as file:
+            for number in range(3):
+                file.create_group(f"demo_{number}").attrs["text"] = str(number) * length
+        with h5py.File(tmp_path / "text.hdf5") as file:
+            assert [attribute(file, f"demo_{number}", "text") for number in range(3)] == [
+                str(number) * length for number in range(3)
+            ]
 
 
 def test_damage_anywhere_is_one_line(tmp_path: Path) -> None:

@@ -124,9 +124,9 @@ def moving_steps(actions: NDArray[np.float64]) -> NDArray[np.int64]:
     kept; before the first one is kept, standing still is enough.
     """
     kept: list[int] = []
-    for step, action in enumerate(actions):
-        still = np.linalg.norm(action[:6]) < STILL
-        if not still or (kept and action[6] != actions[kept[-1]][6]):
+    moves, gripper = np.linalg.norm(actions[:, :6], axis=1) >= STILL, actions[:, 6]
+    for step in range(len(actions)):
+        if moves[step] or (kept and gripper[step] != gripper[kept[-1]]):
             kept.append(step)
     return np.array(kept, dtype=np.int64)
 

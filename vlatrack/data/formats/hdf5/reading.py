@@ -168,4 +168,4 @@ def image_pieces(images: h5py.Dataset, name: str, steps: NDArray[np.int64]) -> I
         wanted = steps[steps // at_once == block]
         with telling(f"{path_of(images.file)}: {name}"):
             stored = images[wanted[0] : min(wanted[-1] + 1, total)]
-        yield stored[wanted - wanted[0]]
+        yield stored if len(stored) == len(wanted) else stored[wanted - wanted[0]]

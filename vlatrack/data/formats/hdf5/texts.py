@@ -12,11 +12,11 @@ import h5py
 from vlatrack.data.formats.hdf5.reading import find, path_of, telling
 from vlatrack.errors import DataError
 
-_SEARCHED = 1 << 20
+_SEARCHED = 1 << 16
 """Bytes behind the beginning of a group in which its attributes are looked for."""
 _BEHIND_NAME = 128
 """Bytes between the name of an attribute and its value: its type and shape."""
-_LONGEST = 16 << 20
+_LARGEST_HEAP = 64 << 20
 _HEAP_HEADER, _OBJECT_HEADER = 16, 16
 
 
@@ -50,15 +50,16 @@ def _check(path: Path, header: int, name: str) -> None:
         for place in range(0, len(value) - 12, 4):  # length and address of the heap stand at a multiple of 4
             length, address = struct.unpack_from("<IQ", value, place)
             stream.seek(address if address < size else size)
-            if (signature := stream.read(4)) == b"GCOL":
-                _check_heap(signature + stream.read(_LONGEST), length, f"{path}: {name}")
+            heap = stream.read(_HEAP_HEADER)
+            if heap.startswith(b"GCOL"):
+                rest = min(int.from_bytes(heap[8:], "little"), _LARGEST_HEAP) - _HEAP_HEADER
+                _check_heap(heap + stream.read(max(0, rest)), length, f"{path}: {name}")
                 return
 
 
 def _check_heap(heap: bytes, length: int, place: str) -> None:
-    size = int.from_bytes(heap[8:_HEAP_HEADER], "little")
     at = _HEAP_HEADER
-    while at + _OBJECT_HEADER <= min(size, len(heap)):
+    while at + _OBJECT_HEADER <= len(heap):
         index, stored = struct.unpack_from("<H6xQ", heap, at)
         at += stored if index == 0 else _OBJECT_HEADER + (stored + 7) // 8 * 8
         if index == 0 and stored < _OBJECT_HEADER:
