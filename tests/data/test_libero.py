@@ -269,6 +269,12 @@ def test_the_other_episodes_can_be_read_if_one_cannot(copy: Path) -> None:
     assert f"{FILE}: data/demo_0/actions has numbers that are not finite" in told[2]
 
 
+def test_a_file_that_git_has_not_fetched_is_told_as_such(copy: Path) -> None:
+    (copy / FILE).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:88236f\nsize 81231431\n")
+    with pytest.raises(DataError, match=f"{FILE}: stands for a file that Git LFS has not fetched; run git lfs pull"):
+        LiberoDataset(copy).episodes()
+
+
 def test_a_file_that_changes_while_it_is_read_is_named(copy: Path) -> None:
     source = LiberoDataset(copy)
     episode = source.episodes()[1]

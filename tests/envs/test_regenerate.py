@@ -107,8 +107,8 @@ def test_a_regeneration_that_was_ended_makes_only_what_is_missing(tmp_path: Path
     write(tmp_path / "files", "push", {number: (GOOD if number % 3 else SHORT, STATE) for number in range(8)})
     plan = make_plan(tmp_path / "files")
 
-    def end(_: object, done: int, __: object) -> None:
-        if done == 5:
+    def end(_: object, so_far: Regeneration) -> None:
+        if len(so_far.kept) + len(so_far.dropped) == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -134,7 +134,7 @@ def _regenerate(
         with (
             KeptAttempts(attempts, output, overwrite=overwrite, identity=identity) as kept,
             saying_what_is_kept(kept),
-            _progress_bars(plan.tasks) as progress,
+            _progress_bars(plan) as progress,
         ):
             result = regenerate(
                 kept,
@@ -190,19 +190,18 @@ def _check_simulator(simulator: "Simulator") -> None:
 
 
 @contextmanager
-def _progress_bars(tasks: "Sequence[Replays]") -> "Iterator[ProgressCallback]":
+def _progress_bars(plan: "Plan") -> "Iterator[ProgressCallback]":
     from rich.console import Console
 
     from vlatrack.cli.bars import Bars
 
     with Bars(Console()) as bars:
 
-        def show(replays: "Replays", done: int, so_far: "Regeneration") -> None:
-            total = len(replays.demonstrations)
-            file = Path(replays.file).name
-            kept = sum(kept.file == file for kept in so_far.kept)
-            name = f"{tasks.index(replays) + 1}/{len(tasks)} {replays.task}"
-            bars.advance(name, done, total, unit="demonstration", details=[f"{kept} succeeded"])
+        def show(replays: "Replays", so_far: "Regeneration") -> None:
+            done = len(so_far.kept) + len(so_far.dropped) - len(plan.damaged)
+            task = f"task {plan.tasks.index(replays) + 1} of {len(plan.tasks)}: {replays.task}"
+            details = [f"{len(so_far.kept)} succeeded", task]
+            bars.advance("repeating", done, plan.demonstrations, unit="demonstration", details=details)
 
         yield show
 

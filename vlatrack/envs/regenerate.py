@@ -85,8 +85,8 @@ class Plan:
         return sum(len(replays.demonstrations) for replays in self.tasks)
 
 
-ProgressCallback = Callable[[Replays, int, Regeneration], None]
-"""Of a task's demonstrations so many are done; and what became of all until now."""
+ProgressCallback = Callable[[Replays, Regeneration], None]
+"""The task of a demonstration that is done, and what became of all until now."""
 
 
 def make_plan(path: Path, *, order: Order = "name", skip_no_ops: bool = True) -> Plan:
@@ -174,7 +174,7 @@ def regenerate(
         overwrite=overwrite,
     ) as writer:
         for replays in plan.tasks:
-            for done, (stored, outcome) in enumerate(_outcomes(attempts, replays), start=1):
+            for stored, outcome in _outcomes(attempts, replays):
                 if isinstance(outcome, SimulatorError) and not result.kept:
                     raise outcome
                 for found in () if isinstance(outcome, SimulatorError) else outcome:
@@ -183,7 +183,7 @@ def regenerate(
                     )
                 _note(result, replays, stored, outcome)
                 if progress is not None:
-                    progress(replays, done, result)
+                    progress(replays, result)
         result.write(report, settings)
         if not result.kept:
             raise DataError(f"{output}: no demonstration succeeded in the simulator; {report} says why")

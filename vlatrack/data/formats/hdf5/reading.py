@@ -20,6 +20,8 @@ from vlatrack.errors import DataError
 MOST_COMPRESSION = 1100
 """How many times as large as its stored bytes content may be; deflate, which HDF5 has built in, reaches 1,032."""
 
+_POINTER = b"version https://git-lfs"
+
 
 @contextmanager
 def open_file(path: Path) -> Iterator[h5py.File]:
@@ -27,6 +29,9 @@ def open_file(path: Path) -> Iterator[h5py.File]:
     with telling(str(path)):
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for somebody who writes into it
             raise DataError(f"{path}: is no file; remove it from the folder")
+        with path.open("rb") as stream:
+            if stream.read(len(_POINTER)) == _POINTER:
+                raise DataError(f"{path}: stands for a file that Git LFS has not fetched; run git lfs pull")
         file = h5py.File(path, "r")
     try:
         yield file
