@@ -10,6 +10,7 @@ from vlatrack.data.formats.lerobot.dataset import LeRobotDataset
 from vlatrack.data.formats.libero import words_of_task
 from vlatrack.spec.data import LeRobotSource, LiberoSource
 from vlatrack.spec.experiment import ExperimentSpec
+from vlatrack.spec.identity import ADDED_LATER, canonical_hash
 from vlatrack.spec.libero_tasks import TASKS
 from vlatrack.spec.load import load_evaluation, load_spec
 
@@ -75,6 +76,18 @@ def test_what_is_said_of_the_recording_goes_before_what_the_source_says_itself()
     told = ("data.recorded.rotation=0", "data.recorded.waits=10")
     recorded = load_spec(EXPERIMENTS / "libero_goal.yaml", told).data.as_recorded
     assert (recorded.rotation, recorded.prompt, recorded.gripper, recorded.waits) == (0, "language", "raw", 10)
+
+
+@pytest.mark.parametrize("setting", ["images", "order", "prompt"])
+def test_a_setting_that_libero_sources_got_later_leaves_the_hash_of_older_experiments(setting: str) -> None:
+    for split in ("train", "val_ind", "val_ood"):
+        assert ADDED_LATER[f"data.{split}.{setting}"] == LiberoSource.model_fields[setting].default
+    defaults = {"images": "upright", "order": "number", "prompt": "language"}
+    words = [f"data.{split}.{name}={value}" for split in ("train", "val_ind") for name, value in defaults.items()]
+    one = load_spec(EXPERIMENTS / "libero_goal.yaml", words)
+    other = load_spec(EXPERIMENTS / "libero_goal.yaml", [*words, "data.recorded.rotation=0"])
+    assert canonical_hash(one) == canonical_hash(other)
+    assert canonical_hash(one) != canonical_hash(libero("libero_goal"))
 
 
 def test_libero_experiments_differ_only_in_suite_and_chunk() -> None:
