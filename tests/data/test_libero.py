@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hdf5_damage import try_seed
 
-from vlatrack.data.episodes import select_episodes
 from vlatrack.data.formats.hdf5 import reading
 from vlatrack.data.formats.hdf5.texts import attribute
 from vlatrack.data.formats.libero import LiberoDataset, moving_steps
@@ -212,12 +211,13 @@ def test_by_name_demonstration_10_comes_before_demonstration_2_and_so_the_last_t
             file.copy("data/demo_1", f"data/demo_{number}")
             file[f"data/demo_{number}/actions"][0, 0] = number / 100
 
-    def numbers(**settings: str) -> list[int]:
-        last = select_episodes(LiberoDataset(copy, skip_no_ops=False, **settings), part="last_tenth")
-        return [round(float(episode.actions[0, 0]) * 100) for episode in last]
+    def last(**settings: str) -> int:
+        episodes = LiberoDataset(copy, skip_no_ops=False, **settings).episodes()
+        assert [episode.index for episode in episodes] == list(range(12))
+        return round(float(episodes[-1].actions[0, 0]) * 100)
 
-    assert numbers() == [11]
-    assert numbers(order="name") == [9]
+    assert last() == 11
+    assert last(order="name") == 9
     assert LiberoDataset(copy).fingerprint() != LiberoDataset(copy, order="name").fingerprint()
 
 
