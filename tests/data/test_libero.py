@@ -1,12 +1,17 @@
 """Reading LIBERO's HDF5 demonstrations."""
 
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from hdf5_damage import try_seed
 
+from vlatrack.data.formats.hdf5 import reading
+from vlatrack.data.formats.hdf5.texts import attribute
 from vlatrack.data.formats.libero import LiberoDataset, moving_steps
 from vlatrack.errors import DataError
 
@@ -152,7 +157,7 @@ def test_states_and_images_that_do_not_fit_the_actions_are_reported(copy: Path) 
         del file["data/demo_1/obs/agentview_rgb"]
         file["data/demo_1/obs/agentview_rgb"] = frames
     dataset = LiberoDataset(copy)
-    with pytest.raises(DataError, match="data/demo_1: 4 images, too few"):
+    with pytest.raises(DataError, match="data/demo_1: 4 images of agentview_rgb, too few"):
         dataset.frames(dataset.episodes()[1], "agentview_rgb")
     with h5py.File(copy / FILE, "a") as file:
         del file["data/demo_1/obs/gripper_states"]
@@ -190,3 +195,197 @@ def test_rotated_images_are_the_mirror_image_of_upright_ones_and_make_another_da
     assert (turned == frames[:, :, ::-1]).all()
     assert (turned != frames).any()
     assert upright.fingerprint() != rotated.fingerprint()
+
+
+def test_images_can_be_left_as_they_are_stored() -> None:
+    stored = LiberoDataset(REAL, images="as_stored")
+    upright = LiberoDataset(REAL)
+    frames, turned = (source.frames(source.episodes()[0], "eye_in_hand_rgb") for source in (stored, upright))
+    assert np.array_equal(frames[:, ::-1], turned)
+    assert len({source.fingerprint() for source in (stored, upright, LiberoDataset(REAL, images="rotated"))}) == 3
+
+
+def test_by_name_demonstration_10_comes_before_demonstration_2_and_so_the_last_tenth_is_another(copy: Path) -> None:
+    with h5py.File(copy / FILE, "a") as file:
+        for number in range(2, 12):
+            file.copy("data/demo_1", f"data/demo_{number}")
+            file[f"data/demo_{number}/actions"][0, 0] = number / 100
+
+    def last(**settings: str) -> int:
+        episodes = LiberoDataset(copy, skip_no_ops=False, **settings).episodes()
+        assert [episode.index for episode in episodes] == list(range(12))
+        return round(float(episodes[-1].actions[0, 0]) * 100)
+
+    assert last() == 11
+    assert last(order="name") == 9
+    assert LiberoDataset(copy).fingerprint() != LiberoDataset(copy, order="name").fingerprint()
+
+
+def test_a_prompt_can_be_the_name_of_the_task_with_its_scene(copy: Path) -> None:
+    (copy / FILE).rename(copy / "KITCHEN_SCENE10_close_the_top_drawer_demo.hdf5")
+    by_name = LiberoDataset(copy, prompt="name")
+    assert {episode.task for episode in by_name.episodes()} == {"KITCHEN SCENE10 close the top drawer"}
+    assert {episode.task for episode in LiberoDataset(copy).episodes()} == {"put the cream cheese in the bowl"}
+    assert by_name.fingerprint() != LiberoDataset(copy).fingerprint()
+
+
+def test_one_file_is_a_dataset_too() -> None:
+    assert [e.length for e in LiberoDataset(REAL / FILE).episodes()] == [
+        e.length for e in LiberoDataset(REAL).episodes()
+    ]
+    with pytest.raises(DataError, match=r"other\.hdf5: no such file"):
+        LiberoDataset(REAL / "other.hdf5")
+
+
+def test_a_part_of_an_episode_is_read_in_pieces_of_what_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "PIECE_BYTES", 2 * 64 * 64 * 3)
+    source = LiberoDataset(REAL)
+    episode = source.episodes()[0]
+    pieces = list(source.stream_frames(episode, "agentview_rgb", 1, 6))
+    assert max(map(len, pieces)) <= 2 < len(pieces)
+    assert np.array_equal(np.concatenate(pieces), source.frames(episode, "agentview_rgb")[1:6])
+    assert list(source.stream_frames(episode, "agentview_rgb", 3, 3)) == []
+
+
+def test_what_a_source_keeps_does_not_grow_with_the_steps_of_its_episodes() -> None:
+    source = LiberoDataset(REAL)
+    episode = source.episodes()[0]
+    source.frames(episode, "agentview_rgb")
+    assert not [value for value in vars(source).values() if isinstance(value, np.ndarray)]
+    assert episode is not source.episodes()[0], "nothing of an episode is remembered"
+    assert len(source._entries) == 2
+
+
+def test_the_other_episodes_can_be_read_if_one_cannot(copy: Path) -> None:
+    with h5py.File(copy / FILE, "a") as file:
+        file["data/demo_0/actions"][3, 2] = np.nan
+    (copy / "a_cut_off_demo.hdf5").write_bytes((copy / FILE).read_bytes()[:1000])
+    (copy / "b_pipe.hdf5").mkdir()
+    told: dict[int, str] = {}
+    episodes = list(LiberoDataset(copy).readable_episodes(lambda index, error: told.update({index: str(error)})))
+    assert [(episode.index, episode.length) for episode in episodes] == [(3, 6)]
+    assert "a_cut_off_demo.hdf5: damaged HDF5 file" in told[0]
+    assert "b_pipe.hdf5: is no file" in told[1]
+    assert f"{FILE}: data/demo_0/actions has numbers that are not finite" in told[2]
+
+
+def test_a_file_that_git_has_not_fetched_is_told_as_such(copy: Path) -> None:
+    (copy / FILE).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:88236f\nsize 81231431\n")
+    with pytest.raises(DataError, match=f"{FILE}: stands for a file that Git LFS has not fetched; run git lfs pull"):
+        LiberoDataset(copy).episodes()
+
+
+def test_a_file_that_changes_while_it_is_read_is_named(copy: Path) -> None:
+    source = LiberoDataset(copy)
+    episode = source.episodes()[1]
+    with h5py.File(copy / FILE, "a") as file:
+        file["data/demo_1/actions"][...] = 0
+        file["data/demo_1/actions"][0, 0] = 1
+    with pytest.raises(DataError, match="data/demo_1 has 1 steps, and had 6 when it was read first"):
+        source.frames(episode, "agentview_rgb")
+
+
+Change = Callable[[h5py.File], None]
+
+
+def replaced(name: str, **content: object) -> Change:
+    def change(file: h5py.File) -> None:
+        del file[name]
+        if content:
+            file.create_dataset(name, **content)
+
+    return change
+
+
+def linked(name: str, link: object) -> Change:
+    def change(file: h5py.File) -> None:
+        del file[name]
+        file[name] = link
+
+    return change
+
+
+def virtual(name: str) -> Change:
+    def change(file: h5py.File) -> None:
+        layout = h5py.VirtualLayout((6, 7), "f8")
+        layout[:] = h5py.VirtualSource("/etc/passwd", "actions", (6, 7))
+        del file[name]
+        file.create_virtual_dataset(name, layout)
+
+    return change
+
+
+ACTIONS, VIEW = "data/demo_1/actions", "data/demo_1/obs/agentview_rgb"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (replaced(ACTIONS), f"no {ACTIONS} in it"),
+        (replaced(ACTIONS, data=1.5), r"actions is float64 \[\], not 7 numbers a step"),
+        (replaced(ACTIONS, dtype=h5py.Empty("f8").dtype, data=h5py.Empty("f8")), "actions is empty"),
+        (replaced(ACTIONS, data=np.zeros((0, 7))), "states and actions differ in number"),
+        (replaced(ACTIONS, data=np.full((6, 7), b"a word")), r"actions is \|S6 \[6, 7\], not 7 numbers"),
+        (replaced(ACTIONS, data=np.full((6, 7), 1e300)), "actions has numbers that are not finite"),
+        (replaced(ACTIONS, shape=(6, 7), dtype=h5py.vlen_dtype(np.float64)), r"actions is object \[6, 7\]"),
+        (replaced(ACTIONS, shape=(1 << 40, 7), dtype="f8", chunks=(64, 7)), "more than the 0 bytes of it can hold"),
+        (replaced("data/demo_1/obs/ee_states", data=np.zeros((6, 5))), r"ee_states is float64 \[6, 5\], not 6"),
+        (linked(ACTIONS, h5py.SoftLink("/data/demo_0/actions")), f"{ACTIONS} is a link"),
+        (linked("data/demo_1", h5py.ExternalLink("/etc/passwd", "data")), "data/demo_1/actions is a link"),
+        (virtual(ACTIONS), "stored in another file"),
+    ],
+)
+def test_numbers_that_are_none_are_one_line_with_file_and_demonstration(
+    copy: Path, change: Change, message: str
+) -> None:
+    with h5py.File(copy / FILE, "a") as file:
+        change(file)
+    told: list[str] = []
+    episodes = list(LiberoDataset(copy).readable_episodes(lambda index, error: told.append(f"{index}: {error}")))
+    assert [episode.index for episode in episodes] == [0]
+    assert re.search(rf"^1: .*{FILE}: .*{message}", told[0])
+    assert len(told[0].splitlines()) == len(told) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (replaced(VIEW), f"no {VIEW} in it"),
+        (replaced(VIEW, data=np.zeros((6, 8, 8, 3))), r"holds no images but float64 \[6, 8, 8, 3\]"),
+        (replaced(VIEW, data=np.zeros((6, 0, 8, 3), np.uint8)), "holds no images"),
+        (replaced(VIEW, shape=(6, 1 << 15, 1 << 15, 3), dtype="u1", chunks=(1, 64, 64, 3)), "more than the 0 bytes"),
+        (linked(VIEW, h5py.SoftLink("/data/demo_0/obs/agentview_rgb")), "is a link"),
+    ],
+)
+def test_images_that_are_none_are_one_line_with_file_and_demonstration(
+    copy: Path, change: Change, message: str
+) -> None:
+    with h5py.File(copy / FILE, "a") as file:
+        change(file)
+    source = LiberoDataset(copy)
+    with pytest.raises(DataError, match=rf"{FILE}: {VIEW}|no {VIEW}") as told:
+        source.frames(source.episodes()[1], "agentview_rgb")
+    assert re.search(message, str(told.value))
+
+
+def test_texts_of_any_length_are_read(tmp_path: Path) -> None:
+    """Also where they fill their heap to its end, or where there are many of them."""
+    for length in (1, 3000, *range(4000, 4100, 8), 70_000, 1 << 20):
+        with h5py.File(tmp_path / "text.hdf5", "w") as file:
+            for number in range(3):
+                file.create_group(f"demo_{number}").attrs["text"] = str(number) * length
+        with h5py.File(tmp_path / "text.hdf5") as file:
+            assert [attribute(file, f"demo_{number}", "text") for number in range(3)] == [
+                str(number) * length for number in range(3)
+            ]
+
+
+def test_damage_anywhere_is_one_line(tmp_path: Path) -> None:
+    """1,000 of these are in tests/storms/hdf5_storm.py; a text without an end, and one of 512 MB, are among them."""
+    found = [
+        try_seed((REAL / FILE).read_bytes(), tmp_path / FILE, seed, LiberoDataset) for seed in (*range(28), 417, 448)
+    ]
+    assert sum(bool(reading.told) for reading in found) > 10
+    assert sum(reading.episodes == 2 and not reading.told for reading in found) > 5
+    assert "no end of its texts" in found[-2].told[0]
+    assert "a text of 536,871,048 bytes" in found[-1].told[0]

@@ -7,9 +7,12 @@ import pytest
 from vlatrack.bench.memory import predict_training_memory
 from vlatrack.cli.memory import parse_gpus, parse_memory
 from vlatrack.data.formats.lerobot.dataset import LeRobotDataset
+from vlatrack.data.formats.libero import words_of_task
 from vlatrack.spec.data import LeRobotSource, LiberoSource
 from vlatrack.spec.experiment import ExperimentSpec
-from vlatrack.spec.load import load_spec
+from vlatrack.spec.identity import ADDED_LATER, canonical_hash
+from vlatrack.spec.libero_tasks import TASKS
+from vlatrack.spec.load import load_evaluation, load_spec
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"
@@ -53,6 +56,38 @@ def test_libero_experiment_has_the_numbers_of_the_reference(suite: str) -> None:
     assert (data.history, data.use_state, set(data.samples)) == (2, True, {"vla", "world_model"})
     assert data.cameras == ("agentview_rgb", "eye_in_hand_rgb")
     assert (spec.tokenizer.bins, spec.tokenizer.image.image_size) == (256, 256)
+
+
+@pytest.mark.parametrize("suite", LIBERO_HORIZON)
+def test_libero_experiment_reads_its_files_as_the_reference_prepares_them(suite: str) -> None:
+    data, prompt = libero(suite).data, "name" if suite == "libero_10" else "language"
+    for source in (data.train, data.val_ind, data.val_ood):
+        assert isinstance(source, LiberoSource)
+        assert (source.images, source.order, source.prompt, source.skip_no_ops) == ("rotated", "name", prompt, True)
+    recorded = data.as_recorded
+    assert (recorded.rotation, recorded.prompt, recorded.gripper) == (180, prompt, "raw")
+    evaluation = load_evaluation(EXPERIMENTS / "evaluation" / f"{suite}.yaml")
+    assert (evaluation.rotation, evaluation.prompt, evaluation.acting.gripper) == (180, prompt, "raw")
+    names = sorted(TASKS[suite])  # the last of ten tasks is held out
+    assert data.train.exclude_tasks == (words_of_task(names[-1], scene=prompt == "name"),)
+
+
+def test_what_is_said_of_the_recording_goes_before_what_the_source_says_itself() -> None:
+    told = ("data.recorded.rotation=0", "data.recorded.waits=10")
+    recorded = load_spec(EXPERIMENTS / "libero_goal.yaml", told).data.as_recorded
+    assert (recorded.rotation, recorded.prompt, recorded.gripper, recorded.waits) == (0, "language", "raw", 10)
+
+
+@pytest.mark.parametrize("setting", ["images", "order", "prompt"])
+def test_a_setting_that_libero_sources_got_later_leaves_the_hash_of_older_experiments(setting: str) -> None:
+    for split in ("train", "val_ind", "val_ood"):
+        assert ADDED_LATER[f"data.{split}.{setting}"] == LiberoSource.model_fields[setting].default
+    defaults = {"images": "upright", "order": "number", "prompt": "language"}
+    words = [f"data.{split}.{name}={value}" for split in ("train", "val_ind") for name, value in defaults.items()]
+    one = load_spec(EXPERIMENTS / "libero_goal.yaml", words)
+    other = load_spec(EXPERIMENTS / "libero_goal.yaml", [*words, "data.recorded.rotation=0"])
+    assert canonical_hash(one) == canonical_hash(other)
+    assert canonical_hash(one) != canonical_hash(libero("libero_goal"))
 
 
 def test_libero_experiments_differ_only_in_suite_and_chunk() -> None:

@@ -22,6 +22,7 @@ from vlatrack.spec.data import (
     LeRobotSource,
     LiberoSource,
     MixtureSpec,
+    RobomimicSource,
     RynnVlaConversationsSource,
     RynnVlaRecordsSource,
     Source,
@@ -133,7 +134,24 @@ def open_source(spec: Source) -> EpisodeSource:
         case LiberoSource():
             from vlatrack.data.formats.libero import LiberoDataset
 
-            return LiberoDataset(Path(spec.path), skip_no_ops=spec.skip_no_ops, images=spec.images)
+            return LiberoDataset(
+                Path(spec.path),
+                skip_no_ops=spec.skip_no_ops,
+                images=spec.images,
+                order=spec.order,
+                prompt=spec.prompt,
+            )
+        case RobomimicSource():
+            from vlatrack.data.formats.robomimic import RobomimicDataset
+
+            return RobomimicDataset(
+                Path(spec.path),
+                action=spec.action,
+                state=spec.state,
+                cameras=spec.camera_keys,
+                instruction=spec.instruction,
+                order=spec.order,
+            )
         case RynnVlaConversationsSource():
             from vlatrack.data.formats.rynnvla.trajectories import RynnVlaTrajectories
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from vlatrack.cli.data_regenerate import regenerate_app
 from vlatrack.cli.data_tokenize import tokenize
+from vlatrack.cli.keeping import saying_what_is_kept
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from vlatrack.data.episodes import Episode, EpisodeSource
-    from vlatrack.envs.kept_attempts import KeptAttempts
     from vlatrack.envs.record import ProgressCallback, TaskProgress
 
 _START_S, _LONGEST_STEP_S = 120.0, 2.0
@@ -29,6 +30,7 @@ _CameraNames = Annotated[
 
 app = typer.Typer(help="Record demonstrations, and look at a dataset.", no_args_is_help=True, rich_markup_mode="rich")
 app.command()(tokenize)
+app.add_typer(regenerate_app, name="regenerate")
 
 
 @app.command()
@@ -92,7 +94,7 @@ def record(
         ending_on_sigterm(),
         closing(AttemptsInWorkers(simulator, workers=workers)) as attempts,
         KeptAttempts(attempts, output, overwrite=overwrite, identity=(env, options, attempts.source)) as kept,
-        _saying_what_is_kept(kept),
+        saying_what_is_kept(kept),
         _progress_bars() as progress,
     ):
         recorded = record_demonstrations(
@@ -176,17 +178,6 @@ def _environment_options(
             raise SpecError(f"--env-option {word!r}: {error}") from None
     options |= {"cameras": tuple(cameras)} if cameras else {}
     return options | ({"resolution": resolution} if resolution is not None else {})
-
-
-@contextmanager
-def _saying_what_is_kept(kept: "KeptAttempts") -> "Iterator[None]":
-    """Say how a recording that ends early goes on."""
-    try:
-        yield
-    except BaseException:
-        if attempts := len(kept):
-            typer.echo(f"{attempts} attempts are kept in {kept.folder}; the same command goes on from there", err=True)
-        raise
 
 
 @contextmanager
@@ -280,5 +271,6 @@ def _succeeded(tasks: Sequence["TaskProgress"]) -> str:
 
 
 def _megabytes(folder: Path) -> str:
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    files = [folder] if folder.is_file() else folder.rglob("*")
+    size = sum(file.stat().st_size for file in files if file.is_file())
     return f"{size / 1e6:.1f} MB"

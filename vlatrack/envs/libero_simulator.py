@@ -81,6 +81,19 @@ class LiberoSimulator:
 
     def reset_to(self, seed: int, number: int) -> Numbers:
         """The stored state of a number, in the simulator that got the seed and was reset for each state before it."""
+        return self.reset_to_state(seed, number, self.states[number])
+
+    def reset_to_state(self, seed: int, number: int, state: NDArray[np.float64]) -> Numbers:
+        """Any state, with the cabinets and stoves of the reset of a number after `seed`.
+
+        Raises:
+            DataError: it is none of this task.
+        """
+        if state.shape != self.states[0].shape:
+            raise DataError(
+                f"{self.task}: a state of {state.size} numbers, but LIBERO's has {self.states[0].size}; is it of "
+                "another task, or of a changed LIBERO?"
+            )
         if seed != self._seed:
             self._seed, self._draws = seed, [np.random.RandomState(seed).get_state()]
         for resets in range(min(number, len(self._draws) - 1), number + 1):
@@ -88,10 +101,10 @@ class LiberoSimulator:
                 self._reset(before=resets)
                 if resets + 1 == len(self._draws):
                     self._draws.append(np.random.get_state())
-        numbers: Numbers = self._env.set_init_state(self.states[number])
+        numbers: Numbers = self._env.set_init_state(state)
         return numbers
 
-    def step(self, action: NDArray[np.float32]) -> tuple[Numbers, float, bool]:
+    def step(self, action: NDArray[np.floating]) -> tuple[Numbers, float, bool]:
         """One env step: what is observed, the reward, and whether the task is achieved."""
         numbers, reward, done, _ = self._env.step(np.asarray(action, np.float64))
         return numbers, float(reward), bool(done)

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import count, pairwise, repeat
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlatrack.envs.base import EnvironmentInfo, ExpertEnvironment, Observation, stepped
+from vlatrack.envs.base import Environment, EnvironmentInfo, ExpertEnvironment, Observation, ScriptedExpert, stepped
 from vlatrack.errors import DataError
 
 STEPS_AFTER_SUCCESS = 4
@@ -81,9 +81,34 @@ class Trial:
     clean_steps: int = 0  # without noise, on average, before each such burst; only these are recorded. 0: no bursts
     noise_on: tuple[str, ...] | None = None  # names of the numbers of an action that get noise; None: all
 
+    def numbers(self, first: int) -> Iterator[int]:
+        """Of the attempts from `first` on, without end."""
+        return count(first)
+
+    def attempt(self, environment: Environment, number: int) -> "list[Demonstration]":
+        """Let the scripted expert try once."""
+        assert isinstance(environment, ScriptedExpert), "whoever asks has read `Opened.has_expert`"
+        return attempt(environment, self, number)
+
+
+class Trials(Protocol):
+    """What attempts are determined by, beside their number: a `Trial`, or `vlatrack.envs.replay.Replays`."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def task(self) -> str:
+        """That is attempted."""
+
+    def numbers(self, first: int) -> Iterator[int]:
+        """Of the attempts from `first` on."""
+
+    def attempt(self, environment: Environment, number: int) -> "list[Demonstration]":
+        """Make one, and return its stretches that are recorded; none if it failed."""
+
 
 class Attempts(Protocol):
-    """The attempts of a scripted expert: in a simulator in this process, or in several in processes of their own."""
+    """Attempts at the tasks of a simulator: in one in this process, or in several in processes of their own."""
 
     @property
     def info(self) -> EnvironmentInfo:
@@ -93,9 +118,9 @@ class Attempts(Protocol):
     def tasks(self) -> tuple[str, ...]:
         """Names of its tasks."""
 
-    def of(self, trial: Trial, first: int = 0) -> Generator[Sequence[Demonstration]]:
-        """The attempts without end, in the order of their numbers, from the number `first` on: the stretches of each,
-        none of one that failed."""
+    def of(self, trial: Trials, first: int = 0) -> Generator[Sequence[Demonstration]]:
+        """The attempts in the order of their numbers, from the number `first` on: the stretches of each, none of one
+        that failed."""
 
 
 class AttemptsHere:
@@ -112,8 +137,8 @@ class AttemptsHere:
     def tasks(self) -> tuple[str, ...]:
         return self._environment.tasks
 
-    def of(self, trial: Trial, first: int = 0) -> Generator[Sequence[Demonstration]]:
-        return (attempt(self._environment, trial, number) for number in count(first))
+    def of(self, trial: Trials, first: int = 0) -> Generator[Sequence[Demonstration]]:
+        return (trial.attempt(self._environment, number) for number in trial.numbers(first))
 
 
 def record(
@@ -258,7 +283,7 @@ def attempt(environment: ExpertEnvironment, trial: Trial, number: int) -> list[D
             achieved, remaining = True, min(remaining, STEPS_AFTER_SUCCESS)
         if remaining == 0:
             break
-    return [_demonstration(steps) for steps in stretches] if achieved else []
+    return [demonstration_of(steps) for steps in stretches] if achieved else []
 
 
 def _pushes(trial: Trial, number: int, names: Sequence[str]) -> Iterator[tuple[NDArray[np.float64], bool]]:
@@ -272,7 +297,8 @@ def _pushes(trial: Trial, number: int, names: Sequence[str]) -> Iterator[tuple[N
         yield from repeat((deviation * random.standard_normal(len(names)), not trial.clean_steps), trial.noise_steps)
 
 
-def _demonstration(steps: Sequence[_Step]) -> Demonstration:
+def demonstration_of(steps: Sequence[tuple[Observation, NDArray[np.float32]]]) -> Demonstration:
+    """A stretch of observations, all with images, and the actions that followed them."""
     observations = [observation for observation, _ in steps]
     return Demonstration(
         observations[0].instruction,

@@ -1,10 +1,9 @@
 """The attempts of a recording in worker processes: side by side, and none is lost where a simulator dies."""
 
 from collections.abc import Generator, Sequence
-from itertools import count
 
 from vlatrack.envs.base import EnvironmentInfo
-from vlatrack.envs.record import Demonstration, Trial
+from vlatrack.envs.record import Demonstration, Trials
 from vlatrack.envs.watched import (
     ATTEMPTS,
     EPISODES_PER_WORKER,
@@ -54,25 +53,26 @@ class AttemptsInWorkers:
     def tasks(self) -> tuple[str, ...]:
         return self._tasks
 
-    def of(self, trial: Trial, first: int = 0) -> Generator[Sequence[Demonstration]]:
+    def of(self, trial: Trials, first: int = 0) -> Generator[Sequence[Demonstration]]:
         """The attempts in the order of their numbers, from the number `first` on.
 
         Raises:
             VlatrackError: a mistake of the user that the simulator finds, or one attempt broke it again and again.
         """
-        ahead, made = count(first), dict[int, Tried | SimulatorError]()
-        for number in count(first):
+        ahead, made = trial.numbers(first), dict[int, Tried | SimulatorError]()
+        for number in trial.numbers(first):
             while number not in made:
                 for place in self._places:
-                    if place.request is None and len(made) < _AHEAD * len(self._places):
-                        place.begin(Try(trial, next(ahead)))
+                    free = place.request is None and len(made) < _AHEAD * len(self._places)
+                    if free and (following := next(ahead, None)) is not None:
+                        place.begin(Try(trial, following))
                 made |= self._heard(trial)
             tried = made.pop(number)
             if isinstance(tried, SimulatorError):  # now, as with one worker: an attempt ahead may not be needed
                 raise tried
             yield tried.found
 
-    def _heard(self, trial: Trial) -> dict[int, Tried | SimulatorError]:
+    def _heard(self, trial: Trials) -> dict[int, Tried | SimulatorError]:
         """Wait for answers: what came of attempts, by their numbers. Those of an earlier trial are not needed."""
         made: dict[int, Tried | SimulatorError] = {}
         busy = [place.worker for place in self._places if place.worker is not None and place.worker.is_asked]

@@ -29,7 +29,7 @@ from vlatrack.envs.base import (
     make_environment,
     stepped,
 )
-from vlatrack.envs.record import Demonstration, Trial, attempt
+from vlatrack.envs.record import Demonstration, Trials
 from vlatrack.errors import DataError, VlatrackError
 
 
@@ -67,9 +67,9 @@ class Act:
 
 @dataclass(frozen=True)
 class Try:
-    """Let the scripted expert make an attempt at a task. The answer is `Tried`."""
+    """Make an attempt at a task. The answer is `Tried`."""
 
-    trial: Trial
+    trial: Trials
     number: int
 
 
@@ -206,8 +206,7 @@ def serve(connection: Connection) -> None:
                     found = environment.check() if isinstance(environment, ChecksItself) else ()
                     connection.send(Checked(tuple(found)))
                 elif isinstance(request, Try):
-                    assert isinstance(environment, ScriptedExpert), "whoever asks has read `Opened.has_expert`"
-                    connection.send(Tried(attempt(environment, request.trial, request.number)))
+                    connection.send(Tried(request.trial.attempt(environment, request.number)))
                 else:
                     connection.send(execute(environment, request))
             except VlatrackError as error:

@@ -66,7 +66,7 @@ class Policy(ActingPolicy):
         prepare(model, dtype=dtype, compiles=compile)
         encoding = experiment.encoding(model.layout, stored.record.image_tokenizer, accelerator.device)
         name = name_of_place(chosen) if at_hub is None else str(at_hub)
-        recorded = Recorded(stored.record.image_sizes, **spec.data.recorded.model_dump())
+        recorded = Recorded(stored.record.image_sizes, **spec.data.as_recorded.model_dump())
         return cls(
             model,
             encoding,

@@ -318,7 +318,7 @@ def _check_simulators(job: Job, callbacks: Sequence[Callback]) -> None:
         action_dim=spec.action_head.action_dim,
         repeats_start=spec.data.history_start == "repeat",
         statistics=norm_stats.digest(),
-        recorded=Recorded(job.experiment.image_sizes(), **spec.data.recorded.model_dump()),
+        recorded=Recorded(job.experiment.image_sizes(), **spec.data.as_recorded.model_dump()),
     )
     for closed_loop in job.closed_loops:
         for callback in callbacks:

@@ -52,10 +52,38 @@ class LiberoSource(EpisodeSelection):
     skip_no_ops: bool = Field(
         True, description="leave out steps in which the robot does not move, as the reference does"
     )
-    images: Literal["upright", "rotated"] = Field(
+    images: Literal["upright", "rotated", "as_stored"] = Field(
         "upright",
-        description="as a person sees the scene; or LIBERO's turned by 180 degrees, its mirror image, as the reference",
+        description="as a person sees the scene: a vertical flip of what is stored; or what is stored turned by 180 "
+        "degrees: the mirror image of that, as the reference has it; or as stored, upside down",
     )
+    order: Literal["number", "name"] = Field(
+        "number",
+        description="of a file's demonstrations, which decides which are the last tenth: demo_2 before demo_10, or by "
+        "name, demo_10 before demo_2, as the reference",
+    )
+    prompt: Literal["language", "name"] = Field(
+        "language",
+        description="the instruction: the task's, or its name with spaces and the scene, as the reference trains",
+    )
+
+
+class RobomimicSource(EpisodeSelection):
+    """robomimic's HDF5 files: one, or a folder of them."""
+
+    kind: Literal["robomimic_hdf5"]
+    path: str = Field(description="the file or the folder, absolute or from where vlatrack is started")
+    action: str = Field("actions", description="what a demonstration has as its actions")
+    state: Annotated[tuple[str, ...], Once] | None = Field(
+        None, description="observations that make the state; null: robot0_eef_pos, robot0_eef_quat, robot0_gripper_qpos"
+    )
+    camera_keys: Annotated[tuple[str, ...], Once] | None = Field(
+        None, description="observations that are images; null: all of them"
+    )
+    instruction: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="of all demonstrations; null: each has its own (ep_meta), or the name of its file"
+    )
+    order: Literal["number", "name"] = Field("number", description="of a file's demonstrations; see libero_hdf5")
 
 
 class RynnVlaConversationsSource(EpisodeSelection):
@@ -84,7 +112,8 @@ class CustomSource(EpisodeSelection):
 
 
 Source = Annotated[
-    LeRobotSource | LiberoSource | RynnVlaConversationsSource | CustomSource, Field(discriminator="kind")
+    LeRobotSource | LiberoSource | RobomimicSource | RynnVlaConversationsSource | CustomSource,
+    Field(discriminator="kind"),
 ]
 
 
@@ -167,6 +196,15 @@ class DataSpec(Model):
         if any(of_split.weight is not None for of_split in sources_of(source) if of_split is source):
             raise ValueError("weight is a share in kind: mixture; leave it out")
         return source
+
+    @property
+    def as_recorded(self) -> RecordedSpec:
+        """`recorded`, and where that says nothing, what the settings of the training episodes say."""
+        known = self.recorded.model_dump(exclude_none=True)
+        if isinstance(self.train, LiberoSource):
+            rotation = 180 if self.train.images == "rotated" else 0
+            known = {"rotation": rotation, "prompt": self.train.prompt, "gripper": "raw"} | known
+        return RecordedSpec(**known)
 
 
 def sources_of(split: SplitSource | None) -> tuple[Source, ...]:

@@ -62,6 +62,8 @@ EXTENDING = (
 
 _ADDED_TO_SOURCES: Mapping[str, Scalar] = {
     "images": "upright",
+    "order": "number",
+    "prompt": "language",
     "skip_bad": False,
     "cap": None,
     "weight": None,

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from vlatrack.data.episodes import EpisodeSource
 
+HDF5_SUFFIXES = (".hdf5", ".h5")
+
 
 def open_dataset(path: Path, *, action: str, state: str) -> EpisodeSource:
     """The dataset at a path, by what is there.
@@ -14,10 +16,11 @@ def open_dataset(path: Path, *, action: str, state: str) -> EpisodeSource:
     Raises:
         DataError: there is no dataset in a format that vlatrack reads.
     """
-    if any(path.glob("*.hdf5")):
-        from vlatrack.data.formats.libero import LiberoDataset
+    if path.suffix in HDF5_SUFFIXES or any(file.suffix in HDF5_SUFFIXES for file in path.glob("*.h*5")):
+        from vlatrack.data.formats.libero import LiberoDataset, is_libero
+        from vlatrack.data.formats.robomimic import RobomimicDataset
 
-        return LiberoDataset(path)
+        return LiberoDataset(path) if is_libero(path) else RobomimicDataset(path)
     if path.suffix in (".json", ".jsonl"):
         from vlatrack.data.formats.rynnvla.trajectories import RynnVlaTrajectories
 
