@@ -127,8 +127,10 @@ def test_a_missing_folder_or_info_is_named(tmp_path: Path) -> None:
 
 
 def test_an_older_layout_is_told_how_to_convert(copy: Path) -> None:
-    edit_json(copy / "meta/info.json", lambda info: info.update(codebase_version="v2.1"))
-    with pytest.raises(DataError, match=r"'v2.1', vlatrack reads v3.0; convert .* convert_dataset_v21_to_v30"):
+    edit_json(copy / "meta/info.json", lambda info: info.update(codebase_version="v1.6"))
+    with pytest.raises(
+        DataError, match=r"'v1.6', vlatrack reads v2.0, v2.1 and v3.0; convert .* LeRobot's own scripts"
+    ):
         LeRobotDataset(copy)
 
 
@@ -284,8 +286,8 @@ def test_the_names_of_actions_are_read_in_the_forms_in_which_datasets_have_them(
     assert LeRobotDataset(copy).action_names == expected
 
 
-def test_a_table_that_holds_many_episodes_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    read, read_table = [], pq.read_table
-    monkeypatch.setattr(pq, "read_table", lambda path, **options: read.append(path) or read_table(path, **options))
+def test_a_table_that_holds_many_episodes_is_opened_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, open_file = [], pq.ParquetFile
+    monkeypatch.setattr(pq, "ParquetFile", lambda path, **options: opened.append(path) or open_file(path, **options))
     assert len(LeRobotDataset(WRITTEN_BY_LEROBOT).episodes()) == 3
-    assert sorted(read) == [WRITTEN_BY_LEROBOT / DATA, WRITTEN_BY_LEROBOT / EPISODES]
+    assert sorted(opened) == [WRITTEN_BY_LEROBOT / DATA, WRITTEN_BY_LEROBOT / EPISODES]

@@ -22,7 +22,7 @@ class EpisodeSelection(Model):
 
 
 class LeRobotSource(EpisodeSelection):
-    """A dataset folder in the LeRobot v3.0 layout."""
+    """A dataset folder in a LeRobot layout: v3.0, v2.1 or v2.0."""
 
     kind: Literal["lerobot"] = "lerobot"
     path: str = Field(description="the dataset's folder, absolute or from where vlatrack is started")
