@@ -148,7 +148,7 @@ def test_what_cannot_be_read_is_told_and_the_others_are_read(demos: Path) -> Non
     told: dict[int, str] = {}
     read = list(LeRobotDataset(demos).readable_episodes(lambda index, problem: told.update({index: str(problem)})))
     assert [episode.index for episode in read] == [1]
-    assert "episode_000000.parquet: damaged or missing" in told[0]
+    assert "episode_000000.parquet: no such file" in told[0]
     assert "episode 2 has 0 instructions" in told[2]
 
 

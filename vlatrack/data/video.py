@@ -105,7 +105,8 @@ def _images_at(
             continue
         if abs(late_s) > near_s or frame.is_corrupt:
             raise DataError(
-                f"{path}: frame {expected} after {times_s[0]:.3f} s is damaged or missing; restore the file"
+                f"{path}: frame {expected} after {times_s[0]:.3f} s, which belongs at {times_s[expected]:.3f} s, is "
+                "damaged or missing; restore the file"
             )
         yield decoder.rgb(frame)
         expected += 1
@@ -128,9 +129,11 @@ def _reading(path: Path) -> Iterator[None]:
     """What PyAV raises for a missing or damaged file, wherever the damage is, becomes a DataError."""
     try:
         yield
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such video; restore the file") from None
     except (av.FFmpegError, ValueError, OverflowError, MemoryError) as error:
         reason = error.strerror if isinstance(error, av.FFmpegError) else str(error)
-        raise DataError(f"{path}: damaged or missing video ({reason}); restore the file") from None
+        raise DataError(f"{path}: damaged video ({reason}); restore the file") from None
 
 
 class _Decoder:

@@ -105,13 +105,17 @@ class LeRobotDataset:
         if start >= stop:
             return
         entry = self._entries[episode.index]
-        if camera in self._video_cameras:
-            times = self._times(entry)
-            path, start_s = self._clip(entry, camera)
-            yield from stream_video(path, start_s + times.seconds[start:stop], fps=self.fps, regular=times.are_regular)
-        else:
+        if camera not in self._video_cameras:
             place = f"{self.name}: episode {entry.index}: {camera}"
             yield from in_pieces(place, self._embedded_images(entry, camera, start, stop), stop - start)
+            return
+        times = self._times(entry)
+        path, start_s = self._clip(entry, camera)
+        own = start_s + times.seconds[start:stop]
+        try:
+            yield from stream_video(path, own, fps=self.fps, regular=times.are_regular)
+        except DataError as problem:
+            raise DataError(f"{problem} (episode {entry.index}, {camera})") from None
 
     def problem_of(self, episode: Episode, cameras: Sequence[str]) -> str | None:
         """What keeps an episode's frames from being read, as far as that shows without decoding them."""

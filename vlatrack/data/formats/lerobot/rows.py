@@ -162,8 +162,10 @@ def reading(path: Path) -> Iterator[None]:
     """What pyarrow raises for a missing or damaged file, wherever the damage is, becomes a DataError."""
     try:
         yield
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; restore it") from None
     except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError, MemoryError) as error:
-        raise DataError(f"{path}: damaged or missing ({first_line(error)}); restore the file") from None
+        raise DataError(f"{path}: damaged ({first_line(error)}); restore the file") from None
 
 
 def integers(place: str, column: pa.ChunkedArray) -> NDArray[np.int64]:
