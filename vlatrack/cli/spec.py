@@ -235,5 +235,7 @@ def _describe_source(source: "Source | None") -> str:
         return "none"
     if source.kind == "custom":
         return f"custom, {source.target}"
-    found = "" if Path(source.path).is_dir() else " (note: not there yet)"
-    return f"{source.kind}, {source.path}{found}"
+    if source.path is None:
+        return f"{source.kind}, {source.repo} of the hub, {source.revision or 'main'}"
+    is_there = "://" in source.path or Path(source.path).is_dir()
+    return f"{source.kind}, {source.path}{'' if is_there else ' (note: not there yet)'}"

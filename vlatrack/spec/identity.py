@@ -34,6 +34,8 @@ NOT_DECIDING = (
     "train.checkpoint.*",
     "evaluate.*",
     "data.*.path",
+    "data.*.repo",
+    "data.*.revision",
     "data.recorded.*",
     "backbone.checkpoint",
     "tokenizer.checkpoint",
