@@ -17,8 +17,9 @@ from vlatrack.errors import DataError
 KEYFRAME_EVERY = 2  # random access decodes at most one frame more than it asks for
 QUALITY = 25  # x264's constant rate factor
 
-_NEAR_REGULAR, _NEAR = 0.5, 0.25
-"""Of the time between two frames: so far may a frame be from the time at which it is wanted."""
+_NEAR_REGULAR, _NEAR = 0.4, 0.25
+"""Of the time between two frames: so far may a frame be from the time at which it is wanted. One in the middle between
+two times, as those of a video with twice the frames, belongs to neither."""
 _MOST_PIXELS = 8192 * 4320
 """Of a frame: damage must not ask for all memory."""
 
@@ -150,6 +151,7 @@ class _Decoder:
         self._stream = streams[0]
         self._stream.codec_context.options = {"err_detect": "explode", "max_pixels": str(_MOST_PIXELS)}
         self._reformatter = VideoReformatter()
+        self._packets: Iterator[av.Packet] = iter(())
 
     def __enter__(self) -> Self:
         return self
@@ -169,14 +171,42 @@ class _Decoder:
 
     def from_time(self, start_s: float) -> Iterator[av.VideoFrame]:
         """Frames in order of time, beginning at the last key frame at or before `start_s`."""
-        self._container.seek(int(start_s / self._stream.time_base), stream=self._stream, backward=True)
-        for frame in self._container.decode(self._stream):
-            if frame.time is not None:
-                yield frame
+        for packet in self._packets_from(int(start_s / self._stream.time_base)):
+            for frame in packet.decode():
+                if frame.time is not None:
+                    yield frame
+
+    def _packets_from(self, start: int) -> Iterator[av.Packet]:
+        """Packets from the last key frame that is shown at or before `start`, in the stream's unit of time.
+
+        Packets are in the order in which they are decoded. Those behind a key frame that are shown before it (an open
+        group of pictures) need frames from before it, and nobody needs them here.
+        """
+        first = self._key_packet(start)
+        while first is not None and first.pts is not None and first.dts is not None and first.pts > start:
+            earlier = self._key_packet(first.dts - 1)
+            if earlier is None or earlier.dts is None or earlier.dts >= first.dts:
+                first = self._key_packet(start)
+                break
+            first = earlier
+        if first is None:
+            return
+        yield first
+        for packet in self._packets:
+            if packet.pts is None or first.pts is None or packet.pts >= first.pts:
+                yield packet
+
+    def _key_packet(self, before: int) -> av.Packet | None:
+        """The first packet after seeking a time in the stream, whose successors are the next ones of `_packets`."""
+        self._container.seek(before, stream=self._stream, backward=True)
+        self._packets = self._container.demux(self._stream)
+        return next(self._packets, None)
 
     def rgb(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
-        """The frame's pixels, [height, width, 3]."""
+        """The frame's pixels, [height, width, 3], where the decoder has them: to be copied by whoever keeps them."""
         # A frame's own to_ndarray prepares the conversion anew, with a thread for each core, which takes longer than
-        # to decode it.
-        pixels = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-        return np.asarray(pixels, np.uint8)
+        # to decode it; and copies the pixels once more.
+        picture = self._reformatter.reformat(frame, format="rgb24", threads=1)
+        plane = picture.planes[0]
+        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(picture.height, plane.line_size)
+        return rows[:, : 3 * picture.width].reshape(picture.height, picture.width, 3)
