@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
+import huggingface_hub
 import huggingface_hub.constants
 import pytest
 from hub_datasets import HubDatasets, hub_datasets
@@ -28,6 +29,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubDatasets
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
         yield double
+        huggingface_hub.close_session()  # its connections would be complained about in a later test
 
 
 def hub_at(url: str, monkeypatch: pytest.MonkeyPatch, *, offline: bool = False) -> None:
