@@ -1,6 +1,8 @@
 """Frames are found by the times of an episode's steps, wherever they are cut, in whatever way they were encoded."""
 
 import json
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,15 +23,15 @@ from vlatrack.errors import DataError
 CAMERA = "observation.images.front"
 
 
-def write_video(path: Path, times_ms: list[int], *, codec: str = "libx264", **options: str) -> None:
-    """A video in which the brightness of the frame tells its number: 4 a step."""
+def write_video(path: Path, times_ms: list[int], *, codec: str = "libx264", side: int = 64, **options: str) -> None:
+    """A video in which the brightness of the frame tells its number: 4 a step, as far as 255."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=20)
-        stream.width = stream.height = 64
+        stream.width = stream.height = side
         stream.pix_fmt, stream.options = "yuv420p", options
         stream.codec_context.time_base = Fraction(1, 1000)
         for number, time_ms in enumerate(times_ms):
-            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 4 * number, np.uint8), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(np.full((side, side, 3), min(4 * number, 255), np.uint8), format="rgb24")
             frame.pts, frame.time_base = time_ms, Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -164,3 +166,26 @@ def test_a_dataset_without_timestamps_is_read_by_its_fps(tmp_path: Path) -> None
     (folder / "meta/info.json").write_text(json.dumps(info))
     after = LeRobotDataset(folder)
     assert np.array_equal(after.frames(after.episodes()[1], CAMERA), frames)
+
+
+MEMORY = """
+import sys
+from pathlib import Path
+import numpy as np
+from vlatrack.data.video import stream_video
+
+times = np.arange(int(sys.argv[2]), int(sys.argv[3])) / 20
+assert sum(len(piece) for piece in stream_video(Path(sys.argv[1]), times, fps=20)) == len(times)
+print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_length_of_an_episode(tmp_path: Path) -> None:
+    """2,000 frames have 1.8 GB of pixels; the libraries alone take about 50 MB."""
+    video = tmp_path / "video.mp4"
+    write_video(video, [50 * step for step in range(2000)], side=560, preset="ultrafast", g="30")
+    for start, stop in ((0, 2000), (900, 1900)):
+        words = [sys.executable, "-c", MEMORY, str(video), str(start), str(stop)]
+        kilobytes = int(subprocess.run(words, check=True, capture_output=True, text=True, timeout=250).stdout)
+        assert kilobytes < 200_000, (start, stop)

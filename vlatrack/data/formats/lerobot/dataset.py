@@ -62,6 +62,8 @@ class LeRobotDataset:
         self.fps = float(self._info.fps)
         self.name = str(path) if name is None else name
         self.action_names = self._info.features[action].number_names
+        self._regular: set[int] = set()
+        self._found: tuple[tuple[Path, int], Mapping[int, Sequence[Stretch]]] | None = None
 
     def episodes(self) -> Sequence[Episode]:
         """All episodes, by their index; read anew each time."""
@@ -109,7 +111,7 @@ class LeRobotDataset:
             place = f"{self.name}: episode {entry.index}: {camera}"
             yield from in_pieces(place, self._embedded_images(entry, camera, start, stop), stop - start)
             return
-        times = self._times(entry)
+        times = StepTimes.regular(entry.length, self.fps) if entry.index in self._regular else self._times(entry)
         path, start_s = self._clip(entry, camera)
         own = start_s + times.seconds[start:stop]
         try:
@@ -202,7 +204,7 @@ class LeRobotDataset:
         place = f"{self.name}: episode {entry.index}"
         if len(entry.tasks) != 1:
             raise DataError(f"{place} has {len(entry.tasks)} instructions; vlatrack needs exactly one an episode")
-        stretches = file.stretches.get(entry.index, [])
+        stretches = self._stretches(file).get(entry.index, [])
         rows = sum(stretch.count for stretch in stretches)
         if rows != entry.length or entry.length == 0:
             raise DataError(f"{place} has {rows} rows in {file.path}, not {entry.length}; restore the file")
@@ -210,9 +212,16 @@ class LeRobotDataset:
             raise DataError(f"{place} is scattered over {file.path}; restore the file")
         return stretches[0]
 
+    def _stretches(self, file: TableFile) -> Mapping[int, Sequence[Stretch]]:
+        """Those of all episodes in a file; of the last file they are remembered, which may have thousands."""
+        state = (file.path, file.modified_ns)
+        if self._found is None or self._found[0] != state:
+            self._found = (state, file.stretches())
+        return self._found[1]
+
     def _episode(self, entry: Entry, rows: pa.Table) -> Episode:
         place = f"{self.name}: episode {entry.index}"
-        StepTimes.of(place, rows, self.fps)  # raises where they cannot be those of an episode
+        self._checked_times(entry, rows)
         actions = matrix(f"{place}: {self._action}", rows[self._action], self.action_dim)
         states = matrix(f"{place}: {self._state}", rows[self._state], self.state_dim) if self._state else None
         return Episode(entry.index, entry.tasks[0], actions, states)
@@ -223,7 +232,14 @@ class LeRobotDataset:
             file.check_columns(embedded)
             columns = [name for name in (FRAME_INDEX, TIMESTAMP) if name in file.columns]
             rows = file.reader(columns or [self._action], batch_rows=_BATCH_ROWS).take(self._stretch(entry, file))
-        return StepTimes.of(f"{self.name}: episode {entry.index}", rows, self.fps)
+        return self._checked_times(entry, rows)
+
+    def _checked_times(self, entry: Entry, rows: pa.Table) -> StepTimes:
+        """The times that the rows of an episode tell; where they are regular, its frames are read without its table."""
+        times = StepTimes.of(f"{self.name}: episode {entry.index}", rows, self.fps)
+        if times.are_regular:
+            self._regular.add(entry.index)
+        return times
 
     def _embedded_images(self, entry: Entry, camera: str, start: int, stop: int) -> Iterator[NDArray[np.uint8]]:
         with TableFile(self.root / self._data_path(entry)) as file:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -39,6 +38,7 @@ class TableFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         with reading(path):
+            self.modified_ns = path.stat().st_mtime_ns
             self._file = pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
             self.columns = frozenset(self._file.schema_arrow.names)
             groups = [self._file.metadata.row_group(group).num_rows for group in range(self._file.num_row_groups)]
@@ -63,7 +63,6 @@ class TableFile:
         self.check_columns(columns)
         return RowReader(self.path, self._file, self._group_starts, columns, batch_rows)
 
-    @cached_property
     def stretches(self) -> dict[int, list[Stretch]]:
         """Where the rows of each episode are; one that is scattered has several stretches."""
         found: dict[int, list[Stretch]] = {}

@@ -25,6 +25,11 @@ class StepTimes:
     are_regular: bool
 
     @classmethod
+    def regular(cls, steps: int, fps: float) -> Self:
+        """One every 1/fps seconds."""
+        return cls(np.arange(steps) / fps, are_regular=True)
+
+    @classmethod
     def of(cls, place: str, rows: pa.Table, fps: float) -> Self:
         """Those of the rows of an episode, whose frame indexes are checked as well.
 
@@ -37,14 +42,14 @@ class StepTimes:
         """
         if FRAME_INDEX in rows.column_names:
             _check_frame_index(place, integers(f"{place}: {FRAME_INDEX}", rows[FRAME_INDEX]))
-        regular = np.arange(rows.num_rows) / fps
+        regular = cls.regular(rows.num_rows, fps)
         if TIMESTAMP not in rows.column_names:
-            return cls(regular, are_regular=True)
+            return regular
         told = floats(f"{place}: {TIMESTAMP}", rows[TIMESTAMP])
         if not np.isfinite(told).all():
             raise DataError(f"{place}: {TIMESTAMP} has values that are not finite; restore the file")
-        if np.abs(told - regular).max(initial=0) <= _NEAR / fps:
-            return cls(regular, are_regular=True)
+        if np.abs(told - regular.seconds).max(initial=0) <= _NEAR / fps:
+            return regular
         steps = np.diff(told)
         if (steps <= 0).any():
             step = int((steps <= 0).argmax()) + 1
