@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from toy_source import ToySource
 
 from vlatrack.data.episodes import select_episodes
 from vlatrack.data.formats.lerobot.dataset import LeRobotDataset
@@ -117,6 +118,34 @@ def test_several_data_and_video_files_are_read(tmp_path: Path) -> None:
         assert np.array_equal(ours.actions, theirs.actions)
         difference = many.frames(ours, CAMERA).astype(int) - source.frames(theirs, CAMERA)
         assert np.abs(difference).mean() < 4  # both are compressed
+
+
+def test_frames_of_any_episode_may_be_read_while_episodes_are_streamed(tmp_path: Path) -> None:
+    source = ToySource(episodes=6)
+    with LeRobotWriter(
+        tmp_path / "demos",
+        fps=10,
+        robot_type="square",
+        cameras={"front": (32, 32)},
+        action_names="xy",
+        state_names="xy",
+        storage="png",
+        data_file_megabytes=0.004,
+    ) as writer:
+        for episode in source.episodes():
+            frames = {"front": source.frames(episode, "front")}
+            writer.add_episode(task=episode.task, actions=episode.actions, states=episode.states, frames=frames)
+    assert 1 < len(list((tmp_path / "demos/data").rglob("*.parquet"))) < 6
+    dataset, bad = LeRobotDataset(tmp_path / "demos"), []
+    last = dataset.episodes()[-1]
+    for episode, expected in zip(
+        dataset.readable_episodes(lambda *told: bad.append(told)), source.episodes(), strict=True
+    ):
+        assert np.array_equal(episode.actions, expected.actions)
+        for of in (episode, last):
+            frames = dataset.frames(of, "observation.images.front")
+            assert np.array_equal(frames, source.frames(source.episodes()[of.index], "front"))
+    assert bad == []
 
 
 def test_a_missing_folder_or_info_is_named(tmp_path: Path) -> None:

@@ -62,8 +62,9 @@ class LeRobotDataset:
         self.fps = float(self._info.fps)
         self.name = str(path) if name is None else name
         self.action_names = self._info.features[action].number_names
-        self._regular: set[int] = set()
-        self._found: tuple[tuple[Path, int], Mapping[int, Sequence[Stretch]]] | None = None
+        self._regular: set[int] = set()  # episodes whose steps are known to be 1/fps seconds apart
+        # Of the table that was opened last: its path and time, and where in it each of its episodes is.
+        self._found: tuple[tuple[Path, int], dict[int, list[Stretch]]] | None = None
 
     def episodes(self) -> Sequence[Episode]:
         """All episodes, by their index; read anew each time."""
@@ -78,7 +79,7 @@ class LeRobotDataset:
         for _, group in groupby(self._entries.values(), key=lambda entry: entry.place):
             entries = list(group)
             try:
-                file = TableFile(self.root / self._data_path(entries[0]))
+                file = self._open_table(entries[0])
             except DataError as problem:
                 for entry in entries:
                     on_bad(entry.index, problem)
@@ -190,34 +191,43 @@ class LeRobotDataset:
         self, file: TableFile, entries: Sequence[Entry], on_bad: Callable[[int, DataError], None]
     ) -> Iterator[Episode]:
         columns = [self._action, *([self._state] if self._state else [])]
-        told = [name for name in (FRAME_INDEX, TIMESTAMP) if name in file.columns]
+        columns += [name for name in (FRAME_INDEX, TIMESTAMP) if name in file.columns]
         reader = None
         for entry in entries:
             try:
-                reader = reader or file.reader([*columns, *told], batch_rows=_BATCH_ROWS)
-                yield self._episode(entry, reader.take(self._stretch(entry, file)))
+                reader = reader or file.reader(columns, batch_rows=_BATCH_ROWS)
+                episode = self._episode(entry, reader.take(self._stretch(entry, file)))
             except DataError as problem:
                 on_bad(entry.index, problem)
+            else:
+                yield episode
+
+    def _open_table(self, entry: Entry) -> TableFile:
+        """The table that holds an episode, in which it is known where each episode is."""
+        file = TableFile(self.root / self._data_path(entry))
+        state = (file.path, file.modified_ns)
+        if self._found is not None and self._found[0] == state:
+            file.stretches = self._found[1]
+            return file
+        try:
+            self._found = (state, file.stretches)
+        except DataError:
+            file.close()
+            raise
+        return file
 
     def _stretch(self, entry: Entry, file: TableFile) -> Stretch:
         """Where the rows of an episode are in its file."""
         place = f"{self.name}: episode {entry.index}"
         if len(entry.tasks) != 1:
             raise DataError(f"{place} has {len(entry.tasks)} instructions; vlatrack needs exactly one an episode")
-        stretches = self._stretches(file).get(entry.index, [])
+        stretches = file.stretches.get(entry.index, [])
         rows = sum(stretch.count for stretch in stretches)
         if rows != entry.length or entry.length == 0:
             raise DataError(f"{place} has {rows} rows in {file.path}, not {entry.length}; restore the file")
         if len(stretches) != 1:
             raise DataError(f"{place} is scattered over {file.path}; restore the file")
         return stretches[0]
-
-    def _stretches(self, file: TableFile) -> Mapping[int, Sequence[Stretch]]:
-        """Those of all episodes in a file; of the last file they are remembered, which may have thousands."""
-        state = (file.path, file.modified_ns)
-        if self._found is None or self._found[0] != state:
-            self._found = (state, file.stretches())
-        return self._found[1]
 
     def _episode(self, entry: Entry, rows: pa.Table) -> Episode:
         place = f"{self.name}: episode {entry.index}"
@@ -228,7 +238,7 @@ class LeRobotDataset:
 
     def _times(self, entry: Entry, embedded: Sequence[str] = ()) -> StepTimes:
         """When the steps of an episode are, in its own time; its table must have the columns `embedded`."""
-        with TableFile(self.root / self._data_path(entry)) as file:
+        with self._open_table(entry) as file:
             file.check_columns(embedded)
             columns = [name for name in (FRAME_INDEX, TIMESTAMP) if name in file.columns]
             rows = file.reader(columns or [self._action], batch_rows=_BATCH_ROWS).take(self._stretch(entry, file))
@@ -242,7 +252,7 @@ class LeRobotDataset:
         return times
 
     def _embedded_images(self, entry: Entry, camera: str, start: int, stop: int) -> Iterator[NDArray[np.uint8]]:
-        with TableFile(self.root / self._data_path(entry)) as file:
+        with self._open_table(entry) as file:
             own = self._stretch(entry, file)
             reader = file.reader([camera], batch_rows=_BATCH_IMAGES)
             number = start

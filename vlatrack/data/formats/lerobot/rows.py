@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -48,6 +49,10 @@ class TableFile:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; its readers cannot be used any more."""
         self._file.close()
 
     def read(self, columns: Sequence[str]) -> pa.Table:
@@ -63,6 +68,7 @@ class TableFile:
         self.check_columns(columns)
         return RowReader(self.path, self._file, self._group_starts, columns, batch_rows)
 
+    @cached_property
     def stretches(self) -> dict[int, list[Stretch]]:
         """Where the rows of each episode are; one that is scattered has several stretches."""
         found: dict[int, list[Stretch]] = {}
