@@ -121,7 +121,7 @@ def test_an_offset_of_all_timestamps_is_followed(tmp_path: Path) -> None:
 def test_pieces_are_small_whatever_the_length_and_whole_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 3 * 32 * 32 * 3)
+    monkeypatch.setattr(pieces, "DECODED_BYTES", 3 * 32 * 32 * 3)
     for storage in ("video", "png"):
         dataset = LeRobotDataset(small_dataset(tmp_path / storage, storage))
         episode: Episode = dataset.episodes()[0]

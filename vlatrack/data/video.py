@@ -73,7 +73,7 @@ def read_video(path: Path, *, start_s: float, count: int, fps: float) -> NDArray
 def stream_video(
     path: Path, times_s: NDArray[np.float64], *, fps: float, regular: bool = True
 ) -> Iterator[NDArray[np.uint8]]:
-    """The frames at some times, in pieces [n, height, width, 3], RGB, of about `PIECE_BYTES`.
+    """The frames at some times, in pieces [n, height, width, 3], RGB, of a few megabytes.
 
     Args:
         times_s: rising, in the time of the video.
