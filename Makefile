@@ -18,7 +18,7 @@ PARALLEL := -n $(WORKERS) --dist loadfile --max-worker-restart 0
 INSTALLED_TORCH = $(BIN)/python -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' 2>/dev/null
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test slow simulators storm check packages notes sbom clean always
+.PHONY: help quickstart test slow simulators storm damage check packages notes sbom clean always
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +37,9 @@ simulators: $(VENV)/run.stamp  ## install Meta-World and LIBERO into .venv (2 GB
 
 storm: $(VENV)/dev.stamp  ## break trackers and processes at random, show what is lost (an hour; ARGS='--storms 2')
 	$(BIN)/python tests/storms $(ARGS)
+
+damage: $(VENV)/dev.stamp  ## damage datasets' files at random, show what is not told in one line (half an hour)
+	$(BIN)/python tests/storms/lerobot_storm.py $(ARGS)
 
 check: $(VENV)/dev.stamp  ## ruff, mypy --strict, the import rules
 	$(BIN)/ruff check .

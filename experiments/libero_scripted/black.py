@@ -1,5 +1,7 @@
 """The demonstrations without anything to see: for policies that never had eyes."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -8,12 +10,12 @@ from vlatrack.data.formats.lerobot.dataset import LeRobotDataset
 
 
 class BlackDataset(LeRobotDataset):
-    """A LeRobot v3.0 dataset in which all images are black."""
+    """A LeRobot dataset in which all images are black."""
 
-    def frames(self, episode: Episode, camera: str) -> NDArray[np.uint8]:
-        """Black frames, [T, height, width, 3]."""
+    def stream_frames(self, episode: Episode, camera: str, start: int, stop: int) -> Iterator[NDArray[np.uint8]]:
+        """Black frames, [n, height, width, 3]."""
         height, width = self.image_size(camera)
-        return np.zeros((episode.length, height, width, 3), np.uint8)
+        yield np.zeros((stop - start, height, width, 3), np.uint8)
 
     def fingerprint(self) -> str:
         """That of the dataset, and that it is black."""

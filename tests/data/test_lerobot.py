@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from toy_source import ToySource
 
 from vlatrack.data.formats.lerobot.dataset import LeRobotDataset
 from vlatrack.data.formats.lerobot.writer import LeRobotWriter
@@ -121,6 +122,34 @@ def test_several_data_and_video_files_are_read(tmp_path: Path) -> None:
         assert np.abs(difference).mean() < 4  # both are compressed
 
 
+def test_frames_of_any_episode_may_be_read_while_episodes_are_streamed(tmp_path: Path) -> None:
+    source = ToySource(episodes=6)
+    with LeRobotWriter(
+        tmp_path / "demos",
+        fps=10,
+        robot_type="square",
+        cameras={"front": (32, 32)},
+        action_names="xy",
+        state_names="xy",
+        storage="png",
+        data_file_megabytes=0.004,
+    ) as writer:
+        for episode in source.episodes():
+            frames = {"front": source.frames(episode, "front")}
+            writer.add_episode(task=episode.task, actions=episode.actions, states=episode.states, frames=frames)
+    assert 1 < len(list((tmp_path / "demos/data").rglob("*.parquet"))) < 6
+    dataset, bad = LeRobotDataset(tmp_path / "demos"), []
+    last = dataset.episodes()[-1]
+    for episode, expected in zip(
+        dataset.readable_episodes(lambda *told: bad.append(told)), source.episodes(), strict=True
+    ):
+        assert np.array_equal(episode.actions, expected.actions)
+        for of in (episode, last):
+            frames = dataset.frames(of, "observation.images.front")
+            assert np.array_equal(frames, source.frames(source.episodes()[of.index], "front"))
+    assert bad == []
+
+
 def test_a_missing_folder_or_info_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere: no such folder"):
         LeRobotDataset(tmp_path / "nowhere")
@@ -129,8 +158,10 @@ def test_a_missing_folder_or_info_is_named(tmp_path: Path) -> None:
 
 
 def test_an_older_layout_is_told_how_to_convert(copy: Path) -> None:
-    edit_json(copy / "meta/info.json", lambda info: info.update(codebase_version="v2.1"))
-    with pytest.raises(DataError, match=r"'v2.1', vlatrack reads v3.0; convert .* convert_dataset_v21_to_v30"):
+    edit_json(copy / "meta/info.json", lambda info: info.update(codebase_version="v1.6"))
+    with pytest.raises(
+        DataError, match=r"'v1.6', vlatrack reads v2.0, v2.1 and v3.0; convert .* LeRobot's own scripts"
+    ):
         LeRobotDataset(copy)
 
 
@@ -286,8 +317,8 @@ def test_the_names_of_actions_are_read_in_the_forms_in_which_datasets_have_them(
     assert LeRobotDataset(copy).action_names == expected
 
 
-def test_a_table_that_holds_many_episodes_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    read, read_table = [], pq.read_table
-    monkeypatch.setattr(pq, "read_table", lambda path, **options: read.append(path) or read_table(path, **options))
+def test_a_table_that_holds_many_episodes_is_opened_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, open_file = [], pq.ParquetFile
+    monkeypatch.setattr(pq, "ParquetFile", lambda path, **options: opened.append(path) or open_file(path, **options))
     assert len(LeRobotDataset(WRITTEN_BY_LEROBOT).episodes()) == 3
-    assert sorted(read) == [WRITTEN_BY_LEROBOT / DATA, WRITTEN_BY_LEROBOT / EPISODES]
+    assert sorted(opened) == [WRITTEN_BY_LEROBOT / DATA, WRITTEN_BY_LEROBOT / EPISODES]

@@ -186,7 +186,16 @@ BAD_FILES = {
         "kind: custom\n    target: a:B\n    options: {x: [1]}",
         "13  data.train.options.x: expected text, an integer, a number or true or false, got a list",
     ),
-    "required key of a block": ("    path: some/data\n", "", "10  data.train.path: this key is required"),
+    "required key of a block": (
+        "    path: some/data\n",
+        "",
+        "10  data.train: give path, the dataset's folder, or repo, a dataset of the hub",
+    ),
+    "revision of a folder": (
+        "path: some/data",
+        "path: some/data\n    revision: v1",
+        "10  data.train: revision belongs to a repo of the hub; a folder has none",
+    ),
     "required block": ("backbone: {init: scratch, preset: tiny}\n", "", "1  backbone: this key is required"),
     "rule of a block": (
         ", preset: tiny",
@@ -400,7 +409,7 @@ BAD_OVERRIDES = {
         "(did you mean 'wandb'?)"
     ),
     "data.cameras=[a": "not valid YAML: expected ',' or ']', but got '<stream end>'",
-    "data.val_ind.kind=lerobot": "data.val_ind.path: this key is required",
+    "data.val_ind.kind=lerobot": "data.val_ind: give path, the dataset's folder, or repo, a dataset of the hub",
     "train.epochs": "expected path=value, such as optim.lr=1e-5",
     "train..epochs=2": "expected path=value, such as optim.lr=1e-5",
     "=2": "expected path=value, such as optim.lr=1e-5",

@@ -128,9 +128,9 @@ def open_source(spec: Source) -> EpisodeSource:
     """The dataset that a source of the spec names."""
     match spec:
         case LeRobotSource():
-            from vlatrack.data.formats.lerobot.dataset import LeRobotDataset
+            from vlatrack.data.formats.lerobot.places import open_lerobot
 
-            return LeRobotDataset(Path(spec.path), action=spec.action, state=spec.state)
+            return open_lerobot(spec.path, repo=spec.repo, revision=spec.revision, action=spec.action, state=spec.state)
         case LiberoSource():
             from vlatrack.data.formats.libero import LiberoDataset
 

@@ -117,7 +117,7 @@ def record(
 @app.command()
 def info(
     path: Annotated[
-        Path, typer.Argument(help="Folder of a LeRobot v3.0 dataset, or of LIBERO's *.hdf5.", show_default=False)
+        Path, typer.Argument(help="Folder of a LeRobot dataset, or of LIBERO's *.hdf5.", show_default=False)
     ],
     action: Annotated[str, typer.Option(help="Feature with the action (LeRobot).")] = "action",
     state: Annotated[

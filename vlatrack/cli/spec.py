@@ -237,5 +237,8 @@ def _describe_source(source: "SplitSource | None") -> str:
         return "mixture of " + "; ".join(map(_describe_source, source.sources))
     if source.kind == "custom":
         return f"custom, {source.target}"
-    found = "" if Path(source.path).exists() else " (note: not there yet)"
-    return f"{source.kind}, {source.path}{found}"
+    if source.kind == "lerobot" and source.path is None:
+        return f"{source.kind}, {source.repo} of the hub, {source.revision or 'main'}"
+    path = str(source.path)
+    is_there = "://" in path or Path(path).exists()
+    return f"{source.kind}, {path}{'' if is_there else ' (note: not there yet)'}"

@@ -99,6 +99,15 @@ class StreamsFrames(Protocol):
 
 
 @runtime_checkable
+class FindsMissingFrames(Protocol):
+    """A dataset that can tell that frames are missing before somebody needs them."""
+
+    def problem_of(self, episode: Episode, cameras: Sequence[str]) -> str | None:
+        """What keeps an episode's frames of some cameras from being read, in one line, as far as that shows without
+        decoding them: no such file, one that is cut off. None: nothing shows."""
+
+
+@runtime_checkable
 class KnowsImageSizes(Protocol):
     """A dataset that can tell the size of its images without reading them; a part of it."""
 

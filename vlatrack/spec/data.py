@@ -36,12 +36,28 @@ class EpisodeSelection(Model):
 
 
 class LeRobotSource(EpisodeSelection):
-    """A dataset folder in the LeRobot v3.0 layout."""
+    """A dataset folder in a LeRobot layout: v3.0, v2.1 or v2.0."""
 
     kind: Literal["lerobot"] = "lerobot"
-    path: str = Field(description="the dataset's folder, absolute or from where vlatrack is started")
+    path: str | None = Field(
+        None, description="the dataset's folder, absolute or from where vlatrack is started; or s3://…, gs://…, hf://…"
+    )
+    repo: str | None = Field(
+        None, pattern=r"^[\w.-]+/[\w.-]+$", description="instead: a dataset of the Hugging Face hub, owner/name"
+    )
+    revision: str | None = Field(
+        None, min_length=1, description="branch, tag or commit of repo; default: its main branch as it is now"
+    )
     action: str = Field("action", description="feature that holds the action")
     state: str | None = Field("observation.state", description="feature that holds the proprioceptive state")
+
+    @model_validator(mode="after")
+    def _path_or_repo(self) -> Self:
+        if (self.path is None) == (self.repo is None):
+            raise ValueError("give path, the dataset's folder, or repo, a dataset of the hub")
+        if self.revision is not None and self.repo is None:
+            raise ValueError("revision belongs to a repo of the hub; a folder has none")
+        return self
 
 
 class LiberoSource(EpisodeSelection):

@@ -36,6 +36,8 @@ NOT_DECIDING = (
     "evaluate.*",
     "data.*.path",
     "data.*.root",
+    "data.*.repo",
+    "data.*.revision",
     "data.recorded.*",
     "backbone.checkpoint",
     "tokenizer.checkpoint",

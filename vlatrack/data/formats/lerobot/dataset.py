@@ -1,55 +1,42 @@
-"""Reads LeRobot v3.0 datasets: images in video files or embedded in the parquet tables."""
+"""Reads LeRobot datasets, v3.0 and v2.1: images in video files or embedded in the parquet tables."""
 
-import io
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
 
 from vlatrack.data.digests import content_fingerprint, digests_of
 from vlatrack.data.episodes import Episode
-from vlatrack.data.formats.lerobot.layout import EPISODES_FOLDER, DatasetInfo, expand, read_info
-from vlatrack.data.video import read_video
+from vlatrack.data.formats.lerobot.entries import Entry, Layout
+from vlatrack.data.formats.lerobot.images import embedded_image
+from vlatrack.data.formats.lerobot.layout import DatasetInfo, expand, read_info
+from vlatrack.data.formats.lerobot.rows import Stretch, TableFile, matrix
+from vlatrack.data.formats.lerobot.times import FRAME_INDEX, TIMESTAMP, StepTimes
+from vlatrack.data.formats.lerobot.v21 import V21
+from vlatrack.data.formats.lerobot.v30 import V30
+from vlatrack.data.pieces import in_pieces
+from vlatrack.data.video import problem_of_video, stream_video
 from vlatrack.errors import DataError
 
 _CONTENT_FOLDERS = ("meta", "data", "videos")
-_CONTENT_SUFFIXES = (".json", ".parquet", ".mp4")
-
-
-@dataclass(frozen=True)
-class _Clip:
-    """Where one episode is in a camera's videos."""
-
-    chunk_index: int
-    file_index: int
-    start_s: float
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """One row of the episode table."""
-
-    index: int
-    tasks: tuple[str, ...]
-    length: int
-    chunk_index: int
-    file_index: int
-    clips: dict[str, _Clip]
+_BATCH_ROWS = 4096
+_BATCH_IMAGES = 8
 
 
 class LeRobotDataset:
-    """A dataset folder in the LeRobot v3.0 layout, as an EpisodeSource.
+    """A dataset folder in a LeRobot layout (v2.0, v2.1, v3.0), as an EpisodeSource.
+
+    Of each episode it keeps a few numbers in memory; actions, states and frames are read anew each time.
 
     Args:
         path: the folder that holds meta/info.json.
         action: feature with the action, one vector a step.
         state: feature with the proprioceptive state; None: the dataset is used without.
+        name: for messages; None: the path.
 
     Raises:
         DataError: missing folder or info.json, another layout version, a missing feature. Reading
@@ -57,35 +44,99 @@ class LeRobotDataset:
             episodes with several instructions.
     """
 
-    def __init__(self, path: Path | str, *, action: str = "action", state: str | None = "observation.state") -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        action: str = "action",
+        state: str | None = "observation.state",
+        name: str | None = None,
+    ) -> None:
         self.root = Path(path)
         self._info = read_info(self.root)
+        self._layout: Layout = V30 if self._info.codebase_version.startswith("v3.") else V21
         self._action, self._state = action, state
         self.action_dim = _vector_size(self.root, self._info, action)
         self.state_dim = 0 if state is None else _vector_size(self.root, self._info, state)
         self.cameras = tuple(key for key, feature in self._info.features.items() if feature.is_camera)
+        self._video_cameras = [key for key in self.cameras if self._info.features[key].dtype == "video"]
         self.fps = float(self._info.fps)
-        self.name = str(path)
+        self.name = str(path) if name is None else name
         self.action_names = self._info.features[action].number_names
         self.state_names = () if state is None else self._info.features[state].number_names
         self.episode_count = self._info.total_episodes
+        self._regular: set[int] = set()  # episodes whose steps are known to be 1/fps seconds apart
+        # Of the table that was opened last: its path and time, and where in it each of its episodes is.
+        self._found: tuple[tuple[Path, int], dict[int, list[Stretch]]] | None = None
 
     def episodes(self) -> Sequence[Episode]:
-        """All episodes, by their index; read once."""
-        return self._episodes
+        """All episodes, by their index; read anew each time."""
+
+        def stop(_: int, problem: DataError) -> None:
+            raise problem
+
+        return tuple(self.readable_episodes(stop))
+
+    def readable_episodes(self, on_bad: Callable[[int, DataError], None]) -> Iterator[Episode]:
+        """The episodes by their index, one after another; `on_bad` is told of those that cannot be read."""
+        for _, group in groupby(self._entries.values(), key=lambda entry: entry.place):
+            entries = list(group)
+            try:
+                file = self._open_table(entries[0])
+            except DataError as problem:
+                for entry in entries:
+                    on_bad(entry.index, problem)
+                continue
+            with file:
+                yield from self._episodes_of(file, entries, on_bad)
 
     def frames(self, episode: Episode, camera: str) -> NDArray[np.uint8]:
         """The frames of one episode, [T, height, width, 3], RGB."""
+        pieces = self.stream_frames(episode, camera, 0, episode.length)
+        frames = next(pieces)
+        if len(frames) == episode.length:
+            return frames
+        whole = np.empty((episode.length, *frames.shape[1:]), np.uint8)
+        whole[: len(frames)] = frames
+        done = len(frames)
+        for piece in pieces:
+            whole[done : done + len(piece)] = piece
+            done += len(piece)
+        return whole
+
+    def stream_frames(self, episode: Episode, camera: str, start: int, stop: int) -> Iterator[NDArray[np.uint8]]:
+        """The frames of the steps from `start` to before `stop`, in pieces."""
         if camera not in self.cameras:
             raise DataError(f"{self.name}: no camera {camera!r}; its cameras: {', '.join(self.cameras) or 'none'}")
+        if start >= stop:
+            return
         entry = self._entries[episode.index]
-        if self._info.features[camera].dtype == "image":
-            return self._embedded_frames(entry, camera)
-        clip = entry.clips.get(camera)
-        if clip is None or self._info.video_path is None:
-            raise DataError(f"{self.name}: episode {entry.index} has no video of {camera!r}; leave the camera out")
-        path = expand(self._info.video_path, chunk_index=clip.chunk_index, file_index=clip.file_index, video_key=camera)
-        return read_video(self.root / path, start_s=clip.start_s, count=entry.length, fps=self.fps)
+        if camera not in self._video_cameras:
+            place = f"{self.name}: episode {entry.index}: {camera}"
+            yield from in_pieces(place, self._embedded_images(entry, camera, start, stop), stop - start)
+            return
+        times = StepTimes.regular(entry.length, self.fps) if entry.index in self._regular else self._times(entry)
+        path, start_s = self._clip(entry, camera)
+        own = start_s + times.seconds[start:stop]
+        try:
+            yield from stream_video(path, own, fps=self.fps, regular=times.are_regular)
+        except DataError as problem:
+            raise DataError(f"{problem} (episode {entry.index}, {camera})") from None
+
+    def problem_of(self, episode: Episode, cameras: Sequence[str]) -> str | None:
+        """What keeps an episode's frames from being read, as far as that shows without decoding them."""
+        try:
+            entry = self._entries[episode.index]
+            times = self._times(entry, embedded=[camera for camera in cameras if camera not in self._video_cameras])
+            for camera in self._video_cameras:
+                if camera in cameras:
+                    path, start_s = self._clip(entry, camera)
+                    problem = problem_of_video(path, start_s + times.seconds, fps=self.fps)
+                    if problem is not None:
+                        return f"{problem} (episode {entry.index}, {camera})"
+        except DataError as error:
+            return str(error)
+        return None
 
     def image_size(self, camera: str) -> tuple[int, int]:
         """Height and width in pixels, from meta/info.json, where the channels are the last number, or the first."""
@@ -106,56 +157,112 @@ class LeRobotDataset:
     @cached_property
     def _file_digests(self) -> dict[str, str]:
         files = (file for folder in _CONTENT_FOLDERS for file in (self.root / folder).rglob("*"))
-        return digests_of(self.root, (file for file in files if file.suffix in _CONTENT_SUFFIXES))
+        return digests_of(self.root, (file for file in files if file.suffix in self._layout.suffixes))
 
     @cached_property
-    def _entries(self) -> dict[int, _Entry]:
-        files = sorted((self.root / EPISODES_FOLDER).rglob("*.parquet"))
-        if not files:
-            raise DataError(f"{self.root / EPISODES_FOLDER}: no episode table; restore the dataset")
-        cameras = [camera for camera in self.cameras if self._info.features[camera].dtype == "video"]
-        entries = [entry for file in files for entry in _read_entries(file, cameras)]
+    def _entries(self) -> dict[int, Entry]:
+        entries = self._layout.read_entries(self.root, self._info, self._video_cameras)
         if len(entries) != self._info.total_episodes:
             raise DataError(
                 f"{self.name}: {len(entries)} episodes in the tables, {self._info.total_episodes} in meta/info.json; "
                 "restore the dataset"
             )
-        return {entry.index: entry for entry in sorted(entries, key=lambda entry: entry.index)}
+        by_index = {entry.index: entry for entry in sorted(entries, key=lambda entry: entry.index)}
+        if len(by_index) != len(entries):
+            twice = next(entry.index for entry in entries if by_index[entry.index] is not entry)
+            raise DataError(f"{self.name}: episode {twice} is in the tables twice; restore the dataset")
+        return by_index
 
-    @cached_property
-    def _episodes(self) -> tuple[Episode, ...]:
-        columns = ["episode_index", self._action, *((self._state,) if self._state else ())]
-        paths = sorted({self._data_path(index) for index in self._entries})
-        tables = {path: _read_table(self.root / path, columns) for path in paths}
-        return tuple(self._episode(entry, tables[self._data_path(index)]) for index, entry in self._entries.items())
+    def _data_path(self, entry: Entry) -> str:
+        template = self._info.data_path or self._layout.data_path
+        return expand(template, **dict(zip(self._layout.placeholders, entry.place, strict=True)))
 
-    def _data_path(self, index: int) -> str:
-        entry = self._entries[index]
-        return expand(self._info.data_path, chunk_index=entry.chunk_index, file_index=entry.file_index)
+    def _clip(self, entry: Entry, camera: str) -> tuple[Path, float]:
+        """The video of an episode, and when it begins there."""
+        clip = entry.clips[self._video_cameras.index(camera)]
+        if clip is None or self._info.video_path is None:
+            raise DataError(f"{self.name}: episode {entry.index} has no video of {camera!r}; leave the camera out")
+        numbers = dict(zip(self._layout.placeholders, clip.place, strict=True))
+        path = self.root / expand(self._info.video_path, **numbers, video_key=camera)
+        if not path.is_file():
+            raise DataError(
+                f"{path}: no such video of episode {entry.index}; restore it, or leave the episode or the camera out"
+            )
+        return path, clip.start_s
 
-    def _episode(self, entry: _Entry, table: pa.Table) -> Episode:
+    def _episodes_of(
+        self, file: TableFile, entries: Sequence[Entry], on_bad: Callable[[int, DataError], None]
+    ) -> Iterator[Episode]:
+        columns = [self._action, *([self._state] if self._state else [])]
+        columns += [name for name in (FRAME_INDEX, TIMESTAMP) if name in file.columns]
+        reader = None
+        for entry in entries:
+            try:
+                reader = reader or file.reader(columns, batch_rows=_BATCH_ROWS)
+                episode = self._episode(entry, reader.take(self._stretch(entry, file)))
+            except DataError as problem:
+                on_bad(entry.index, problem)
+            else:
+                yield episode
+
+    def _open_table(self, entry: Entry) -> TableFile:
+        """The table that holds an episode, in which it is known where each episode is."""
+        file = TableFile(self.root / self._data_path(entry))
+        state = (file.path, file.modified_ns)
+        if self._found is not None and self._found[0] == state:
+            file.stretches = self._found[1]
+            return file
+        try:
+            self._found = (state, file.stretches)
+        except DataError:
+            file.close()
+            raise
+        return file
+
+    def _stretch(self, entry: Entry, file: TableFile) -> Stretch:
+        """Where the rows of an episode are in its file."""
         place = f"{self.name}: episode {entry.index}"
         if len(entry.tasks) != 1:
             raise DataError(f"{place} has {len(entry.tasks)} instructions; vlatrack needs exactly one an episode")
-        rows = np.flatnonzero(table["episode_index"].to_numpy() == entry.index)
-        if len(rows) != entry.length or entry.length == 0:
-            raise DataError(f"{place} has {len(rows)} rows in {self._data_path(entry.index)}, not {entry.length}")
-        own = table.slice(rows[0], entry.length)
-        if rows[-1] - rows[0] + 1 != entry.length:
-            raise DataError(f"{place} is scattered over {self._data_path(entry.index)}; restore the file")
-        actions = _matrix(f"{place}: {self._action}", own[self._action], self.action_dim)
-        states = _matrix(f"{place}: {self._state}", own[self._state], self.state_dim) if self._state else None
+        stretches = file.stretches.get(entry.index, [])
+        rows = sum(stretch.count for stretch in stretches)
+        if rows != entry.length or entry.length == 0:
+            raise DataError(f"{place} has {rows} rows in {file.path}, not {entry.length}; restore the file")
+        if len(stretches) != 1:
+            raise DataError(f"{place} is scattered over {file.path}; restore the file")
+        return stretches[0]
+
+    def _episode(self, entry: Entry, rows: pa.Table) -> Episode:
+        place = f"{self.name}: episode {entry.index}"
+        self._checked_times(entry, rows)
+        actions = matrix(f"{place}: {self._action}", rows[self._action], self.action_dim)
+        states = matrix(f"{place}: {self._state}", rows[self._state], self.state_dim) if self._state else None
         return Episode(entry.index, entry.tasks[0], actions, states)
 
-    def _embedded_frames(self, entry: _Entry, camera: str) -> NDArray[np.uint8]:
-        path = self.root / self._data_path(entry.index)
-        column = _read_table(path, [camera], episode=entry.index)[camera]
-        if len(column) != entry.length:
-            raise DataError(f"{path}: {len(column)} frames of episode {entry.index}, not {entry.length}")
-        frames = [_decode(f"{path}: {camera}, episode {entry.index}, frame {i}", cell) for i, cell in enumerate(column)]
-        if len({frame.shape for frame in frames}) != 1:
-            raise DataError(f"{path}: the frames of {camera} in episode {entry.index} differ in size")
-        return np.stack(frames)
+    def _times(self, entry: Entry, embedded: Sequence[str] = ()) -> StepTimes:
+        """When the steps of an episode are, in its own time; its table must have the columns `embedded`."""
+        with self._open_table(entry) as file:
+            file.check_columns(embedded)
+            columns = [name for name in (FRAME_INDEX, TIMESTAMP) if name in file.columns]
+            rows = file.reader(columns or [self._action], batch_rows=_BATCH_ROWS).take(self._stretch(entry, file))
+        return self._checked_times(entry, rows)
+
+    def _checked_times(self, entry: Entry, rows: pa.Table) -> StepTimes:
+        """The times that the rows of an episode tell; where they are regular, its frames are read without its table."""
+        times = StepTimes.of(f"{self.name}: episode {entry.index}", rows, self.fps)
+        if times.are_regular:
+            self._regular.add(entry.index)
+        return times
+
+    def _embedded_images(self, entry: Entry, camera: str, start: int, stop: int) -> Iterator[NDArray[np.uint8]]:
+        with self._open_table(entry) as file:
+            own = self._stretch(entry, file)
+            reader = file.reader([camera], batch_rows=_BATCH_IMAGES)
+            number = start
+            for batch in reader.batches(Stretch(own.first + start, stop - start)):
+                for cell in batch.column(0):
+                    yield embedded_image(f"{file.path}: {camera}, episode {entry.index}, frame {number}", cell)
+                    number += 1
 
 
 def _vector_size(root: Path, info: DatasetInfo, key: str) -> int:
@@ -163,75 +270,6 @@ def _vector_size(root: Path, info: DatasetInfo, key: str) -> int:
     if feature is None:
         known = ", ".join(name for name, other in info.features.items() if other.dtype.startswith("float"))
         raise DataError(f"{root}: no feature {key!r} (action or state); its number features: {known or 'none'}")
-    if len(feature.shape) != 1 or not feature.dtype.startswith(("float", "int")):
+    if len(feature.shape) != 1 or feature.shape[0] < 1 or not feature.dtype.startswith(("float", "int")):
         raise DataError(f"{root}: feature {key!r} is {feature.dtype} {list(feature.shape)}, not a vector of numbers")
     return feature.shape[0]
-
-
-def _read_table(path: Path, columns: Sequence[str], *, episode: int | None = None) -> pa.Table:
-    """Some columns of a parquet file, of one episode or of all."""
-    wanted = None if episode is None else [("episode_index", "=", episode)]
-    try:
-        missing = set(columns) - set(pq.read_schema(path).names)
-        if not missing:
-            return pq.read_table(path, columns=list(columns), filters=wanted, partitioning=None)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: damaged or missing ({_first_line(error)}); restore the file") from None
-    raise DataError(f"{path}: no column {', '.join(sorted(missing))}; restore the file")
-
-
-def _read_entries(path: Path, cameras: Iterable[str]) -> list[_Entry]:
-    video_columns = {
-        camera: [f"videos/{camera}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
-        for camera in cameras
-    }
-    columns = ["episode_index", "tasks", "length", "data/chunk_index", "data/file_index"]
-    table = _read_table(path, columns + [column for group in video_columns.values() for column in group])
-    rows = table.to_pylist()
-    if any(row[column] is None for row in rows for column in columns):
-        raise DataError(f"{path}: an episode lacks its index, tasks, length or place; restore the file")
-    return [
-        _Entry(
-            index=row["episode_index"],
-            tasks=tuple(row["tasks"]),
-            length=row["length"],
-            chunk_index=row["data/chunk_index"],
-            file_index=row["data/file_index"],
-            clips={
-                camera: _Clip(*(row[column] for column in group))
-                for camera, group in video_columns.items()
-                if all(row[column] is not None for column in group)
-            },
-        )
-        for row in rows
-    ]
-
-
-def _matrix(place: str, column: pa.ChunkedArray, size: int) -> NDArray[np.float32]:
-    """[T, size] of a column of lists, or of single numbers."""
-    flat = column.combine_chunks()
-    if isinstance(flat, pa.ChunkedArray):
-        flat = pa.concat_arrays(flat.chunks)
-    if pa.types.is_nested(flat.type):
-        flat = flat.flatten()
-    numbers = flat.to_numpy(zero_copy_only=False).astype(np.float32)
-    if numbers.size != len(column) * size:
-        raise DataError(f"{place}: {numbers.size} numbers in {len(column)} steps, not {size} each; restore the file")
-    if not np.isfinite(numbers).all():
-        raise DataError(f"{place}: numbers that are not finite; leave this episode out")
-    return np.ascontiguousarray(numbers.reshape(len(column), size))
-
-
-def _decode(place: str, cell: pa.StructScalar) -> NDArray[np.uint8]:
-    content = cell.as_py()
-    if not (isinstance(content, dict) and content.get("bytes")):
-        raise DataError(f"{place}: the image is not embedded in the table; write the dataset with embedded images")
-    try:
-        with Image.open(io.BytesIO(content["bytes"]), formats=("PNG", "JPEG")) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{place}: damaged image ({_first_line(error)}); restore the file") from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

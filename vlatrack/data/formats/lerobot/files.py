@@ -55,7 +55,7 @@ class FrameFiles:
                 layout.DATA, chunk_index=place.chunk_index, file_index=place.file_index
             )
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = pq.ParquetWriter(self._path, self._schema)
+            self._writer = pq.ParquetWriter(self._path, self._schema, write_page_checksum=True)
             self._started += 1
         self._writer.write_table(episode)
         return Location.of(self._started - 1)
@@ -115,7 +115,7 @@ def writing(target: Path) -> Iterator[None]:
 def write_table(path: Path, table: pa.Table) -> None:
     """A parquet file, with the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path)
+    pq.write_table(table, path, write_page_checksum=True)
 
 
 def write_json(path: Path, content: object) -> None:

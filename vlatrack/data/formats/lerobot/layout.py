@@ -1,4 +1,4 @@
-"""The LeRobot v3.0 layout: its file names, and meta/info.json as it is read and written."""
+"""The LeRobot layouts: their file names, and meta/info.json as it is read and written (v3.0 alone is written)."""
 
 import json
 import re
@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from string import Formatter
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveInt, ValidationError
 
 from vlatrack.data.video import KEYFRAME_EVERY, QUALITY
 from vlatrack.errors import DataError
 
 VERSION = "v3.0"
+READ_VERSIONS = ("v2.0", "v2.1", "v3.")
+"""The layouts that are read, by the beginning of their version."""
 INFO = "meta/info.json"
 STATS = "meta/stats.json"
 TASKS = "meta/tasks.parquet"
@@ -27,6 +29,7 @@ CHUNK_SIZE = 1000
 INTEGER_COLUMNS = ("frame_index", "episode_index", "index", "task_index")
 
 _INTEGER_FORMAT = re.compile(r"(0?\d{1,2}d)?")
+_NUMBER = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Feature(BaseModel):
@@ -45,6 +48,8 @@ class Feature(BaseModel):
         names = self.names
         if isinstance(names, dict) and len(names) == 1:
             (names,) = names.values()
+        elif isinstance(names, list) and len(names) == 1 and isinstance(names[0], list):
+            (names,) = names
         return tuple(map(str, names)) if isinstance(names, list) else ()
 
     @property
@@ -58,11 +63,13 @@ class DatasetInfo(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    fps: PositiveFloat
+    codebase_version: str
+    fps: _NUMBER
     total_episodes: int = Field(ge=0)
     total_frames: int = Field(ge=0)
+    chunks_size: PositiveInt = CHUNK_SIZE
     features: dict[str, Feature]
-    data_path: str = DATA
+    data_path: str | None = None
     video_path: str | None = None
 
 
@@ -79,13 +86,13 @@ def read_info(root: Path) -> DatasetInfo:
         raise DataError(f"{path}: cannot be read ({error}); restore the file") from None
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: damaged JSON ({error}); restore the file") from None
     version = content.get("codebase_version") if isinstance(content, dict) else None
-    if not (isinstance(version, str) and version.startswith("v3.")):
+    if not (isinstance(version, str) and version.startswith(READ_VERSIONS)):
         raise DataError(
-            f"{path}: layout version is {version!r}, vlatrack reads {VERSION}; convert the dataset with LeRobot's "
-            "own script convert_dataset_v21_to_v30"
+            f"{path}: layout version is {version!r}, vlatrack reads v2.0, v2.1 and v3.0; convert the dataset with "
+            "LeRobot's own scripts"
         )
     try:
         return DatasetInfo.model_validate(content)
@@ -95,15 +102,18 @@ def read_info(root: Path) -> DatasetInfo:
         raise DataError(f"{path}: {place}: {first['msg']}; correct the file") from None
 
 
-def expand(template: str, *, chunk_index: int, file_index: int, video_key: str = "") -> str:
+def expand(template: str, **values: int | str) -> str:
     """The path inside the dataset that a template of info.json names.
 
+    Args:
+        values: what its placeholders stand for: numbers, which it may pad with zeros, and names.
+
     Raises:
-        DataError: the template has unknown placeholders, or its path would leave the dataset.
+        DataError: the template has other placeholders, or its path would leave the dataset.
     """
-    values = {"chunk_index": chunk_index, "file_index": file_index, "video_key": video_key}
-    if not _is_understood(template):
-        raise DataError(f"{INFO}: path template {template!r} is not understood; it should look like {DATA!r}")
+    if not _is_understood(template, values):
+        known = ", ".join(f"{{{name}}}" for name in values)
+        raise DataError(f"{INFO}: path template {template!r} is not understood; it can have {known}")
     path = template.format_map(values)
     pure = PurePosixPath(path)
     if pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path or "\0" in path:
@@ -111,19 +121,19 @@ def expand(template: str, *, chunk_index: int, file_index: int, video_key: str =
     return path
 
 
-def _is_understood(template: str) -> bool:
+def _is_understood(template: str, values: Mapping[str, int | str]) -> bool:
     try:
         parts = list(Formatter().parse(template))
     except ValueError:
         return False
     return all(
-        name is None or (conversion is None and ((name == "video_key" and not spec) or _is_index(name, spec)))
+        name is None or (conversion is None and name in values and _is_simple(values[name], spec))
         for _, name, spec, conversion in parts
     )
 
 
-def _is_index(name: str, spec: str | None) -> bool:
-    return name in ("chunk_index", "file_index") and _INTEGER_FORMAT.fullmatch(spec or "") is not None
+def _is_simple(value: int | str, spec: str | None) -> bool:
+    return not spec if isinstance(value, str) else _INTEGER_FORMAT.fullmatch(spec or "") is not None
 
 
 @dataclass(frozen=True)
