@@ -141,7 +141,8 @@ BAD_FILES = {
     "kind with a slip": (
         "kind: lerobot",
         "kind: lerobott",
-        "11  data.train.kind: expected 'lerobot', 'libero_hdf5' or 'custom', got 'lerobott' (did you mean 'lerobot'?)",
+        "11  data.train.kind: expected 'lerobot', 'libero_hdf5', 'rlds' or 'custom', got 'lerobott' "
+        "(did you mean 'lerobot'?)",
     ),
     "backbone with a slip": (
         "{init: scratch",
@@ -171,7 +172,7 @@ BAD_FILES = {
     "no kind": (
         "kind: lerobot",
         "part: all",
-        "10  data.train.kind: this key is required: 'lerobot', 'libero_hdf5' or 'custom'",
+        "10  data.train.kind: this key is required: 'lerobot', 'libero_hdf5', 'rlds' or 'custom'",
     ),
     "custom target without a class": (
         "kind: lerobot\n    path: some/data",

@@ -11,7 +11,7 @@ from vlatrack.data.statistics import NormStats
 from vlatrack.errors import SpecError
 from vlatrack.metrics.schema import SPLITS
 from vlatrack.plugins import make_plugin
-from vlatrack.spec.data import CustomSource, LeRobotSource, LiberoSource, Source
+from vlatrack.spec.data import CustomSource, LeRobotSource, LiberoSource, RldsSource, Source
 from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.policy import ExplicitRanges
 from vlatrack.tokens.bins import ValueRange
@@ -63,6 +63,17 @@ def open_source(spec: Source) -> EpisodeSource:
             from vlatrack.data.formats.libero import LiberoDataset
 
             return LiberoDataset(Path(spec.path), skip_no_ops=spec.skip_no_ops, images=spec.images)
+        case RldsSource():
+            from vlatrack.data.formats.rlds.dataset import RldsDataset
+
+            return RldsDataset(
+                Path(spec.path),
+                fps=spec.fps,
+                split=spec.split,
+                action=spec.action,
+                state=spec.state,
+                instruction=spec.instruction,
+            )
         case CustomSource():
             return cast(EpisodeSource, make_plugin(spec.target, group=DATASETS, options=spec.options))
         case _:

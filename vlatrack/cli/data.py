@@ -7,6 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from vlatrack.cli.dataset_options import (
+    ACTION,
+    INSTRUCTION,
+    SPLIT,
+    STATE,
+    Action,
+    Fps,
+    Instruction,
+    Split,
+    State,
+)
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -112,12 +124,14 @@ def record(
 @app.command()
 def info(
     path: Annotated[
-        Path, typer.Argument(help="Folder of a LeRobot v3.0 dataset, or of LIBERO's *.hdf5.", show_default=False)
+        Path,
+        typer.Argument(help="Folder of a LeRobot v3.0 or RLDS dataset, or of LIBERO's *.hdf5.", show_default=False),
     ],
-    action: Annotated[str, typer.Option(help="Feature with the action (LeRobot).")] = "action",
-    state: Annotated[
-        str, typer.Option(help="Feature with the state, if there is one (LeRobot).")
-    ] = "observation.state",
+    action: Action = ACTION,
+    state: State = STATE,
+    fps: Fps = None,
+    split: Split = SPLIT,
+    instruction: Instruction = INSTRUCTION,
 ) -> None:
     """Show the tasks, cameras, dimensions and ranges of a dataset, and its fingerprint.
 
@@ -129,7 +143,7 @@ def info(
     from vlatrack.errors import DataError
 
     try:
-        source = open_dataset(path, action=action, state=state)
+        source = open_dataset(path, action=action, state=state, fps=fps, split=split, instruction=instruction)
         episodes = source.episodes()
         tables = [_overview(source, episodes, path), _task_table(episodes), *_range_tables(episodes)]
     except OSError as error:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from vlatrack.spec.base import CustomTarget, Model, Once, Options
 
@@ -44,6 +44,22 @@ class LiberoSource(EpisodeSelection):
     )
 
 
+class RldsSource(EpisodeSelection):
+    """A split of an RLDS dataset of TFRecords, as TensorFlow Datasets and Open X-Embodiment have them."""
+
+    kind: Literal["rlds"]
+    path: str = Field(description="the folder with dataset_info.json, absolute or from where vlatrack is started")
+    fps: PositiveFloat = Field(description="time steps in a second, which RLDS does not store")
+    split: str = Field("train", description="as dataset_info.json names it")
+    action: str | tuple[str, ...] = Field(
+        "action", description="feature of a step that holds the action, or several, which are put behind each other"
+    )
+    state: str | tuple[str, ...] | None = Field(
+        "observation/state", description="the same for the proprioceptive state; null: the dataset is used without"
+    )
+    instruction: str = Field("language_instruction", description="feature of a step that holds the instruction")
+
+
 class CustomSource(EpisodeSelection):
     """Your own dataset: `package.module:Class`, called with `options` as keyword arguments."""
 
@@ -52,7 +68,7 @@ class CustomSource(EpisodeSelection):
     options: Options = {}
 
 
-Source = Annotated[LeRobotSource | LiberoSource | CustomSource, Field(discriminator="kind")]
+Source = Annotated[LeRobotSource | LiberoSource | RldsSource | CustomSource, Field(discriminator="kind")]
 
 
 class RecordedSpec(Model):
