@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from vlatrack.cli.data_convert import convert
 from vlatrack.cli.dataset_options import (
     ACTION,
     INSTRUCTION,
@@ -37,7 +38,12 @@ _CameraNames = Annotated[
     list[str] | None, typer.Option(help="Camera to record; repeatable.", show_default="for metaworld: corner4")
 ]
 
-app = typer.Typer(help="Record demonstrations, and look at a dataset.", no_args_is_help=True, rich_markup_mode="rich")
+app = typer.Typer(
+    help="Record demonstrations, look at a dataset, convert and share it.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+app.command()(convert)
 
 
 @app.command()
