@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from vlatrack.cli.data_convert import convert
+from vlatrack.cli.data_hub import pull, push
 from vlatrack.cli.dataset_options import (
     ACTION,
     INSTRUCTION,
@@ -43,7 +44,8 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
-app.command()(convert)
+for command in (convert, push, pull):
+    app.command()(command)
 
 
 @app.command()
