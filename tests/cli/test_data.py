@@ -101,7 +101,7 @@ def test_an_output_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["data record", "data info", "data convert", "data push", "import", "validate", "schema"]
+    "command", ["data record", "data info", "data convert", "data push", "data view", "import", "validate", "schema"]
 )
 def test_help_has_an_example(command: str) -> None:
     told = CliRunner().invoke(program, [*command.split(), "--help"], env={"COLUMNS": "120"}).output

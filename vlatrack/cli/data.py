@@ -9,6 +9,7 @@ import typer
 
 from vlatrack.cli.data_convert import convert
 from vlatrack.cli.data_hub import pull, push
+from vlatrack.cli.data_view import view
 from vlatrack.cli.dataset_options import (
     ACTION,
     INSTRUCTION,
@@ -44,7 +45,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
-for command in (convert, push, pull):
+for command in (view, convert, push, pull):
     app.command()(command)
 
 
