@@ -1,6 +1,8 @@
 """An episode to look at: its video, and its recording for Rerun."""
 
+import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -112,6 +114,23 @@ def test_an_episode_that_cannot_be_read_leaves_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("write", [write_video, write_recording])
+def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(write: Callable[..., None], tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the disk."""
+    if write is write_recording:
+        pytest.importorskip("rerun")
+    source = LiberoDataset(LIBERO)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+    try:
+        with pytest.raises(DataError, match=r"demo\.mp4: cannot be written \(.*\); free space") as told:
+            write(source, source.episodes()[0], source.cameras, tmp_path / "demo.mp4")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(told.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_cannot_be_shown_is_one_line(tmp_path: Path, monkeypatch) -> None:
     told = {
         ("--episode", "9", "-o", "x.mp4"): "no episode 9; its episodes: 0 to 1",
@@ -128,6 +147,9 @@ def test_what_cannot_be_shown_is_one_line(tmp_path: Path, monkeypatch) -> None:
     if "rerun" in sys.modules:
         with pytest.raises(DataError, match=r"no display here to open Rerun on; give -o FILE\.rrd"):
             view(LIBERO, "--rerun")
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"x\.mp4: cannot be written .File exists.; free space, or choose another"):
+        view(LIBERO, "-o", tmp_path / "file" / "x.mp4")
     monkeypatch.setitem(sys.modules, "rerun", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'vlatrack\[rerun\]'"):
         view(LIBERO, "-o", tmp_path / "x.rrd")

@@ -52,6 +52,7 @@ def data(hub: HubDouble, home: Path, *words: str | Path, token: str = TOKEN) -> 
     return run(hub, home, "-m", "vlatrack", "data", *map(str, words), token=token)
 
 
+@pytest.mark.slow
 def test_a_dataset_that_was_pushed_is_pulled_at_its_commit(hub: HubDouble, demos: Path, tmp_path: Path) -> None:
     pushed = data(hub, tmp_path, "push", demos, "lab/drawer")
     assert pushed.returncode == 0, pushed.stderr
@@ -78,6 +79,7 @@ def test_a_dataset_that_was_pushed_is_pulled_at_its_commit(hub: HubDouble, demos
     )
 
 
+@pytest.mark.slow
 def test_what_the_hub_refuses_is_one_line(hub: HubDouble, demos: Path, tmp_path: Path) -> None:
     hub.files["lab/open"], hub.private["lab/open"] = {"../escape.json": b"x"}, False
     told = {

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 from vlatrack.data.episodes import Episode, EpisodeSource, SkipsBadEpisodes, action_names, frame_pieces
 from vlatrack.data.formats.lerobot.writer import LeRobotWriter
@@ -13,6 +13,16 @@ from vlatrack.errors import DataError
 OnBad = Callable[[int, DataError], None]
 ConvertProgress = Callable[[int, int, int], None]
 """Told how many steps are done, of how many, in how many episodes."""
+
+
+@runtime_checkable
+class NamesStates(Protocol):
+    """A dataset that knows what the numbers of its states are."""
+
+    @property
+    def state_names(self) -> Sequence[str]:
+        """One for each number of a state; empty: not known."""
+
 
 _PREFIXES = ("observation.images.", "observation.")
 
@@ -77,7 +87,7 @@ def convert(
         robot_type=robot_type,
         cameras={short: chosen.sizes[camera] for camera, short in cameras.items()},
         action_names=action_names(source),
-        state_names=[f"state {number}" for number in range(source.state_dim)],
+        state_names=_state_names(source),
         storage=storage,
         overwrite=overwrite,
     ) as writer:
@@ -144,6 +154,11 @@ def _has_good_images(source: EpisodeSource, episode: Episode, on_bad: OnBad) -> 
         on_bad(episode.index, error)
         return False
     return True
+
+
+def _state_names(source: EpisodeSource) -> tuple[str, ...]:
+    names = tuple(source.state_names) if isinstance(source, NamesStates) else ()
+    return names if len(names) == source.state_dim else tuple(f"state {i}" for i in range(source.state_dim))
 
 
 def _whole_fps(source: EpisodeSource) -> int:

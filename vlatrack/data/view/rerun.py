@@ -8,6 +8,7 @@ from typing import Any
 
 from vlatrack.data.episodes import Episode, EpisodeSource, action_names
 from vlatrack.data.view.choice import frames_side_by_side
+from vlatrack.data.view.output import appearing
 from vlatrack.errors import DataError, MissingPackageError
 
 JPEG_QUALITY = 90
@@ -17,20 +18,19 @@ def write_recording(source: EpisodeSource, episode: Episode, cameras: Sequence[s
     """Write an episode as a recording of Rerun (.rrd), which appears when it is whole.
 
     Raises:
-        DataError: the images cannot be read.
+        DataError: the images cannot be read, or the file cannot be written.
         MissingPackageError: rerun-sdk is missing.
     """
     rerun = _rerun()
-    unfinished = path.with_name(f".{path.name}.partial")
     try:
-        with rerun.RecordingStream("vlatrack") as recording:
+        with appearing(path) as unfinished, rerun.RecordingStream("vlatrack") as recording:
             recording.save(unfinished)
             _log(rerun, recording, source, episode, cameras)
             recording.flush()
             recording.disconnect()
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    except RuntimeError as error:  # as which Rerun tells of a full disk, and of all else
+        reason = next(iter(str(error).splitlines()), "RuntimeError")
+        raise DataError(f"{path}: cannot be written ({reason}); free space, or choose another folder") from error
 
 
 def show_recording(source: EpisodeSource, episode: Episode, cameras: Sequence[str]) -> None:

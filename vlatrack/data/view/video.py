@@ -13,6 +13,7 @@ from vlatrack.data.episodes import Episode, EpisodeSource, action_names
 from vlatrack.data.recorded import image_sizes
 from vlatrack.data.video import VideoWriter
 from vlatrack.data.view.choice import frames_side_by_side
+from vlatrack.data.view.output import appearing
 
 SHOWN_HEIGHT = 256  # of an image, at least: a smaller one is repeated, not smoothed
 _LARGEST_HEIGHT = 480
@@ -28,26 +29,15 @@ def write_video(source: EpisodeSource, episode: Episode, cameras: Sequence[str],
     """Write an episode as an mp4 file (H.264) in its own speed; it appears when it is whole.
 
     Raises:
-        DataError: the images cannot be read.
-        OSError: the file cannot be written.
+        DataError: the images cannot be read, or the file cannot be written.
     """
-    picture = EpisodePicture(
-        episode,
-        names=action_names(source),
-        sizes=image_sizes(source, episode, cameras),
-        fps=source.fps,
-    )
-    unfinished = path.with_name(f".{path.name}.partial.mp4")
-    writer = VideoWriter(unfinished, fps=max(1, round(source.fps)), height=picture.height, width=picture.width)
-    try:
-        try:
-            steps = enumerate(frames_side_by_side(source, episode, cameras))
-            writer.add(picture.draw(step, images) for step, images in steps)
-        finally:
-            writer.close()
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    sizes = image_sizes(source, episode, cameras)
+    picture = EpisodePicture(episode, names=action_names(source), sizes=sizes, fps=source.fps)
+    with appearing(path) as unfinished:
+        writer = VideoWriter(unfinished, fps=max(1, round(source.fps)), height=picture.height, width=picture.width)
+        steps = enumerate(frames_side_by_side(source, episode, cameras))
+        writer.add(picture.draw(step, images) for step, images in steps)
+        writer.close()
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,7 @@ class LeRobotDataset:
         self.fps = float(self._info.fps)
         self.name = str(path)
         self.action_names = self._info.features[action].number_names
+        self.state_names = () if state is None else self._info.features[state].number_names
 
     def episodes(self) -> Sequence[Episode]:
         """All episodes, by their index; read once."""

@@ -61,7 +61,8 @@ class RldsDataset:
         self._instruction = instruction
         self.action_names = tuple(name for feature in self._action for name in self._number_names(feature))
         self.action_dim = len(self.action_names)
-        self.state_dim = sum(len(self._number_names(feature)) for feature in self._state)
+        self.state_names = tuple(name for feature in self._state for name in self._number_names(feature))
+        self.state_dim = len(self.state_names)
         self.cameras = tuple(name for name, feature in self._layout.steps.items() if feature.is_camera)
 
     def episodes(self) -> Sequence[Episode]:
