@@ -158,8 +158,8 @@ def test_a_record_that_is_no_episode_is_named(tmp_path: Path, change: Mapping[st
         ([b"GIF89a"] * STEPS, r"image 0 of observation/front: damaged \(cannot identify image file"),
         ([encoded(np.zeros((8, 8, 3), np.uint8))] * 3, "3 images of observation/front in 14 steps"),
         (
-            [encoded(np.zeros((size, 8, 3), np.uint8)) for size in range(8, 8 + STEPS)],
-            "image 1 of observation/front has another size",
+            [encoded(np.zeros((32, 32 - step // 9, 3), np.uint8)) for step in range(STEPS)],
+            r"image 9 of observation/front is \[32, 31, 3\], expected \[32, 32, 3\]",
         ),
     ],
 )
@@ -189,6 +189,10 @@ def test_frames_come_in_pieces_from_where_the_record_is(tmp_path: Path) -> None:
     assert max(piece.nbytes for piece in pieces) <= PIECE_BYTES
     assert np.array_equal(np.concatenate(pieces), frames[2:9])
     assert source.image_size("image") == (size, size)
+    (file,) = folder.glob("*.tfrecord-*")
+    first = framed(example(record | {"steps/image": [b"none"] * steps}))
+    file.write_bytes(first + framed(example(record)) * 2)
+    assert RldsDataset(folder, fps=10, state=None).image_size("image") == (size, size)
 
 
 def test_a_dataset_that_changes_while_it_is_read_is_told(tmp_path: Path) -> None:
@@ -223,6 +227,7 @@ def test_a_length_that_points_beyond_the_record_is_told_though_its_checksum_is_g
         ({"name": "../squares"}, "is no name of a file in its folder; do not trust this dataset"),
         ({"name": 3}, "no name, or no shardLengths of train"),
         ({"splits": [{"name": "train", "shardLengths": ["many"]}]}, "no name, or no shardLengths of train"),
+        ({"splits": [{"name": "train", "shardLengths": ["9" * 12]}]}, "no name, or no shardLengths of train"),
         ({"splits": [{"name": "val", "shardLengths": ["1"]}]}, "no split 'train'; its splits: val"),
         (
             {"splits": [{"name": "train", "shardLengths": ["1"], "filepathTemplate": "/etc/{SPLIT}"}]},
@@ -253,6 +258,14 @@ def test_what_is_not_there_is_told_with_what_is(tmp_path: Path) -> None:
         RldsDataset(tmp_path / "nowhere", fps=10)
     with pytest.raises(DataError, match=r"no dataset_info.json; give the folder of a version"):
         RldsDataset(folder.parent / "squares" / ".." / "..", fps=10)
+
+
+def test_a_file_that_is_too_short_for_its_records_takes_no_memory_for_them(tmp_path: Path) -> None:
+    folder = toy(tmp_path, episodes=2, shards=1)
+    info = (folder / "dataset_info.json").read_text().replace('"shardLengths": ["2"]', '"shardLengths": ["90000000"]')
+    (folder / "dataset_info.json").write_text(info)
+    with pytest.raises(DataError, match=r"too short for the 90000000 records of dataset_info\.json; restore the file"):
+        RldsDataset(folder, fps=10).episodes()
 
 
 def test_the_folder_above_the_only_version_will_do(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ def view(
     from vlatrack.data.view.rerun import show_recording, write_recording
     from vlatrack.data.view.video import write_video
     from vlatrack.errors import DataError
+    from vlatrack.tracking.printable import printable
 
     if output is None and not rerun:
         raise DataError("give -o FILE.mp4 for a video, -o FILE.rrd for a recording of Rerun, or --rerun to see it now")
@@ -62,4 +63,5 @@ def view(
     write = write_video if output.suffix == VIDEO else write_recording
     write(source, chosen, cameras, output)
     seconds = chosen.length / source.fps
-    typer.echo(f"wrote {output}: episode {episode}, {chosen.length:,} steps, {seconds:.1f} s, {', '.join(cameras)}")
+    shown = printable(", ".join(cameras))
+    typer.echo(f"wrote {output}: episode {episode}, {chosen.length:,} steps, {seconds:.1f} s, {shown}")

@@ -80,7 +80,7 @@ def convert(
             result.bad[index] = error
             on_bad(index, error)
 
-    chosen, cameras = _first_pass(source, tasks, note), short_names(source.cameras)
+    chosen, cameras = _first_pass(source, tasks, note, skip_bad=skip_bad), short_names(source.cameras)
     with LeRobotWriter(
         output,
         fps=_whole_fps(source),
@@ -114,14 +114,14 @@ def short_names(cameras: Sequence[str]) -> dict[str, str]:
     return last if is_unique else {camera: camera.replace("/", "_") for camera in cameras}
 
 
-def _first_pass(source: EpisodeSource, tasks: Collection[str] | None, on_bad: OnBad) -> _Chosen:
+def _first_pass(source: EpisodeSource, tasks: Collection[str] | None, on_bad: OnBad, *, skip_bad: bool) -> _Chosen:
     known: dict[str, int] = {}
     frames, sizes = 0, None
     for episode in _episodes(source, None, on_bad):
         known[episode.task] = known.get(episode.task, 0) + 1
         if tasks is None or episode.task in tasks:
             frames += episode.length
-            sizes = sizes or _image_sizes(source, episode, on_bad)
+            sizes = sizes or _image_sizes(source, episode, skip_bad=skip_bad)
     unknown = [task for task in tasks or () if task not in known]
     if unknown:
         listed = ", ".join(f"{task!r} ({count})" for task, count in sorted(known.items()))
@@ -131,11 +131,13 @@ def _first_pass(source: EpisodeSource, tasks: Collection[str] | None, on_bad: On
     return _Chosen(frames, sizes)
 
 
-def _image_sizes(source: EpisodeSource, episode: Episode, on_bad: OnBad) -> Mapping[str, tuple[int, int]] | None:
+def _image_sizes(source: EpisodeSource, episode: Episode, *, skip_bad: bool) -> Mapping[str, tuple[int, int]] | None:
+    """None if they cannot be read of this episode, and another one will do: the second pass tells what is wrong."""
     try:
         return image_sizes(source, episode, source.cameras)
-    except DataError as error:
-        on_bad(episode.index, error)
+    except DataError:
+        if not skip_bad:
+            raise
         return None
 
 

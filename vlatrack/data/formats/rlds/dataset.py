@@ -103,30 +103,41 @@ class RldsDataset:
             spans = example.spans(f"{STEPS}/{camera}")
             if len(spans) != episode.length:
                 raise DamagedRecordError(f"{len(spans)} images of {camera} in {episode.length} steps")
+            expected = self._layout.steps[camera].shape  # -1: any, and then that of the first one
             held: list[NDArray[np.uint8]] = []
             for step in range(start, stop):
                 frame = _decode(example.content(spans[step]), f"image {step} of {camera}")
-                if held and frame.shape != held[0].shape:
-                    raise DamagedRecordError(f"image {step} of {camera} has another size than those before it")
+                if min(expected) < 0:
+                    expected = frame.shape
+                if frame.shape != expected:
+                    raise DamagedRecordError(
+                        f"image {step} of {camera} is {list(frame.shape)}, expected {list(expected)}"
+                    )
                 held.append(frame)
                 if len(held) == max(1, PIECE_BYTES // frame.nbytes) or step == stop - 1:
                     yield np.stack(held)
                     held = []
 
     def image_size(self, camera: str) -> tuple[int, int]:
-        """Height and width in pixels, from features.json, or of the first image if they are not there."""
+        """Height and width in pixels, from features.json, or of the first image that can be read."""
         self._check_camera(camera)
         height, width, _ = self._layout.steps[camera].shape
         if min(height, width) > 0:
             return height, width
-        file, number = self._place(0)
-        with self._telling(file, 0), file.open() as records:
-            example = Example(records.record(number))
-            spans = example.spans(f"{STEPS}/{camera}")
-            if not spans:
-                raise DamagedRecordError(f"no image of {camera}")
-            found = _decode(example.content(spans[0]), f"image 0 of {camera}")
-        return found.shape[0], found.shape[1]
+        wrong = DataError(f"{self.name}: no episode in it; give another split")
+        for index in range(self._ends[-1]):
+            file, number = self._place(index)
+            try:
+                with self._telling(file, index), file.open() as records:
+                    example = Example(records.record(number))
+                    spans = example.spans(f"{STEPS}/{camera}")
+                    if not spans:
+                        raise DamagedRecordError(f"no image of {camera}")
+                    found = _decode(example.content(spans[0]), f"image 0 of {camera}")
+                    return found.shape[0], found.shape[1]
+            except DataError as error:
+                wrong = error
+        raise wrong
 
     def fingerprint(self) -> str:
         """SHA-256 over dataset_info.json, features.json and the files of the split."""

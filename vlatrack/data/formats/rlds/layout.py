@@ -12,6 +12,7 @@ INFO = "dataset_info.json"
 FEATURES = "features.json"
 STEPS = "steps"
 
+_MOST_RECORDS = 10**8  # of a file; more are a damaged number
 _FILE_NAME = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
@@ -90,7 +91,12 @@ def _files(root: Path, info: Mapping[str, Any], split: str) -> Iterator[tuple[Pa
         counts = [int(count) for count in _list(splits[split].get("shardLengths"))]
     except (TypeError, ValueError):
         counts = []
-    if not counts or min(counts) < 0 or not isinstance(name, str) or not isinstance(template, str):
+    if (
+        not counts
+        or not all(0 <= count <= _MOST_RECORDS for count in counts)
+        or not isinstance(name, str)
+        or not isinstance(template, str)
+    ):
         raise DataError(f"{place}: no name, or no shardLengths of {split}; restore the file")
     for number, count in enumerate(counts):
         known = {"DATASET": name, "SPLIT": split, "FILEFORMAT": kind}

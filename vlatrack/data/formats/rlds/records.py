@@ -55,7 +55,7 @@ class RecordFile:
     def __init__(self, path: Path, count: int) -> None:
         self.path, self.count = path, count
         self._starts = array("Q", [0])  # of the records that are known, and of the one behind them
-        self._checked = bytearray(count)
+        self._checked = bytearray()
         self._state: tuple[int, ...] | None = None
 
     def open(self) -> "OpenRecords":
@@ -74,6 +74,12 @@ class RecordFile:
             os.close(descriptor)
             raise DataError(f"{self.path}: has changed since it was first read; start anew when nobody writes it")
         self._state = state
+        if self.count * (_HEADER + _CHECKSUM) > found.st_size:
+            os.close(descriptor)
+            raise DataError(
+                f"{self.path}: too short for the {self.count} records of dataset_info.json; restore the file"
+            )
+        self._checked = self._checked or bytearray(self.count)
         return OpenRecords(self, descriptor, found.st_size, self._starts, self._checked)
 
 
