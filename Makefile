@@ -88,7 +88,7 @@ always:
 # openpi-client says that it needs NumPy 1, and works with 2.
 $(VENV)/dev.stamp: $(VENV)/run.stamp
 	@echo "installing the test and check tools into $(VENV) (once)..."
-	@$(INSTALL) --no-build-isolation -e '.[wandb,tensorboard,scale,serve,submit,sweep,dev]'
+	@$(INSTALL) --no-build-isolation -e '.[wandb,tensorboard,scale,serve,submit,sweep,rlds,dev]'
 	@$(INSTALL) --no-deps openpi-client
 	@touch $@
 

@@ -73,7 +73,7 @@ def checkout(tmp_path: Path) -> Checkout:
 
 
 RUN = "--no-build-isolation {} -e .[wandb]"
-DEV = "--no-build-isolation -e .[wandb,tensorboard,scale,serve,submit,sweep,dev]"
+DEV = "--no-build-isolation -e .[wandb,tensorboard,scale,serve,submit,sweep,rlds,dev]"
 
 
 def test_first_call_installs_the_pinned_torch_and_the_next_one_nothing(checkout: Checkout) -> None:

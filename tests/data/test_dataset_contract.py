@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from rlds_writer import episode_features, steps_of, write_rlds
 from rynnvla_data import vla_conversations, write_trajectories
 from toy_source import ToySource
 
@@ -11,6 +12,7 @@ from vlatrack.data.episodes import EpisodeSource
 from vlatrack.data.formats.lerobot.dataset import LeRobotDataset
 from vlatrack.data.formats.lerobot.writer import LeRobotWriter
 from vlatrack.data.formats.libero import LiberoDataset
+from vlatrack.data.formats.rlds.dataset import RldsDataset
 from vlatrack.data.formats.rynnvla.trajectories import RynnVlaTrajectories
 from vlatrack.data.mapping import MappedSource
 from vlatrack.data.mixture import MixturePart, MixtureSource
@@ -76,6 +78,23 @@ class TestRynnVlaConversations(DatasetContract):
 
     def open_changed(self) -> EpisodeSource:
         return RynnVlaTrajectories(self.folder / "changed/processed_data/convs/all.json")
+
+
+class TestRlds(DatasetContract):
+    @pytest.fixture(autouse=True)
+    def _datasets(self, tmp_path: Path) -> None:
+        pytest.importorskip("crc32c")
+        self.folder = tmp_path
+        for name, shift in (("demos", 0.0), ("changed", 0.1)):
+            source = ToySource(episodes=3, shift=shift)
+            records = [episode_features(source, episode) for episode in source.episodes()]
+            write_rlds(tmp_path / name, records, steps=steps_of(source, 32, 32))
+
+    def open(self) -> EpisodeSource:
+        return RldsDataset(self.folder / "demos", fps=10)
+
+    def open_changed(self) -> EpisodeSource:
+        return RldsDataset(self.folder / "changed", fps=10)
 
 
 class TestToy(DatasetContract):

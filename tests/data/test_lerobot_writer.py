@@ -13,6 +13,8 @@ import pytest
 
 from vlatrack.data.episodes import Episode
 from vlatrack.data.formats.lerobot.dataset import LeRobotDataset
+from vlatrack.data.formats.lerobot.running import RunningStatistics
+from vlatrack.data.formats.lerobot.tables import describe_values
 from vlatrack.data.formats.lerobot.writer import LeRobotWriter
 from vlatrack.errors import DataError
 
@@ -220,6 +222,78 @@ def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "\n" not in str(told.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tmp_path: Path) -> None:
+    killed = ".demos.0123abcd"
+    (tmp_path / killed / "data").mkdir(parents=True)
+    (tmp_path / ".demos.notes").mkdir()
+    writer = small_writer(tmp_path / "demos")
+    with small_writer(tmp_path / "demos") as other:
+        add_small(other, steps=5)
+    add_small(writer, steps=7)
+    assert not (tmp_path / killed).exists()
+    writer.discard()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".demos.notes", "demos"]
+
+
+def test_frames_in_pieces_give_the_same_dataset(tmp_path: Path) -> None:
+    frames = moving_square(20)
+    vectors = {"actions": np.zeros((20, 2), np.float32), "states": np.zeros((20, 3), np.float32)}
+    for storage in ("video", "png"):
+        for name, given in (("whole", frames), ("pieces", iter([frames[:7], frames[7:]]))):
+            with small_writer(tmp_path / storage / name, storage=storage) as writer:
+                writer.add_episode(task="push", frames={"top": given}, **vectors)
+        whole, in_pieces = (LeRobotDataset(tmp_path / storage / name) for name in ("whole", "pieces"))
+        assert whole.fingerprint() == in_pieces.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("pieces", "message"),
+    [
+        ([moving_square(3)], "observation.images.top has 3 frames, not 4"),
+        ([moving_square(4, size=64)], r"frames of uint8 \(64, 64, 3\), the dataset expects uint8 \(32, 32, 3\)"),
+    ],
+)
+def test_pieces_that_do_not_fit_are_one_line_and_leave_nothing(
+    tmp_path: Path, pieces: list[np.ndarray], message: str
+) -> None:
+    def write() -> None:
+        with small_writer(tmp_path / "demos") as writer:
+            vectors = {"actions": np.zeros((4, 2), np.float32), "states": np.zeros((4, 3), np.float32)}
+            writer.add_episode(task="push", frames={"top": iter(pieces)}, **vectors)
+
+    with pytest.raises(DataError, match=message):
+        write()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_statistics_of_many_rows_need_few_of_them_in_memory() -> None:
+    rng = np.random.default_rng(0)
+    growing = rng.normal(size=(50, 400, 2)) * (1, 1e3) * np.linspace(1, 10, 50)[:, None, None]
+    episodes = [np.insert(episode, 2, 7, axis=1).astype(np.float32) for episode in growing]  # and one that is constant
+    few, all_rows = RunningStatistics(exact_rows=1000), np.concatenate(episodes)
+    for episode in episodes:
+        few.add(episode)
+    found, exact = few.statistics(), describe_values(all_rows)
+    assert found.count == exact.count == 20_000
+    for name in ("min", "max"):
+        assert np.array_equal(found.values[name], exact.values[name])
+    for name in ("mean", "std"):
+        assert found.values[name] == pytest.approx(exact.values[name], rel=1e-9)
+    span = np.ptp(all_rows, axis=0)
+    for name in ("q01", "q10", "q50", "q90", "q99"):
+        assert (np.abs(found.values[name] - exact.values[name]) <= span / 2000).all(), name
+    assert sum(len(held) for held in few._held) == 0
+
+
+def test_statistics_of_whole_numbers_stay_whole() -> None:
+    running = RunningStatistics(exact_rows=10)
+    for start in range(0, 1000, 100):
+        running.add(np.arange(start, start + 100).reshape(-1, 1))
+    lists = running.statistics().as_lists()
+    assert (lists["min"], lists["max"], lists["count"]) == ([0], [999], [1000])
+    assert lists["q50"] == pytest.approx([499.5], abs=1)
 
 
 def test_an_empty_dataset_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:

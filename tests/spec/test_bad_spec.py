@@ -141,8 +141,8 @@ BAD_FILES = {
     "kind with a slip": (
         "kind: lerobot",
         "kind: lerobott",
-        "11  data.train.kind: expected 'lerobot', 'libero_hdf5', 'robomimic_hdf5', 'rynnvla_conversations', 'custom', "
-        "'mixture' or 'rynnvla_records', got 'lerobott' (did you mean 'lerobot'?)",
+        "11  data.train.kind: expected 'lerobot', 'libero_hdf5', 'robomimic_hdf5', 'rynnvla_conversations', 'rlds', "
+        "'custom', 'mixture' or 'rynnvla_records', got 'lerobott' (did you mean 'lerobot'?)",
     ),
     "backbone with a slip": (
         "{init: scratch",
@@ -173,7 +173,7 @@ BAD_FILES = {
         "kind: lerobot",
         "part: all",
         "10  data.train.kind: this key is required: 'lerobot', 'libero_hdf5', 'robomimic_hdf5', "
-        "'rynnvla_conversations', 'custom', 'mixture' or 'rynnvla_records'",
+        "'rynnvla_conversations', 'rlds', 'custom', 'mixture' or 'rynnvla_records'",
     ),
     "custom target without a class": (
         "kind: lerobot\n    path: some/data",

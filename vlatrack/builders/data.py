@@ -22,6 +22,7 @@ from vlatrack.spec.data import (
     LeRobotSource,
     LiberoSource,
     MixtureSpec,
+    RldsSource,
     RobomimicSource,
     RynnVlaConversationsSource,
     RynnVlaRecordsSource,
@@ -156,6 +157,17 @@ def open_source(spec: Source) -> EpisodeSource:
             from vlatrack.data.formats.rynnvla.trajectories import RynnVlaTrajectories
 
             return RynnVlaTrajectories(spec.path, spec.root, fps=spec.fps)
+        case RldsSource():
+            from vlatrack.data.formats.rlds.dataset import RldsDataset
+
+            return RldsDataset(
+                Path(spec.path),
+                fps=spec.fps,
+                split=spec.split,
+                action=spec.action,
+                state=spec.state,
+                instruction=spec.instruction,
+            )
         case CustomSource():
             return cast(EpisodeSource, make_plugin(spec.target, group=DATASETS, options=spec.options))
         case _:

@@ -7,8 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from vlatrack.cli.data_convert import convert
+from vlatrack.cli.data_hub import pull, push
 from vlatrack.cli.data_regenerate import regenerate_app
 from vlatrack.cli.data_tokenize import tokenize
+from vlatrack.cli.data_view import view
+from vlatrack.cli.dataset_options import (
+    ACTION,
+    INSTRUCTION,
+    SPLIT,
+    STATE,
+    Action,
+    Fps,
+    Instruction,
+    Split,
+    State,
+)
 from vlatrack.cli.keeping import saying_what_is_kept
 
 if TYPE_CHECKING:
@@ -28,8 +42,13 @@ _CameraNames = Annotated[
     list[str] | None, typer.Option(help="Camera to record; repeatable.", show_default="for metaworld: corner4")
 ]
 
-app = typer.Typer(help="Record demonstrations, and look at a dataset.", no_args_is_help=True, rich_markup_mode="rich")
-app.command()(tokenize)
+app = typer.Typer(
+    help="Record demonstrations, look at a dataset, convert and share it.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+for command in (view, convert, tokenize, push, pull):
+    app.command()(command)
 app.add_typer(regenerate_app, name="regenerate")
 
 
@@ -117,12 +136,16 @@ def record(
 @app.command()
 def info(
     path: Annotated[
-        Path, typer.Argument(help="Folder of a LeRobot dataset, or of LIBERO's *.hdf5.", show_default=False)
+        Path,
+        typer.Argument(
+            help="Folder of a LeRobot or RLDS dataset, or of *.hdf5; a JSON list of RynnVLA-002.", show_default=False
+        ),
     ],
-    action: Annotated[str, typer.Option(help="Feature with the action (LeRobot).")] = "action",
-    state: Annotated[
-        str, typer.Option(help="Feature with the state, if there is one (LeRobot).")
-    ] = "observation.state",
+    action: Action = ACTION,
+    state: State = STATE,
+    fps: Fps = None,
+    split: Split = SPLIT,
+    instruction: Instruction = INSTRUCTION,
 ) -> None:
     """Show the tasks, cameras, dimensions and ranges of a dataset, and its fingerprint.
 
@@ -134,7 +157,7 @@ def info(
     from vlatrack.errors import DataError
 
     try:
-        source = open_dataset(path, action=action, state=state)
+        source = open_dataset(path, action=action, state=state, fps=fps, split=split, instruction=instruction)
         episodes = source.episodes()
         tables = [_overview(source, episodes, path), _task_table(episodes), *_range_tables(episodes)]
     except OSError as error:

@@ -1,6 +1,6 @@
 """Video files with many episodes end to end: written with x264, read by time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -39,8 +39,8 @@ class VideoWriter:
         self._stream.options = {"crf": str(QUALITY), "g": str(KEYFRAME_EVERY), "preset": "slow"}
         self._stream.thread_count = 1
 
-    def add(self, frames: NDArray[np.uint8]) -> None:
-        """Append frames, [T, height, width, 3], RGB."""
+    def add(self, frames: Iterable[NDArray[np.uint8]]) -> None:
+        """Append frames, each [height, width, 3], RGB."""
         for number, image in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             frame.pts = self.frames

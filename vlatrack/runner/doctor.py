@@ -35,6 +35,8 @@ _EXTRAS = {
     "serve": ("websockets", "serves policies"),
     "sweep": ("optuna", "searches over settings"),
     "submit": ("submitit", "trains as jobs of Slurm"),
+    "rlds": ("crc32c", "reads RLDS datasets"),
+    "rerun": ("rerun-sdk", "shows episodes in Rerun"),
     "scale": ("torchao", "trains in fp8, and with 8-bit optimiser states"),
 }
 

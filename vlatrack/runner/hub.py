@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Self
 
 from vlatrack.errors import CheckpointError, SpecError, VlatrackError
 from vlatrack.runner.card import CARD, name_of_place
+from vlatrack.runner.hub_names import PREFIX, is_hub_name, parse_hub_name
 from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.load import dump_spec, load_spec
 from vlatrack.spec.publish import publishable
@@ -19,12 +19,8 @@ from vlatrack.tracking.privacy import redact, secret_within
 from vlatrack.training.checkpoint.manifest import FILES, inside, is_needed_to_resume_only, read_manifest
 from vlatrack.training.checkpoint.policy import POLICY, SPEC
 
-PREFIX = "hub:"
 NOT_IN_MANIFEST = (CARD, MLMODEL, REQUIREMENTS)
 """Files of an exported policy that may be edited: they do not decide how it acts."""
-
-_REPOSITORY = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
-_NAMED = re.compile(rf"(?:{PREFIX})?(?P<repository>{_REPOSITORY})(?:@(?P<revision>[\w./-]+))?")
 
 
 @dataclass(frozen=True)
@@ -37,10 +33,7 @@ class HubPolicy:
     @classmethod
     def of_name(cls, text: str) -> Self:
         """`organisation/name`, with `hub:` before it and `@revision` behind it or not; SpecError for anything else."""
-        found = _NAMED.fullmatch(text)
-        if found is None:
-            raise SpecError(f"{text}: no name of the hub; write organisation/name")
-        return cls(found["repository"], found["revision"])
+        return cls(*parse_hub_name(text))
 
     @classmethod
     def named_by(cls, place: str | Path) -> Self | None:
@@ -48,7 +41,7 @@ class HubPolicy:
         text = str(place)
         if text.startswith(PREFIX):
             return cls.of_name(text)
-        return None if _NAMED.fullmatch(text) is None or Path(text).exists() else cls.of_name(text)
+        return cls.of_name(text) if is_hub_name(text) and not Path(text).exists() else None
 
     def __str__(self) -> str:
         return f"{PREFIX}{self.repository}{f'@{self.revision}' if self.revision else ''}"

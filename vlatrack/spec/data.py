@@ -119,6 +119,22 @@ class RynnVlaRecordsSource(Model):
     root: str | None = Field(None, description=_ROOT)
 
 
+class RldsSource(EpisodeSelection):
+    """A split of an RLDS dataset of TFRecords, as TensorFlow Datasets and Open X-Embodiment have them."""
+
+    kind: Literal["rlds"]
+    path: str = Field(description="the folder with dataset_info.json, absolute or from where vlatrack is started")
+    fps: PositiveFloat = Field(description="time steps in a second, which RLDS does not store")
+    split: str = Field("train", description="as dataset_info.json names it")
+    action: str | tuple[str, ...] = Field(
+        "action", description="feature of a step that holds the action, or several, which are put behind each other"
+    )
+    state: str | tuple[str, ...] | None = Field(
+        "observation/state", description="the same for the proprioceptive state; null: the dataset is used without"
+    )
+    instruction: str = Field("language_instruction", description="feature of a step that holds the instruction")
+
+
 class CustomSource(EpisodeSelection):
     """Your own dataset: `package.module:Class`, called with `options` as keyword arguments."""
 
@@ -128,7 +144,7 @@ class CustomSource(EpisodeSelection):
 
 
 Source = Annotated[
-    LeRobotSource | LiberoSource | RobomimicSource | RynnVlaConversationsSource | CustomSource,
+    LeRobotSource | LiberoSource | RobomimicSource | RynnVlaConversationsSource | RldsSource | CustomSource,
     Field(discriminator="kind"),
 ]
 

@@ -1,12 +1,13 @@
 """The files of a LeRobot dataset as they grow: a new one is begun once the last one is large enough."""
 
+import fcntl
 import glob
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +68,41 @@ class FrameFiles:
             self._writer = None
 
 
+class EpisodeRows:
+    """meta/episodes/…: a table with one row an episode, of which few are in memory."""
+
+    _AT_ONCE = 256
+
+    def __init__(self, path: Path) -> None:
+        self.count = 0
+        self._path = path
+        self._rows: list[pa.Table] = []
+        self._writer: pq.ParquetWriter | None = None
+
+    def add(self, row: pa.Table) -> None:
+        """Append the row of one episode."""
+        self._rows.append(row)
+        self.count += 1
+        if len(self._rows) == self._AT_ONCE:
+            self._write()
+
+    def close(self) -> None:
+        """Complete the file."""
+        if self._rows:
+            self._write()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _write(self) -> None:
+        rows = pa.concat_tables(self._rows)
+        self._rows.clear()
+        if self._writer is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = pq.ParquetWriter(self._path, rows.schema)
+        self._writer.write_table(rows)
+
+
 class VideoFiles:
     """videos/{camera}/chunk-…/file-….mp4 of one camera, episodes end to end."""
 
@@ -76,8 +112,8 @@ class VideoFiles:
         self._started = 0
         self._writer: VideoWriter | None = None
 
-    def add(self, frames: NDArray[np.uint8]) -> tuple[Location, int]:
-        """Append the frames of one episode; returns the file and the number of the first frame in it."""
+    def add(self, frames: Iterable[NDArray[np.uint8]]) -> tuple[Location, int]:
+        """Append an episode's frames, each [height, width, 3]; returns the file and the number of the first in it."""
         if self._writer is not None and self._writer.bytes >= self._limit:
             self.close()
         if self._writer is None:
@@ -134,17 +170,40 @@ def check_target(target: Path, *, overwrite: bool) -> None:
         raise DataError(f"{target}: is a dataset already; choose another folder, or replace it with --overwrite")
 
 
-def unfinished_folder(target: Path) -> Path:
-    """A new name beside `target`, under which a dataset grows until it is whole."""
-    return target.with_name(f".{target.name}.{secrets.token_hex(_NAME_BYTES)}")
+def unfinished_folder(target: Path) -> tuple[Path, int]:
+    """A new folder beside `target`, in which a dataset grows until it is whole.
+
+    Its descriptor, which is to be closed in the end, holds a lock that tells it from those of processes that are gone.
+    """
+    folder = target.with_name(f".{target.name}.{secrets.token_hex(_NAME_BYTES)}")
+    unlocked = folder.with_name(folder.name + ".new")  # which nobody takes for left behind
+    unlocked.mkdir(parents=True)
+    descriptor = os.open(unlocked, os.O_RDONLY | os.O_CLOEXEC)
+    _lock(descriptor)
+    unlocked.rename(folder)
+    return folder, descriptor
 
 
 def remove_unfinished(target: Path) -> None:
-    """Remove what recordings of `target` left behind that were killed; nobody may be recording it."""
+    """Remove what processes left behind that were killed while they wrote `target`."""
     digits = "[0-9a-f]" * (2 * _NAME_BYTES)
     for folder in target.parent.glob(f".{glob.escape(target.name)}.{digits}"):
-        with writing(target):
-            shutil.rmtree(folder)
+        with writing(target), suppress(FileNotFoundError):  # another process removes it, too
+            descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if _lock(descriptor):
+                    shutil.rmtree(folder)
+            finally:
+                os.close(descriptor)
+
+
+def _lock(folder: int) -> bool:
+    """Whether it is this process's now; it is not where somebody else's is, or where there are no locks."""
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def put_in_place(finished: Path, target: Path) -> None:

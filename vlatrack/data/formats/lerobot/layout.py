@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from string import Formatter
@@ -149,17 +149,24 @@ class DatasetFormat:
     def __post_init__(self) -> None:
         for key, (height, width) in self.cameras.items():
             if self.storage == "video" and (height % 2 or width % 2 or min(height, width) < 16):
-                raise DataError(f"{key}: {height} x {width} pixels; a video needs even sizes of at least 16")
+                raise DataError(
+                    f"{key}: {height} x {width} pixels; a video needs even sizes of at least 16, png does not"
+                )
 
     def check_episode(
-        self, place: str, vectors: Mapping[str, NDArray[np.float32]], frames: Mapping[str, NDArray[np.uint8]]
+        self,
+        place: str,
+        vectors: Mapping[str, NDArray[np.float32]],
+        frames: Mapping[str, NDArray[np.uint8]],
+        in_pieces: Collection[str] = (),
     ) -> None:
-        """Raise DataError, starting with `place`, if an episode does not fit."""
+        """Raise DataError, starting with `place`, if an episode does not fit; of cameras in pieces the name has to."""
         length = len(vectors["action"])
         expected: dict[str, tuple[int, ...]] = {key: (length, len(names)) for key, names in self.vectors.items()}
         expected |= {key: (length, *size, 3) for key, size in self.cameras.items()}
         given: dict[str, tuple[int, ...]] = {key: value.shape for key, value in vectors.items()}
         given |= {key: value.shape for key, value in frames.items()}
+        given |= {key: expected.get(key, ()) for key in in_pieces}
         if length == 0:
             raise DataError(f"{place}: it has no steps; leave it out")
         for key in sorted(expected.keys() | given.keys()):

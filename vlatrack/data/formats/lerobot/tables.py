@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -42,8 +42,8 @@ def vector_column(values: Values) -> pa.Array:
     )
 
 
-def image_column(frames: NDArray[np.uint8]) -> pa.Array:
-    """Frames, [T, height, width, 3], as PNG files inside a column."""
+def image_column(frames: Iterable[NDArray[np.uint8]]) -> pa.Array:
+    """Frames, each [height, width, 3], as PNG files inside a column."""
     return pa.array(
         [{"bytes": _png(frame), "path": f"frame-{number:06d}.png"} for number, frame in enumerate(frames)],
         type=IMAGE_TYPE,

@@ -1,0 +1,1 @@
+"""RLDS datasets, as TensorFlow Datasets and Open X-Embodiment store them: reading, without TensorFlow."""

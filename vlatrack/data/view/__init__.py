@@ -1,0 +1,1 @@
+"""An episode to look at: as a video, or in Rerun."""
