@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import ChameleonVQVAE
 
 from vlatrack.errors import CheckpointError
@@ -31,6 +32,7 @@ CHAMELEON_PREFIX = "model.vqmodel."
 FittedEncoder = Literal["squares", "convolutions"]
 
 _WEIGHTS, _SETTINGS = "image_tokenizer.safetensors", "image_tokenizer.json"
+_RESIZED_AT_ONCE = 32  # images
 _FEATURE_SAMPLES = 60_000  # features for k-means; more do not change the centres noticeably
 
 
@@ -93,23 +95,23 @@ class ImageTokenizer:
         """RGB images uint8 [N, height, width, 3] to token ids int64 [N, R, C].
 
         The ids of an image do not depend on the others, nor on their number: every forward pass is one of the same
-        number of images, the last filled up with black ones.
+        number of images, the last filled up with grey ones.
         """
         side = self.codes_per_side
-        codes = [self._codes(part) for part in self._parts(frames)]
+        codes = [self._codes(pixels) for pixels in self._parts(frames)]
         if not codes:
             return np.empty((0, side, side), np.int64)
         return self._code_ids[torch.cat(codes)[: len(frames)].cpu()].view(-1, side, side).numpy()
 
-    def _parts(self, frames: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    def _parts(self, frames: NDArray[np.uint8]) -> Iterator[Tensor]:
+        """The pixels of each forward pass. More images than that are resized together, which is faster."""
         count = images_at_once(self.image_size, self._vq.device)
-        for start in range(0, len(frames), count):
-            part = frames[start : start + count]
-            missing = count - len(part)
-            yield np.concatenate([part, np.zeros((missing, *part.shape[1:]), np.uint8)]) if missing else part
+        together = count * -(-_RESIZED_AT_ONCE // count)
+        for start in range(0, len(frames), together):
+            pixels = pixels_of(frames[start : start + together], self.image_size, self._vq.device)
+            yield from pad(pixels, (0, 0, 0, 0, 0, 0, 0, -len(pixels) % count)).split(count)
 
-    def _codes(self, frames: NDArray[np.uint8]) -> Tensor:
-        pixels = pixels_of(frames, self.image_size, self._vq.device)
+    def _codes(self, pixels: Tensor) -> Tensor:
         if isinstance(self._vq, SquareQuantizer):
             nearest: Tensor = self._vq(pixels)
             return nearest
@@ -276,7 +278,11 @@ def _is_code(name: object) -> bool:
 @torch.inference_mode()
 def _features(vq: ChameleonVQVAE, frames: NDArray[np.uint8], image_size: int) -> NDArray[np.float32]:
     """The features that the quantiser gets, [number of codes in all images, E]."""
-    maps = [vq.quant_conv(vq.encoder(pixels_of(chunk, image_size))) for chunk in fit_chunks(frames)]
+    # Channels last in memory: in another order, convolutions would round differently, and codebooks would be others.
+    pixels = (
+        pixels_of(chunk, image_size).contiguous(memory_format=torch.channels_last) for chunk in fit_chunks(frames)
+    )
+    maps = [vq.quant_conv(vq.encoder(chunk)) for chunk in pixels]
     return torch.cat([feature_map.permute(0, 2, 3, 1).flatten(0, 2) for feature_map in maps]).numpy()
 
 
