@@ -49,6 +49,7 @@ def check(tokenizer: ImageTokenizer, frames: np.ndarray, threads: int) -> None:
         for batch in BATCHES:
             parts = [tokenizer.encode(frames[start : start + batch]) for start in range(0, len(frames), batch)]
             assert (np.concatenate(parts) == whole).all(), f"batches of {batch}, {threads} threads"
+        assert (tokenizer.encode(frames[::-1][:1]) == whole[-1:]).all(), "a view with negative strides"
         backwards = tokenizer.encode(frames[::-1])[::-1]
         assert (backwards == whole).all(), f"in the opposite order, {threads} threads"
     finally:

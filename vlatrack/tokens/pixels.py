@@ -18,7 +18,9 @@ def pixels_of(frames: NDArray[np.uint8], image_size: int, device: torch.device |
 
     Channel by channel in memory, where resizing is faster, to the same numbers.
     """
-    pixels = torch.from_numpy(np.ascontiguousarray(frames)).to(device).permute(0, 3, 1, 2).contiguous().float()
+    # NumPy calls a single image of a reversed array contiguous, but torch takes no negative strides.
+    forwards = frames.copy() if min(frames.strides) < 0 else frames
+    pixels = torch.from_numpy(forwards).to(device).permute(0, 3, 1, 2).contiguous().float()
     if pixels.shape[-2:] != (image_size, image_size):
         pixels = interpolate(pixels, size=(image_size, image_size), mode="bilinear", antialias=True)
     return pixels.div_(127.5).sub_(1)
