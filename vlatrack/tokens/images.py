@@ -109,7 +109,7 @@ class ImageTokenizer:
         together = count * -(-_RESIZED_AT_ONCE // count)
         for start in range(0, len(frames), together):
             pixels = pixels_of(frames[start : start + together], self.image_size, self._vq.device)
-            yield from pad(pixels, (0, 0, 0, 0, 0, 0, 0, -len(pixels) % count)).split(count)
+            yield from torch.split(pad(pixels, (0, 0, 0, 0, 0, 0, 0, -len(pixels) % count)), count)
 
     def _codes(self, pixels: Tensor) -> Tensor:
         if isinstance(self._vq, SquareQuantizer):
