@@ -9,6 +9,7 @@ import typer
 
 from vlatrack.cli.data_convert import convert
 from vlatrack.cli.data_hub import pull, push
+from vlatrack.cli.data_probe import probe
 from vlatrack.cli.data_regenerate import regenerate_app
 from vlatrack.cli.data_tokenize import tokenize
 from vlatrack.cli.data_view import view
@@ -47,7 +48,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
-for command in (view, convert, tokenize, push, pull):
+for command in (view, convert, tokenize, probe, push, pull):
     app.command()(command)
 app.add_typer(regenerate_app, name="regenerate")
 

@@ -196,6 +196,25 @@ class RecordedSpec(Model):
     )
 
 
+class AugmentationSpec(Model):
+    """Other crops and colours of the training images; all frames of an episode's variant and camera share one draw."""
+
+    crop: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="least share of height and width in a crop")
+    brightness: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="factors from 1 - x to 1 + x; 0: as it is")
+    contrast: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="factors from 1 - x to 1 + x; 0: as it is")
+    saturation: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="factors from 1 - x to 1 + x; 0: as it is")
+    hue: Annotated[float, Field(ge=0, le=0.5)] = Field(0.0, description="turns of the colour circle, from -x to x")
+    variants: PositiveInt = Field(4, description="variants of each episode that are tokenised beside the original")
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Self:
+        if self.crop == 1 and not (self.brightness or self.contrast or self.saturation or self.hue):
+            raise ValueError(
+                "changes nothing; give crop below 1, brightness, contrast, saturation or hue, or leave it out"
+            )
+        return self
+
+
 class DataSpec(Model):
     """The demonstrations: what the policy sees of them, and the three splits."""
 

@@ -5,25 +5,26 @@ Shapes: N images, R x C codes each (one code covers 16 x 16 pixels).
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor
-from torch.nn.functional import interpolate
-from transformers import ChameleonVQVAE, ChameleonVQVAEConfig
-from transformers.models.chameleon.modeling_chameleon import ChameleonImageVocabularyMapping
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers import ChameleonVQVAE
 
 from vlatrack.errors import CheckpointError
+from vlatrack.tokens.chameleon_vq import ids_by_code, known_vq_fields, random_vq, split_decoder, stored_vq, vq_codes
 from vlatrack.tokens.layout import PIXELS_PER_CODE, TokenLayout
 from vlatrack.tokens.patches import CodePatches
+from vlatrack.tokens.pixels import fit_chunks, images_at_once, memory_format, pixels_of
 from vlatrack.tokens.squares import SquareQuantizer, kmeans_centres, squares_of
+from vlatrack.tokens.vq_decoder import VqDecoder, stored_decoder
 
 CHAMELEON_PREFIX = "model.vqmodel."
 """Prefix of the image tokenizer's weights in a Chameleon checkpoint."""
@@ -31,8 +32,22 @@ CHAMELEON_PREFIX = "model.vqmodel."
 FittedEncoder = Literal["squares", "convolutions"]
 
 _WEIGHTS, _SETTINGS = "image_tokenizer.safetensors", "image_tokenizer.json"
-_ENCODE_CHUNK = 32  # images in one forward pass of the encoder; more would not fit in a CPU's cache
+_RESIZED_AT_ONCE = 32  # images
 _FEATURE_SAMPLES = 60_000  # features for k-means; more do not change the centres noticeably
+
+
+class ImageDecoder(Protocol):
+    """From codes back to pixels."""
+
+    @property
+    def description(self) -> str:
+        """How, for people."""
+
+    def decode(self, codes: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Codes [N, R, C] to RGB [N, R * P, C * P, 3]."""
+
+    def save(self, folder: Path) -> None:
+        """Write the decoder into the folder of an image tokenizer; raises CheckpointError."""
 
 
 class ImageTokenizer:
@@ -44,7 +59,7 @@ class ImageTokenizer:
         *,
         image_size: int,
         code_ids: NDArray[np.int64],
-        decoder: CodePatches | None = None,
+        decoder: ImageDecoder | None = None,
     ) -> None:
         """
         Args:
@@ -54,7 +69,7 @@ class ImageTokenizer:
             decoder: from codes back to pixels.
         """
         vq.eval().requires_grad_(False)
-        self._vq = vq if isinstance(vq, SquareQuantizer) else vq.to(memory_format=torch.channels_last)
+        self._vq = vq
         self._code_ids = torch.from_numpy(code_ids)
         self.image_size, self.decoder = image_size, decoder
 
@@ -68,30 +83,44 @@ class ImageTokenizer:
         return self._code_ids.numpy()
 
     def to(self, device: torch.device | str) -> Self:
-        """The same tokenizer, encoding on ``device``."""
-        self._vq.to(device)
+        """The same tokenizer, encoding and decoding on ``device``."""
+        for module in (self._vq, self.decoder):
+            if isinstance(module, nn.Module):
+                module.to(device)
+                module.to(memory_format=memory_format(torch.device(device)))  # type: ignore[call-overload]
         return self
 
     @torch.inference_mode()
     def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """RGB images uint8 [N, height, width, 3] to token ids int64 [N, R, C]."""
+        """RGB images uint8 [N, height, width, 3] to token ids int64 [N, R, C].
+
+        The ids of an image do not depend on the others, nor on their number: every forward pass is one of the same
+        number of images, the last filled up with grey ones.
+        """
         side = self.codes_per_side
-        codes = [self._encoded(_pixels(chunk, self.image_size, self._vq.device)).cpu() for chunk in _chunks(frames)]
+        codes = [self._codes(pixels) for pixels in self._parts(frames)]
         if not codes:
             return np.empty((0, side, side), np.int64)
-        return self._code_ids[torch.cat(codes)].view(-1, side, side).numpy()
+        return self._code_ids[torch.cat(codes)[: len(frames)].cpu()].view(-1, side, side).numpy()
 
-    def _encoded(self, pixels: Tensor) -> Tensor:
+    def _parts(self, frames: NDArray[np.uint8]) -> Iterator[Tensor]:
+        """The pixels of each forward pass. More images than that are resized together, which is faster."""
+        count = images_at_once(self.image_size, self._vq.device)
+        together = count * -(-_RESIZED_AT_ONCE // count)
+        for start in range(0, len(frames), together):
+            pixels = pixels_of(frames[start : start + together], self.image_size, self._vq.device)
+            yield from torch.split(pad(pixels, (0, 0, 0, 0, 0, 0, 0, -len(pixels) % count)), count)
+
+    def _codes(self, pixels: Tensor) -> Tensor:
         if isinstance(self._vq, SquareQuantizer):
             nearest: Tensor = self._vq(pixels)
             return nearest
-        codes: Tensor = self._vq.encode(pixels, return_dict=True).image_tokens
-        return codes
+        return vq_codes(self._vq, pixels.contiguous(memory_format=memory_format(pixels.device)))
 
     def resized(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """RGB images [N, height, width, 3] in the size that is encoded, [N, image_size, image_size, 3]."""
-        chunks = np.array_split(frames, max(1, -(-len(frames) // _ENCODE_CHUNK)))
-        pixels = [((_pixels(chunk, self.image_size) + 1) * 127.5).round().clamp(0, 255).byte() for chunk in chunks]
+        chunks = fit_chunks(frames) or [frames]
+        pixels = [((pixels_of(chunk, self.image_size) + 1) * 127.5).round().clamp(0, 255).byte() for chunk in chunks]
         return torch.cat(pixels).permute(0, 2, 3, 1).numpy()
 
     def fit_decoder(self, frames: NDArray[np.uint8]) -> None:
@@ -139,12 +168,12 @@ class ImageTokenizer:
         """
         ids = layout.first_image_code + np.arange(codebook_size)
         if encoder == "squares":
-            pixels = [_pixels(chunk, image_size) for chunk in _chunks(frames)]
+            pixels = [pixels_of(chunk, image_size) for chunk in fit_chunks(frames)]
             squares = torch.cat([squares_of(chunk) for chunk in pixels]).numpy()
             return cls(
                 SquareQuantizer.fit(squares, codes=codebook_size, seed=seed), image_size=image_size, code_ids=ids
             )
-        vq = _random_vq(image_size=image_size, codebook_size=codebook_size, base_channels=base_channels, seed=seed)
+        vq = random_vq(image_size=image_size, codebook_size=codebook_size, base_channels=base_channels, seed=seed)
         features = _features(vq, frames, image_size)
         generator = np.random.default_rng(seed)
         if len(features) > _FEATURE_SAMPLES:
@@ -171,17 +200,20 @@ class ImageTokenizer:
             layout: the token ids of the backbone that reads the codes.
 
         Raises:
-            CheckpointError: the checkpoint has no image tokenizer, or one of another geometry.
+            CheckpointError: the checkpoint has no image tokenizer, or one whose files do not fit.
         """
-        weights = {name.removeprefix(CHAMELEON_PREFIX): value for name, value in tensors}
-        mapping = ChameleonImageVocabularyMapping(config.get("vocabulary_map") or {})
-        if not weights or not mapping.image_tokens:
+        weights, of_decoder = split_decoder((name.removeprefix(CHAMELEON_PREFIX), value) for name, value in tensors)
+        vocabulary = config.get("vocabulary_map")
+        if not weights or not isinstance(vocabulary, Mapping) or not any(map(_is_code, vocabulary)):
             raise CheckpointError(
                 f"{place}: no image tokenizer in it ({CHAMELEON_PREFIX}*, vocabulary_map); name one that has it"
             )
-        vq = _stored_vq(_known_vq_fields(config.get("vq_config") or {}), weights, place)
-        ids = np.asarray([mapping.img2bpe[code] for code in range(len(mapping.img2bpe))], np.int64)
-        return cls(vq, image_size=image_size, code_ids=ids - TokenLayout.first_image_code + layout.first_image_code)
+        geometry = known_vq_fields(config.get("vq_config") or {})
+        vq = stored_vq(geometry, weights, place)
+        decoder = None if not of_decoder else stored_decoder(geometry, {**weights, **of_decoder}, place)
+        ids = np.asarray(ids_by_code(vocabulary, vq.config.num_embeddings, place), np.int64)
+        ids += layout.first_image_code - TokenLayout.first_image_code
+        return cls(vq, image_size=image_size, code_ids=ids, decoder=decoder)
 
     def fingerprint(self) -> str:
         """sha256 of everything that determines the ids of an image, which the decoder does not."""
@@ -235,56 +267,23 @@ class ImageTokenizer:
             raise CheckpointError(
                 f"{folder / _SETTINGS}: not the settings of an image tokenizer ({type(error).__name__}: {error})"
             ) from error
-        return cls(vq, image_size=image_size, code_ids=ids, decoder=CodePatches.load(folder))
+        decoder = VqDecoder.load(folder) or CodePatches.load(folder)
+        return cls(vq, image_size=image_size, code_ids=ids, decoder=decoder)
 
 
-def _pixels(frames: NDArray[np.uint8], image_size: int, device: torch.device | str = "cpu") -> Tensor:
-    """uint8 [N, height, width, 3] to float [N, 3, image_size, image_size] in [-1, 1], channels last in memory."""
-    pixels = torch.from_numpy(np.ascontiguousarray(frames)).to(device).permute(0, 3, 1, 2).float()
-    if pixels.shape[-2:] != (image_size, image_size):
-        pixels = interpolate(pixels, size=(image_size, image_size), mode="bilinear", antialias=True)
-    return pixels / 127.5 - 1
-
-
-def _random_vq(*, image_size: int, codebook_size: int, base_channels: int, seed: int) -> ChameleonVQVAE:
-    config = ChameleonVQVAEConfig(
-        resolution=image_size,
-        base_channels=base_channels,
-        channel_multiplier=[1, 1, 2, 2, 2],  # four halvings: one code covers 16 x 16 pixels
-        num_res_blocks=1,
-        latent_channels=64,
-        embed_dim=64,
-        num_embeddings=codebook_size,
-        attn_type="none",  # attention with random weights would mix all positions
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        vq = ChameleonVQVAE(config)
-        for module in vq.modules():
-            if isinstance(module, torch.nn.Conv2d):
-                # Orthogonal filters keep the variance of the image through ten random layers.
-                torch.nn.init.orthogonal_(module.weight, gain=2**0.5)
-    return vq.eval().requires_grad_(False)
+def _is_code(name: object) -> bool:
+    return isinstance(name, str) and name.startswith("IMGIMG")
 
 
 @torch.inference_mode()
 def _features(vq: ChameleonVQVAE, frames: NDArray[np.uint8], image_size: int) -> NDArray[np.float32]:
     """The features that the quantiser gets, [number of codes in all images, E]."""
-    maps = [vq.quant_conv(vq.encoder(_pixels(chunk, image_size))) for chunk in _chunks(frames)]
+    # Channels last in memory: in another order, convolutions would round differently, and codebooks would be others.
+    pixels = (
+        pixels_of(chunk, image_size).contiguous(memory_format=torch.channels_last) for chunk in fit_chunks(frames)
+    )
+    maps = [vq.quant_conv(vq.encoder(chunk)) for chunk in pixels]
     return torch.cat([feature_map.permute(0, 2, 3, 1).flatten(0, 2) for feature_map in maps]).numpy()
-
-
-def _chunks(frames: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-    return [chunk for chunk in np.array_split(frames, max(1, -(-len(frames) // _ENCODE_CHUNK))) if len(chunk)]
-
-
-def _known_vq_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Only the geometry: a stored config also has fields of the library version that wrote it."""
-    names = (
-        "embed_dim num_embeddings double_latent latent_channels resolution in_channels base_channels "
-        "channel_multiplier num_res_blocks attn_resolutions dropout attn_type"
-    ).split()
-    return {name: config[name] for name in names if name in config}
 
 
 def _geometry(vq: ChameleonVQVAE | SquareQuantizer) -> dict[str, object]:
@@ -292,14 +291,14 @@ def _geometry(vq: ChameleonVQVAE | SquareQuantizer) -> dict[str, object]:
     if isinstance(vq, SquareQuantizer):
         codes, dimensions = vq.centres.shape
         return {"squares": {"codes": codes, "dimensions": dimensions}}
-    return {"vq_config": _known_vq_fields(vq.config.to_dict())}
+    return {"vq_config": known_vq_fields(vq.config.to_dict())}
 
 
 def _stored_encoder(
     settings: Mapping[str, Any], weights: Mapping[str, Tensor], place: Path
 ) -> ChameleonVQVAE | SquareQuantizer:
     if "squares" not in settings:
-        return _stored_vq(settings["vq_config"], weights, place)
+        return stored_vq(settings["vq_config"], weights, place)
     geometry = settings["squares"]
     squares = SquareQuantizer(codes=int(geometry["codes"]), dimensions=int(geometry["dimensions"]))
     try:
@@ -307,13 +306,3 @@ def _stored_encoder(
     except RuntimeError as error:
         raise CheckpointError(f"{place}: the image tokenizer has another geometry; restore its files") from error
     return squares
-
-
-def _stored_vq(config: Mapping[str, Any], weights: Mapping[str, Tensor], place: Path) -> ChameleonVQVAE:
-    try:
-        vq = ChameleonVQVAE(ChameleonVQVAEConfig(**config))
-        vq.load_state_dict(dict(weights))
-    except (StrictDataclassError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[-200:]
-        raise CheckpointError(f"{place}: the image tokenizer has another geometry ({reason})") from error
-    return vq

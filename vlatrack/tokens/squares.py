@@ -52,10 +52,16 @@ class SquareQuantizer(nn.Module):
         return fitted
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Images [N, 3, S, S] in [-1, 1] to codes [N, R * C]."""
-        points = (squares_of(pixels) - self.mean) @ self.components
-        nearness = points @ self.centres.T - self.centres.square().sum(dim=1) / 2
-        return nearness.argmax(dim=1).view(len(pixels), -1)
+        """Images [N, 3, S, S] in [-1, 1] to codes [N, R * C].
+
+        The matrix products of a batch are those of its images, one by one: how one of all squares were cut into blocks
+        would depend on their number.
+        """
+        count = len(pixels)
+        squares = (squares_of(pixels) - self.mean).view(count, -1, len(self.mean))
+        points = squares.bmm(self.components.expand(count, -1, -1))
+        nearness = points.bmm(self.centres.T.expand(count, -1, -1)) - self.centres.square().sum(dim=1) / 2
+        return nearness.argmax(dim=2)
 
 
 def squares_of(pixels: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from vlatrack.errors import CheckpointError
 from vlatrack.tokens.layout import TokenLayout
 
 _PRETRAINED, _BYTES = "tokenizer.json", "text_tokenizer.json"
+_ORIGINAL = "text_tokenizer.json"  # beside Chameleon's vqgan.ckpt; our byte tokenizers lie in folders of checkpoints
 
 
 class TextTokenizer(Protocol):
@@ -72,9 +73,12 @@ class PretrainedTextTokenizer:
         """The tokenizer in ``folder``.
 
         Raises:
-            CheckpointError: its ``tokenizer.json`` is missing or not a tokenizer.
+            CheckpointError: its ``tokenizer.json`` is missing or not a tokenizer; in the folder of Chameleon's original
+                tokenizers it is called ``text_tokenizer.json``.
         """
         file = folder / _PRETRAINED
+        if not file.exists() and (folder / _ORIGINAL).exists():
+            file = folder / _ORIGINAL
         try:
             return cls(file.read_bytes(), file)
         except FileNotFoundError:

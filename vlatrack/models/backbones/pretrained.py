@@ -16,7 +16,9 @@ from torch.distributed.tensor import DTensor
 
 from vlatrack.errors import CheckpointError
 from vlatrack.models.backbones.four_bits import FourBitLinear
-from vlatrack.models.backbones.stored_tensors import StoredTensor, stored_tensors
+from vlatrack.models.backbones.original_tokenizer import WEIGHTS as ORIGINAL_WEIGHTS
+from vlatrack.models.backbones.original_tokenizer import is_original, original_config, original_tensors
+from vlatrack.models.backbones.stored_tensors import StoredTensor, read_tensors, stored_tensors
 
 _HEAD_PREFIX = "action_head."
 _WRAPPERS = re.compile(r"^(?:module\.|_fsdp_wrapped_module\.|_orig_mod\.)+")
@@ -26,7 +28,7 @@ _MIB, _SAMPLES = 1 << 20, 16
 
 @dataclass(frozen=True)
 class PretrainedFolder:
-    """A checkpoint folder: a Hugging Face model, or a RynnVLA-002 / WorldVLA state dict."""
+    """A checkpoint folder: a Hugging Face model, a RynnVLA-002 / WorldVLA state dict, or Chameleon's own tokenizers."""
 
     path: Path
     config: Mapping[str, Any]  # its config.json
@@ -39,7 +41,8 @@ class PretrainedFolder:
             CheckpointError: a file is truncated, or contains anything but tensors.
         """
         for file in self.files:
-            yield from read_tensors(file, prefix)
+            read = original_tensors if file.name == ORIGINAL_WEIGHTS else read_tensors
+            yield from read(file, prefix)
 
 
 def open_pretrained(place: str, *, with_weights: bool = True) -> PretrainedFolder:
@@ -52,6 +55,8 @@ def open_pretrained(place: str, *, with_weights: bool = True) -> PretrainedFolde
         CheckpointError: there is no such checkpoint, or its config.json is damaged.
     """
     folder = _folder_of(place, with_weights=with_weights)
+    if is_original(folder):
+        return PretrainedFolder(folder, original_config(folder), (folder / ORIGINAL_WEIGHTS,) if with_weights else ())
     config_file = folder / "config.json"
     try:
         config = json.loads(config_file.read_text())
@@ -62,19 +67,6 @@ def open_pretrained(place: str, *, with_weights: bool = True) -> PretrainedFolde
     if not isinstance(config, dict):
         raise CheckpointError(f"{config_file}: not a model's configuration (a JSON object)")
     return PretrainedFolder(folder, config, _weight_files(folder) if with_weights else ())
-
-
-def read_tensors(file: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The tensors of ``stored_tensors``, whole.
-
-    Raises:
-        CheckpointError: the file is missing, truncated, or contains anything but tensors.
-    """
-    for name, stored in stored_tensors(file, prefix):
-        try:
-            yield name, stored.whole()
-        except OSError as error:
-            raise CheckpointError(f"{file}: unreadable or truncated ({error})") from error
 
 
 # --- mapping to a policy -------------- -----------------------------------------------------------

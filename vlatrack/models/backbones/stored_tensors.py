@@ -69,7 +69,7 @@ class StoredTensor:
 
 
 def stored_tensors(file: Path, prefix: str = "") -> Iterator[tuple[str, StoredTensor]]:
-    """Names and tensors of .safetensors, .bin, .pt or .pth; nothing but tensors is unpickled.
+    """Names and tensors of .safetensors, .bin, .pt, .pth or .ckpt; nothing but tensors is unpickled.
 
     Raises:
         CheckpointError: the file is missing, truncated, or contains anything else.
@@ -94,6 +94,19 @@ def stored_tensors(file: Path, prefix: str = "") -> Iterator[tuple[str, StoredTe
         raise CheckpointError(f"{file}: has tensors of a type that cannot be read ({error})") from error
 
 
+def read_tensors(file: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of ``stored_tensors``, whole, each read only when it is reached.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, or contains anything but tensors.
+    """
+    for name, stored in stored_tensors(file, prefix):
+        try:
+            yield name, stored.whole()
+        except OSError as error:
+            raise CheckpointError(f"{file}: unreadable or truncated ({error})") from error
+
+
 def _read(stream: BinaryIO, at: int, start: int, into: Tensor) -> None:
     row_bytes = into[:1].numel() * into.element_size() if into.dim() else 0
     stream.seek(at + start * row_bytes)
@@ -111,8 +124,15 @@ def _torch_state(file: Path) -> dict[str, Tensor]:
     except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise CheckpointError(f"{file}: unreadable or truncated ({_first_line(error)})") from error
     except Exception as error:  # weights_only raises UnpicklingError of the pickle module, which stays unimported here
-        raise CheckpointError(f"{file}: refused, it holds more than tensors ({_first_line(error)})") from error
-    state = loaded.get("model", loaded) if isinstance(loaded, dict) else loaded
+        raise CheckpointError(
+            f"{file}: refused, it holds more than tensors ({_first_line(error)}); where you trust it, save its state "
+            "dict alone with torch.save"
+        ) from error
+    state = loaded
+    for key in ("model", "state_dict"):  # the reference's name of it, and Lightning's
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            state = loaded[key]
+            break
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{file}: not a state dict of tensors")
     return state
