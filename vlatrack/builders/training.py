@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs
 
+from vlatrack.builders.data import data_warnings
 from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.optimizer import build_optimizer, build_schedule, check_optimizer, group_rates
 from vlatrack.builders.policy import adapter_of, build_schema
@@ -258,9 +259,12 @@ def build_training_parts(
 
 
 def training_warnings(experiment: Experiment, training: Training, state: TrainState) -> list[str]:
-    """Settings that are allowed but probably not intended, one line each, for a training that starts at ``state``."""
+    """Settings and data that are allowed but probably not intended, one line each, for a training that starts at
+    ``state``; those of the data for the main process alone."""
     spec, steps = experiment.spec, training.total_steps
     found = []
+    if training.group.is_main_process:  # reads all actions and states, for one who reads what is found
+        found += data_warnings(spec, experiment.splits, experiment.norm_stats, experiment.fingerprints)
     if experiment.continues and experiment.stored is not None and spec.optim.schedule != "constant":
         epochs = cast(int, experiment.stored.settings["train.epochs"])
         done, per_epoch = state.step / training.steps_per_epoch, training.steps_per_epoch
