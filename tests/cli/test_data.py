@@ -100,7 +100,7 @@ def test_an_output_that_cannot_be_written_is_told(tmp_path: Path) -> None:
             output_of("record", "reach-v3", "--output", tmp_path / output)
 
 
-@pytest.mark.parametrize("command", ["data record", "data info", "import", "validate", "schema"])
+@pytest.mark.parametrize("command", ["data record", "data info", "data validate", "import", "validate", "schema"])
 def test_help_has_an_example(command: str) -> None:
     told = CliRunner().invoke(program, [*command.split(), "--help"], env={"COLUMNS": "120"}).output
     assert f"Example: vlatrack {command} " in told

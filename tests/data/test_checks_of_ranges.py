@@ -25,8 +25,8 @@ def findings_of(values: np.ndarray, method: str, *, as_is: tuple[int, ...] = (),
     norm_stats = NormStats.from_episodes(
         episodes, method=method, use_state=False, name="demos", action_as_is=as_is, statistics=statistics
     )
-    ranges = Ranges(kind, statistics.actions, norm_stats.actions, ("gripper",), as_is, method)
-    found = list(check_ranges("demos", ranges))
+    ranges = Ranges(kind, statistics.actions, norm_stats.actions, ("gripper",), as_is)
+    found = list(check_ranges("demos", [ranges], method))
     assert all(finding.where == f"demos: {kind} 0 (gripper)" for finding in found)
     return [f"{finding.severity} {finding.check}: {finding.message}; {finding.remedy}" for finding in found]
 
@@ -40,8 +40,8 @@ def test_a_dimension_that_moves_has_no_finding() -> None:
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        (np.ones(9), "error constant: is always 1, so that"),
-        (np.full(9, 0.5) + np.linspace(0, 1e-7, 9), "error constant: is nearly constant, 0.5 to 0.5, so that"),
+        (np.ones(9), "error constant: is always 1, which is no range to normalise by"),
+        (np.full(9, 0.5) + np.linspace(0, 1e-7, 9), "error constant: is nearly constant, 0.5 to 0.5, which"),
         (np.full(9, 300.0) + np.linspace(0, 1e-4, 9), "error constant: is nearly constant"),
     ],
 )
@@ -56,6 +56,20 @@ def test_the_remedy_is_a_setting_that_helps() -> None:
     assert findings_of(np.ones(9), "minmax", as_is=(0,)) == []
     (found,) = findings_of(np.full(9, 3.0), "minmax")
     assert "write the ranges by hand" in found, "as it is, it would be clipped to 1"
+
+
+def test_one_setting_is_the_remedy_for_all_dimensions_at_once() -> None:
+    values = np.zeros((9, 4), np.float32)
+    values[:, 1] = np.arange(9)
+    statistics = EpisodeStatistics.of([Episode(0, "push", values, values)])
+    zeros = ValueRange((0.0,) * 4, (0.0, 8.0, 0.0, 0.0))
+    groups = [Ranges("action", statistics.actions, zeros, as_is=[3]), Ranges("state", statistics.states, zeros)]
+    found = list(check_ranges("demos", groups, "minmax"))
+    assert [finding.where for finding in found] == [
+        f"demos: {place}" for place in ("action 0", "action 2", "state 0", "state 2", "state 3")
+    ]
+    setting = "{method: minmax, action_as_is: [0, 2, 3], state_as_is: [0, 2, 3]}"
+    assert {finding.remedy for finding in found} == {f"keep it as it is: tokenizer.statistics={setting}"}
 
 
 def test_a_gripper_that_rarely_closes_is_lost_between_quantiles() -> None:
@@ -88,7 +102,7 @@ def test_a_few_outliers_that_take_the_range_are_a_warning() -> None:
 
 def test_ranges_by_hand_that_clip_are_a_warning() -> None:
     statistics = EpisodeStatistics.of([Episode(0, "push", NOISE.astype(np.float32)[:, None], None)])
-    (found,) = check_ranges("demos", Ranges("action", statistics.actions, ValueRange((-1,), (1,)), ()))
+    (found,) = check_ranges("demos", [Ranges("action", statistics.actions, ValueRange((-1,), (1,)))], None)
     assert (found.severity, found.check, found.where) == ("warning", "clipping", "demos: action 0")
     assert f"{(np.abs(NOISE) > 1).mean():.1%} of its values lie outside -1 to 1 and are clipped" in found.message
 

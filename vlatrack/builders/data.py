@@ -136,12 +136,12 @@ def _norm_stats(spec: ExperimentSpec, train: Split) -> NormStats:
 def _check_ranges(spec: ExperimentSpec, train: Split, norm_stats: NormStats) -> Iterator[Finding]:
     """Of all dimensions of which there are ranges and values; whether these are as many is asked elsewhere."""
     found, name, names, computed = train.statistics, train.source.name, action_names(train.source), _computed(spec)
-    method = None if computed is None else computed.method
     as_is = () if computed is None else computed.action_as_is
-    yield from check_ranges(name, Ranges("action", found.actions, norm_stats.actions, names, as_is, method))
+    groups = [Ranges("action", found.actions, norm_stats.actions, names, as_is)]
     if norm_stats.states is not None:
         as_is = () if computed is None else computed.state_as_is
-        yield from check_ranges(name, Ranges("state", found.states, norm_stats.states, (), as_is, method))
+        groups.append(Ranges("state", found.states, norm_stats.states, as_is=as_is))
+    return check_ranges(name, groups, None if computed is None else computed.method)
 
 
 def _computed(spec: ExperimentSpec) -> ComputedRanges | None:
@@ -152,31 +152,23 @@ def _computed(spec: ExperimentSpec) -> ComputedRanges | None:
     return chosen if isinstance(chosen, ComputedRanges) else None
 
 
-def data_warnings(
-    spec: ExperimentSpec, splits: Mapping[str, Split], norm_stats: NormStats, fingerprints: Mapping[str, str]
-) -> list[str]:
+def data_warnings(spec: ExperimentSpec, splits: Mapping[str, Split], norm_stats: NormStats) -> list[str]:
     """What is wrong with the data of a run that can start all the same, one line each; reads no frames.
 
     An overlap of training and validation is among them, and an error of `vlatrack data validate` alone: a policy may be
     made to learn its data by heart on purpose.
-
-    Args:
-        fingerprints: see `data_fingerprints`.
     """
     of_ranges = normalisation_of(spec, splits[TRAIN], norm_stats).findings
-    return [f"data: {finding.line()}" for finding in (*of_ranges, *check_split_set(spec, splits, fingerprints))]
+    return [f"data: {finding.line()}" for finding in (*of_ranges, *check_split_set(spec, splits))]
 
 
-def check_split_set(
-    spec: ExperimentSpec, splits: Mapping[str, Split], fingerprints: Mapping[str, str]
-) -> list[Finding]:
+def check_split_set(spec: ExperimentSpec, splits: Mapping[str, Split]) -> list[Finding]:
     """See `check_splits`."""
     return check_splits(
         {name: (split.source, split.episodes) for name, split in splits.items()},
         train=TRAIN,
         needs=needs_of(spec),
         cameras=spec.data.cameras,
-        fingerprints={name: fingerprints[f"data.{name}"] for name in splits},
     )
 
 

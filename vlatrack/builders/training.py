@@ -264,7 +264,7 @@ def training_warnings(experiment: Experiment, training: Training, state: TrainSt
     spec, steps = experiment.spec, training.total_steps
     found = []
     if training.group.is_main_process:  # reads all actions and states, for one who reads what is found
-        found += data_warnings(spec, experiment.splits, experiment.norm_stats, experiment.fingerprints)
+        found += data_warnings(spec, experiment.splits, experiment.norm_stats)
     if experiment.continues and experiment.stored is not None and spec.optim.schedule != "constant":
         epochs = cast(int, experiment.stored.settings["train.epochs"])
         done, per_epoch = state.step / training.steps_per_epoch, training.steps_per_epoch

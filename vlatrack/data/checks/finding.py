@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, Self
+
+from vlatrack.errors import DataError
 
 Severity = Literal["error", "warning"]
 
@@ -19,6 +21,12 @@ class Finding:
     message: str
     remedy: str
     count: int = 1  # how many episodes, dimensions or files it is about
+
+    @classmethod
+    def of_error(cls, check: str, where: str, error: DataError) -> Self:
+        """What a DataError says, whose remedy stands behind its last semicolon."""
+        message, _, remedy = str(error).rpartition("; ")
+        return cls("error", check, where, message or remedy, remedy if message else "leave it out")
 
     def line(self) -> str:
         """One line for a terminal."""

@@ -27,7 +27,7 @@ class CameraScan:
     black: list[int] = field(default_factory=list)  # episodes in which all frames are
     blank: list[int] = field(default_factory=list)  # episodes in which all frames are of one colour, but not black
     frozen: list[int] = field(default_factory=list)  # episodes in which all frames are the same
-    unreadable: dict[int, str] = field(default_factory=dict)
+    unreadable: dict[int, DataError] = field(default_factory=dict)
     sizes: dict[tuple[int, int], int] = field(default_factory=dict)  # height, width → an episode
 
     def add(self, episode: Episode, pieces: Iterable[NDArray[np.uint8]]) -> None:
@@ -64,7 +64,7 @@ class FrameScan:
             try:
                 scan.add(episode, frame_pieces(self._source, episode, camera))
             except DataError as error:
-                scan.unreadable[episode.index] = str(error)
+                scan.unreadable[episode.index] = error
 
     def findings(self, where: str) -> Iterator[Finding]:
         """Of what has been looked at.
@@ -74,7 +74,7 @@ class FrameScan:
         """
         for camera, scan in self.cameras.items():
             for index, why in scan.unreadable.items():
-                yield Finding("error", "frames", f"{where}, episode {index}", why, _RESTORE)
+                yield Finding.of_error("frames", f"{where}, episode {index}", why)
             for what, indexes in (("black", scan.black), ("of one colour", scan.blank)):
                 if indexes:
                     message = f"all frames are {what} in {plural(len(indexes), 'episode')} of {scan.episodes:,}"
@@ -91,6 +91,5 @@ class FrameScan:
                 yield Finding("warning", "image sizes", f"{where}, {camera}", message, _SCALED)
 
 
-_RESTORE = "restore its frames, or leave it out"
 _LEAVE_OUT = "leave these episodes out, or the camera"
 _SCALED = "all are scaled to the same square: record them alike"

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from vlatrack.data.checks.finding import Finding
+from vlatrack.data.checks.finding import Finding, Severity
 from vlatrack.data.statistics import QUANTILES, ValueStatistics
 from vlatrack.tokens.bins import ValueRange
 
@@ -27,62 +27,101 @@ class Ranges:
     kind: Kind
     found: Sequence[ValueStatistics]
     ranges: ValueRange
-    names: Sequence[str]  # of the dimensions; empty: not known
+    names: Sequence[str] = ()  # of the dimensions; empty: not known
     as_is: Collection[int] = ()  # dimensions whose range is [-1, 1] by choice
-    computed: str | None = None  # the method; None: written by hand
 
     def place(self, dimension: int) -> str:
         """`action 6 (gripper)`."""
         name = self.names[dimension] if dimension < len(self.names) else ""
         return f"{self.kind} {dimension}" + (f" ({name})" if name and name != f"{self.kind} {dimension}" else "")
 
-    def keeping(self, dimension: int) -> str:
-        """The setting that leaves a dimension as it is, beside those that are left already."""
-        chosen = sorted({*self.as_is, dimension})
-        return f"tokenizer.statistics={{method: {self.computed}, {self.kind}_as_is: {chosen}}}"
+    def may_stay(self, dimension: int) -> bool:
+        """Whether nothing is lost if the dimension stays as it is; a state that is always the same tells nothing."""
+        of = self.found[dimension]
+        return self.kind == "state" or max(abs(of.low), abs(of.high)) <= 1 + _TOLERANCE
 
 
-def check_ranges(where: str, ranges: Ranges) -> Iterator[Finding]:
+@dataclass(frozen=True)
+class _Useless:
+    """A dimension whose range is none."""
+
+    ranges: Ranges
+    dimension: int
+    check: str
+    message: str
+
+
+def check_ranges(where: str, groups: Sequence[Ranges], method: str | None) -> Iterator[Finding]:
     """Dimensions that are constant, lost between quantiles, not finite, or mostly outside of their range.
 
     Args:
         where: the dataset, for messages.
+        groups: of the actions, and of the states where the policy sees them.
+        method: how the ranges were computed; None: they are written by hand.
     """
-    for dimension, of in enumerate(ranges.found):
-        place = f"{where}: {ranges.place(dimension)}"
-        if of.not_finite:
-            message = f"{of.not_finite:,} values are NaN or infinite, the first in episode {of.not_finite_in}"
-            yield Finding("error", "not finite", place, message, "leave those episodes out", of.not_finite)
-        if of.count:
-            yield from _check_range(place, ranges, dimension)
+    useless = []
+    for ranges in groups:
+        for dimension, of in enumerate(ranges.found):
+            place = f"{where}: {ranges.place(dimension)}"
+            if of.not_finite:
+                message = f"{of.not_finite:,} values are NaN or infinite, the first in episode {of.not_finite_in}"
+                yield Finding("error", "not finite", place, message, "leave those episodes out", of.not_finite)
+            if not of.count:
+                continue
+            if dimension in ranges.as_is:
+                yield from _check_as_is(place, ranges, dimension)
+            elif method is not None and (problem := _useless(ranges, dimension)) is not None:
+                useless.append(problem)
+            elif method is None or not _is_switch(of):
+                low, high = ranges.ranges.low[dimension], ranges.ranges.high[dimension]
+                yield from _check_clipping(place, of, low, high)
+                yield from _check_outliers(place, of, low, high) if method is not None else ()
+    remedy = _keeping(useless, groups, method)
+    for problem in useless:
+        place = f"{where}: {problem.ranges.place(problem.dimension)}"
+        may_stay = problem.ranges.may_stay(problem.dimension)
+        yield Finding("error", problem.check, place, problem.message, remedy if may_stay else _by_hand(method))
 
 
-def _check_range(place: str, ranges: Ranges, dimension: int) -> Iterator[Finding]:
+def _keeping(useless: Sequence[_Useless], groups: Sequence[Ranges], method: str | None) -> str:
+    """The one setting that leaves all dimensions as they are that should be, beside those that are already."""
+    stay = {ranges.kind: set(ranges.as_is) for ranges in groups}
+    for problem in useless:
+        if problem.ranges.may_stay(problem.dimension):
+            stay[problem.ranges.kind].add(problem.dimension)
+    lists = "".join(f", {kind}_as_is: {sorted(dimensions)}" for kind, dimensions in stay.items() if dimensions)
+    return f"keep it as it is: tokenizer.statistics={{method: {method}{lists}}}"
+
+
+def _by_hand(method: str | None) -> str:
+    by_hand = "write the ranges by hand (tokenizer.statistics.action_low and action_high)"
+    return by_hand if method == "minmax" else f"use tokenizer.statistics: minmax, or {by_hand}"
+
+
+def _useless(ranges: Ranges, dimension: int) -> _Useless | None:
     of, low, high = ranges.found[dimension], ranges.ranges.low[dimension], ranges.ranges.high[dimension]
-    outside = _share_outside(of, low - _TOLERANCE, high + _TOLERANCE) if dimension in ranges.as_is else 0.0
-    if outside:
-        message = f"stays as it is, but {outside:.1%} of its values lie outside [-1, 1] ({of.low:g} to {of.high:g})"
-        severity: Literal["error", "warning"] = "error" if ranges.kind == "action" else "warning"
-        yield Finding(severity, "as it is", place, message, f"take it out of {ranges.kind}_as_is")
-    if dimension in ranges.as_is or ranges.computed is None:
-        if dimension not in ranges.as_is:
-            yield from _check_clipping(place, of, low, high)
-        return
     if of.high - of.low <= _narrowest(of.low, of.high):
         what = f"is always {of.low:g}" if of.low == of.high else f"is nearly constant, {of.low:g} to {of.high:g}"
-        message = f"{what}, so that its range says nothing about what a robot may do"
-        yield Finding("error", "constant", place, message, _remedy(ranges, dimension))
-        return
-    is_switch = of.counts.is_exact and len(of.counts.keys) <= _FEW_VALUES
-    if high - low <= _narrowest(low, high) or (is_switch and _share_outside(of, low, high)):
+        return _Useless(ranges, dimension, "constant", f"{what}, which is no range to normalise by")
+    if high - low <= _narrowest(low, high) or (_is_switch(of) and _share_outside(of, low, high)):
         message = (
             f"is lost between the quantiles: {low:g} to {high:g} of {of.low:g} to {of.high:g}, so that "
             f"{_share_outside(of, low, high):.2%} of its values cannot be told from others"
         )
-        yield Finding("error", "lost between quantiles", place, message, _remedy(ranges, dimension))
-    elif not is_switch:
-        yield from _check_clipping(place, of, low, high)
-        yield from _check_outliers(place, of, low, high)
+        return _Useless(ranges, dimension, "lost between quantiles", message)
+    return None
+
+
+def _is_switch(of: ValueStatistics) -> bool:
+    return of.counts.is_exact and len(of.counts.keys) <= _FEW_VALUES
+
+
+def _check_as_is(place: str, ranges: Ranges, dimension: int) -> Iterator[Finding]:
+    of = ranges.found[dimension]
+    if outside := _share_outside(of, -1 - _TOLERANCE, 1 + _TOLERANCE):
+        message = f"stays as it is, but {outside:.1%} of its values lie outside [-1, 1] ({of.low:g} to {of.high:g})"
+        severity: Severity = "error" if ranges.kind == "action" else "warning"
+        yield Finding(severity, "as it is", place, message, f"take it out of {ranges.kind}_as_is")
 
 
 def _check_clipping(place: str, of: ValueStatistics, low: float, high: float) -> Iterator[Finding]:
@@ -100,14 +139,6 @@ def _check_outliers(place: str, of: ValueStatistics, low: float, high: float) ->
             f"{high:g}), in 3 of 256 bins"
         )
         yield Finding("warning", "outliers", place, message, "use tokenizer.statistics: quantiles")
-
-
-def _remedy(ranges: Ranges, dimension: int) -> str:
-    of = ranges.found[dimension]
-    if ranges.kind == "state" or max(abs(of.low), abs(of.high)) <= 1 + _TOLERANCE:
-        return f"keep it as it is: {ranges.keeping(dimension)}"
-    by_hand = "write the ranges by hand (tokenizer.statistics.action_low and action_high)"
-    return by_hand if ranges.computed == "minmax" else f"use tokenizer.statistics: minmax, or {by_hand}"
 
 
 def _narrowest(low: float, high: float) -> float:

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 from vlatrack.data.checks.episodes import EpisodeRecord, Needs, check_episodes, records_of
 from vlatrack.data.checks.finding import Finding, episodes_place, plural, some
-from vlatrack.data.episodes import Episode, EpisodeSource, KnowsImageSizes
+from vlatrack.data.episodes import Episode, EpisodeSource, KnowsFiles, KnowsImageSizes
 
 
 @dataclass(frozen=True)
@@ -14,7 +16,13 @@ class SplitRecords:
 
     source: EpisodeSource
     records: Sequence[EpisodeRecord]
-    fingerprint: str  # of the dataset's content
+
+    @cached_property
+    def dataset(self) -> str:
+        """Tells it from other datasets: its folder, or, where it has none, what it holds."""
+        return (
+            str(Path(self.source.name).resolve()) if isinstance(self.source, KnowsFiles) else self.source.fingerprint()
+        )
 
 
 def check_splits(
@@ -23,7 +31,6 @@ def check_splits(
     train: str,
     needs: Needs,
     cameras: Sequence[str],
-    fingerprints: Mapping[str, str],
 ) -> list[Finding]:
     """All checks of an experiment's splits for which no frame is read.
 
@@ -33,12 +40,8 @@ def check_splits(
     Args:
         splits: the dataset of each, and the episodes of it.
         train: which of them is trained on.
-        fingerprints: of the dataset of each split.
     """
-    scanned = {
-        name: SplitRecords(source, records_of(episodes), fingerprints[name])
-        for name, (source, episodes) in splits.items()
-    }
+    scanned = {name: SplitRecords(source, records_of(episodes)) for name, (source, episodes) in splits.items()}
     return check_records(scanned, train=train, needs=needs, cameras=cameras)
 
 
@@ -58,7 +61,7 @@ def check_records(
 
 def check_overlap(train: str, training: SplitRecords, name: str, held_out: SplitRecords) -> Iterator[Finding]:
     """Episodes of a validation split that are trained on: the same of the same dataset, or with the same content."""
-    same_data = training.fingerprint == held_out.fingerprint
+    same_data = training.dataset == held_out.dataset
     places = {record.index for record in training.records} if same_data else set()
     contents = {record.digest for record in training.records}
     shared = [r.index for r in held_out.records if r.index in places or r.digest in contents]

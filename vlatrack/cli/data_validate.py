@@ -1,0 +1,257 @@
+"""`vlatrack data validate`: what is wrong with the data of an experiment, or with a dataset."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlatrack.cli.completion import complete_setting
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vlatrack.cli.bars import Bars, StillAtIt
+    from vlatrack.data.checks.finding import Finding
+    from vlatrack.data.episodes import Episode, EpisodeSource
+    from vlatrack.data.range_costs import TokenCosts
+    from vlatrack.data.statistics import EpisodeStatistics, ValueStatistics
+    from vlatrack.spec.experiment import ExperimentSpec
+
+FOUND_ERRORS = 1
+_EXPERIMENTS = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class _LookedAt:
+    """A dataset, or a split of it."""
+
+    lengths: Sequence[int]
+    tasks: int
+    statistics: "EpisodeStatistics"
+
+    def counts(self) -> dict[str, int]:
+        """By what is counted, in the singular."""
+        return {"episode": len(self.lengths), "step": sum(self.lengths), "task": self.tasks}
+
+
+@dataclass
+class _Report:
+    """What has been looked at, and what was found."""
+
+    findings: list["Finding"] = field(default_factory=list)
+    looked_at: dict[str, _LookedAt] = field(default_factory=dict)
+    costs: "TokenCosts | None" = None
+
+
+def validate(
+    what: Annotated[
+        Path,
+        typer.Argument(metavar="WHAT", help="An experiment's YAML, or the folder of a dataset.", show_default=False),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Changes to the YAML, such as data.train.part=all.",
+            show_default=False,
+            autocompletion=complete_setting,
+        ),
+    ] = None,
+    frames: Annotated[
+        bool, typer.Option("--frames", help="Decode every image, too; else those of one episode are looked at.")
+    ] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="List episodes of a dataset that cannot be read, and go on.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+    action: Annotated[str, typer.Option(help="Feature with the action (a LeRobot folder).")] = "action",
+    state: Annotated[
+        str, typer.Option(help="Feature with the state, if there is one (a LeRobot folder).")
+    ] = "observation.state",
+) -> None:
+    """Look for what is wrong with demonstrations: episodes of the validation that are trained on, duplicates, NaN,
+    constant or lost numbers, missing instructions, short episodes, black or frozen cameras, images upside down.
+
+    Exit code 0: no error, perhaps warnings; 1: at least one error; 2: the data cannot be used at all.
+
+    Example: [bold]vlatrack data validate experiments/quickstart.yaml[/bold]
+
+    All images of a dataset: [bold]vlatrack data validate data/my-demonstrations --frames --skip-bad[/bold]
+    """
+    from rich.console import Console
+
+    from vlatrack.cli.bars import WIDTH_OF_FILES, Bars
+    from vlatrack.data.checks.finding import errors_among, verdict
+    from vlatrack.errors import SpecError
+
+    is_experiment = what.suffix in _EXPERIMENTS
+    if overrides and not is_experiment:
+        raise SpecError(f"{overrides[0]!r}: KEY=VALUE changes an experiment's YAML, and {what} is none")
+    terminal = Console(stderr=True, highlight=False)
+    with Bars(terminal) as bars:
+        if is_experiment:
+            report = _experiment(what, overrides or (), _Images(bars, every_frame=frames), skip_bad=skip_bad)
+        else:
+            report = _dataset(what, action, state, _Images(bars, every_frame=frames), skip_bad=skip_bad)
+    errors = errors_among(report.findings)
+    told = f"{what}: {'NOT in order' if errors else 'in order'}: {verdict(report.findings)}"
+    if as_json:
+        typer.echo(json.dumps(_as_json(report, told), indent=1))
+    else:
+        console = Console(highlight=False, markup=False, emoji=False)
+        console.width = console.width if console.is_terminal else WIDTH_OF_FILES
+        _show(console, report, told)
+    if errors:
+        raise typer.Exit(FOUND_ERRORS)
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Which frames are decoded: all, or those of the first episode."""
+
+    bars: "Bars"
+    every_frame: bool
+
+    def look(
+        self,
+        where: str,
+        source: "EpisodeSource",
+        episodes: "Iterable[Episode]",
+        cameras: Sequence[str],
+        lengths: Sequence[int],
+    ) -> "Iterator[Finding]":
+        """What is wrong with them; `lengths` are those of the episodes."""
+        from vlatrack.data.checks.scan import scan_frames
+
+        number = len(lengths) if self.every_frame else 1
+
+        def show(done: int, total: int) -> None:
+            self.bars.advance(f"images of {where}", done, total, unit="step", is_brief=not self.every_frame)
+
+        yield from scan_frames(
+            source, islice(episodes, number), cameras, where=where, total=sum(lengths[:number]), progress=show
+        )
+
+
+def _dataset(path: Path, action: str, state: str, images: _Images, *, skip_bad: bool) -> _Report:
+    from vlatrack.data.checks.scan import episodes_of, scan_dataset
+    from vlatrack.data.formats.opening import open_dataset
+
+    source = open_dataset(path, action=action, state=state)
+    with _reading(path):
+        scan = scan_dataset(source, skip_bad=skip_bad)
+    lengths = [record.length for record in scan.records]
+    readable = episodes_of(source, lambda position, error: None)  # they are findings already
+    of_images = images.look(source.name, source, readable, source.cameras, lengths)
+    report = _Report([*scan.findings(), *of_images])
+    report.looked_at[source.name] = _LookedAt(lengths, len({record.task for record in scan.records}), scan.statistics)
+    return report
+
+
+def _experiment(file: Path, overrides: Sequence[str], images: _Images, *, skip_bad: bool) -> _Report:
+    from vlatrack.cli.progress import prepare_process
+
+    prepare_process()
+    from vlatrack.builders.data import check_data, check_split_set, normalisation_of, open_splits
+    from vlatrack.spec.load import load_spec
+
+    spec = load_spec(file, overrides)
+    report = _Report(_bad_episodes(spec) if skip_bad else [])
+    if report.findings:
+        return report  # a training reads all episodes of its splits
+    with _reading(file):
+        splits = open_splits(spec)
+    report.findings += check_split_set(spec, splits)
+    if not any(finding.check in ("not finite", "no samples") for finding in report.findings):
+        normalisation = normalisation_of(spec, splits["train"])
+        check_data(spec, splits, normalisation.norm_stats)
+        report.findings += normalisation.findings
+        report.costs = normalisation.costs
+    for name, split in splits.items():
+        lengths = [episode.length for episode in split.episodes]
+        report.findings += images.look(f"data.{name}", split.source, split.episodes, spec.data.cameras, lengths)
+        tasks = {episode.task for episode in split.episodes}
+        report.looked_at[f"data.{name}"] = _LookedAt(lengths, len(tasks), split.statistics)
+    return report
+
+
+def _bad_episodes(spec: "ExperimentSpec") -> "list[Finding]":
+    """Those of all its datasets that cannot be read."""
+    from vlatrack.builders.data import open_source
+    from vlatrack.data.checks.scan import scan_dataset
+
+    found: dict[str, Finding] = {}
+    for source_spec in (spec.data.train, spec.data.val_ind, spec.data.val_ood):
+        if source_spec is not None:
+            scan = scan_dataset(open_source(source_spec), skip_bad=True)
+            found |= {finding.line(): finding for finding in scan.bad}
+    return list(found.values())
+
+
+def _reading(what: Path) -> "StillAtIt":
+    """How many episodes there are is not known before they are read."""
+    from rich.console import Console
+
+    from vlatrack.cli.bars import StillAtIt
+
+    return StillAtIt(Console(stderr=True, highlight=False), f"reading the episodes of {what}")
+
+
+def _numbers(found: "Sequence[ValueStatistics]") -> list[dict[str, object]]:
+    from vlatrack.data.statistics import QUANTILES
+
+    return [
+        {
+            "count": of.count,
+            "min": of.low if of.count else None,
+            "max": of.high if of.count else None,
+            "mean": of.mean,
+            "std": of.std if of.count else None,
+            "quantiles": dict(zip(map(str, QUANTILES), of.quantiles(), strict=True)) if of.count else None,
+            "not_finite": of.not_finite,
+        }
+        for of in found
+    ]
+
+
+def _as_json(report: _Report, told: str) -> dict[str, object]:
+    costs = report.costs
+    return {
+        "verdict": told,
+        "findings": [finding.data() for finding in report.findings],
+        "looked_at": {
+            name: {
+                **{f"{unit}s": number for unit, number in of.counts().items()},
+                "actions": _numbers(of.statistics.actions),
+                "states": _numbers(of.statistics.states),
+            }
+            for name, of in report.looked_at.items()
+        },
+        "costs": None if costs is None else asdict(costs),
+    }
+
+
+def _show(console: "Console", report: _Report, told: str) -> None:
+    from rich.table import Table
+
+    from vlatrack.data.checks.finding import plural
+    from vlatrack.tracking.printable import printable
+
+    for name, of in report.looked_at.items():
+        counts = ", ".join(plural(number, unit) for unit, number in of.counts().items())
+        console.print(printable(f"{name}: {counts}"), soft_wrap=True)
+    if report.costs is not None:
+        console.print(report.costs.line(), soft_wrap=True)
+    if report.findings:
+        table = Table("", "check", "where", "found", "what to do", box=None, pad_edge=False)
+        for finding in sorted(report.findings, key=lambda finding: finding.severity):  # errors first
+            words = (finding.severity, finding.check, finding.where, finding.message, finding.remedy)
+            table.add_row(*(printable(word) for word in words))
+        console.print()
+        console.print(table)
+        console.print()
+    console.print(printable(told), soft_wrap=True)
