@@ -39,25 +39,33 @@ class Distribution(NamedTuple):
 
 
 def draw_contact_sheet(rows: Sequence[SheetRow], output: Path, *, title: str) -> None:
-    """Draw a figure of at least one row, each with its frames from left to right."""
+    """Draw a figure of at least one row, each with its frames, all of one size, from left to right."""
     columns = max(len(row.frames) for row in rows)
     height, width, _ = rows[0].frames[0].shape
     side = 1.5
-    size = (1.0 + columns * side * min(width / height, 2.0), 0.6 + len(rows) * (side + 0.22))
+    size = (0.8 + columns * side * min(width / height, 2.0), 0.6 + len(rows) * (side + 0.3))
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(len(rows), columns, squeeze=False)
-    for axes_row, row in zip(panels, rows, strict=True):
-        for axes in axes_row:
-            axes.set_xticks([])
-            axes.set_yticks([])
-            axes.set_frame_on(False)
-        for axes, frame, step in zip(axes_row, row.frames, row.steps, strict=False):
-            axes.imshow(frame)
-            axes.set_title(f"step {step}", fontsize=7, pad=2)
-        axes_row[0].set_ylabel(row.label, fontsize=7)
+    for axes, row in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
+        strip, centres = _strip(row.frames, columns)
+        axes.imshow(strip)
+        axes.set_xticks(centres, [f"step {step}" for step in row.steps], fontsize=7)
+        axes.set_yticks([])
+        axes.tick_params(length=0)
+        axes.set_frame_on(False)
+        axes.set_ylabel(row.label, fontsize=7)
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     write_figure(figure, output)
+
+
+def _strip(frames: Sequence[NDArray[np.uint8]], columns: int) -> tuple[NDArray[np.uint8], list[float]]:
+    """Frames beside each other, with room for so many, and where the middle of each is."""
+    height, width, _ = frames[0].shape
+    gap = max(1, width // 24)
+    strip = np.full((height, columns * (width + gap) - gap, 3), 255, np.uint8)
+    for column, frame in enumerate(frames):
+        strip[:, column * (width + gap) :][:, :width] = frame
+    return strip, [column * (width + gap) + width / 2 for column in range(len(frames))]
 
 
 def draw_distributions(distributions: Sequence[Distribution], output: Path, *, title: str, bins: int) -> None:
