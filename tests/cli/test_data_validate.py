@@ -37,7 +37,7 @@ def test_the_quickstart_is_in_order() -> None:
 def test_a_leak_is_an_error_and_the_exit_code_says_so() -> None:
     result = run(QUICKSTART, "data.train.part=all", "action_head.time_horizon=60")
     assert result.exit_code == 1
-    assert "8 of its 8 episodes are in data.train as well" in result.stdout
+    assert "8 of 8 episodes also in data.train" in result.stdout
     assert "2 episodes of 8 shorter than 60 steps" in result.stdout
     assert result.stdout.splitlines()[-1].endswith("NOT in order: 1 error, 2 warnings")
 

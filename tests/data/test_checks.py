@@ -59,7 +59,7 @@ def test_validation_episodes_that_are_trained_on_are_an_error() -> None:
     (found,) = found_between(ToySource(), slice(0, 10), ToySource(), slice(9, 10))
     assert (found.severity, found.check, found.count) == ("error", "overlap", 1)
     assert found.where == "data.val_ind, episode 9"
-    assert "1 of its 1 episode are in data.train" in found.message
+    assert found.message == "1 of 1 episode also in data.train"
     assert "part: all_but_last_tenth" in found.remedy
 
 
@@ -83,9 +83,9 @@ def test_the_same_place_in_the_same_dataset_is_found_whatever_is_read_of_it() ->
 def test_tasks_in_the_wrong_validation_split_are_a_warning() -> None:
     toy = ToySource()
     (found,) = found_between(toy, slice(0, 8), toy, slice(8, 10), "val_ood")
-    assert (found.severity, found.message) == ("warning", "1 task that is trained on ('push the square')")
+    assert (found.severity, found.message) == ("warning", "1 task trained on ('push the square')")
     (found,) = found_between(toy, slice(0, 8), toy, slice(10, 12), "val_ind")
-    assert found.message == "1 task that is not trained on ('pull the square')"
+    assert found.message == "1 task not trained on ('pull the square')"
 
 
 def test_datasets_of_another_rate_are_a_warning() -> None:

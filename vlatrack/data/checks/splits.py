@@ -68,7 +68,7 @@ def check_overlap(train: str, training: SplitRecords, name: str, held_out: Split
     if not shared:
         return
     where = episodes_place(f"data.{name}", shared)
-    message = f"{len(shared):,} of its {plural(len(held_out.records), 'episode')} are in data.{train} as well"
+    message = f"{len(shared):,} of {plural(len(held_out.records), 'episode')} also in data.{train}"
     remedy = (
         f"its metrics say nothing about unseen episodes: give data.{train} part: all_but_last_tenth, or exclude_tasks"
         if same_data
@@ -83,7 +83,7 @@ def _check_tasks(name: str, training: Sequence[EpisodeRecord], held_out: Sequenc
     strange = [task for task in tasks if (task in trained) == (name == "val_ood")]
     if not strange or not name.startswith("val_"):
         return
-    what = "that is trained on" if name == "val_ood" else "that is not trained on"
+    what = "trained on" if name == "val_ood" else "not trained on"
     message = f"{plural(len(strange), 'task')} {what} ({some([repr(task) for task in strange])})"
     other = "val_ind" if name == "val_ood" else "val_ood"
     remedy = f"move it to data.{other}, or leave it out"
