@@ -12,7 +12,9 @@ from vlatrack.data.checks.finding import Finding, some, verdict
 from vlatrack.data.checks.orientation import TURNS, orientation
 from vlatrack.data.checks.scan import scan_dataset, scan_frames
 from vlatrack.data.checks.splits import check_splits
+from vlatrack.data.checks.times import check_times
 from vlatrack.data.episodes import Episode
+from vlatrack.data.formats.lerobot.dataset import LeRobotDataset
 from vlatrack.errors import DataError
 
 NEEDS = Needs(horizon=3, kinds=("vla",))
@@ -179,6 +181,26 @@ def test_how_images_are_turned_is_seen_beside_a_rendering(turn: str) -> None:
     assert seen.turn == turn
     assert seen.is_sure
     assert not orientation([generator.integers(0, 256, scene.shape).astype(np.uint8)], scene).is_sure
+
+
+def test_timestamps_that_disagree_with_the_rate_are_found() -> None:
+    steady = np.arange(20) / 10
+    times = [(0, steady), (1, steady / 2), (2, steady[::-1]), (3, np.delete(steady, [4, 9])), (4, steady[:1])]
+    rate, order, gaps = check_times("demos", 10.0, times)
+    assert (rate.severity, rate.check, rate.where) == ("error", "fps", "demos, episode 1")
+    assert rate.message == "1 episode with 20 steps a second by the timestamps, not 10"
+    assert (order.severity, order.where) == ("error", "demos, episode 2")
+    assert (gaps.severity, gaps.where) == ("warning", "demos, episode 3")
+    assert gaps.message == "1 episode with 2 gaps of more than 1.5 steps"
+
+
+def test_times_of_a_lerobot_dataset_are_read_by_episode() -> None:
+    dataset = LeRobotDataset("tests/data/fixtures/lerobot-v3-video")
+    times = dict(dataset.step_times())
+    assert {episode: len(seconds) for episode, seconds in times.items()} == {0: 97, 1: 96, 2: 95}
+    assert list(check_times("demos", dataset.fps, times.items())) == []
+    (found,) = check_times("demos", 2 * dataset.fps, times.items())
+    assert found.message == "3 episodes with 80 steps a second by the timestamps, not 160"
 
 
 def test_a_verdict_counts_errors_and_warnings() -> None:

@@ -147,7 +147,7 @@ def _dataset(path: Path, action: str, state: str, images: _Images, *, skip_bad: 
     lengths = [record.length for record in scan.records]
     readable = episodes_of(source, lambda position, error: None)  # they are findings already
     of_images = images.look(source.name, source, readable, source.cameras, lengths)
-    report = _Report([*scan.findings(), *of_images])
+    report = _Report([*scan.findings(), *_times(source.name, source), *of_images])
     report.looked_at[source.name] = _LookedAt(lengths, len({record.task for record in scan.records}), scan.statistics)
     return report
 
@@ -173,10 +173,21 @@ def _experiment(file: Path, overrides: Sequence[str], images: _Images, *, skip_b
         report.costs = normalisation.costs
     for name, split in splits.items():
         lengths = [episode.length for episode in split.episodes]
+        chosen = {episode.index for episode in split.episodes}
+        report.findings += _times(f"data.{name}", split.source, chosen)
         report.findings += images.look(f"data.{name}", split.source, split.episodes, spec.data.cameras, lengths)
         tasks = {episode.task for episode in split.episodes}
         report.looked_at[f"data.{name}"] = _LookedAt(lengths, len(tasks), split.statistics)
     return report
+
+
+def _times(where: str, source: "EpisodeSource", chosen: "set[int] | None" = None) -> "Iterator[Finding]":
+    """Whether steps come as fast as the dataset says, in the chosen episodes or in all."""
+    from vlatrack.data.checks.times import KnowsTimes, check_times
+
+    if isinstance(source, KnowsTimes):
+        times = ((episode, of) for episode, of in source.step_times() if chosen is None or episode in chosen)
+        yield from check_times(where, source.fps, times)
 
 
 def _bad_episodes(spec: "ExperimentSpec") -> "list[Finding]":

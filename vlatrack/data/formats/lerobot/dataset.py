@@ -1,7 +1,7 @@
 """Reads LeRobot v3.0 datasets: images in video files or embedded in the parquet tables."""
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from PIL import Image
 
 from vlatrack.data.episodes import Episode, content_fingerprint, digests_of
 from vlatrack.data.formats.lerobot.layout import EPISODES_FOLDER, DatasetInfo, expand, read_info
+from vlatrack.data.formats.lerobot.times import step_times
 from vlatrack.data.video import read_video
 from vlatrack.errors import DataError
 
@@ -91,6 +92,10 @@ class LeRobotDataset:
             raise DataError(f"{self.name}: meta/info.json has {list(shape)} as shape of {camera}; restore the dataset")
         height, width = shape[:2] if shape[-1] == 3 else shape[1:]
         return height, width
+
+    def step_times(self) -> Iterator[tuple[int, NDArray[np.float64]]]:
+        """The number of each episode, and the seconds of its steps, [T]; nothing without timestamps."""
+        return step_times(self.root)
 
     def fingerprint(self) -> str:
         """SHA-256 over meta/, data/ and videos/; other files in the folder do not matter."""
