@@ -9,7 +9,7 @@ from toy_source import ToySource
 
 from vlatrack.data.checks.episodes import Needs, check_episodes, is_placeholder, records_of
 from vlatrack.data.checks.finding import Finding, some, verdict
-from vlatrack.data.checks.orientation import TURNS, orientation
+from vlatrack.data.checks.orientation import TURNS, check_orientation, orientation
 from vlatrack.data.checks.scan import scan_dataset, scan_frames
 from vlatrack.data.checks.splits import check_splits
 from vlatrack.data.checks.times import check_times
@@ -181,6 +181,19 @@ def test_how_images_are_turned_is_seen_beside_a_rendering(turn: str) -> None:
     assert seen.turn == turn
     assert seen.is_sure
     assert not orientation([generator.integers(0, 256, scene.shape).astype(np.uint8)], scene).is_sure
+
+
+def test_images_that_are_not_as_the_experiment_says_are_an_error_else_a_warning() -> None:
+    scene = np.kron(np.random.default_rng(1).integers(0, 256, (8, 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+    seen = orientation([scene[::-1]], scene)
+    assert list(check_orientation("demos", seen, "upside down")) == []
+    (found,) = check_orientation("demos", seen, "mirrored")
+    assert (found.severity, found.check) == ("error", "orientation")
+    assert found.message.startswith("images are upside down, by data.recorded.rotation they are mirrored")
+    (found,) = check_orientation("demos", seen, None)
+    assert (found.severity, found.message[:23]) == ("warning", "images are upside down,")
+    (found,) = check_orientation("demos", orientation([scene], scene[:, ::-1].transpose(1, 0, 2)), None)
+    assert found.message.startswith("first images do not look like what the simulator renders")
 
 
 def test_timestamps_that_disagree_with_the_rate_are_found() -> None:

@@ -7,9 +7,10 @@ import pytest
 
 from vlatrack.builders.data import build_norm_stats, normalisation_of, open_splits
 from vlatrack.data.checks.ranges import Ranges, check_ranges
+from vlatrack.data.episode_statistics import EpisodeStatistics
 from vlatrack.data.episodes import Episode
 from vlatrack.data.range_costs import range_costs
-from vlatrack.data.statistics import EpisodeStatistics, NormStats
+from vlatrack.data.statistics import NormStats
 from vlatrack.errors import DataError
 from vlatrack.spec.load import load_spec
 from vlatrack.tokens.bins import Bins, ValueRange

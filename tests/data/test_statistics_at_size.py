@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlatrack.data import value_counts
+from vlatrack.data.episode_statistics import QUANTILES, EpisodeStatistics
 from vlatrack.data.episodes import Episode
-from vlatrack.data.statistics import QUANTILES, EpisodeStatistics, NormStats
+from vlatrack.data.statistics import NormStats
 from vlatrack.data.value_counts import ValueCounts
 from vlatrack.errors import DataError
 

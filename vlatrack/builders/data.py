@@ -10,10 +10,11 @@ from vlatrack.data.checks.episodes import Needs
 from vlatrack.data.checks.finding import Finding, errors_among
 from vlatrack.data.checks.ranges import Ranges, check_ranges
 from vlatrack.data.checks.splits import check_splits
+from vlatrack.data.episode_statistics import EpisodeStatistics
 from vlatrack.data.episodes import Episode, EpisodeSource, action_names, episodes_digest, select_episodes
 from vlatrack.data.range_costs import TokenCosts, token_costs
 from vlatrack.data.samples import check_fit
-from vlatrack.data.statistics import EpisodeStatistics, NormStats
+from vlatrack.data.statistics import NormStats
 from vlatrack.errors import DataError, SpecError
 from vlatrack.metrics.schema import SPLITS, TRAIN
 from vlatrack.plugins import make_plugin

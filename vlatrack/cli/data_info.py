@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from vlatrack.data.checks.scan import DatasetScan
-    from vlatrack.data.statistics import ValueStatistics
+    from vlatrack.data.episode_statistics import ValueStatistics
 
 _MOST_TASKS = 15
 _SHEET_EPISODES, _SHEET_MOMENTS = 6, 7
@@ -210,7 +210,7 @@ def _shape(of: "ValueStatistics") -> str:
 
 
 def _as_json(scan: "DatasetScan", overview: dict[str, str]) -> dict[str, Any]:
-    from vlatrack.data.statistics import QUANTILES
+    from vlatrack.data.episode_statistics import QUANTILES
 
     source = scan.source
     return {

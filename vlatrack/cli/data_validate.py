@@ -1,9 +1,8 @@
 """`vlatrack data validate`: what is wrong with the data of an experiment, or with a dataset."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,11 +13,12 @@ from vlatrack.cli.completion import complete_setting
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from vlatrack.cli.bars import Bars, StillAtIt
+    from vlatrack.cli.bars import StillAtIt
+    from vlatrack.cli.data_images import Images
     from vlatrack.data.checks.finding import Finding
-    from vlatrack.data.episodes import Episode, EpisodeSource
+    from vlatrack.data.episode_statistics import EpisodeStatistics, ValueStatistics
+    from vlatrack.data.episodes import EpisodeSource
     from vlatrack.data.range_costs import TokenCosts
-    from vlatrack.data.statistics import EpisodeStatistics, ValueStatistics
     from vlatrack.spec.experiment import ExperimentSpec
 
 FOUND_ERRORS = 1
@@ -64,6 +64,14 @@ def validate(
     frames: Annotated[
         bool, typer.Option("--frames", help="Decode every image, too; else those of one episode are looked at.")
     ] = False,
+    render: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIMULATOR",
+            help="Compare first images with those that metaworld, or a suite such as libero_goal, renders.",
+            show_default=False,
+        ),
+    ] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="List episodes of a dataset that cannot be read, and go on.")
     ] = False,
@@ -85,6 +93,7 @@ def validate(
     from rich.console import Console
 
     from vlatrack.cli.bars import WIDTH_OF_FILES, Bars
+    from vlatrack.cli.data_images import Images
     from vlatrack.data.checks.finding import errors_among, verdict
     from vlatrack.errors import SpecError
 
@@ -94,9 +103,9 @@ def validate(
     terminal = Console(stderr=True, highlight=False)
     with Bars(terminal) as bars:
         if is_experiment:
-            report = _experiment(what, overrides or (), _Images(bars, every_frame=frames), skip_bad=skip_bad)
+            report = _experiment(what, overrides or (), Images(bars, frames, render), skip_bad=skip_bad)
         else:
-            report = _dataset(what, action, state, _Images(bars, every_frame=frames), skip_bad=skip_bad)
+            report = _dataset(what, action, state, Images(bars, frames, render), skip_bad=skip_bad)
     errors = errors_among(report.findings)
     told = f"{what}: {'NOT in order' if errors else 'in order'}: {verdict(report.findings)}"
     if as_json:
@@ -109,35 +118,7 @@ def validate(
         raise typer.Exit(FOUND_ERRORS)
 
 
-@dataclass(frozen=True)
-class _Images:
-    """Which frames are decoded: all, or those of the first episode."""
-
-    bars: "Bars"
-    every_frame: bool
-
-    def look(
-        self,
-        where: str,
-        source: "EpisodeSource",
-        episodes: "Iterable[Episode]",
-        cameras: Sequence[str],
-        lengths: Sequence[int],
-    ) -> "Iterator[Finding]":
-        """What is wrong with them; `lengths` are those of the episodes."""
-        from vlatrack.data.checks.scan import scan_frames
-
-        number = len(lengths) if self.every_frame else 1
-
-        def show(done: int, total: int) -> None:
-            self.bars.advance(f"images of {where}", done, total, unit="step", is_brief=not self.every_frame)
-
-        yield from scan_frames(
-            source, islice(episodes, number), cameras, where=where, total=sum(lengths[:number]), progress=show
-        )
-
-
-def _dataset(path: Path, action: str, state: str, images: _Images, *, skip_bad: bool) -> _Report:
+def _dataset(path: Path, action: str, state: str, images: "Images", *, skip_bad: bool) -> _Report:
     from vlatrack.data.checks.scan import episodes_of, scan_dataset
     from vlatrack.data.formats.opening import open_dataset
 
@@ -146,13 +127,15 @@ def _dataset(path: Path, action: str, state: str, images: _Images, *, skip_bad: 
         scan = scan_dataset(source, skip_bad=skip_bad)
     lengths = [record.length for record in scan.records]
     readable = episodes_of(source, lambda position, error: None)  # they are findings already
-    of_images = images.look(source.name, source, readable, source.cameras, lengths)
-    report = _Report([*scan.findings(), *_times(source.name, source), *of_images])
+    report = _Report([*scan.findings(), *_times(source.name, source)])
+    report.findings += images.look(source.name, source, readable, source.cameras, lengths)
+    readable = episodes_of(source, lambda position, error: None)
+    report.findings += images.turns(source.name, source, readable, source.cameras)
     report.looked_at[source.name] = _LookedAt(lengths, len({record.task for record in scan.records}), scan.statistics)
     return report
 
 
-def _experiment(file: Path, overrides: Sequence[str], images: _Images, *, skip_bad: bool) -> _Report:
+def _experiment(file: Path, overrides: Sequence[str], images: "Images", *, skip_bad: bool) -> _Report:
     from vlatrack.cli.progress import prepare_process
 
     prepare_process()
@@ -178,6 +161,8 @@ def _experiment(file: Path, overrides: Sequence[str], images: _Images, *, skip_b
         report.findings += images.look(f"data.{name}", split.source, split.episodes, spec.data.cameras, lengths)
         tasks = {episode.task for episode in split.episodes}
         report.looked_at[f"data.{name}"] = _LookedAt(lengths, len(tasks), split.statistics)
+    train, rotation = splits["train"], spec.data.recorded.rotation
+    report.findings += images.turns("data.train", train.source, train.episodes, spec.data.cameras, rotation)
     return report
 
 
@@ -213,7 +198,7 @@ def _reading(what: Path) -> "StillAtIt":
 
 
 def _numbers(found: "Sequence[ValueStatistics]") -> list[dict[str, object]]:
-    from vlatrack.data.statistics import QUANTILES
+    from vlatrack.data.episode_statistics import QUANTILES
 
     return [
         {

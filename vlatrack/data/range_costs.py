@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlatrack.data.statistics import NormStats, ValueStatistics
+from vlatrack.data.episode_statistics import ValueStatistics
+from vlatrack.data.statistics import NormStats
 from vlatrack.data.value_counts import ValueCounts
 from vlatrack.tokens.bins import Bins, ValueRange, decode_ids
 

@@ -7,6 +7,7 @@ whatever order and over however many workers they were made and added up.
 
 import base64
 import binascii
+import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -130,6 +131,19 @@ def exact_values(
         ]
         columns.append(_values_of((keys << np.uint32(c.dropped)) | np.array(low, np.uint32)))
     return np.stack(columns, axis=1)
+
+
+def quantile_ranks(count: int, wanted: Sequence[float]) -> tuple[list[int], list[float]]:
+    """The ranks of the two neighbours of each quantile, and how far between them it lies."""
+    places = [(count - 1) * share for share in wanted]
+    ranks = [rank for place in places for rank in (math.floor(place), min(math.floor(place) + 1, count - 1))]
+    return ranks, [place - math.floor(place) for place in places]
+
+
+def interpolated(neighbours: NDArray[np.float64], fractions: Sequence[float]) -> NDArray[np.float64]:
+    """Of pairs of neighbours, flat: [2 Q] → [Q]."""
+    pairs = zip(neighbours.reshape(-1, 2), fractions, strict=True)
+    return np.array([np.quantile(pair, fraction) for pair, fraction in pairs])
 
 
 def _merged(keys: Keys, counts: Counts) -> tuple[Keys, Counts]:

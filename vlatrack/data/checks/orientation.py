@@ -1,12 +1,14 @@
 """How images are turned, compared with a simulator's own rendering of the same scene."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from vlatrack.data.checks.finding import Finding
 
 Turn = Literal["upright", "upside down", "turned by 180 degrees", "mirrored"]
 TURNS: Mapping[Turn, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
@@ -50,6 +52,27 @@ def orientation(recorded: Sequence[NDArray[np.uint8]], rendered: NDArray[np.uint
         for name, turned in TURNS.items()
     }
     return Orientation(max(found, key=lambda name: found[name]), found)
+
+
+def check_orientation(where: str, seen: Orientation, expected: Turn | None) -> Iterator[Finding]:
+    """Whether the images of a camera are turned as an evaluation in the simulator will turn them.
+
+    Args:
+        where: dataset, camera and task, for messages.
+        expected: how they are, as the experiment says; None: it says nothing.
+    """
+    best = seen.correlations[seen.turn]
+    if not seen.is_sure:
+        message = f"first images do not look like what the simulator renders, however turned (correlation {best:.2f})"
+        yield Finding("warning", "orientation", where, message, "look at them: vlatrack data info --pictures")
+    elif expected is not None and seen.turn != expected:
+        message = f"images are {seen.turn}, by data.recorded.rotation they are {expected} (correlation {best:.2f})"
+        remedy = "correct data.recorded.rotation: an evaluation in the simulator would show other images"
+        yield Finding("error", "orientation", where, message, remedy)
+    elif expected is None and seen.turn != "upright":
+        message = f"images are {seen.turn}, compared with the upright scene (correlation {best:.2f})"
+        remedy = "if that is meant, say so in data.recorded.rotation, so that evaluations show the same"
+        yield Finding("warning", "orientation", where, message, remedy)
 
 
 def _normalised(image: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vlatrack.data.checks.finding import Finding, Severity
-from vlatrack.data.statistics import QUANTILES, ValueStatistics
+from vlatrack.data.episode_statistics import QUANTILES, ValueStatistics
 from vlatrack.tokens.bins import ValueRange
 
 NARROWEST = 1e-6

@@ -7,8 +7,8 @@ from vlatrack.data.checks.episodes import EpisodeRecord, check_episodes
 from vlatrack.data.checks.finding import Finding
 from vlatrack.data.checks.frames import FrameScan
 from vlatrack.data.checks.ranges import Ranges, check_ranges
+from vlatrack.data.episode_statistics import EpisodeStatistics, RunningStatistics, ValueStatistics
 from vlatrack.data.episodes import Episode, EpisodeSource, SkipsBadEpisodes, action_names
-from vlatrack.data.statistics import EpisodeStatistics, RunningStatistics, ValueStatistics
 from vlatrack.errors import DataError
 from vlatrack.tokens.bins import ValueRange
 
