@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from vlatrack.cli.data import app
+from vlatrack.data.formats.lerobot.dataset import LeRobotDataset
 from vlatrack.errors import DataError, SpecError
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +66,25 @@ def test_all_frames_of_a_folder_are_decoded_on_demand() -> None:
     assert "{method: minmax, action_as_is: [3, 4, 5]}" in result.stdout
     assert result.stdout.splitlines()[-1].endswith("in order: no error, 3 warnings")
     assert "13/13" in result.stderr
+
+
+def test_bad_episodes_of_an_experiment_are_listed(monkeypatch) -> None:
+    class Damaged(LeRobotDataset):
+        def readable_episodes(self, on_bad):
+            for episode in self.episodes():
+                if episode.index == 7:
+                    on_bad(7, DataError("file-000.parquet: episode 7: damaged; restore the file"))
+                else:
+                    yield episode
+
+    monkeypatch.setattr("vlatrack.data.formats.lerobot.dataset.LeRobotDataset", Damaged)
+    result = run(QUICKSTART, "--skip-bad")
+    assert result.exit_code == 1
+    assert "experiments/data/metaworld-mini, episode 7" in result.stdout
+    assert result.stdout.splitlines()[-1].endswith("NOT in order: 1 error, no warning")
+    result = run(ROOT / "experiments" / "data" / "metaworld-mini", "--skip-bad")
+    assert "89 episodes" in result.stdout
+    assert "episode 7: damaged" in result.stdout
 
 
 def test_frames_that_are_missing_are_an_error(tmp_path: Path) -> None:

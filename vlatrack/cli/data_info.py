@@ -142,11 +142,13 @@ def _describe_cameras(scan: "DatasetScan") -> Iterator[str]:
 def _overview_table(rows: dict[str, str]) -> "Table":
     from rich.table import Table
 
+    from vlatrack.tracking.printable import printable
+
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(name, printable(value))
     return table
 
 
@@ -160,13 +162,15 @@ def _lengths_of_tasks(scan: "DatasetScan") -> dict[str, list[int]]:
 def _task_table(scan: "DatasetScan") -> "Table":
     from rich.table import Table
 
+    from vlatrack.tracking.printable import printable
+
     of_tasks = _lengths_of_tasks(scan)
     table = Table("task", box=None, pad_edge=False)
     for heading in ("episodes", "steps", "shortest", "longest"):
         table.add_column(heading, justify="right")
     for task, of_task in list(of_tasks.items())[:_MOST_TASKS]:
         numbers = (len(of_task), sum(of_task), min(of_task), max(of_task))
-        table.add_row(task, *(f"{number:,}" for number in numbers))
+        table.add_row(printable(task), *(f"{number:,}" for number in numbers))
     if len(of_tasks) > _MOST_TASKS:
         table.add_row(f"… and {len(of_tasks) - _MOST_TASKS} more (--json has all)")
     return table
@@ -174,6 +178,8 @@ def _task_table(scan: "DatasetScan") -> "Table":
 
 def _range_tables(scan: "DatasetScan") -> "Iterator[Table]":
     from rich.table import Table
+
+    from vlatrack.tracking.printable import printable
 
     for what, found, names in _numbers(scan):
         if not found or not found[0].count:
@@ -185,7 +191,7 @@ def _range_tables(scan: "DatasetScan") -> "Iterator[Table]":
         for name, of in zip(names, found, strict=True):
             low, high = of.quantiles((0.01, 0.99))
             shown = (f"{value:.4g}" for value in (of.low, low, of.mean, high, of.high))
-            table.add_row(name, *shown, _shape(of))
+            table.add_row(printable(name), *shown, _shape(of))
         yield table
 
 

@@ -40,8 +40,12 @@ class CameraScan:
                 self.sizes.setdefault(first.shape[:2], episode.index)
             self.frames += len(piece)
             moves = moves or any(not np.array_equal(frame, first) for frame in piece)
-            if lightest <= _DARKEST or widest <= _FLATTEST:
-                lightest, widest = max(lightest, int(piece.max())), max(widest, int(np.ptp(piece, axis=(1, 2)).max()))
+            for frame in piece:  # the first frame mostly settles it, and then nothing is gone through
+                if lightest > _DARKEST and widest > _FLATTEST:
+                    break
+                pixels = frame.reshape(-1, 3)
+                lightest = max(lightest, int(pixels.max()))
+                widest = max(widest, int(np.ptp(pixels, axis=0).max()))
         self.episodes += 1
         if lightest <= _DARKEST:
             self.black.append(episode.index)
