@@ -50,6 +50,7 @@ def test_info_as_json_has_lengths_tasks_and_statistics() -> None:
     assert (dy["name"], dy["min"], round(dy["quantiles"]["0.99"], 4)) == ("1 dy", -1.0, 0.5133)
 
 
+@pytest.mark.slow
 def test_info_draws_a_contact_sheet_and_histograms(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     output_of("info", FIXTURES / "lerobot-v3-video", "--pictures")
@@ -59,6 +60,9 @@ def test_info_draws_a_contact_sheet_and_histograms(tmp_path: Path, monkeypatch) 
         assert len(colours) > 1000, "there are photographs on it"
     with Image.open(tmp_path / "lerobot-v3-video-actions.png") as histograms:
         assert histograms.width > 1000
+
+
+def test_a_picture_that_could_not_be_written_is_told_before_anything_is_read() -> None:
     with pytest.raises(DataError, match=r"frames\.gif: unknown kind of picture; end its name in \.png"):
         output_of("info", LIBERO, "--contact-sheet", "frames.gif")
     with pytest.raises(DataError, match=r"no folder nowhere; make it first"):
