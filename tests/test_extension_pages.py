@@ -163,7 +163,7 @@ class Mistakes:
             spec = load_spec(self.folder / "my_experiment.yaml", changes)
             store = TokenStore(self.folder / "store")
             splits = open_splits(spec, store)
-            check_data(spec, splits, build_norm_stats(spec, splits["train"], store))
+            check_data(spec, splits, build_norm_stats(spec, splits["train"]))
             return splits
 
         def floats() -> None:

@@ -1,9 +1,13 @@
 """`vlatrack data`, in this process."""
 
-import dataclasses
+import json
+import shutil
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from vlatrack.cli.data import _progress_bars, app
@@ -22,10 +26,6 @@ def output_of(*words: str | Path) -> str:
     return result.output
 
 
-def cells(line: str) -> list[str]:
-    return [cell.strip() for cell in line.replace("┃", "│").strip("│").split("│")]
-
-
 def test_info_shows_tasks_cameras_ranges_size_and_fingerprint() -> None:
     from vlatrack.data.formats.lerobot.dataset import LeRobotDataset
 
@@ -35,9 +35,38 @@ def test_info_shows_tasks_cameras_ranges_size_and_fingerprint() -> None:
     assert "observation.images.corner2 (128 x 128)" in told
     assert "4 / 4 numbers" in told
     assert LeRobotDataset(FIXTURES / "lerobot-v3-video").fingerprint() in told
-    rows = [cells(line) for line in lines]
-    assert ["open the drawer", "3", "288", "95", "97"] in rows
-    assert ["1", "-1", "-1", "-0.1459", "0.5133", "0.5141"] in rows  # the action's dy
+    rows = [" ".join(line.split()) for line in lines]
+    assert "open the drawer 3 288 95 97" in rows
+    assert any(row.startswith("1 dy -1 -1 -0.1459 0.5133 0.5141 ") for row in rows)
+    assert any(row.startswith("lengths 95 |") and row.endswith("| 97 steps, median 96") for row in rows)
+    assert any(row.startswith("3 gripper -1 -1 -1 -1 -1 always the same") for row in rows)
+
+
+def test_info_as_json_has_lengths_tasks_and_statistics() -> None:
+    told = json.loads(output_of("info", FIXTURES / "lerobot-v3-video", "--json"))
+    assert told["lengths"] == [97, 96, 95]
+    assert told["tasks"] == {"open the drawer": {"episodes": 3, "steps": 288}}
+    dy = told["action"][1]
+    assert (dy["name"], dy["min"], round(dy["quantiles"]["0.99"], 4)) == ("1 dy", -1.0, 0.5133)
+
+
+@pytest.mark.slow
+def test_info_draws_a_contact_sheet_and_histograms(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    output_of("info", FIXTURES / "lerobot-v3-video", "--pictures")
+    with Image.open(tmp_path / "lerobot-v3-video-frames.png") as sheet:
+        assert sheet.width > 1000, "seven moments beside each other"
+        colours = np.unique(np.asarray(sheet.convert("RGB"))[::4, ::4].reshape(-1, 3), axis=0)
+        assert len(colours) > 1000, "there are photographs on it"
+    with Image.open(tmp_path / "lerobot-v3-video-actions.png") as histograms:
+        assert histograms.width > 1000
+
+
+def test_a_picture_that_could_not_be_written_is_told_before_anything_is_read() -> None:
+    with pytest.raises(DataError, match=r"frames\.gif: unknown kind of picture; end its name in \.png"):
+        output_of("info", LIBERO, "--contact-sheet", "frames.gif")
+    with pytest.raises(DataError, match=r"no folder nowhere; make it first"):
+        output_of("info", LIBERO, "--histograms", "nowhere/a.png")
 
 
 def test_info_reads_libero_folders_too() -> None:
@@ -47,13 +76,13 @@ def test_info_reads_libero_folders_too() -> None:
     assert "7 / 8 numbers" in told
 
 
-def test_info_shows_a_task_that_looks_like_markup_as_it_is(monkeypatch) -> None:
-    from vlatrack.data.formats.libero import LiberoDataset
-
-    task = "pick [/b] [red]:up:"
-    episodes = [dataclasses.replace(episode, task=task) for episode in LiberoDataset(LIBERO).episodes()]
-    monkeypatch.setattr(LiberoDataset, "episodes", lambda self: episodes)
-    assert task in output_of("info", LIBERO)
+def test_info_shows_a_task_that_looks_like_markup_as_it_is(tmp_path: Path) -> None:
+    task, folder = "pick [/b] [red]:up:", tmp_path / "demos"
+    shutil.copytree(LIBERO, folder)
+    (path,) = folder.glob("*.hdf5")
+    with h5py.File(path, "r+") as file:
+        file["data"].attrs["problem_info"] = json.dumps({"language_instruction": task})
+    assert task in output_of("info", folder)
 
 
 def test_the_progress_of_a_recording_shows_a_task_that_looks_like_markup_as_it_is(capsys) -> None:
@@ -101,7 +130,18 @@ def test_an_output_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["data record", "data info", "data convert", "data push", "data view", "import", "validate", "schema"]
+    "command",
+    [
+        "data record",
+        "data info",
+        "data validate",
+        "data convert",
+        "data push",
+        "data view",
+        "import",
+        "validate",
+        "schema",
+    ],
 )
 def test_help_has_an_example(command: str) -> None:
     told = CliRunner().invoke(program, [*command.split(), "--help"], env={"COLUMNS": "120"}).output

@@ -19,6 +19,8 @@ vlatrack train exp.yaml --max-steps 8
 vlatrack run exp.yaml data.cameras=[front]
 vlatrack run exp.yaml action_head.action_dim=7
 vlatrack run exp.yaml data.train.tasks=[]
+vlatrack run exp.yaml data.train.exclude_tasks=[] "data.train.tasks=[open the window]"
+vlatrack run exp.yaml train.max_steps=1 data.train.part=all
 vlatrack run exp.yaml backbone.max_seq_len=100
 CUDA_VISIBLE_DEVICES= vlatrack run exp.yaml train.device=cuda
 CUDA_VISIBLE_DEVICES= vlatrack run exp.yaml train.precision=fp8

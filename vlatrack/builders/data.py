@@ -1,21 +1,27 @@
 """From the spec's sources to open datasets, their chosen episodes and their normalisation."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import assert_never, cast
+from typing import Any, assert_never, cast
 
 from vlatrack.builders.mapping import mapped_source
-from vlatrack.data.episodes import EpisodeSource, episodes_digest
+from vlatrack.data.checks.episodes import Needs
+from vlatrack.data.checks.finding import Finding, errors_among
+from vlatrack.data.checks.ranges import Ranges, check_ranges
+from vlatrack.data.checks.splits import check_splits
+from vlatrack.data.episode_statistics import EpisodeStatistics
+from vlatrack.data.episodes import EpisodeSource, action_names, episodes_digest
 from vlatrack.data.mixture import MixturePart, MixtureSource
+from vlatrack.data.range_costs import TokenCosts, token_costs
 from vlatrack.data.samples import check_fit
 from vlatrack.data.selection import select_episodes
 from vlatrack.data.statistics import NormStats
 from vlatrack.data.store.episode_table import EpisodeList
 from vlatrack.data.store.token_store import StoredDataset, TokenStore
-from vlatrack.errors import SpecError
-from vlatrack.metrics.schema import SPLITS
+from vlatrack.errors import DataError, SpecError
+from vlatrack.metrics.schema import SPLITS, TRAIN
 from vlatrack.plugins import make_plugin
 from vlatrack.spec.data import (
     CustomSource,
@@ -30,8 +36,8 @@ from vlatrack.spec.data import (
     SplitSource,
 )
 from vlatrack.spec.experiment import ExperimentSpec
-from vlatrack.spec.policy import ExplicitRanges
-from vlatrack.tokens.bins import ValueRange
+from vlatrack.spec.policy import ComputedRanges, ExplicitRanges
+from vlatrack.tokens.bins import Bins, ValueRange
 from vlatrack.training.checkpoint.policy import choice_digest, choice_of
 
 DATASETS = "vlatrack.datasets"
@@ -45,12 +51,37 @@ class Split:
     source: EpisodeSource
     episodes: EpisodeList
     parts: tuple[tuple[StoredDataset, EpisodeList], ...]
+    store: TokenStore
 
-    @property
+    @cached_property
     def key(self) -> str:
-        """Tells the content of the split's datasets from that of others."""
+        """Tells the content of the split's episodes from that of others."""
         keys = [dataset.key for dataset, _ in self.parts]
-        return keys[0] if len(keys) == 1 else choice_digest(keys)
+        return choice_digest([*keys, self.choice])
+
+    @cached_property
+    def choice(self) -> str:
+        """A digest of which episodes it has."""
+        return choice_digest(self.episodes.indices.tolist())
+
+    @cached_property
+    def statistics(self) -> EpisodeStatistics:
+        """Of its actions and states, in one pass over them, the first time."""
+        found = self.remembered("statistics", lambda: EpisodeStatistics.of(self.episodes).to_json())
+        return EpisodeStatistics.from_json(found)
+
+    def remembered(self, name: str, compute: Callable[[], Any]) -> Any:
+        """The JSON value of this name that belongs to the split's episodes, computed at the first time."""
+        return self.store.remembered(self.key, name, compute)
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """What actions and states are normalised by, what that costs, and what is wrong with it."""
+
+    norm_stats: NormStats
+    costs: TokenCosts  # on the training episodes
+    findings: Sequence[Finding]
 
 
 def open_splits(spec: ExperimentSpec, store: TokenStore, names: Collection[str] = SPLITS) -> dict[str, Split]:
@@ -87,11 +118,24 @@ def open_splits(spec: ExperimentSpec, store: TokenStore, names: Collection[str] 
                 first_indices=mixture.first_indices,
                 with_states=mixture.state_dim > 0,
             )
-            splits[name] = Split(mixture, episodes, tuple(parts))
+            splits[name] = Split(mixture, episodes, tuple(parts), store)
         else:
             dataset, episodes = _open_part(split_spec, place, store, opened)
-            splits[name] = Split(dataset.source, episodes, ((dataset, episodes),))
+            splits[name] = Split(dataset.source, episodes, ((dataset, episodes),), store)
     return splits
+
+
+def skipping_bad_episodes(spec: ExperimentSpec) -> ExperimentSpec:
+    """The spec whose datasets all have ``skip_bad``."""
+
+    def skipping(split: SplitSource | None) -> SplitSource | None:
+        if isinstance(split, MixtureSpec):
+            parts = tuple(part.model_copy(update={"skip_bad": True}) for part in split.sources)
+            return split.model_copy(update={"sources": parts})
+        return split if split is None else split.model_copy(update={"skip_bad": True})
+
+    splits = {name: skipping(getattr(spec.data, name)) for name in SPLITS}
+    return spec.model_copy(update={"data": spec.data.model_copy(update=splits)})
 
 
 def _open_part(
@@ -174,36 +218,121 @@ def open_source(spec: Source) -> EpisodeSource:
             assert_never(spec)
 
 
-def build_norm_stats(spec: ExperimentSpec, train: Split, store: TokenStore) -> NormStats:
-    """Ranges of actions and states, from the spec or computed from the training episodes."""
-    statistics = spec.tokenizer.statistics
-    if isinstance(statistics, ExplicitRanges):
-        states = ValueRange(statistics.state_low, statistics.state_high) if spec.data.use_state else None
-        return NormStats(ValueRange(statistics.action_low, statistics.action_high), states)
-    computed = store.remembered(
-        train.key,
-        f"norm_stats {statistics} {spec.data.use_state} {_choice(train)}",
+def build_norm_stats(spec: ExperimentSpec, train: Split) -> NormStats:
+    """Ranges of actions and states, from the spec or computed from the training episodes.
+
+    Raises:
+        DataError: a line for each dimension whose range is none, such as that of one that never changes.
+    """
+    norm_stats = _norm_stats(spec, train)
+    if _computed(spec) is not None and (errors := errors_among(_check_ranges(spec, train, norm_stats))):
+        raise DataError("\n".join(finding.line() for finding in errors))
+    return norm_stats
+
+
+def normalisation_of(spec: ExperimentSpec, train: Split, norm_stats: NormStats | None = None) -> Normalisation:
+    """As `build_norm_stats`, but what is wrong with the ranges is told instead of raised, with their costs.
+
+    Args:
+        norm_stats: those of a policy that goes on with its own; None: computed.
+
+    Raises:
+        DataError: an episode lacks the state, or a value is NaN or infinite.
+    """
+    norm_stats = norm_stats or _norm_stats(spec, train)
+    found, bins = train.statistics, Bins(spec.tokenizer.bins)
+    costs = token_costs(found.actions, found.states, norm_stats, bins)
+    return Normalisation(norm_stats, costs, tuple(_check_ranges(spec, train, norm_stats)))
+
+
+def _norm_stats(spec: ExperimentSpec, train: Split) -> NormStats:
+    by_hand, computed = spec.tokenizer.statistics, _computed(spec)
+    if computed is None:
+        assert isinstance(by_hand, ExplicitRanges), by_hand
+        states = ValueRange(by_hand.state_low, by_hand.state_high) if spec.data.use_state else None
+        return NormStats(ValueRange(by_hand.action_low, by_hand.action_high), states)
+    found = train.remembered(
+        f"norm_stats {computed} {spec.data.use_state}",
         lambda: NormStats.from_episodes(
-            train.episodes, method=statistics, use_state=spec.data.use_state, name=train.source.name
+            train.episodes,
+            method=computed.method,
+            use_state=spec.data.use_state,
+            name=train.source.name,
+            action_as_is=computed.action_as_is,
+            state_as_is=computed.state_as_is,
+            statistics=train.statistics,
         ).to_json(),
     )
-    return NormStats.from_json(computed)
+    return NormStats.from_json(found)
 
 
-def data_fingerprints(splits: Mapping[str, Split], store: TokenStore) -> dict[str, str]:
+def _check_ranges(spec: ExperimentSpec, train: Split, norm_stats: NormStats) -> Iterator[Finding]:
+    """Of all dimensions of which there are ranges and values; whether these are as many is asked elsewhere."""
+    found, name, names, computed = train.statistics, train.source.name, action_names(train.source), _computed(spec)
+    as_is = () if computed is None else computed.action_as_is
+    groups = [Ranges("action", found.actions, norm_stats.actions, names, as_is)]
+    if norm_stats.states is not None:
+        as_is = () if computed is None else computed.state_as_is
+        groups.append(Ranges("state", found.states, norm_stats.states, as_is=as_is))
+    return check_ranges(name, groups, None if computed is None else computed.method)
+
+
+def _computed(spec: ExperimentSpec) -> ComputedRanges | None:
+    """How the ranges are computed; None: they are written by hand."""
+    chosen = spec.tokenizer.statistics
+    if isinstance(chosen, str):
+        return ComputedRanges(method=chosen)
+    return chosen if isinstance(chosen, ComputedRanges) else None
+
+
+def data_warnings(spec: ExperimentSpec, splits: Mapping[str, Split], norm_stats: NormStats) -> list[str]:
+    """What is wrong with the data of a run that can start all the same, one line each; reads no frames.
+
+    An overlap of training and validation is among them, and an error of `vlatrack data validate` alone: a policy may be
+    made to learn its data by heart on purpose.
+    """
+    train = splits[TRAIN]
+    # What the findings say depends on all of this, names in them included.
+    decides = [f"{name} {split.source.name} {split.key}" for name, split in splits.items()]
+    decides += [repr((needs_of(spec), spec.data.cameras, spec.tokenizer, norm_stats))]
+
+    def found() -> list[str]:
+        of_ranges = normalisation_of(spec, train, norm_stats).findings
+        return [f"data: {finding.line()}" for finding in (*of_ranges, *check_split_set(spec, splits))]
+
+    lines: list[str] = train.remembered(f"warnings {choice_digest(decides)}", found)
+    return lines + [
+        f"data.{name}: {warning}"
+        for name, split in splits.items()
+        if isinstance(split.source, MixtureSource) and (warning := split.source.rate_warning) is not None
+    ]
+
+
+def check_split_set(spec: ExperimentSpec, splits: Mapping[str, Split]) -> list[Finding]:
+    """See `check_splits`."""
+    return check_splits(
+        {name: (split.source, split.episodes) for name, split in splits.items()},
+        train=TRAIN,
+        needs=needs_of(spec),
+        cameras=spec.data.cameras,
+    )
+
+
+def needs_of(spec: ExperimentSpec) -> Needs:
+    """What the training needs of an episode."""
+    return Needs(spec.action_head.time_horizon, spec.data.samples)
+
+
+def data_fingerprints(splits: Mapping[str, Split]) -> dict[str, str]:
     """Digests of each split: of its dataset's files, and of its episodes in their order."""
     digests = {}
     for name, split in splits.items():
         digests[f"data.{name}"] = split.source.fingerprint()
-        digests[choice_of(name)] = _choice(split)
-        digests[f"data.{name} (episodes in their order)"] = store.remembered(
-            split.key, f"episodes_digest {_choice(split)}", partial(episodes_digest, split.episodes)
+        digests[choice_of(name)] = split.choice
+        digests[f"data.{name} (episodes in their order)"] = split.remembered(
+            "episodes_digest", partial(episodes_digest, split.episodes)
         )
     return digests
-
-
-def _choice(split: Split) -> str:
-    return choice_digest(split.episodes.indices.tolist())
 
 
 def check_data(spec: ExperimentSpec, splits: Mapping[str, Split], norm_stats: NormStats) -> None:

@@ -32,7 +32,6 @@ from vlatrack.tokens.images import CHAMELEON_PREFIX, ImageTokenizer
 from vlatrack.tokens.layout import TokenLayout
 from vlatrack.tokens.text import ByteTokenizer
 from vlatrack.training.checkpoint.contents import load_weights
-from vlatrack.training.checkpoint.policy import choice_digest
 from vlatrack.training.process_group import ProcessGroup
 
 _FIT_EPISODES = 64  # from which the frames for the codebook are drawn
@@ -67,10 +66,10 @@ class Experiment:
         """
         store = store or TokenStore(user_cache() / "data")
         splits = open_splits(spec, store)
-        norm_stats = build_norm_stats(spec, splits[TRAIN], store)
+        norm_stats = build_norm_stats(spec, splits[TRAIN])
         check_data(spec, splits, norm_stats)
         source = backbone_factory(spec).open() if init_from is None else init_from.source(spec)
-        fingerprints = data_fingerprints(splits, store)
+        fingerprints = data_fingerprints(splits)
         if init_from is not None:
             fingerprints["init_from"] = init_from.record.policy_sha256
         elif source.weights is not None:
@@ -99,7 +98,7 @@ class Experiment:
         opened = open_splits(spec, store, splits)
         check_data(spec, opened, stored.record.norm_stats)
         inherited = {k: v for k, v in stored.record.fingerprints.items() if not k.startswith("data.")}
-        fingerprints = data_fingerprints(opened, store) | inherited
+        fingerprints = data_fingerprints(opened) | inherited
         return cls(spec, opened, stored.record.norm_stats, stored.source(spec), stored, True, fingerprints, store)
 
     @property
@@ -219,10 +218,7 @@ class Experiment:
         It is kept since another machine may fit another one, to which nothing that is encoded would belong.
         """
         settings, train = self.spec.tokenizer.image, self.splits[TRAIN]
-        choice = choice_digest(train.episodes.indices.tolist())
-        name = (
-            f"image tokenizer {settings.model_dump_json()} {self.spec.seed} {layout} {self.spec.data.cameras} {choice}"
-        )
+        name = f"image tokenizer {(settings.model_dump_json(), self.spec.seed, layout, self.spec.data.cameras)}"
         folder = self.store.folder_of(train.key, name)
 
         def fit() -> str:
@@ -238,7 +234,7 @@ class Experiment:
             fitted.save(folder)
             return fitted.fingerprint()
 
-        expected = self.store.remembered(train.key, name, fit)
+        expected = train.remembered(name, fit)
         if ImageTokenizer.is_saved(folder) and (stored := ImageTokenizer.load(folder)).fingerprint() == expected:
             return stored
         fit()  # it has been damaged, or removed

@@ -10,12 +10,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs
 
+from vlatrack.builders.data import data_warnings
 from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.optimizer import build_optimizer, build_schedule, check_optimizer, group_rates
 from vlatrack.builders.order import build_order
 from vlatrack.builders.policy import adapter_of, build_schema
 from vlatrack.builders.unfilled import Fill
-from vlatrack.data.mixture import MixtureSource
 from vlatrack.data.samples import Encoding, Samples
 from vlatrack.errors import SpecError
 from vlatrack.metrics.schema import SIMULATION, TRAIN, MetricSchema
@@ -260,13 +260,12 @@ def build_training_parts(
 
 
 def training_warnings(experiment: Experiment, training: Training, state: TrainState) -> list[str]:
-    """Settings that are allowed but probably not intended, one line each, for a training that starts at ``state``."""
+    """Settings and data that are allowed but probably not intended, one line each, for a training that starts at
+    ``state``; those of the data for the main process alone."""
     spec, steps = experiment.spec, training.total_steps
-    found = [
-        f"data.{name}: {warning}"
-        for name, split in experiment.splits.items()
-        if isinstance(split.source, MixtureSource) and (warning := split.source.rate_warning) is not None
-    ]
+    found = []
+    if training.group.is_main_process:
+        found += data_warnings(spec, experiment.splits, experiment.norm_stats)
     if experiment.continues and experiment.stored is not None and spec.optim.schedule != "constant":
         epochs = cast(int, experiment.stored.settings["train.epochs"])
         done, per_epoch = state.step / training.steps_per_epoch, training.steps_per_epoch

@@ -9,27 +9,15 @@ import typer
 
 from vlatrack.cli.data_convert import convert
 from vlatrack.cli.data_hub import pull, push
+from vlatrack.cli.data_info import info
 from vlatrack.cli.data_probe import probe
 from vlatrack.cli.data_regenerate import regenerate_app
 from vlatrack.cli.data_tokenize import tokenize
+from vlatrack.cli.data_validate import validate
 from vlatrack.cli.data_view import view
-from vlatrack.cli.dataset_options import (
-    ACTION,
-    INSTRUCTION,
-    SPLIT,
-    STATE,
-    Action,
-    Fps,
-    Instruction,
-    Split,
-    State,
-)
 from vlatrack.cli.keeping import saying_what_is_kept
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from vlatrack.data.episodes import Episode, EpisodeSource
     from vlatrack.envs.record import ProgressCallback, TaskProgress
 
 _START_S, _LONGEST_STEP_S = 120.0, 2.0
@@ -44,11 +32,11 @@ _CameraNames = Annotated[
 ]
 
 app = typer.Typer(
-    help="Record demonstrations, look at a dataset, convert and share it.",
+    help="Record demonstrations, look at a dataset, check it, convert and share it.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
-for command in (view, convert, tokenize, probe, push, pull):
+for command in (info, view, validate, convert, tokenize, probe, push, pull):
     app.command()(command)
 app.add_typer(regenerate_app, name="regenerate")
 
@@ -134,41 +122,6 @@ def record(
     typer.echo(f"wrote {output}: {_recorded(recorded)}, {_megabytes(output)}; {_succeeded(recorded)}")
 
 
-@app.command()
-def info(
-    path: Annotated[
-        Path,
-        typer.Argument(
-            help="Folder of a LeRobot or RLDS dataset, or of *.hdf5; a JSON list of RynnVLA-002.", show_default=False
-        ),
-    ],
-    action: Action = ACTION,
-    state: State = STATE,
-    fps: Fps = None,
-    split: Split = SPLIT,
-    instruction: Instruction = INSTRUCTION,
-) -> None:
-    """Show the tasks, cameras, dimensions and ranges of a dataset, and its fingerprint.
-
-    Example: [bold]vlatrack data info experiments/data/metaworld-mini[/bold]
-    """
-    from rich.console import Console
-
-    from vlatrack.data.formats.opening import open_dataset
-    from vlatrack.errors import DataError
-
-    try:
-        source = open_dataset(path, action=action, state=state, fps=fps, split=split, instruction=instruction)
-        episodes = source.episodes()
-        tables = [_overview(source, episodes, path), _task_table(episodes), *_range_tables(episodes)]
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); give the folder of a dataset") from None
-    console = Console(highlight=False, markup=False, emoji=False)  # a task may be called "pick [/b] up" or ":x:"
-    for table in tables:
-        console.print(table)
-        console.print()
-
-
 def _episodes_of_tasks(tasks: Sequence[str], episodes: int) -> dict[str, int]:
     """`window-open-v3:5` → 5 episodes; without a number, `episodes` of them."""
     from vlatrack.errors import DataError
@@ -218,69 +171,6 @@ def _progress_bars() -> "Iterator[ProgressCallback]":
             bars.advance(so_far.task, so_far.episodes, so_far.wanted, unit="episode", details=details)
 
         yield show
-
-
-def _overview(source: "EpisodeSource", episodes: "Sequence[Episode]", path: Path) -> "Table":
-    from rich.table import Table
-
-    frames = sum(episode.length for episode in episodes)
-    rows = {
-        "dataset": source.name,
-        "episodes": f"{len(episodes)}, {frames:,} steps, {frames / source.fps:,.0f} s",
-        "cameras": ", ".join(_describe_camera(source, episodes, camera) for camera in source.cameras) or "none",
-        "action / state": f"{source.action_dim} / {source.state_dim} numbers",
-        "fps": f"{source.fps:g}",
-        "size": _megabytes(path),
-        "fingerprint": source.fingerprint(),
-    }
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows.items():
-        table.add_row(name, value)
-    return table
-
-
-def _describe_camera(source: "EpisodeSource", episodes: "Sequence[Episode]", camera: str) -> str:
-    if not episodes:
-        return camera
-    _, height, width, _ = source.frames(episodes[0], camera).shape
-    return f"{camera} ({height} x {width})"
-
-
-def _task_table(episodes: "Sequence[Episode]") -> "Table":
-    from rich.table import Table
-
-    lengths: dict[str, list[int]] = {}
-    for episode in episodes:
-        lengths.setdefault(episode.task, []).append(episode.length)
-    table = Table("task")
-    for heading in ("episodes", "steps", "shortest", "longest"):
-        table.add_column(heading, justify="right")
-    for task, of_task in sorted(lengths.items()):
-        numbers = (len(of_task), sum(of_task), min(of_task), max(of_task))
-        table.add_row(task, *(f"{number:,}" for number in numbers))
-    return table
-
-
-def _range_tables(episodes: "Sequence[Episode]") -> "Iterator[Table]":
-    import numpy as np
-    from rich.table import Table
-
-    states = [episode.states for episode in episodes if episode.states is not None]
-    for what, arrays in (("action", [episode.actions for episode in episodes]), ("state", states)):
-        if not arrays:
-            continue
-        values = np.concatenate(arrays)
-        table = Table(what)
-        for heading in ("min", "1 %", "mean", "99 %", "max"):
-            table.add_column(heading, justify="right")
-        low, high = np.quantile(values, [0.01, 0.99], axis=0)
-        for number, row in enumerate(
-            zip(values.min(axis=0), low, values.mean(axis=0), high, values.max(axis=0), strict=True)
-        ):
-            table.add_row(str(number), *(f"{value:.4g}" for value in row))
-        yield table
 
 
 def _recorded(tasks: Sequence["TaskProgress"]) -> str:

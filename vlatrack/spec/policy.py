@@ -2,7 +2,17 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
 
 from vlatrack.spec.base import CustomTarget, Model, Once, Options, Probability
 
@@ -153,6 +163,27 @@ class ExplicitRanges(Model):
         return self
 
 
+class ComputedRanges(Model):
+    """Bin ranges computed from the training episodes, but for dimensions that are in [-1, 1] and stay as they are."""
+
+    method: Literal["minmax", "quantiles"] = Field(description="extremes, or the 1 % and 99 % quantiles")
+    action_as_is: Annotated[tuple[NonNegativeInt, ...], Once] = Field(
+        (), description="numbers of an action, from 0, whose range is [-1, 1], such as a gripper: open or closed"
+    )
+    state_as_is: Annotated[tuple[NonNegativeInt, ...], Once] = Field((), description="the same, of a state")
+
+
+def _form_of_ranges(value: object) -> str:
+    keys = value if isinstance(value, dict) else type(value).model_fields if isinstance(value, Model) else {}
+    return "by hand" if any(name in keys for name in ExplicitRanges.model_fields) else "computed"
+
+
+Ranges = Annotated[
+    Annotated[ComputedRanges, Tag("computed")] | Annotated[ExplicitRanges, Tag("by hand")],
+    Discriminator(_form_of_ranges),  # so that a mistake is explained in terms of the form that was meant
+]
+
+
 class ImageTokenizerSpec(Model):
     """The image tokenizer: the checkpoint's, or from scratch a codebook that is fitted to the data."""
 
@@ -173,8 +204,10 @@ class TokenizerSpec(Model):
     """How actions, states, images and text become token ids."""
 
     bins: Annotated[int, Field(ge=2, le=4998)] = Field(256, description="bin edges on [-1, 1] of an action or a state")
-    statistics: Literal["minmax", "quantiles"] | ExplicitRanges = Field(
-        "minmax", description="source of low/high per dimension; quantiles are 1 % and 99 %"
+    statistics: Literal["minmax", "quantiles"] | Ranges = Field(
+        "minmax",
+        description="source of low/high per dimension; quantiles are 1 % and 99 %; with `method` as a key of its own "
+        "some can stay as they are",
     )
     checkpoint: str | None = Field(
         None,

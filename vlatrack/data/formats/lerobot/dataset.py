@@ -16,6 +16,7 @@ from vlatrack.data.formats.lerobot.images import embedded_image
 from vlatrack.data.formats.lerobot.layout import DatasetInfo, expand, read_info
 from vlatrack.data.formats.lerobot.rows import Stretch, TableFile, matrix
 from vlatrack.data.formats.lerobot.times import FRAME_INDEX, TIMESTAMP, StepTimes
+from vlatrack.data.formats.lerobot.timestamps import step_times
 from vlatrack.data.formats.lerobot.v21 import V21
 from vlatrack.data.formats.lerobot.v30 import V30
 from vlatrack.data.pieces import in_pieces
@@ -145,6 +146,10 @@ class LeRobotDataset:
             raise DataError(f"{self.name}: meta/info.json has {list(shape)} as shape of {camera}; restore the dataset")
         height, width = shape[:2] if shape[-1] == 3 else shape[1:]
         return height, width
+
+    def step_times(self) -> Iterator[tuple[int, NDArray[np.float64]]]:
+        """The number of each episode, and the seconds of its steps, [T]; nothing without timestamps."""
+        return step_times(self.root)
 
     def fingerprint(self) -> str:
         """SHA-256 over meta/, data/ and videos/; other files in the folder do not matter."""

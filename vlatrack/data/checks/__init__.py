@@ -1,0 +1,1 @@
+"""What is wrong with demonstrations: checks of their values, episodes, splits and images."""

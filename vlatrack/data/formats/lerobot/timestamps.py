@@ -1,0 +1,53 @@
+"""The times of the steps of a LeRobot dataset, from the column `timestamp` of its tables."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from vlatrack.errors import DataError
+
+_COLUMNS = ("episode_index", "timestamp")
+
+
+def step_times(root: Path) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """The number of each episode and the seconds of its steps [T], a row group at a time; none without such a column.
+
+    Raises:
+        DataError: a table is damaged.
+    """
+    episode, collected = -1, list[NDArray[np.float64]]()
+    for path in sorted((root / "data").rglob("*.parquet")):
+        for indexes, seconds in _columns(path):
+            starts = np.flatnonzero(np.diff(indexes, prepend=indexes[:1] - 1))
+            for start, stop in zip(starts, [*starts[1:], len(indexes)], strict=True):
+                if collected and indexes[start] != episode:
+                    yield episode, np.concatenate(collected)
+                    collected = []
+                episode = int(indexes[start])
+                collected.append(seconds[start:stop])
+    if collected:
+        yield episode, np.concatenate(collected)
+
+
+def _columns(path: Path) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+    try:
+        with pq.ParquetFile(path) as file:
+            if not set(_COLUMNS) <= set(file.schema_arrow.names):
+                return
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, columns=list(_COLUMNS))
+                if table.num_rows:
+                    indexes, seconds = (_numbers(table[name]) for name in _COLUMNS)
+                    yield indexes.astype(np.int64), seconds
+    except (pa.ArrowException, OSError, ValueError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(f"{path}: damaged or missing ({first}); restore the file") from None
+
+
+def _numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    numbers: NDArray[np.float64] = column.cast(pa.float64()).to_numpy()
+    return numbers
