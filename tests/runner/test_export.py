@@ -108,7 +108,10 @@ def test_an_exported_policy_is_evaluated_as_in_its_run_and_keeps_the_numbers(
     ("arguments", "told"),
     [
         ({"overrides": ["tokenizer.bins=16"]}, r"an evaluation cannot change tokenizer\.bins: 32 -> 16; it can"),
-        ({"overrides": ["data.val_ind=null", "data.val_ood=null"]}, "its experiment has no validation data; name it"),
+        (
+            {"overrides": ["data.val_ind=null", "data.val_ood=null"]},
+            "its experiment has no validation data with episodes; name",
+        ),
         ({"checkpoint": "last"}, "is a checkpoint itself; leave out last"),
         ({"overrides": ["data.val_ind.tasks=[planted-0123456789]"]}, "holds the value of WANDB_API_KEY and is sent to"),
     ],

@@ -218,14 +218,19 @@ def open_source(spec: Source) -> EpisodeSource:
             assert_never(spec)
 
 
-def build_norm_stats(spec: ExperimentSpec, train: Split) -> NormStats:
+def build_norm_stats(spec: ExperimentSpec, train: Split | None) -> NormStats:
     """Ranges of actions and states, from the spec or computed from the training episodes.
+
+    Args:
+        train: None: it has finished token rows, and the spec has the ranges.
 
     Raises:
         DataError: a line for each dimension whose range is none, such as that of one that never changes.
     """
     norm_stats = _norm_stats(spec, train)
-    if _computed(spec) is not None and (errors := errors_among(_check_ranges(spec, train, norm_stats))):
+    if train is None or _computed(spec) is None:
+        return norm_stats
+    if errors := errors_among(_check_ranges(spec, train, norm_stats)):
         raise DataError("\n".join(finding.line() for finding in errors))
     return norm_stats
 
@@ -245,12 +250,13 @@ def normalisation_of(spec: ExperimentSpec, train: Split, norm_stats: NormStats |
     return Normalisation(norm_stats, costs, tuple(_check_ranges(spec, train, norm_stats)))
 
 
-def _norm_stats(spec: ExperimentSpec, train: Split) -> NormStats:
+def _norm_stats(spec: ExperimentSpec, train: Split | None) -> NormStats:
     by_hand, computed = spec.tokenizer.statistics, _computed(spec)
     if computed is None:
         assert isinstance(by_hand, ExplicitRanges), by_hand
         states = ValueRange(by_hand.state_low, by_hand.state_high) if spec.data.use_state else None
         return NormStats(ValueRange(by_hand.action_low, by_hand.action_high), states)
+    assert train is not None, "the spec demands ranges where the training has no episodes"
     found = train.remembered(
         f"norm_stats {computed} {spec.data.use_state}",
         lambda: NormStats.from_episodes(
@@ -291,6 +297,8 @@ def data_warnings(spec: ExperimentSpec, splits: Mapping[str, Split], norm_stats:
     An overlap of training and validation is among them, and an error of `vlatrack data validate` alone: a policy may be
     made to learn its data by heart on purpose.
     """
+    if TRAIN not in splits:
+        return []
     train = splits[TRAIN]
     # What the findings say depends on all of this, names in them included.
     decides = [f"{name} {split.source.name} {split.key}" for name, split in splits.items()]

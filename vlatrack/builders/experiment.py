@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from vlatrack.builders.data import Split, build_norm_stats, check_data, data_fingerprints, open_splits
 from vlatrack.builders.policy import StoredPolicy, adapter_of, backbone_factory, build_policy
+from vlatrack.builders.rows import ROWS, open_rows, row_fingerprints, row_sources
 from vlatrack.builders.unfilled import Fill, build_unfilled_policy
 from vlatrack.data.digests import user_cache
 from vlatrack.data.episodes import Episode, EpisodeSource, frame_pieces
 from vlatrack.data.recorded import ImageSizes, image_sizes
+from vlatrack.data.row_samples import RowSamples
 from vlatrack.data.samples import Encoding, SampleKind, SampleSet, check_lengths
 from vlatrack.data.statistics import NormStats
 from vlatrack.data.store.episode_table import EpisodeList
@@ -31,6 +33,7 @@ from vlatrack.tokens.bins import Bins
 from vlatrack.tokens.images import CHAMELEON_PREFIX, ImageTokenizer
 from vlatrack.tokens.layout import TokenLayout
 from vlatrack.tokens.text import ByteTokenizer
+from vlatrack.tracking.privacy import shareable_files
 from vlatrack.training.checkpoint.contents import load_weights
 from vlatrack.training.process_group import ProcessGroup
 
@@ -66,10 +69,10 @@ class Experiment:
         """
         store = store or TokenStore(user_cache() / "data")
         splits = open_splits(spec, store)
-        norm_stats = build_norm_stats(spec, splits[TRAIN])
+        norm_stats = build_norm_stats(spec, splits.get(TRAIN))
         check_data(spec, splits, norm_stats)
         source = backbone_factory(spec).open() if init_from is None else init_from.source(spec)
-        fingerprints = data_fingerprints(splits)
+        fingerprints = data_fingerprints(splits) | row_fingerprints(spec, store)
         if init_from is not None:
             fingerprints["init_from"] = init_from.record.policy_sha256
         elif source.weights is not None:
@@ -98,7 +101,7 @@ class Experiment:
         opened = open_splits(spec, store, splits)
         check_data(spec, opened, stored.record.norm_stats)
         inherited = {k: v for k, v in stored.record.fingerprints.items() if not k.startswith("data.")}
-        fingerprints = data_fingerprints(opened) | inherited
+        fingerprints = data_fingerprints(opened) | row_fingerprints(spec, store, splits) | inherited
         return cls(spec, opened, stored.record.norm_stats, stored.source(spec), stored, True, fingerprints, store)
 
     @property
@@ -124,6 +127,8 @@ class Experiment:
         """
         if self.stored is not None and self.continues and self.stored.record.image_sizes:
             return self.stored.record.image_sizes
+        if TRAIN not in self.splits:  # finished token rows do not tell
+            return {}
         train = self.splits[TRAIN]
         return image_sizes(train.source, train.episodes[0], self.spec.data.cameras)
 
@@ -205,7 +210,8 @@ class Experiment:
                 layout=layout,
             )
         else:
-            tokenizer = self._fitted_tokenizer(layout)
+            with shareable_files():
+                tokenizer = self._fitted_tokenizer(layout)
         tokenizer.to(device)
         if tokenizer.decoder is None and "world_model" in self.spec.data.samples and TRAIN in self.splits:
             tokenizer.fit_decoder(self._frames_to_fit())
@@ -293,6 +299,17 @@ class Experiment:
                 f"{self.splits[TRAIN].source.name}: no episode is long enough for a sample, so nothing could be trained"
             )
         return samples
+
+    def row_samples(self, layout: TokenLayout) -> dict[str, RowSamples]:
+        """The samples of each split that has finished token rows.
+
+        Raises:
+            DataError: a record cannot be read, or does not fit the experiment.
+        """
+        return {
+            name: RowSamples(open_rows(source, self.spec, layout=layout, folder=self.store.folder / ROWS)[0], layout)
+            for name, source in row_sources(self.spec).items()
+        }
 
     def encode_frames(
         self, encoding: Encoding, progress: EncodeProgress | None = None, *, rank: int = 0, world_size: int = 1

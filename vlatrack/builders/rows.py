@@ -1,14 +1,38 @@
 """From a spec's finished token rows to rows in memory-mapped files that fit the experiment."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 from vlatrack.data.formats.rynnvla.records import Progress, Records
 from vlatrack.data.row_checks import RowCounts, RowRules, check_rows
 from vlatrack.data.rows import TokenRows
+from vlatrack.data.store.token_store import TokenStore
+from vlatrack.metrics.schema import SPLITS
 from vlatrack.spec.data import RynnVlaRecordsSource
 from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.policy import ExplicitRanges
 from vlatrack.tokens.layout import TokenLayout
+
+ROWS = "rows"
+"""The folder of converted rows in the store."""
+
+
+def row_sources(spec: ExperimentSpec, names: Collection[str] = SPLITS) -> dict[str, RynnVlaRecordsSource]:
+    """The splits that have finished token rows."""
+    sources = {name: getattr(spec.data, name) for name in SPLITS if name in names}
+    return {name: source for name, source in sources.items() if isinstance(source, RynnVlaRecordsSource)}
+
+
+def row_fingerprints(spec: ExperimentSpec, store: TokenStore, names: Collection[str] = SPLITS) -> dict[str, str]:
+    """Digests of the rows of each split that has finished ones, which are converted the first time.
+
+    Raises:
+        DataError: a record cannot be read.
+    """
+    return {
+        f"data.{name}": Records(source.path, source.root).rows(store.folder / ROWS).fingerprint()
+        for name, source in row_sources(spec, names).items()
+    }
 
 
 def open_rows(
@@ -16,14 +40,14 @@ def open_rows(
     spec: ExperimentSpec,
     *,
     layout: TokenLayout,
-    vocabulary: int,
+    vocabulary: int | None = None,
     folder: Path,
     progress: Progress | None = None,
 ) -> tuple[TokenRows, RowCounts]:
     """The rows that a split names, converted once and checked, and how many there are of each kind.
 
     Args:
-        layout, vocabulary: the ids of the backbone.
+        layout, vocabulary: the ids of the backbone; None: as many as its layout has.
         folder: where converted rows are kept.
 
     Raises:
@@ -31,7 +55,9 @@ def open_rows(
     """
     records = Records(source.path, source.root)
     rows = records.rows(folder, progress)
-    return rows, check_rows(rows, row_rules(spec, layout=layout, vocabulary=vocabulary), records.place)
+    return rows, check_rows(
+        rows, row_rules(spec, layout=layout, vocabulary=vocabulary or layout.vocabulary_size), records.place
+    )
 
 
 def row_rules(spec: ExperimentSpec, *, layout: TokenLayout, vocabulary: int) -> RowRules:

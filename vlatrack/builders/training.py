@@ -24,6 +24,7 @@ from vlatrack.models.policy import VlaPolicy
 from vlatrack.models.storage import sum_gradients_in_fp32
 from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.load import dump_spec
+from vlatrack.tracking.privacy import shareable_files
 from vlatrack.training.callback import Callback
 from vlatrack.training.checkpoint.contents import TrainingParts
 from vlatrack.training.checkpoint.policy import IMAGE_TOKENIZER, SPEC, TEXT_TOKENIZER, PolicyRecord
@@ -265,7 +266,8 @@ def training_warnings(experiment: Experiment, training: Training, state: TrainSt
     spec, steps = experiment.spec, training.total_steps
     found = []
     if training.group.is_main_process:
-        found += data_warnings(spec, experiment.splits, experiment.norm_stats)
+        with shareable_files():
+            found += data_warnings(spec, experiment.splits, experiment.norm_stats)
     if experiment.continues and experiment.stored is not None and spec.optim.schedule != "constant":
         epochs = cast(int, experiment.stored.settings["train.epochs"])
         done, per_epoch = state.step / training.steps_per_epoch, training.steps_per_epoch

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from vlatrack.data.rows import PaddedRows, TokenRows
 from vlatrack.tokens.batch import Batch, collate, index_rows
@@ -39,9 +40,9 @@ class RowSamples:
                 return _indexed(padded, self._layout, tokens=int(self._rows.lengths[chosen].sum()))
         return collate(self._rows.batch(chosen), self._layout, length_multiple=length_multiple)
 
-    def length_of(self, number: int) -> int:
-        """The number of tokens of a row."""
-        return int(self._rows.lengths[number])
+    def lengths_of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[n] the number of tokens of each of these rows."""
+        return self._rows.lengths[numbers].astype(np.int64)
 
     def describe(self, number: int) -> dict[str, str | int]:
         """A row as people find it: its number and kind."""

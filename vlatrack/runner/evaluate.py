@@ -15,7 +15,7 @@ from vlatrack.builders.policy import StoredPolicy
 from vlatrack.builders.trackers import build_backends
 from vlatrack.builders.training import build_accelerator
 from vlatrack.data.order import even_subset
-from vlatrack.data.samples import SampleSet
+from vlatrack.data.samples import Samples, SampleSet
 from vlatrack.errors import CheckpointError, SpecError
 from vlatrack.metrics.declarations import calibration_table
 from vlatrack.metrics.schema import EVALUATE, VAL_IND, VAL_OOD
@@ -27,6 +27,7 @@ from vlatrack.runner.open_loop_details import DetailedEvaluation, SplitDetails, 
 from vlatrack.runner.open_loop_files import write_files
 from vlatrack.runner.open_loop_samples import Count, SamplePass
 from vlatrack.runner.recorder import check_no_secret
+from vlatrack.spec.data import sources_of
 from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.identity import differences, flatten
 from vlatrack.spec.load import load_spec
@@ -73,7 +74,7 @@ class OpenLoopEvaluation:
 
     settings: OpenLoopSpec | None
     training: Training
-    samples: Mapping[str, SampleSet]
+    samples: Mapping[str, Samples]
     world_model: bool = False  # whether the training has world-model samples
 
     def __call__(self, state: TrainState) -> EpochResults:
@@ -200,9 +201,9 @@ def _checked_changes(stored: StoredPolicy, spec: ExperimentSpec) -> tuple[str, .
             f"{stored.record.checkpoint}: an evaluation cannot change {'; '.join(others)}; it can change "
             f"{', '.join(_OF_AN_EVALUATION)}"
         )
-    if spec.data.val_ind is None and spec.data.val_ood is None:
+    if not sources_of(spec.data.val_ind) and not sources_of(spec.data.val_ood):
         raise SpecError(
-            f"{stored.record.checkpoint}: its experiment has no validation data; name it: "
+            f"{stored.record.checkpoint}: its experiment has no validation data with episodes; name it: "
             "'data.val_ind={kind: lerobot, path: FOLDER}'"
         )
     return tuple(map(str, changes))
@@ -227,7 +228,7 @@ def _result_file(checkpoint: Path, run: RunDirectory | None) -> Path:
 
 def evaluate_split(
     policy: VlaPolicy,
-    samples: SampleSet,
+    samples: Samples,
     settings: OpenLoopSpec,
     accelerator: Accelerator,
     group: ProcessGroup,
@@ -248,7 +249,7 @@ def evaluate_split(
     order = even_subset(len(samples), batch_size=settings.batch_size, limit=settings.max_samples)
     with group.noticing_lost_ranks(), telling_out_of_memory("open-loop evaluation", remedy=_REMEDY):
         own_states = run.own_states(samples, order, None if count_of is None else count_of(len(order)))
-        if world_model and settings.world_samples:
+        if world_model and settings.world_samples and isinstance(samples, SampleSet):
             limit, size = settings.world_samples, settings.batch_size
             own_states += run.own_image_states(samples, limit=limit, batch_size=size)
     states = group.sum_states(own_states)

@@ -12,7 +12,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from vlatrack.builders.closed_loop import ClosedLoop, simulated_metrics
-from vlatrack.builders.experiment import Experiment
+from vlatrack.builders.experiment import EncodeProgress, Experiment
 from vlatrack.builders.policy import build_schema
 from vlatrack.builders.training import (
     build_early_stopping,
@@ -26,7 +26,8 @@ from vlatrack.builders.training import (
 from vlatrack.builders.unfilled import Fill
 from vlatrack.data.baselines import baseline_errors, median_action
 from vlatrack.data.episodes import NamesActions, action_names
-from vlatrack.data.samples import SampleSet
+from vlatrack.data.row_samples import RowSamples
+from vlatrack.data.samples import Encoding, Samples, SampleSet
 from vlatrack.data.store.episode_table import Floats
 from vlatrack.health.finding import Finding
 from vlatrack.metrics.schema import TRAIN, MetricSchema
@@ -228,17 +229,18 @@ def _train(
             policy, fill = _policy(job)
         notify("on_stage", "preparing the image tokenizer")
         encoding = experiment.encoding(policy.layout, directory.tokenizer, device)
-    with shareable_files():
-        samples = experiment.samples(encoding, partial(notify, "on_encode"), group=group)
+    samples, rows = _samples(experiment, encoding, partial(notify, "on_encode"), group)
     if group.is_main_process:
-        _write_references(experiment, samples, directory)
+        if TRAIN in samples:
+            _write_references(experiment, samples, directory)
         digests = {
             name: SplitDigests.of(split, encoding, experiment.store) for name, split in experiment.splits.items()
         }
         write_data_digests(directory.path / DATA_DIGESTS, digests)
     if fill is None:
         group.broadcast_weights(policy)
-    train_samples = samples.pop(TRAIN)
+    validation: dict[str, Samples] = {**samples, **rows}
+    train_samples = validation.pop(TRAIN)
     with telling_out_of_memory("building the policy", remedy=WHAT_FITS):
         training = build_training(
             experiment,
@@ -272,7 +274,10 @@ def _train(
         notify("on_stage", "compiling the decoder layers in the first step")
     notify("on_train_start", state, training.total_steps, training.settings.epochs)
     evaluate = OpenLoopEvaluation(
-        experiment.spec.evaluate.open_loop, training, samples, world_model="world_model" in experiment.spec.data.samples
+        experiment.spec.evaluate.open_loop,
+        training,
+        validation,
+        world_model="world_model" in experiment.spec.data.samples,
     )
     training.run(state, checkpoints, evaluate)
     if simulations is not None:
@@ -281,6 +286,16 @@ def _train(
         simulations.finish()
         checkpoints.prune(state.best_step)
         checkpoints.wait()
+
+
+def _samples(
+    experiment: Experiment, encoding: Encoding, report: EncodeProgress, group: ProcessGroup
+) -> tuple[dict[str, SampleSet], dict[str, RowSamples]]:
+    """The samples of the splits with episodes, and of those with finished token rows. All ranks call this."""
+    with shareable_files():
+        samples = experiment.samples(encoding, report, group=group)
+        with group.main_process_first():
+            return samples, experiment.row_samples(encoding.layout)
 
 
 def _write_references(experiment: Experiment, samples: Mapping[str, SampleSet], directory: RunDirectory) -> None:

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 
 from vlatrack.data.loading import Numbers, load_batches
 from vlatrack.data.order import even_subset
-from vlatrack.data.samples import SampleSet
+from vlatrack.data.samples import Samples, SampleSet
 from vlatrack.evaluation.frames import copied_states
 from vlatrack.evaluation.open_loop import evaluate_open_loop, image_states
 from vlatrack.metrics.states import MetricStates
@@ -48,7 +48,7 @@ class SamplePass:
     length_multiple: int = 1  # see `load_batches`
     before_batch: Callable[[], None] = lambda: None
 
-    def own_states(self, samples: SampleSet, order: Iterable[Numbers], count: Count | None = None) -> MetricStates:
+    def own_states(self, samples: Samples, order: Iterable[Numbers], count: Count | None = None) -> MetricStates:
         """The states over this rank's share of the batches; one without a sample joins in with an idle batch."""
         batches = load_batches(
             samples,

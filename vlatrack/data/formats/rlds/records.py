@@ -18,7 +18,7 @@ _MASK = 0xA282EAD8
 _PIECE_BYTES = 1 << 20
 
 
-class DamagedRecordError(Exception):
+class DamagedRecordError(DataError):
     """A record, or what is in it, is not what it should be; the message says what is wrong."""
 
 
