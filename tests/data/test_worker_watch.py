@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from vlatrack.data.loading import load_batches
 from vlatrack.data.worker_watch import WorkerWatch
 from vlatrack.errors import DataError
 
@@ -119,3 +120,15 @@ def test_what_else_goes_wrong_meanwhile_stays_what_it_is(error: Exception) -> No
 
     with pytest.raises(type(error), match=str(error)):
         train()
+
+
+def test_a_worker_that_dies_over_a_batch_is_told_with_the_batchs_first_sample() -> None:
+    class Batches:
+        def batch(self, numbers: list[int], *, length_multiple: int) -> list[int]:
+            return kill() if 41 in numbers else numbers
+
+    watch = WorkerWatch(1, "a batch with sample {}".format)
+    order = [[3, 5], [7, 41], [1]]
+    with pytest.raises(DataError, match="while it read a batch with sample 7; "), watch.explaining_deaths():
+        list(load_batches(Batches(), order, workers=1, watch=watch))
+    assert list(load_batches(Batches(), order[::2], workers=1, watch=watch)) == order[::2]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from vlatrack.data.samples import Samples
+from vlatrack.data.worker_watch import NOTHING, Places, WorkerWatch
 from vlatrack.tokens.batch import Batch
 
 Numbers = Sequence[int] | NDArray[np.int64]
@@ -36,15 +37,17 @@ def load_batches(
     workers: int = 0,
     pin: bool = False,
     length_multiple: int = 1,
+    watch: WorkerWatch | None = None,
 ) -> Iterator[Batch]:
     """The batches of ``order``, assembled in ``workers`` processes, or in this one if 0.
 
     Args:
+        watch: is told where each worker is.
         pin: in pinned memory, from which a GPU copies without waiting.
         length_multiple: the length of each batch is rounded up to such a multiple.
     """
     loader: DataLoader[Batch] = DataLoader(
-        _Batches(samples, length_multiple),  # type: ignore[arg-type]  # a map-style dataset by its method
+        _Batches(samples, length_multiple, None if watch is None else watch.places),  # type: ignore[arg-type]  # a map-style dataset by its method
         batch_size=None,  # each "index" is the numbers of a whole batch
         sampler=order,
         num_workers=workers,
@@ -63,9 +66,16 @@ class _Batches:
 
     samples: Samples
     length_multiple: int
+    places: Places | None
 
     def __getitem__(self, numbers: Numbers) -> Batch:
-        return self.samples.batch(numbers, length_multiple=self.length_multiple)
+        if self.places is None or not len(numbers):
+            return self.samples.batch(numbers, length_multiple=self.length_multiple)
+        self.places.note(int(numbers[0]))
+        try:
+            return self.samples.batch(numbers, length_multiple=self.length_multiple)
+        finally:
+            self.places.note(NOTHING)
 
 
 def _leave_signals_to_the_training(worker: int) -> None:

@@ -13,6 +13,7 @@ from vlatrack.data.dealing import Rows, deal_rows
 from vlatrack.data.loading import load_batches
 from vlatrack.data.order import EpochOrders
 from vlatrack.data.samples import Samples
+from vlatrack.data.worker_watch import WorkerWatch
 from vlatrack.errors import NonFiniteError
 from vlatrack.metrics.declarations import lr_name
 from vlatrack.metrics.schema import TRAIN, MetricSchema, split_and_name
@@ -166,7 +167,19 @@ class Training:
         """Take the remaining steps of the current epoch."""
         self.policy.train()
         self.interruption.deferred = True
-        for micro_batches in throughput.timed_data(self._micro_batches(state)):
+        watch = WorkerWatch(self.settings.workers, self._describe_batch)
+        with watch.explaining_deaths():
+            self._take_steps(state, checkpoints, throughput, guard, watch)
+
+    def _take_steps(
+        self,
+        state: TrainState,
+        checkpoints: Checkpoints,
+        throughput: Throughput,
+        guard: NonFiniteGuard,
+        watch: WorkerWatch,
+    ) -> None:
+        for micro_batches in throughput.timed_data(self._micro_batches(state, watch)):
             if state.step + 1 in state.excluded_steps:
                 state.count_step()
                 save_requested = False
@@ -269,7 +282,12 @@ class Training:
             checkpoints.wait()
             self.interruption.raise_if_stopped()
 
-    def _micro_batches(self, state: TrainState) -> Iterator[list[Batch]]:
+    def _describe_batch(self, first: int) -> str:
+        """A batch by its first sample."""
+        told = self.samples.describe(first)
+        return "a batch with " + ", ".join(f"{name} {value}" for name, value in told.items())
+
+    def _micro_batches(self, state: TrainState, watch: WorkerWatch) -> Iterator[list[Batch]]:
         """This rank's micro batches of each remaining step of the epoch, as many as every other rank has of that step;
         those that it has no samples for are idle."""
         settings, group = self.settings, self.group
@@ -291,6 +309,7 @@ class Training:
             workers=settings.workers,
             pin=self.accelerator.device.type == "cuda",
             length_multiple=settings.length_multiple,
+            watch=watch,
         )
         for numbers in steps:
             yield list(itertools.islice(batches, len(deal(numbers))))
