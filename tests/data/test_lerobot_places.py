@@ -10,11 +10,12 @@ import huggingface_hub.constants
 import pytest
 from hub_datasets import HubDatasets, hub_datasets
 
-from vlatrack.builders.data import open_source
+from vlatrack.builders.data import open_dataset_of, open_source
 from vlatrack.data import remote
 from vlatrack.data.episodes import episodes_digest
 from vlatrack.data.formats.lerobot.dataset import LeRobotDataset
 from vlatrack.data.formats.lerobot.places import open_lerobot
+from vlatrack.data.store.token_store import TokenStore
 from vlatrack.errors import DataError
 from vlatrack.spec.data import LeRobotSource
 
@@ -66,6 +67,17 @@ def test_a_branch_that_moved_is_read_where_it_is_now_and_a_tag_where_it_was(hub:
     after = hub.push("lab/demos", changed, "main")
     assert open_lerobot(repo="lab/demos").name == f"lab/demos@{after}"
     assert open_lerobot(repo="lab/demos", revision="v1").name == f"lab/demos@{before}"
+
+
+def test_a_push_while_a_dataset_is_read_is_no_change_of_it(hub: HubDatasets, tmp_path: Path) -> None:
+    commit = hub.push("lab/demos", DEMOS, "main")
+    dataset = open_dataset_of(LeRobotSource(repo="lab/demos"), TokenStore(tmp_path / "store"))
+    changed = Path(shutil.copytree(DEMOS, tmp_path / "changed"))
+    (changed / "meta/info.json").write_text((DEMOS / "meta/info.json").read_text().replace("80", "40"))
+    hub.push("lab/demos", changed, "main")
+    dataset.check_unchanged()
+    assert dataset.reopen is not None
+    assert dataset.reopen().name == f"lab/demos@{commit}"
 
 
 def test_without_a_network_what_is_here_is_read(hub: HubDatasets, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from vlatrack.data.checks.finding import Finding, errors_among
 from vlatrack.data.checks.ranges import Ranges, check_ranges
 from vlatrack.data.checks.splits import check_splits
 from vlatrack.data.episode_statistics import EpisodeStatistics
-from vlatrack.data.episodes import EpisodeSource, action_names, episodes_digest
+from vlatrack.data.episodes import EpisodeSource, Reopens, action_names, episodes_digest
 from vlatrack.data.mixture import MixturePart, MixtureSource
 from vlatrack.data.range_costs import TokenCosts, token_costs
 from vlatrack.data.samples import check_fit
@@ -42,6 +42,10 @@ from vlatrack.training.checkpoint.policy import choice_digest, choice_of
 
 DATASETS = "vlatrack.datasets"
 """Entry point group through which other packages offer datasets."""
+
+
+_SELECTION = ("tasks", "exclude_tasks", "part", "cap", "weight")
+"""Settings of a source that choose among its episodes, and do not change them."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ def _open_part(
     spec: Source, place: str, store: TokenStore, opened: dict[str, StoredDataset]
 ) -> tuple[StoredDataset, EpisodeList]:
     """The dataset of a source, with its chosen episodes; one that is open already is not opened again."""
-    settings = spec.model_dump_json(exclude={"tasks", "exclude_tasks", "part", "cap", "weight"})
+    settings = spec.model_dump_json(exclude={*_SELECTION})
     if settings not in opened:
         try:
             opened[settings] = open_dataset_of(spec, store)
@@ -162,11 +166,13 @@ def _open_part(
 def open_dataset_of(spec: Source, store: TokenStore) -> StoredDataset:
     """The dataset that a source of the spec names, with the table of its episodes from the store."""
 
-    def opened() -> EpisodeSource:
-        return mapped_source(open_source(spec), spec)
+    source = open_source(spec)
 
-    settings = spec.model_dump_json(exclude={"path", "tasks", "exclude_tasks", "part", "cap", "weight"})
-    return store.dataset(opened(), settings=settings, skip_bad=spec.skip_bad, reopen=opened)
+    def opened_anew() -> EpisodeSource:
+        return mapped_source(source.reopened() if isinstance(source, Reopens) else open_source(spec), spec)
+
+    settings = spec.model_dump_json(exclude={"path", "repo", "revision", "root", *_SELECTION})
+    return store.dataset(mapped_source(source, spec), settings=settings, skip_bad=spec.skip_bad, reopen=opened_anew)
 
 
 def open_source(spec: Source) -> EpisodeSource:

@@ -108,6 +108,14 @@ class FindsMissingFrames(Protocol):
 
 
 @runtime_checkable
+class Reopens(Protocol):
+    """A dataset that was brought here from elsewhere, and need not be brought again to be looked at anew."""
+
+    def reopened(self) -> "EpisodeSource":
+        """The same files as they are now."""
+
+
+@runtime_checkable
 class KnowsImageSizes(Protocol):
     """A dataset that can tell the size of its images without reading them; a part of it."""
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -69,6 +70,10 @@ class LeRobotDataset:
         self._regular: set[int] = set()  # episodes whose steps are known to be 1/fps seconds apart
         # Of the table that was opened last: its path and time, and where in it each of its episodes is.
         self._found: tuple[tuple[Path, int], dict[int, list[Stretch]]] | None = None
+
+    def reopened(self) -> Self:
+        """The same files as they are now, whatever the hub or a remote folder has meanwhile."""
+        return type(self)(self.root, action=self._action, state=self._state, name=self.name)
 
     def episodes(self) -> Sequence[Episode]:
         """All episodes, by their index; read anew each time."""
