@@ -300,16 +300,21 @@ class Experiment:
             )
         return samples
 
-    def row_samples(self, layout: TokenLayout) -> dict[str, RowSamples]:
+    def row_samples(self, layout: TokenLayout, vocabulary: int) -> dict[str, RowSamples]:
         """The samples of each split that has finished token rows.
+
+        Args:
+            layout, vocabulary: the ids of the backbone.
 
         Raises:
             DataError: a record cannot be read, or does not fit the experiment.
         """
-        return {
-            name: RowSamples(open_rows(source, self.spec, layout=layout, folder=self.store.folder / ROWS)[0], layout)
-            for name, source in row_sources(self.spec).items()
-        }
+        samples = {}
+        for name, source in row_sources(self.spec).items():
+            folder = self.store.folder / ROWS
+            rows, _ = open_rows(source, self.spec, layout=layout, vocabulary=vocabulary, folder=folder)
+            samples[name] = RowSamples(rows, layout)
+        return samples
 
     def encode_frames(
         self, encoding: Encoding, progress: EncodeProgress | None = None, *, rank: int = 0, world_size: int = 1

@@ -40,14 +40,14 @@ def open_rows(
     spec: ExperimentSpec,
     *,
     layout: TokenLayout,
-    vocabulary: int | None = None,
+    vocabulary: int,
     folder: Path,
     progress: Progress | None = None,
 ) -> tuple[TokenRows, RowCounts]:
     """The rows that a split names, converted once and checked, and how many there are of each kind.
 
     Args:
-        layout, vocabulary: the ids of the backbone; None: as many as its layout has.
+        layout, vocabulary: the ids of the backbone.
         folder: where converted rows are kept.
 
     Raises:
@@ -55,9 +55,7 @@ def open_rows(
     """
     records = Records(source.path, source.root)
     rows = records.rows(folder, progress)
-    return rows, check_rows(
-        rows, row_rules(spec, layout=layout, vocabulary=vocabulary or layout.vocabulary_size), records.place
-    )
+    return rows, check_rows(rows, row_rules(spec, layout=layout, vocabulary=vocabulary), records.place)
 
 
 def row_rules(spec: ExperimentSpec, *, layout: TokenLayout, vocabulary: int) -> RowRules:

@@ -229,7 +229,8 @@ def _train(
             policy, fill = _policy(job)
         notify("on_stage", "preparing the image tokenizer")
         encoding = experiment.encoding(policy.layout, directory.tokenizer, device)
-    samples, rows = _samples(experiment, encoding, partial(notify, "on_encode"), group)
+    vocabulary = len(policy.backbone.output_layer)
+    samples, rows = _samples(experiment, encoding, vocabulary, partial(notify, "on_encode"), group)
     if group.is_main_process:
         if TRAIN in samples:
             _write_references(experiment, samples, directory)
@@ -289,13 +290,13 @@ def _train(
 
 
 def _samples(
-    experiment: Experiment, encoding: Encoding, report: EncodeProgress, group: ProcessGroup
+    experiment: Experiment, encoding: Encoding, vocabulary: int, report: EncodeProgress, group: ProcessGroup
 ) -> tuple[dict[str, SampleSet], dict[str, RowSamples]]:
     """The samples of the splits with episodes, and of those with finished token rows. All ranks call this."""
     with shareable_files():
         samples = experiment.samples(encoding, report, group=group)
         with group.main_process_first():
-            return samples, experiment.row_samples(encoding.layout)
+            return samples, experiment.row_samples(encoding.layout, vocabulary)
 
 
 def _write_references(experiment: Experiment, samples: Mapping[str, SampleSet], directory: RunDirectory) -> None:
