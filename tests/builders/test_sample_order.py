@@ -1,18 +1,23 @@
 """The order of a training's samples, as its data says."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from program import TOY
+from toy_source import ToySource
 
 from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.order import build_order
+from vlatrack.data.episodes import Episode
 from vlatrack.data.order import EpochOrders
 from vlatrack.data.samples import SampleSet
 from vlatrack.data.store.token_store import TokenStore
 from vlatrack.errors import DataError
 from vlatrack.spec.load import load_spec
+from vlatrack.tokens.layout import TokenLayout
 
 TOY_SOURCE = "kind: custom, target: 'toy_source:ToySource'"
 PUSH, PULL = "tasks: [push the square]", "tasks: [pull the square]"
@@ -58,3 +63,16 @@ def test_a_dataset_of_a_mixture_that_has_no_sample_is_named(samples: SampleSet) 
     pushes = SampleSet(samples.episodes[:10], samples._codes, samples._encoding, ("vla",))
     with pytest.raises(DataError, match="toy: no episode is long enough for a sample; leave it out of the mixture"):
         build_order(experiment, pushes)
+
+
+def test_a_codebook_is_fitted_to_images_of_different_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = ToySource.frames
+
+    def larger_for_pulls(source: ToySource, episode: Episode, camera: str) -> np.ndarray:
+        small = frames(source, episode, camera)
+        return np.kron(small, np.ones((1, 2, 2, 1), np.uint8)) if episode.task.startswith("pull") else small
+
+    monkeypatch.setattr(ToySource, "frames", larger_for_pulls)
+    experiment = replace(experiment_of(PUSH, PULL), store=TokenStore(tmp_path / "data"))
+    encoding = experiment.encoding(TokenLayout(), tmp_path / "tokenizer", torch.device("cpu"))
+    assert len(experiment.samples(encoding)["train"]) > 0

@@ -30,7 +30,7 @@ from vlatrack.models.policy import VlaPolicy
 from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.identity import canonical_hash
 from vlatrack.tokens.bins import Bins
-from vlatrack.tokens.images import CHAMELEON_PREFIX, ImageTokenizer
+from vlatrack.tokens.images import CHAMELEON_PREFIX, ImageTokenizer, resized
 from vlatrack.tokens.layout import TokenLayout
 from vlatrack.tokens.text import ByteTokenizer
 from vlatrack.tracking.privacy import shareable_files
@@ -258,6 +258,8 @@ class Experiment:
                 count = min(per_video, episode.length)
                 steps = np.linspace(0, episode.length - 1, count).round().astype(int)
                 parts.append(_frames_at(train.source, episode, camera, steps))
+        if len({part.shape[1:] for part in parts}) > 1:  # of cameras, or of datasets of a mixture
+            parts = [resized(part, self.spec.tokenizer.image.image_size) for part in parts]
         return np.concatenate(parts)
 
     def samples(

@@ -50,6 +50,13 @@ class ImageDecoder(Protocol):
         """Write the decoder into the folder of an image tokenizer; raises CheckpointError."""
 
 
+def resized(frames: NDArray[np.uint8], image_size: int) -> NDArray[np.uint8]:
+    """RGB images [N, height, width, 3] in another size, [N, image_size, image_size, 3]."""
+    chunks = fit_chunks(frames) or [frames]
+    pixels = [((pixels_of(chunk, image_size) + 1) * 127.5).round().clamp(0, 255).byte() for chunk in chunks]
+    return torch.cat(pixels).permute(0, 2, 3, 1).numpy()
+
+
 class ImageTokenizer:
     """A frozen image encoder and codebook, with the token id of each code."""
 
@@ -119,9 +126,7 @@ class ImageTokenizer:
 
     def resized(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """RGB images [N, height, width, 3] in the size that is encoded, [N, image_size, image_size, 3]."""
-        chunks = fit_chunks(frames) or [frames]
-        pixels = [((pixels_of(chunk, self.image_size) + 1) * 127.5).round().clamp(0, 255).byte() for chunk in chunks]
-        return torch.cat(pixels).permute(0, 2, 3, 1).numpy()
+        return resized(frames, self.image_size)
 
     def fit_decoder(self, frames: NDArray[np.uint8]) -> None:
         """Decode a code to the mean of the pixels that it stands for in ``frames`` [N, height, width, 3]."""
