@@ -1,6 +1,7 @@
 """The order of a training's samples, as its data says."""
 
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -76,3 +77,36 @@ def test_a_codebook_is_fitted_to_images_of_different_sizes(tmp_path: Path, monke
     experiment = replace(experiment_of(PUSH, PULL), store=TokenStore(tmp_path / "data"))
     encoding = experiment.encoding(TokenLayout(), tmp_path / "tokenizer", torch.device("cpu"))
     assert len(experiment.samples(encoding)["train"]) > 0
+
+
+def test_variants_of_the_training_images_are_tokenised_and_shown_beside_the_originals(tmp_path: Path) -> None:
+    words = ["data.augmentation={crop: 0.7, brightness: 0.4, variants: 2}"]
+    words += ["tokenizer.image.encoder=squares", "tokenizer.image.codebook_size=64"]
+    experiment = Experiment.new(load_spec(TOY, words), store=TokenStore(tmp_path / "data"))
+    encoding = experiment.encoding(TokenLayout(), tmp_path / "tokenizer", torch.device("cpu"))
+    samples = experiment.samples(encoding)
+    train, count = samples["train"], len(samples["train"])
+    rows = [[train[number + variant * count] for number in range(0, count, 7)] for variant in range(3)]
+    original, first = rows[0][0], rows[1][0]
+    is_image = (original.input_ids >= 4) & (original.input_ids < 8196)
+    assert np.array_equal(original.input_ids[~is_image], first.input_ids[~is_image])
+    ids = [[row.input_ids.tobytes() for row in of_variant] for of_variant in rows]
+    assert all(sum(map(bytes.__ne__, one, other)) > len(one) / 4 for one, other in combinations(ids, 2))
+    assert train.place(5 + 2 * count) == train.place(5)
+    with pytest.raises(IndexError):
+        train[3 * count]
+    with pytest.raises(IndexError):
+        samples["val_ind"][len(samples["val_ind"])]
+
+    order = build_order(experiment, train)
+    plain = build_order(replace(experiment, spec=load_spec(TOY, words[1:])), train)
+    assert order.steps == plain.steps
+    shown = order.of(1).samples.astype(int)
+    assert np.array_equal(shown % count, plain.of(1).samples)
+    assert set(shown // count) == {0, 1, 2}
+    assert not np.array_equal(shown // count, order.of(2).samples // count)
+    assert train.batch(shown[:16]).rows == 16
+
+    again = Experiment.new(load_spec(TOY, words), store=TokenStore(tmp_path / "again"))
+    repeated = again.samples(again.encoding(TokenLayout(), tmp_path / "tokenizer", torch.device("cpu")))["train"]
+    assert np.array_equal(repeated[count].input_ids, first.input_ids)

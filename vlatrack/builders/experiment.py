@@ -1,6 +1,6 @@
 """An experiment with its data open, from which run, resume, evaluate and the benchmarks build the rest."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from vlatrack.builders.data import Split, build_norm_stats, check_data, data_fin
 from vlatrack.builders.policy import StoredPolicy, adapter_of, backbone_factory, build_policy
 from vlatrack.builders.rows import ROWS, open_rows, row_fingerprints, row_sources
 from vlatrack.builders.unfilled import Fill, build_unfilled_policy
+from vlatrack.data.augmentation import Augmentation, Variant
 from vlatrack.data.digests import user_cache
 from vlatrack.data.episodes import Episode, EpisodeSource, frame_pieces
 from vlatrack.data.recorded import ImageSizes, image_sizes
@@ -20,7 +21,7 @@ from vlatrack.data.row_samples import RowSamples
 from vlatrack.data.samples import Encoding, SampleKind, SampleSet, check_lengths
 from vlatrack.data.statistics import NormStats
 from vlatrack.data.store.episode_table import EpisodeList
-from vlatrack.data.store.image_codes import ImageCodes
+from vlatrack.data.store.image_codes import CodeShards, ImageCodes
 from vlatrack.data.store.token_store import StoredDataset, TokenStore
 from vlatrack.errors import DataError
 from vlatrack.metrics.schema import SPLITS, TRAIN
@@ -281,26 +282,33 @@ class Experiment:
         group = group or ProcessGroup()
         self.encode_frames(encoding, progress, rank=group.rank, world_size=group.world_size)
         group.all_gather(None)  # no rank reads before all have written
-        first_id, every = encoding.layout.first_image_code, self.spec.data.sample_every
         samples = {}
         for name, split in self.splits.items():
-            codes = [
-                ImageCodes.joined(
-                    [
-                        self.store.codes(dataset, episodes, camera, encoding.images, first_id=first_id)
-                        for dataset, episodes in split.parts
-                    ]
-                )
-                for camera in encoding.cameras
-            ]
+            variants: list[Variant | None] = [None, *(self._variants() if name == TRAIN else [])]
             samples[name] = SampleSet(
-                split.episodes, codes, encoding, self._kinds(name), every=every if name == TRAIN else 1
+                split.episodes,
+                [self._codes(split, encoding, camera, variants) for camera in encoding.cameras],
+                encoding,
+                self._kinds(name),
+                every=self.spec.data.sample_every if name == TRAIN else 1,
+                variants=len(variants) - 1,
             )
         if TRAIN in samples and len(samples[TRAIN]) == 0:
             raise DataError(
                 f"{self.splits[TRAIN].source.name}: no episode is long enough for a sample, so nothing could be trained"
             )
         return samples
+
+    def _codes(self, split: Split, encoding: Encoding, camera: str, variants: Sequence[Variant | None]) -> ImageCodes:
+        """The codes of a camera, of all episodes in one variant after another."""
+        first_id = encoding.layout.first_image_code
+        return ImageCodes.joined(
+            [
+                self.store.codes(dataset, episodes, camera, encoding.images, first_id=first_id, variant=variant)
+                for variant in variants
+                for dataset, episodes in split.parts
+            ]
+        )
 
     def row_samples(self, layout: TokenLayout, vocabulary: int) -> dict[str, RowSamples]:
         """The samples of each split that has finished token rows.
@@ -332,50 +340,84 @@ class Experiment:
         """
         for name, split in self.splits.items():
             check_lengths(split.episodes, encoding, self._kinds(name))
-        for names, dataset, episodes in self._used_episodes():
-            for camera in encoding.cameras:
-                self.store.encode(
-                    dataset,
-                    episodes,
-                    camera,
-                    encoding.images,
-                    first_id=encoding.layout.first_image_code,
-                    rank=rank,
-                    world_size=world_size,
-                    progress=None if progress is None else partial(progress, names),
-                )
+        for code_set in self._code_sets(encoding.cameras):
+            self.store.encode(
+                code_set.dataset,
+                code_set.episodes,
+                code_set.camera,
+                encoding.images,
+                first_id=encoding.layout.first_image_code,
+                variant=code_set.variant,
+                rank=rank,
+                world_size=world_size,
+                progress=None if progress is None else partial(progress, code_set.name),
+            )
 
-    def missing_shards(self, encoding: Encoding) -> list[tuple[str, str, int, int]]:
-        """What is not in the store yet: splits, camera, number of the shard, and its frames."""
+    def missing_shards(self, encoding: Encoding) -> list[tuple[int, int, int]]:
+        """What is not in the store yet: the number of a set of codes, the number of a shard, and its frames."""
         found = []
-        for names, dataset, episodes in self._used_episodes():
-            for camera in encoding.cameras:
-                shards = self.store.shards(dataset, camera, encoding.images, first_id=encoding.layout.first_image_code)
-                missing = shards.missing(episodes)
-                found += [(names, camera, shard, shards.steps(shard, episodes)) for shard in missing]
+        for number, code_set in enumerate(self._code_sets(encoding.cameras)):
+            shards = self._shards(code_set, encoding)
+            missing = shards.missing(code_set.episodes)
+            found += [(number, shard, shards.steps(shard, code_set.episodes)) for shard in missing]
         return found
 
-    def encode_shard(self, encoding: Encoding, splits: str, camera: str, shard: int) -> None:
-        """Encode one that `missing_shards` has named."""
-        ((dataset, episodes),) = (
-            (dataset, episodes) for names, dataset, episodes in self._used_episodes() if names == splits
+    def encode_shard(self, encoding: Encoding, number: int, shard: int) -> None:
+        """Encode one that `missing_shards` has named, by the numbers of its set and of itself."""
+        code_set = self._code_sets(encoding.cameras)[number]
+        shards = self._shards(code_set, encoding)
+        shards.encode(shard, code_set.episodes, before_writing=code_set.dataset.check_unchanged)
+
+    def _shards(self, code_set: "_CodeSet", encoding: Encoding) -> CodeShards:
+        return self.store.shards(
+            code_set.dataset,
+            code_set.camera,
+            encoding.images,
+            first_id=encoding.layout.first_image_code,
+            variant=code_set.variant,
         )
-        shards = self.store.shards(dataset, camera, encoding.images, first_id=encoding.layout.first_image_code)
-        shards.encode(shard, episodes, before_writing=dataset.check_unchanged)
 
-    def _kinds(self, split: str) -> tuple[SampleKind, ...]:
-        return self.spec.data.samples if split == TRAIN else ("vla",)
-
-    def _used_episodes(self) -> Iterator[tuple[str, StoredDataset, EpisodeList]]:
-        """Each dataset with the episodes that any split uses of it, and the names of these splits."""
+    def _code_sets(self, cameras: Sequence[str]) -> list["_CodeSet"]:
+        """All image codes that the splits need, those that several need once."""
         used: dict[str, tuple[StoredDataset, list[tuple[str, EpisodeList]]]] = {}
         for name, split in self.splits.items():
             for dataset, episodes in split.parts:
                 used.setdefault(dataset.key, (dataset, []))[1].append((name, episodes))
+        sets = []
         for dataset, lists in used.values():
             names = ", ".join(dict.fromkeys(name for name, _ in lists))
             positions = np.unique(np.concatenate([episodes.positions for _, episodes in lists]))
-            yield names, dataset, EpisodeList(dataset.table, positions)
+            episodes = EpisodeList(dataset.table, positions)
+            sets += [_CodeSet(names, dataset, episodes, camera, None) for camera in cameras]
+        train = () if TRAIN not in self.splits else self.splits[TRAIN].parts
+        return sets + [
+            _CodeSet(f"{TRAIN}, variant {variant.number}", dataset, episodes, camera, variant)
+            for variant in self._variants()
+            for dataset, episodes in train
+            for camera in cameras
+        ]
+
+    def _variants(self) -> list[Variant]:
+        """Of the training images, beside the originals."""
+        wanted = self.spec.data.augmentation
+        if wanted is None:
+            return []
+        augmentation = Augmentation(**wanted.model_dump(exclude={"variants"}))
+        return [Variant(augmentation, self.spec.seed, number) for number in range(1, wanted.variants + 1)]
+
+    def _kinds(self, split: str) -> tuple[SampleKind, ...]:
+        return self.spec.data.samples if split == TRAIN else ("vla",)
+
+
+@dataclass(frozen=True)
+class _CodeSet:
+    """Image codes of one camera, of episodes of one dataset."""
+
+    name: str  # for people
+    dataset: StoredDataset
+    episodes: EpisodeList
+    camera: str
+    variant: Variant | None
 
 
 def _frames_at(source: EpisodeSource, episode: Episode, camera: str, steps: NDArray[np.int64]) -> NDArray[np.uint8]:

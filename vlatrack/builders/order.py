@@ -19,8 +19,9 @@ def build_order(experiment: Experiment, samples: Samples) -> EpochOrders:
     """
     spec = experiment.spec
     batch_size, seed, mixture = spec.train.batch_size, spec.seed, spec.data.train
+    variants = 0 if spec.data.augmentation is None else spec.data.augmentation.variants
     if not (isinstance(samples, SampleSet) and isinstance(mixture, MixtureSpec) and mixture.sources[0].weight):
-        return EpochOrders((len(samples),), batch_size, seed)
+        return EpochOrders((len(samples),), batch_size, seed, variants=variants)
     source = experiment.splits[TRAIN].source
     assert isinstance(source, MixtureSource)
     part_of = np.array([source.part_of(index) for index in samples.episodes.indices.tolist()])
@@ -28,4 +29,4 @@ def build_order(experiment: Experiment, samples: Samples) -> EpochOrders:
     for part, count in zip(source.parts, counts, strict=True):
         if not count:
             raise DataError(f"{part.source.name}: no episode is long enough for a sample; leave it out of the mixture")
-    return EpochOrders(tuple(counts.tolist()), batch_size, seed, source.weights, mixture.epoch_samples)
+    return EpochOrders(tuple(counts.tolist()), batch_size, seed, source.weights, mixture.epoch_samples, variants)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 Frames = NDArray[np.uint8]
 
+_VERSION = 1  # of what is drawn, and what becomes of a frame
 _FRAMES_AT_ONCE = 64  # of which the pixels are in memory as float32
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 _TO_YIQ = np.array([_GREY, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]], np.float32)
@@ -61,6 +62,23 @@ class Augmentation:
             part = slice(start, start + _FRAMES_AT_ONCE)
             changed[part] = _recoloured(cropped[part], colours, contrast)
         return changed
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of the variants in which a dataset's frames are tokenised beside the original."""
+
+    augmentation: Augmentation
+    seed: int
+    number: int  # from 1
+
+    def of(self, frames: Frames, episode: int, camera: str) -> Frames:
+        """Frames of an episode, changed by the draw that all of its frames of this camera share."""
+        return self.augmentation.apply(frames, augmentation_generator(self.seed, self.number, episode, camera))
+
+    def fingerprint(self) -> str:
+        """Tells the changes of this variant from those of others."""
+        return repr((_VERSION, self))
 
 
 def augmentation_generator(seed: int, variant: int, episode: int, camera: str) -> np.random.Generator:

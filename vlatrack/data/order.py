@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 _BLOCK = 1 << 16  # numbers that are computed at a time
 
+_VARIANTS = (1 << 32) - 1
+
 SampleNumbers = NDArray[np.uint32 | np.int64]
 
 
@@ -63,6 +65,7 @@ class EpochOrders:
     seed: int
     weights: tuple[float, ...] | None = None  # of the datasets; None: an epoch has every sample once
     epoch_samples: int | None = None  # None: as many as there are; goes with weights
+    variants: int = 0  # of each sample beside the original: sample n + v * (all samples) is variant v of sample n
 
     def __len__(self) -> int:
         """How many samples an epoch has."""
@@ -74,7 +77,17 @@ class EpochOrders:
         return -(-len(self) // self.batch_size)
 
     def of(self, epoch: int) -> BatchOrder:
-        """The batches of an epoch, counted from 0."""
+        """The batches of an epoch, counted from 0; each sample in one of its variants, or as it is."""
+        order = self._originals(epoch)
+        if not self.variants:
+            return order
+        # No order of samples begins with these random numbers.
+        drawn = np.random.default_rng([self.seed, epoch, _VARIANTS]).integers(0, self.variants + 1, len(order.samples))
+        total = sum(self.sizes)
+        numbers = (order.samples + drawn * total).astype(_number_type(total * (self.variants + 1)))
+        return BatchOrder(numbers, self.batch_size)
+
+    def _originals(self, epoch: int) -> BatchOrder:
         if self.weights is None:
             assert self.epoch_samples is None, "without weights each sample is shown once"
             return epoch_order(sum(self.sizes), batch_size=self.batch_size, seed=self.seed, epoch=epoch)

@@ -86,12 +86,17 @@ class SampleSet:
         kinds: Sequence[SampleKind],
         *,
         every: int = 1,
+        variants: int = 0,
     ) -> None:
         """
         Args:
-            codes: of each camera of the encoding.
+            codes: of each camera of the encoding; behind those of the episodes follow those of their first variant,
+                and so on.
             every: a sample starts at every n-th step of an episode.
+            variants: how many there are beside the original. Sample ``number + v * len(self)`` has the images of
+                variant v.
         """
+        self._variants = variants
         self.episodes, self._codes, self._encoding, self._kinds, self._every = episodes, codes, encoding, kinds, every
         self._text = lru_cache(_MOST_TEXTS)(_TextIds(episodes.table.tasks, encoding.text))
         self._templates: dict[tuple[SampleKind, int, int], RowTemplate] = {}
@@ -104,7 +109,7 @@ class SampleSet:
 
     def __getitem__(self, number: int) -> TokenSequence:
         """Sample ``number`` as ids and labels; TokenError if it is longer than the backbone accepts."""
-        return self.at(*self._place(number))
+        return self._groups(np.array([number]))[0].sequence()
 
     def batch(self, numbers: Iterable[int], *, length_multiple: int = 1) -> Batch:
         """The samples of these numbers as a batch; none make an idle batch.
@@ -147,7 +152,7 @@ class SampleSet:
 
     def lengths_of(self, numbers: Ints) -> Ints:
         """[n] the number of tokens of each of these samples."""
-        kinds, episodes, steps = self._locate(numbers)
+        kinds, episodes, steps, _ = self._locate(numbers)
         lengths = np.empty(len(numbers), np.int64)
         for kind, seen, own in self._alike(kinds, steps):
             texts = [len(self._text(kind, task)) for task in self.episodes.task_of[episodes[own]].tolist()]
@@ -167,17 +172,19 @@ class SampleSet:
         return self.at(wanted, episode, last // self._every * self._every)
 
     def _place(self, number: int) -> tuple[SampleKind, int, int]:
-        kinds, episodes, steps = self._locate(np.array([number]))
+        kinds, episodes, steps, _ = self._locate(np.array([number]))
         return self._kinds[int(kinds[0])], int(episodes[0]), int(steps[0])
 
-    def _locate(self, numbers: Ints) -> tuple[Ints, Ints, Ints]:
-        """The number of the kind, the episode and the step of each of these samples."""
-        if len(numbers) and (numbers.min() < 0 or numbers.max() >= len(self)):
-            raise IndexError(f"samples {numbers.min()} to {numbers.max()} of {len(self)}")
+    def _locate(self, numbers: Ints) -> tuple[Ints, Ints, Ints, Ints]:
+        """The number of the kind, the episode, the step and the variant of each of these samples."""
+        count = len(self) * (1 + self._variants)
+        if len(numbers) and (numbers.min() < 0 or numbers.max() >= count):
+            raise IndexError(f"samples {numbers.min()} to {numbers.max()} of {count}")
+        variants, numbers = np.divmod(numbers, max(1, len(self)))
         segments = np.searchsorted(self._ends, numbers, side="right")
         first = np.where(segments > 0, self._ends[segments - 1], 0)
         episodes, kinds = np.divmod(segments, len(self._kinds))
-        return kinds, episodes, (numbers - first) * self._every
+        return kinds, episodes, (numbers - first) * self._every, variants
 
     def _alike(self, kinds: Ints, steps: Ints) -> Iterator[tuple[SampleKind, int, Ints]]:
         """A kind, how many moments its samples see, and which of the samples these are, until all are named."""
@@ -188,27 +195,36 @@ class SampleSet:
 
     def _groups(self, numbers: Ints) -> list[RowGroup]:
         """The samples of these numbers, those of one template together."""
-        kinds, episodes, steps = self._locate(numbers)
-        return [self._group(kind, own, episodes[own], steps[own]) for kind, _, own in self._alike(kinds, steps)]
+        kinds, episodes, steps, variants = self._locate(numbers)
+        return [
+            self._group(kind, own, episodes[own], steps[own], variants[own])
+            for kind, _, own in self._alike(kinds, steps)
+        ]
 
-    def _group(self, kind: SampleKind, places: Ints, episodes: Ints, steps: Ints) -> RowGroup:
+    def _group(
+        self, kind: SampleKind, places: Ints, episodes: Ints, steps: Ints, variants: Ints | None = None
+    ) -> RowGroup:
         """The samples of one kind at these steps, which all see as many moments.
 
         Args:
             places: [n] of the rows in their batch.
             episodes, steps: [n].
+            variants: [n] of their images; None: the originals.
         """
         texts = [self._text(kind, task) for task in self.episodes.task_of[episodes].tolist()]
         moments = self._moments(kind, steps)
+        seen = moments if kind == "vla" else np.concatenate([moments, steps[:, None] + 1], axis=1)
+        shown = episodes if variants is None else episodes + variants * len(self.episodes)
+        images = self._images(shown, seen)
         if kind == "vla":
-            chunk, template, contents = self._vla(episodes, steps, moments)
+            chunk, template, contents = self._vla(episodes, steps, images, moments.shape[1])
         else:
-            chunk, (template, contents) = None, self._world_model(episodes, steps, moments)
+            chunk, (template, contents) = None, self._world_model(episodes, moments, images)
         longest = max(texts, key=len)
         check_length(len(template.ids) + len(longest), of_text=1 + len(longest), max_length=self._encoding.max_length)
         return RowGroup(template, places, texts, contents, chunk)
 
-    def _vla(self, episodes: Ints, steps: Ints, moments: Ints) -> tuple[Floats, RowTemplate, Contents]:
+    def _vla(self, episodes: Ints, steps: Ints, images: Ids, moments: int) -> tuple[Floats, RowTemplate, Contents]:
         encoding, layout, horizon = self._encoding, self._encoding.layout, self._encoding.horizon
         if len(episodes) == 1:  # the last chunk of an episode may be asked for as far as it goes
             horizon = min(horizon, int(self.episodes.lengths[episodes[0]] - steps[0]))
@@ -218,12 +234,11 @@ class SampleSet:
         if encoding.state_range is not None:
             normalised = encoding.state_range.normalise(self.episodes.gather("states", episodes, steps[:, None])[:, 0])
             state = encoding.bins.encode(normalised, start=layout.state_start)
-        contents = Contents(state, self._images(episodes, moments), self._action_ids(actions))
-        return actions.astype(np.float32), self._template("vla", moments.shape[1], chunk=horizon), contents
+        contents = Contents(state, images, self._action_ids(actions))
+        return actions.astype(np.float32), self._template("vla", moments, chunk=horizon), contents
 
-    def _world_model(self, episodes: Ints, steps: Ints, moments: Ints) -> tuple[RowTemplate, Contents]:
+    def _world_model(self, episodes: Ints, moments: Ints, images: Ids) -> tuple[RowTemplate, Contents]:
         actions = self._encoding.action_range.normalise(self.episodes.gather("actions", episodes, moments))
-        images = self._images(episodes, np.concatenate([moments, steps[:, None] + 1], axis=1))
         contents = Contents(np.empty((len(episodes), 0), np.int64), images, self._action_ids(actions))
         return self._template("world_model", moments.shape[1]), contents
 

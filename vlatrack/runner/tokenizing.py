@@ -132,7 +132,7 @@ def tokenize_on_ray(job: TokenizeJob, progress: "EncodeProgress", *, workers: in
     there: dict[str, float] = ray.cluster_resources()
     gpus = int(there.get("GPU", 0))
     at_once = workers or gpus or int(there["CPU"])
-    names = ("split", "camera", "shard", "steps")
+    names = ("codes", "shard", "steps")
     items = [dict(zip(names, values, strict=True)) for values in missing]
     encoded = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         ShardEncoder,
@@ -158,11 +158,10 @@ class ShardEncoder:
     def __call__(self, batch: "dict[str, np.ndarray]") -> dict[str, list[Any]]:
         from vlatrack.errors import VlatrackError
 
-        rows = zip(batch["split"], batch["camera"], batch["shard"], strict=True)
         errors = []
-        for split, camera, shard in rows:
+        for codes, shard in zip(batch["codes"], batch["shard"], strict=True):
             try:
-                self._experiment.encode_shard(self._encoding, str(split), str(camera), int(shard))
+                self._experiment.encode_shard(self._encoding, int(codes), int(shard))
                 errors.append("")
             except VlatrackError as error:
                 errors.append(str(error))

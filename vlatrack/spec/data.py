@@ -236,6 +236,9 @@ class DataSpec(Model):
     sample_every: PositiveInt = Field(
         1, description="a training sample starts at every n-th step of an episode; at 80 Hz neighbours are nearly alike"
     )
+    augmentation: AugmentationSpec | None = Field(
+        None, description="variants of the training images; null: as they are"
+    )
     recorded: RecordedSpec = RecordedSpec()
     train: SplitSource = Field(description="episodes that the policy learns from")
     val_ind: SplitSource | None = Field(None, description="held-out episodes of training tasks")

@@ -107,6 +107,8 @@ class ExperimentSpec(Model):
                     f"tokenizer.checkpoint: {rows}, whose image codes a policy has to make itself when it acts; give "
                     "the Chameleon with the image tokenizer that made them"
                 )
+            if name == "train" and self.data.augmentation is not None:
+                raise ValueError(f"data.augmentation: {rows}, whose images are codes already; leave it out")
             if self.loss.ct_target == "raw":
                 raise ValueError(f"loss.ct_target = raw, but {rows} and no raw actions; set it to tokens")
         return self

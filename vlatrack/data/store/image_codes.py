@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from vlatrack.data.augmentation import Variant
 from vlatrack.data.digests import DigestMemory
 from vlatrack.data.episodes import Episode, EpisodeSource, frame_digests, frame_pieces
 from vlatrack.data.store.episode_table import EpisodeList, EpisodeTable, Ints, gather_rows
@@ -93,6 +94,7 @@ class CodeShards:
     encoder: FrameEncoder
     first_id: int
     memory: DigestMemory
+    variant: Variant | None = None  # in which frames are changed before they are encoded
 
     def file(self, shard: int) -> Path:
         return self.folder / f"{shard:06d}.arrow"
@@ -187,7 +189,8 @@ class CodeShards:
     ) -> tuple[NDArray[np.uint16], NDArray[np.uint32]]:
         codes, digests = [], []
         for frames in frame_pieces(self.source, episode, self.camera):
-            found = self.encoder.encode(frames).reshape(len(frames), -1) - self.first_id
+            shown = frames if self.variant is None else self.variant.of(frames, episode.index, self.camera)
+            found = self.encoder.encode(shown).reshape(len(frames), -1) - self.first_id
             assert not found.size or (found.min() >= 0 and found.max() <= np.iinfo(np.uint16).max), "not image codes"
             codes.append(found.astype(np.uint16))
             digests.append(frame_digests(frames))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlatrack.data.augmentation import Variant
 from vlatrack.data.digests import DigestMemory
 from vlatrack.data.episodes import EpisodeSource, KnowsFiles
 from vlatrack.data.store.episode_table import EpisodeList, EpisodeTable, open_table
@@ -89,6 +90,7 @@ class TokenStore:
         encoder: FrameEncoder,
         *,
         first_id: int,
+        variant: Variant | None = None,
         rank: int = 0,
         world_size: int = 1,
         progress: Progress | None = None,
@@ -99,11 +101,12 @@ class TokenStore:
 
         Args:
             first_id: the token id of code 0.
+            variant: in which the frames are changed before they are encoded.
 
         Raises:
             DataError: frames cannot be read, the dataset changes meanwhile, or the store cannot be written.
         """
-        shards = self.shards(dataset, camera, encoder, first_id=first_id)
+        shards = self.shards(dataset, camera, encoder, first_id=first_id, variant=variant)
         missing = shards.missing(episodes)
         done, total = 0, sum(shards.steps(shard, episodes) for shard in missing)
 
@@ -128,27 +131,43 @@ class TokenStore:
         self._memory.save()
 
     def codes(
-        self, dataset: StoredDataset, episodes: EpisodeList, camera: str, encoder: FrameEncoder, *, first_id: int
+        self,
+        dataset: StoredDataset,
+        episodes: EpisodeList,
+        camera: str,
+        encoder: FrameEncoder,
+        *,
+        first_id: int,
+        variant: Variant | None = None,
     ) -> ImageCodes:
         """The codes of a camera, of which those that are missing are encoded now.
 
         Raises:
             DataError: as ``encode``.
         """
-        shards = self.shards(dataset, camera, encoder, first_id=first_id)
+        shards = self.shards(dataset, camera, encoder, first_id=first_id, variant=variant)
         found = shards.open(episodes)
         if found is None:
-            self.encode(dataset, episodes, camera, encoder, first_id=first_id)
+            self.encode(dataset, episodes, camera, encoder, first_id=first_id, variant=variant)
             found = shards.open(episodes)
             if found is None:
                 raise DataError(f"{shards.folder}: damaged right after it was written; check the disk")
         self._memory.save()
         return found
 
-    def shards(self, dataset: StoredDataset, camera: str, encoder: FrameEncoder, *, first_id: int) -> CodeShards:
+    def shards(
+        self,
+        dataset: StoredDataset,
+        camera: str,
+        encoder: FrameEncoder,
+        *,
+        first_id: int,
+        variant: Variant | None = None,
+    ) -> CodeShards:
         """The files of a camera's codes."""
-        folder = self.folder / "codes" / _key(dataset.key, camera, encoder.fingerprint(), str(first_id))
-        return CodeShards(folder, dataset.source, dataset.table, camera, encoder, first_id, self._memory)
+        changed = [] if variant is None else [variant.fingerprint()]
+        folder = self.folder / "codes" / _key(dataset.key, camera, encoder.fingerprint(), str(first_id), *changed)
+        return CodeShards(folder, dataset.source, dataset.table, camera, encoder, first_id, self._memory, variant)
 
     def folder_of(self, key: str, name: str) -> Path:
         """A folder for something of this name that belongs to datasets with this key."""
