@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.policy import backbone_factory, build_policy
 from vlatrack.data.statistics import NormStats
+from vlatrack.data.store.token_store import TokenStore
 from vlatrack.models.backbones.four_bits import weights_of
 from vlatrack.models.backbones.pretrained import held_rows
 from vlatrack.models.policy import VlaPolicy
@@ -38,7 +39,9 @@ def experiment_of(spec: ExperimentSpec) -> Experiment:
     """As it is when the weights are wanted, without data."""
     stored = initial_policy(spec)
     source = backbone_factory(spec).open() if stored is None else stored.source(spec)
-    return Experiment(spec, {}, NormStats(ValueRange((-1.0,), (1.0,)), None), source, stored, False, {})
+    return Experiment(
+        spec, {}, NormStats(ValueRange((-1.0,), (1.0,)), None), source, stored, False, {}, TokenStore(Path("store"))
+    )
 
 
 def build(experiment: Experiment, group: ProcessGroup) -> VlaPolicy:

@@ -23,10 +23,14 @@ from documents import ROOT, Block, blocks
 from launching import running
 
 SUPPORT = Path(__file__).parent
-ONE_TASK = {"tasks": ["press the button of the coffee machine"], "exclude_tasks": []}
+TWO_TASKS = {  # in which the gripper has both of its positions
+    "tasks": ["press the button of the coffee machine", "press the button from above"],
+    "exclude_tasks": [],
+    "cap": 14,
+}
 SMALL: dict[str, Any] = {
     "tokenizer": {"image": {"image_size": 64, "encoder": "squares", "codebook_size": 16, "fit_frames": 40}},
-    "data": {"sample_every": 40, "train": ONE_TASK, "val_ind": ONE_TASK},
+    "data": {"sample_every": 40, "train": TWO_TASKS, "val_ind": TWO_TASKS},
     "train": {"epochs": 2, "batch_size": 8},
     "evaluate": {"open_loop": {"max_samples": 4}, "details": {"frames": 0, "generated": 0, "trajectories": 1}},
     "tracking": {"backends": [], "figures": False, "log_every": 1},
