@@ -179,12 +179,11 @@ class EpisodeList(Sequence[Episode]):
         return self.table.task_of[self.positions]
 
     @cached_property
-    def by_shard(self) -> dict[int, list[int]]:
-        """The positions of the episodes in the table, in their order, by shard."""
-        found: dict[int, list[int]] = {}
-        for shard, position in zip(self.table.shard_of[self.positions].tolist(), self.positions.tolist(), strict=True):
-            found.setdefault(shard, []).append(position)
-        return found
+    def by_shard(self) -> dict[int, Ints]:
+        """The positions of the episodes in the table, rising, by shard."""
+        positions = np.sort(self.positions)
+        shards, first = np.unique(self.table.shard_of[positions], return_index=True)
+        return dict(zip(shards.tolist(), np.split(positions, first[1:]), strict=True))
 
     def task(self, number: int) -> str:
         """The instruction of an episode."""

@@ -4,7 +4,7 @@ Legend: T steps of an episode, R x C codes of an image.
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -125,7 +125,7 @@ class CodeShards:
         Raises:
             DataError: frames cannot be read, or the shard cannot be written.
         """
-        wanted = episodes.by_shard[shard]
+        wanted = episodes.by_shard[shard].tolist()
         if self._read(shard, wanted) is not None:  # another process was faster
             progress(self.steps(shard, episodes))
             return
@@ -145,15 +145,15 @@ class CodeShards:
         """The codes of a list of episodes; None if a shard lacks one, or is damaged."""
         shards = list[NDArray[np.uint16]]()
         shard_of, starts = np.empty((2, len(episodes)), np.int64)
-        numbers = {int(position): number for number, position in enumerate(episodes.positions)}
+        number_of = np.empty(len(self.table), np.int64)  # in the list, by position in the table
+        number_of[episodes.positions] = np.arange(len(episodes))
         for shard, positions in episodes.by_shard.items():
             found = self._read(shard, positions)
             if found is None:
                 return None
-            begins = found.starts(self.table)
-            for position in positions:
-                number = numbers[position]
-                shard_of[number], starts[number] = len(shards), begins[position]
+            numbers = number_of[positions]
+            shard_of[numbers] = len(shards)
+            starts[numbers] = found.starts(self.table)[np.searchsorted(found.positions, positions)]
             shards.append(found.codes)
         return ImageCodes(shards, shard_of, starts, side=self.encoder.codes_per_side, first_id=self.first_id)
 
@@ -173,12 +173,12 @@ class CodeShards:
             [("codes", pa.list_(pa.uint16(), self.encoder.codes_per_side**2)), ("frame_digests", pa.uint32())]
         )
 
-    def _read(self, shard: int, needed: Iterable[int]) -> "_StoredShard | None":
+    def _read(self, shard: int, needed: Sequence[int] | Ints) -> "_StoredShard | None":
         verified = open_verified(self.file(shard), self._schema, self.memory)
         if verified is None or verified.reader.num_record_batches != 1:
             return None
-        positions = json.loads((verified.reader.schema.metadata or {}).get(_EPISODES, b"[]"))
-        if not set(needed) <= set(positions):
+        positions = np.array(json.loads((verified.reader.schema.metadata or {}).get(_EPISODES, b"[]")), np.int64)
+        if not np.isin(needed, positions, assume_unique=True).all():
             return None
         codes, digests = verified.reader.get_batch(0).columns
         flat = codes.flatten().to_numpy().reshape(len(codes), -1)
@@ -200,18 +200,16 @@ class CodeShards:
 
 @dataclass(frozen=True)
 class _StoredShard:
-    positions: Sequence[int]
+    positions: Ints  # of its episodes in the table, rising
     codes: NDArray[np.uint16]  # [steps, R * C]
     digests: NDArray[np.uint32]  # [steps]
 
-    def starts(self, table: EpisodeTable) -> dict[int, int]:
+    def starts(self, table: EpisodeTable) -> Ints:
+        """Where each episode begins."""
         lengths = table.lengths[self.positions]
-        return dict(zip(self.positions, (np.cumsum(lengths) - lengths).tolist(), strict=True))
+        return np.cumsum(lengths) - lengths
 
     def by_episode(self, table: EpisodeTable) -> dict[int, tuple[NDArray[np.uint16], NDArray[np.uint32]]]:
-        return {
-            position: (self.codes[start : start + length], self.digests[start : start + length])
-            for (position, start), length in zip(
-                self.starts(table).items(), table.lengths[self.positions].tolist(), strict=True
-            )
-        }
+        ends = self.starts(table)[1:]
+        parts = zip(np.split(self.codes, ends), np.split(self.digests, ends), strict=True)
+        return dict(zip(self.positions.tolist(), parts, strict=True))
