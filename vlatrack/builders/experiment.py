@@ -2,20 +2,28 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vlatrack.builders.data import Split, build_norm_stats, check_data, data_fingerprints, open_splits
+from vlatrack.builders.data import (
+    Split,
+    build_norm_stats,
+    check_data,
+    data_fingerprints,
+    normalisation_of,
+    open_splits,
+)
 from vlatrack.builders.policy import StoredPolicy, adapter_of, backbone_factory, build_policy
 from vlatrack.builders.rows import ROWS, open_rows, row_fingerprints, row_sources
 from vlatrack.builders.unfilled import Fill, build_unfilled_policy
 from vlatrack.data.augmentation import Augmentation, Variant
 from vlatrack.data.digests import user_cache
 from vlatrack.data.episodes import Episode, EpisodeSource, frame_pieces
+from vlatrack.data.range_costs import TokenCosts
 from vlatrack.data.recorded import ImageSizes, image_sizes
 from vlatrack.data.row_samples import RowSamples
 from vlatrack.data.samples import Encoding, SampleKind, SampleSet, check_lengths
@@ -119,6 +127,14 @@ class Experiment:
         if self.continues:
             return record.lineage
         return (*record.lineage, {"checkpoint": str(record.checkpoint), "policy_sha256": record.policy_sha256})
+
+    @cached_property
+    def token_costs(self) -> TokenCosts | None:
+        """What rounding and clipping cost on the training episodes; None where the training has none."""
+        if TRAIN not in self.splits:
+            return None
+        with shareable_files():
+            return normalisation_of(self.spec, self.splits[TRAIN], self.norm_stats).costs
 
     def image_sizes(self) -> ImageSizes:
         """Those of the training data, which the policy has got from its checkpoint, or which are looked up.

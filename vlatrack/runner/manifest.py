@@ -6,6 +6,7 @@ import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -61,12 +62,13 @@ def describe_run(
             name: {
                 "source": split.source.name,
                 "sha256": experiment.fingerprints[f"data.{name}"],
-                "episodes": [episode.index for episode in split.episodes],
-                "steps": sum(episode.length for episode in split.episodes),
+                "episodes": split.episodes.indices.tolist(),
+                "steps": int(split.episodes.lengths.sum()),
             }
             for name, split in experiment.splits.items()
         },
         "statistics": experiment.norm_stats.to_json(),
+        "token_costs": None if experiment.token_costs is None else asdict(experiment.token_costs),
         "fingerprints": dict(experiment.fingerprints),
         "lineage": [dict(parent) for parent in experiment.lineage],
     }
