@@ -21,8 +21,8 @@ from vlatrack.models.backbones.pretrained import open_pretrained
 from vlatrack.runner.evaluate import evaluate_run
 from vlatrack.runner.run import resume_run, run_experiment
 from vlatrack.spec.load import load_spec
-from vlatrack.tokens.images import CHAMELEON_PREFIX, ImageTokenizer
-from vlatrack.tokens.layout import TokenLayout
+from vlatrack.tokens.images import ImageTokenizer
+from vlatrack.tokens.layout import CHAMELEON_PREFIX, TokenLayout
 from vlatrack.training.checkpoint.contents import stored_weights
 
 CODES = 6

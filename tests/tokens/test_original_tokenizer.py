@@ -14,8 +14,8 @@ from transformers import ChameleonVQVAE, ChameleonVQVAEConfig
 
 from vlatrack.errors import CheckpointError
 from vlatrack.models.backbones.pretrained import open_pretrained
-from vlatrack.tokens.images import CHAMELEON_PREFIX, ImageTokenizer
-from vlatrack.tokens.layout import TokenLayout
+from vlatrack.tokens.images import ImageTokenizer
+from vlatrack.tokens.layout import CHAMELEON_PREFIX, TokenLayout
 from vlatrack.tokens.text import PretrainedTextTokenizer
 from vlatrack.tokens.vq_decoder import VqDecoder
 

@@ -39,8 +39,8 @@ from vlatrack.models.policy import VlaPolicy
 from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.identity import canonical_hash
 from vlatrack.tokens.bins import Bins
-from vlatrack.tokens.images import CHAMELEON_PREFIX, ImageTokenizer, resized
-from vlatrack.tokens.layout import TokenLayout
+from vlatrack.tokens.images import ImageTokenizer, resized
+from vlatrack.tokens.layout import CHAMELEON_PREFIX, TokenLayout
 from vlatrack.tokens.text import ByteTokenizer
 from vlatrack.tracking.privacy import shareable_files
 from vlatrack.training.checkpoint.contents import load_weights

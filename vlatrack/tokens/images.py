@@ -20,14 +20,11 @@ from transformers import ChameleonVQVAE
 
 from vlatrack.errors import CheckpointError
 from vlatrack.tokens.chameleon_vq import ids_by_code, known_vq_fields, random_vq, split_decoder, stored_vq, vq_codes
-from vlatrack.tokens.layout import PIXELS_PER_CODE, TokenLayout
+from vlatrack.tokens.layout import CHAMELEON_PREFIX, PIXELS_PER_CODE, TokenLayout
 from vlatrack.tokens.patches import CodePatches
 from vlatrack.tokens.pixels import fit_chunks, images_at_once, memory_format, pixels_of
 from vlatrack.tokens.squares import SquareQuantizer, kmeans_centres, squares_of
 from vlatrack.tokens.vq_decoder import VqDecoder, stored_decoder
-
-CHAMELEON_PREFIX = "model.vqmodel."
-"""Prefix of the image tokenizer's weights in a Chameleon checkpoint."""
 
 FittedEncoder = Literal["squares", "convolutions"]
 

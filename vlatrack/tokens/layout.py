@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Self
 
 IGNORED_LABEL = -100
+CHAMELEON_PREFIX = "model.vqmodel."
+"""Prefix of the image tokenizer's weights in a Chameleon checkpoint."""
 PIXELS_PER_CODE = 16
 
 _GRID_SIZES = 33  # an image has up to 1024 pixels a side, that is 32 grid units

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vlatrack.errors import CheckpointError
 from vlatrack.models.backbones.stored_tensors import read_tensors
-from vlatrack.tokens.images import CHAMELEON_PREFIX
+from vlatrack.tokens.layout import CHAMELEON_PREFIX
 
 WEIGHTS = "vqgan.ckpt"
 _GEOMETRY, _VOCABULARY = "vqgan.yaml", "text_tokenizer.json"

@@ -9,7 +9,7 @@ import re
 from torch import Tensor
 
 from vlatrack.models.backbones.pretrained import WeightMap
-from vlatrack.tokens.images import CHAMELEON_PREFIX
+from vlatrack.tokens.layout import CHAMELEON_PREFIX
 
 # The reference's names of the head's parameters, as patterns, and ours.
 _HEAD_NAMES: tuple[tuple[str, str], ...] = (
