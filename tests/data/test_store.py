@@ -231,6 +231,33 @@ def test_a_shard_of_another_place_is_not_read(tmp_path: Path) -> None:
     assert colours(tmp_path, ColourEncoder()) == expected(range(EPISODES))
 
 
+def test_a_shard_and_a_table_of_another_dataset_are_not_read(tmp_path: Path) -> None:
+    """As if somebody had copied them to the wrong folder: they are whole, and of the same geometry."""
+    colours(tmp_path, ColourEncoder())
+    other, dataset = opened(tmp_path, Source(content="b"))
+    other.encode(dataset, dataset.table.all(), "wrist", ColourEncoder(), first_id=4)
+    own, foreign = sorted({file.parent for file in shards(tmp_path)}, key=lambda folder: folder.stat().st_mtime)
+    for file in own.glob("*.arrow"):
+        file.write_bytes((foreign / file.name).read_bytes())
+    tables = {folder.parent.name: folder.parent for folder in (tmp_path / "episodes").glob("*/episodes.arrow")}
+    mine, theirs = tables[opened(tmp_path)[1].key], tables[dataset.key]
+    for name in ("numbers.arrow", "episodes.arrow"):
+        (mine / name).write_bytes((theirs / name).read_bytes())
+    source, encoder = Source(), ColourEncoder()
+    opened(tmp_path, source)
+    assert source.reads == 1
+    assert colours(tmp_path, encoder) == expected(range(EPISODES))
+    assert len(encoder.encoded) == EPISODES * STEPS
+
+
+def test_a_dataset_that_changes_while_its_episodes_are_read_leaves_no_table(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="changed while it was read"):
+        opened(tmp_path, Source(), reopen=lambda: Source(content="b"))
+    source = Source()
+    opened(tmp_path, source)
+    assert source.reads == 1, "nothing is kept of what was read then"
+
+
 def test_other_content_settings_and_tokenizers_have_files_of_their_own(tmp_path: Path) -> None:
     keys = {opened(tmp_path, Source(content=content), settings=s)[1].key for content in "ab" for s in ("", "no-ops")}
     assert len(keys) == 4

@@ -225,6 +225,7 @@ def open_table(
     *,
     skip_bad: bool = False,
     progress: Callable[[int], None] | None = None,
+    before_writing: Callable[[], None] = lambda: None,
 ) -> EpisodeTable:
     """The table of a dataset in ``folder``, read from the dataset if it is not there, or damaged.
 
@@ -232,13 +233,14 @@ def open_table(
         folder: for this content, and this choice of ``skip_bad``, alone.
         skip_bad: go on after an episode that cannot be read, if the dataset can, and keep why in the table.
         progress: told the number of episodes that have been read.
+        before_writing: raises if nothing is to be kept of what was read.
 
     Raises:
         DataError: the dataset, or the table, cannot be read, or the table cannot be written.
     """
     found = _stored_table(folder, source, memory)
     if found is None:
-        _write_table(folder, source, skip_bad, progress)
+        _write_table(folder, source, skip_bad, progress, before_writing)
         found = _stored_table(folder, source, memory)
         if found is None:
             raise DataError(f"{folder}: damaged right after it was written; check the disk")
@@ -252,7 +254,13 @@ def _number_schema(source: EpisodeSource) -> pa.Schema:
     return pa.schema(columns)
 
 
-def _write_table(folder: Path, source: EpisodeSource, skip_bad: bool, progress: Callable[[int], None] | None) -> None:
+def _write_table(
+    folder: Path,
+    source: EpisodeSource,
+    skip_bad: bool,
+    progress: Callable[[int], None] | None,
+    before_writing: Callable[[], None],
+) -> None:
     builder, schema = _Builder(), _number_schema(source)
 
     def batches() -> Iterator[pa.RecordBatch]:
@@ -266,9 +274,10 @@ def _write_table(folder: Path, source: EpisodeSource, skip_bad: bool, progress: 
             yield _batch_of(shard, schema)
 
     digest = write_verified(folder / _NUMBERS, schema, batches())
-    # Written last, with the digest of the other file, so that the two belong together.
-    tasks = json.dumps(builder.tasks)
-    whole = _EPISODE_SCHEMA.with_metadata({"tasks": tasks, "numbers": digest})
+    before_writing()
+    # Written last, with the digest of the other file, so that the two belong together, and to this folder.
+    told = {"tasks": json.dumps(builder.tasks), "numbers": digest, "key": folder.name}
+    whole = _EPISODE_SCHEMA.with_metadata(told)
     write_verified(folder / _EPISODES, whole, [builder.batch()])
 
 
@@ -306,8 +315,8 @@ def _stored_table(folder: Path, source: EpisodeSource, memory: DigestMemory) -> 
     if numbers is None or episodes is None:
         return None
     told = episodes.reader.schema.metadata or {}
-    if told.get(b"numbers", b"").decode() != numbers.digest:  # one of them is of another writer
-        return None
+    if (told.get(b"numbers"), told.get(b"key")) != (numbers.digest.encode(), folder.name.encode()):
+        return None  # one of them is of another writer, or both are of another dataset
     rows = episodes.reader.get_batch(0)
     columns = {name: rows[name].to_numpy(zero_copy_only=False) for name in rows.schema.names if name != "problem"}
     problems = rows["problem"]

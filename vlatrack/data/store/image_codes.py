@@ -22,8 +22,8 @@ from vlatrack.data.store.verified_files import open_verified, write_verified
 Codes = NDArray[np.int64]
 Progress = Callable[[int, int], None]  # frames done, frames in all
 
-_EPISODES = b"episodes"
-"""In the metadata of a shard: the positions of its episodes in the table."""
+_EPISODES, _KEY = b"episodes", b"key"
+"""In the metadata of a shard: the positions of its episodes in the table, and the folder that it belongs to."""
 
 
 class FrameEncoder(Protocol):
@@ -138,7 +138,7 @@ class CodeShards:
         codes, digests = (np.concatenate([parts[position][place] for position in positions]) for place in (0, 1))
         before_writing()
         column = pa.FixedSizeListArray.from_arrays(pa.array(codes.ravel()), self.encoder.codes_per_side**2)
-        schema = self._schema.with_metadata({_EPISODES: json.dumps(positions)})
+        schema = self._schema.with_metadata({_EPISODES: json.dumps(positions), _KEY: self.folder.name})
         write_verified(self.file(shard), schema, [pa.record_batch([column, pa.array(digests)], schema=schema)])
 
     def open(self, episodes: EpisodeList) -> ImageCodes | None:
@@ -177,7 +177,10 @@ class CodeShards:
         verified = open_verified(self.file(shard), self._schema, self.memory)
         if verified is None or verified.reader.num_record_batches != 1:
             return None
-        positions = np.array(json.loads((verified.reader.schema.metadata or {}).get(_EPISODES, b"[]")), np.int64)
+        told = verified.reader.schema.metadata or {}
+        if told.get(_KEY) != self.folder.name.encode():
+            return None
+        positions = np.array(json.loads(told[_EPISODES]), np.int64)
         if not np.isin(needed, positions, assume_unique=True).all():
             return None
         codes, digests = verified.reader.get_batch(0).columns

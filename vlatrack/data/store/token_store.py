@@ -17,7 +17,7 @@ from vlatrack.data.store.image_codes import CodeShards, FrameEncoder, ImageCodes
 from vlatrack.data.store.verified_files import exclusively
 from vlatrack.errors import DataError
 
-_VERSION = "1"
+_VERSION = "2"
 """Of how episodes and codes are stored; one that changes it makes them anew."""
 
 
@@ -32,16 +32,7 @@ class StoredDataset:
 
     def check_unchanged(self) -> None:
         """Raise DataError if the files of the dataset are others than when it was opened."""
-        if self.reopen is None:
-            return
-        now = self.reopen()
-        if now.fingerprint() == self.source.fingerprint():
-            return
-        changed = ""
-        if isinstance(now, KnowsFiles) and isinstance(self.source, KnowsFiles):
-            before, after = self.source.file_digests(), now.file_digests()
-            changed = next((f" ({name})" for name in {**before, **after} if before.get(name) != after.get(name)), "")
-        raise DataError(f"{self.source.name}: changed while it was read{changed}; start again once nobody writes to it")
+        _check_unchanged(self.source, self.reopen)
 
 
 class TokenStore:
@@ -73,14 +64,17 @@ class TokenStore:
         """
         key = _key(_VERSION, source.fingerprint(), settings, str(skip_bad))
         folder = self.folder / "episodes" / key
-        is_new = not folder.exists()
         with exclusively(folder.with_suffix(".lock")):
-            table = open_table(folder, source, self._memory, skip_bad=skip_bad, progress=progress)
-        dataset = StoredDataset(source, table, key, reopen)
-        if is_new:
-            dataset.check_unchanged()
+            table = open_table(
+                folder,
+                source,
+                self._memory,
+                skip_bad=skip_bad,
+                progress=progress,
+                before_writing=lambda: _check_unchanged(source, reopen),
+            )
         self._memory.save()
-        return dataset
+        return StoredDataset(source, table, key, reopen)
 
     def encode(
         self,
@@ -195,6 +189,17 @@ class TokenStore:
             unfinished.write_text(json.dumps(content), encoding="utf-8")
             unfinished.replace(file)
         return value
+
+
+def _check_unchanged(source: EpisodeSource, reopen: Callable[[], EpisodeSource] | None) -> None:
+    now = source if reopen is None else reopen()
+    if now.fingerprint() == source.fingerprint():
+        return
+    changed = ""
+    if isinstance(now, KnowsFiles) and isinstance(source, KnowsFiles):
+        before, after = source.file_digests(), now.file_digests()
+        changed = next((f" ({name})" for name in {**before, **after} if before.get(name) != after.get(name)), "")
+    raise DataError(f"{source.name}: changed while it was read{changed}; start again once nobody writes to it")
 
 
 def _is_share(shard: int, rank: int, world_size: int) -> bool:
