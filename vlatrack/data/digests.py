@@ -14,7 +14,8 @@ from vlatrack.errors import DataError
 
 _UNTIL_SETTLED_NS = 2_000_000_000
 """A file may change again within a tick of its file system's clock; one that is as new as that is not remembered."""
-_hashes_all: ContextVar[bool] = ContextVar("hashes_all", default=False)
+_hashed: ContextVar[set[str] | None] = ContextVar("hashed", default=None)
+"""The files that have been hashed where all are to be; None: where what is remembered is believed."""
 
 _Stamp = tuple[int, int, int, int]
 """Size in bytes, times of the last change of content and of inode in ns, number of the inode."""
@@ -27,12 +28,12 @@ def user_cache() -> Path:
 
 @contextmanager
 def hashing_all_files() -> Iterator[None]:
-    """Inside, no file is believed to be what it was: each is read and hashed, whatever is remembered of it."""
-    token = _hashes_all.set(True)
+    """Inside, no file is believed to be what it was: each is read and hashed once, whatever is remembered of it."""
+    token = _hashed.set(set())
     try:
         yield
     finally:
-        _hashes_all.reset(token)
+        _hashed.reset(token)
 
 
 class DigestMemory:
@@ -57,10 +58,12 @@ class DigestMemory:
             OSError: there is no such file.
         """
         stamp, name = _stamp_of(file), str(file)
-        known = self._known.get(name)
-        if known is not None and known[0] == stamp and not _hashes_all.get():
+        known, hashed = self._known.get(name), _hashed.get()
+        if known is not None and known[0] == stamp and (hashed is None or name in hashed):
             return known[1]
         digest = compute()
+        if hashed is not None:
+            hashed.add(name)
         if time.time_ns() - max(stamp[1], stamp[2]) > _UNTIL_SETTLED_NS and _stamp_of(file) == stamp:
             self._known[name] = self._found[name] = (stamp, digest)
         return digest
@@ -73,8 +76,11 @@ class DigestMemory:
         content = {name: [*stamp, digest] for name, (stamp, digest) in (_read(self._file) | self._found).items()}
         with suppress(OSError):  # a home that is read-only, or full, or not there
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_text(json.dumps(content), encoding="utf-8")
-            unfinished.replace(self._file)
+            try:
+                unfinished.write_text(json.dumps(content), encoding="utf-8")
+                unfinished.replace(self._file)
+            finally:
+                unfinished.unlink(missing_ok=True)
         self._found = {}
 
 
