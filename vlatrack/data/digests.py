@@ -72,16 +72,21 @@ class DigestMemory:
         """Keep what was found for the next process, beside what other processes have found meanwhile."""
         if self._file is None or not self._found:
             return
-        unfinished = self._file.with_suffix(f".{secrets.token_hex(8)}.tmp")
         content = {name: [*stamp, digest] for name, (stamp, digest) in (_read(self._file) | self._found).items()}
         with suppress(OSError):  # a home that is read-only, or full, or not there
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                unfinished.write_text(json.dumps(content), encoding="utf-8")
-                unfinished.replace(self._file)
-            finally:
-                unfinished.unlink(missing_ok=True)
+            write_json(self._file, content)
         self._found = {}
+
+
+def write_json(file: Path, content: object) -> None:
+    """Write a JSON file that appears when it is whole; OSError if it cannot be, and nothing is left of it then."""
+    unfinished = file.with_suffix(f".{secrets.token_hex(8)}.tmp")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        unfinished.write_text(json.dumps(content), encoding="utf-8")
+        unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def digests_of(root: Path, files: Iterable[Path]) -> dict[str, str]:

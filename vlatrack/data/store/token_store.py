@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlatrack.data.augmentation import Variant
-from vlatrack.data.digests import DigestMemory
+from vlatrack.data.digests import DigestMemory, write_json
 from vlatrack.data.episodes import EpisodeSource, KnowsFiles
 from vlatrack.data.store.episode_table import EpisodeList, EpisodeTable, open_table
 from vlatrack.data.store.image_codes import CodeShards, FrameEncoder, ImageCodes, Progress
@@ -182,12 +181,8 @@ class TokenStore:
         except (OSError, ValueError, KeyError, TypeError):  # not there, or damaged, which is made anew
             pass
         value = json.loads(json.dumps(compute()))
-        unfinished = file.with_suffix(f".{secrets.token_hex(8)}.tmp")
         with suppress(OSError):  # then it is computed the next time, too
-            content = {"name": name, "value": value, "sha256": _key(name, json.dumps(value))}
-            file.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_text(json.dumps(content), encoding="utf-8")
-            unfinished.replace(file)
+            write_json(file, {"name": name, "value": value, "sha256": _key(name, json.dumps(value))})
         return value
 
 
