@@ -112,3 +112,12 @@ def test_data_that_cannot_be_used_is_one_line_of_the_program(tmp_path: Path) -> 
     pq.write_table(pq.read_table(table).slice(0, 100), table)
     with pytest.raises(DataError, match=r"episode 1 has .* rows"):
         run(folder)
+
+
+def test_finished_token_rows_have_nothing_to_look_at(tmp_path: Path) -> None:
+    ranges = "{action_low: [-1, -1, -1, -1], action_high: [1, 1, 1, 1]}"
+    words = [f"data.train={{kind: rynnvla_records, path: {tmp_path}/rows.yaml}}", f"tokenizer.statistics={ranges}"]
+    words += ["data.use_state=false", "tokenizer.checkpoint=chameleon"]
+    for options in ([], ["--skip-bad"]):
+        with pytest.raises(SpecError, match="finished token rows, which have no episodes to look at; a run compares"):
+            run(QUICKSTART, *words, *options)

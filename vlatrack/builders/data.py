@@ -136,7 +136,9 @@ def skipping_bad_episodes(spec: ExperimentSpec) -> ExperimentSpec:
         if isinstance(split, MixtureSpec):
             parts = tuple(part.model_copy(update={"skip_bad": True}) for part in split.sources)
             return split.model_copy(update={"sources": parts})
-        return split if split is None else split.model_copy(update={"skip_bad": True})
+        if split is None or isinstance(split, RynnVlaRecordsSource):
+            return split
+        return split.model_copy(update={"skip_bad": True})
 
     splits = {name: skipping(getattr(spec.data, name)) for name in SPLITS}
     return spec.model_copy(update={"data": spec.data.model_copy(update=splits)})
@@ -165,7 +167,6 @@ def _open_part(
 
 def open_dataset_of(spec: Source, store: TokenStore) -> StoredDataset:
     """The dataset that a source of the spec names, with the table of its episodes from the store."""
-
     source = open_source(spec)
 
     def opened_anew() -> EpisodeSource:

@@ -376,6 +376,7 @@ class Experiment:
             shards = self._shards(code_set, encoding)
             missing = shards.missing(code_set.episodes)
             found += [(number, shard, shards.steps(shard, code_set.episodes)) for shard in missing]
+        self.store.save()
         return found
 
     def encode_shard(self, encoding: Encoding, number: int, shard: int) -> None:

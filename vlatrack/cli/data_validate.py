@@ -145,12 +145,18 @@ def _experiment(file: Path, overrides: Sequence[str], images: "Images", *, skip_
     from vlatrack.builders.data import check_data, check_split_set, normalisation_of, open_splits, skipping_bad_episodes
     from vlatrack.data.digests import user_cache
     from vlatrack.data.store.token_store import TokenStore
+    from vlatrack.errors import SpecError
     from vlatrack.spec.load import load_spec
 
     spec = load_spec(file, overrides)
     with _reading(file):
         opened = skipping_bad_episodes(spec) if skip_bad else spec
         splits = open_splits(opened, TokenStore(user_cache() / "data"))
+    if "train" not in splits:
+        raise SpecError(
+            f"{file}: data.train has finished token rows, which have no episodes to look at; a run compares each of "
+            "them with the experiment when it starts"
+        )
     report = _Report(_bad_episodes(splits))
     report.findings += check_split_set(spec, splits)
     if not any(finding.check in ("not finite", "no samples") for finding in report.findings):

@@ -63,7 +63,10 @@ def tokenize_in_processes(job: TokenizeJob, progress: "EncodeProgress", *, worke
     Raises:
         VlatrackError: as ``tokenize``; of the first process that fails.
     """
-    job.open()  # once in this process: what is wrong is said once, and the tokenizer is fitted once
+    # In this process first: what is wrong is said once, the tokenizer is fitted once, and damaged shards are found.
+    experiment, encoding = job.open()
+    if not experiment.missing_shards(encoding):
+        return
     context = multiprocessing.get_context("spawn")
     told: Any = context.SimpleQueue()
     processes = [context.Process(target=_take_part, args=(job, rank, workers, told)) for rank in range(workers)]

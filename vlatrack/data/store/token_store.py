@@ -72,7 +72,7 @@ class TokenStore:
                 progress=progress,
                 before_writing=lambda: _check_unchanged(source, reopen),
             )
-        self._memory.save()
+        self.save()
         return StoredDataset(source, table, key, reopen)
 
     def encode(
@@ -121,7 +121,7 @@ class TokenStore:
         busy = [shard for shard in own_first if not encode(shard, wait=False)]
         for shard in busy:
             encode(shard, wait=True)
-        self._memory.save()
+        self.save()
 
     def codes(
         self,
@@ -145,7 +145,7 @@ class TokenStore:
             found = shards.open(episodes)
             if found is None:
                 raise DataError(f"{shards.folder}: damaged right after it was written; check the disk")
-        self._memory.save()
+        self.save()
         return found
 
     def shards(
@@ -161,6 +161,10 @@ class TokenStore:
         changed = [] if variant is None else [variant.fingerprint()]
         folder = self.folder / "codes" / _key(dataset.key, camera, encoder.fingerprint(), str(first_id), *changed)
         return CodeShards(folder, dataset.source, dataset.table, camera, encoder, first_id, self._memory, variant)
+
+    def save(self) -> None:
+        """Tell other processes which files have been compared with their checksums."""
+        self._memory.save()
 
     def folder_of(self, key: str, name: str) -> Path:
         """A folder for something of this name that belongs to datasets with this key."""
