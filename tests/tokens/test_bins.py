@@ -19,6 +19,16 @@ def test_decoding_an_encoded_value_errs_by_at_most_half_a_bin(count: int, values
     assert np.abs(decoded - values).max() <= 1 / (count - 1) + 1e-12
 
 
+@pytest.mark.parametrize("count", [2, 3, 100, 255, 256, 257, 1000])
+def test_bins_are_those_of_digitize_to_the_last_bit(count: int) -> None:
+    bins = Bins(count)
+    beside = [np.nextafter(bins.edges, side) for side in (-np.inf, np.inf)]
+    outside = [-np.inf, -7.0, 7.0, np.inf]
+    values = np.concatenate([bins.edges, *beside, outside, np.random.default_rng(0).uniform(-1, 1, 10_000)])
+    expected = START + 1 + np.digitize(values, bins.edges)
+    np.testing.assert_array_equal(bins.encode(values, start=START), expected)
+
+
 def test_ids_outside_the_bins_decode_to_the_nearest_end() -> None:
     centres = Bins(256).centres
     decoded = decode_ids(np.asarray([3, 65535]), centres, start=START)

@@ -120,7 +120,7 @@ class SampleSet:
         Raises:
             TokenError: one is longer than the backbone accepts.
         """
-        groups = self._groups(np.fromiter(numbers, np.int64))
+        groups = self._groups(numbers if isinstance(numbers, np.ndarray) else np.fromiter(numbers, np.int64))
         return assemble(groups, self._encoding.layout, length_multiple=length_multiple)
 
     def of_kind(self, kind: SampleKind) -> "SampleSet":
@@ -188,10 +188,10 @@ class SampleSet:
 
     def _alike(self, kinds: Ints, steps: Ints) -> Iterator[tuple[SampleKind, int, Ints]]:
         """A kind, how many moments its samples see, and which of the samples these are, until all are named."""
-        for kind in np.unique(kinds).tolist():
-            moments = self._number_of_moments(self._kinds[kind], steps)
-            for seen in np.unique(moments[kinds == kind]).tolist():
-                yield self._kinds[kind], seen, np.flatnonzero((kinds == kind) & (moments == seen))
+        for kind, of_kind in _places_of_each(kinds):
+            moments = self._number_of_moments(self._kinds[kind], steps[of_kind])
+            for seen, own in _places_of_each(moments):
+                yield self._kinds[kind], seen, of_kind[own]
 
     def _groups(self, numbers: Ints) -> list[RowGroup]:
         """The samples of these numbers, those of one template together."""
@@ -224,7 +224,9 @@ class SampleSet:
         check_length(len(template.ids) + len(longest), of_text=1 + len(longest), max_length=self._encoding.max_length)
         return RowGroup(template, places, texts, contents, chunk)
 
-    def _vla(self, episodes: Ints, steps: Ints, images: Ids, moments: int) -> tuple[Floats, RowTemplate, Contents]:
+    def _vla(
+        self, episodes: Ints, steps: Ints, images: NDArray[np.int32], moments: int
+    ) -> tuple[Floats, RowTemplate, Contents]:
         encoding, layout, horizon = self._encoding, self._encoding.layout, self._encoding.horizon
         if len(episodes) == 1:  # the last chunk of an episode may be asked for as far as it goes
             horizon = min(horizon, int(self.episodes.lengths[episodes[0]] - steps[0]))
@@ -237,7 +239,7 @@ class SampleSet:
         contents = Contents(state, images, self._action_ids(actions))
         return actions.astype(np.float32), self._template("vla", moments, chunk=horizon), contents
 
-    def _world_model(self, episodes: Ints, moments: Ints, images: Ids) -> tuple[RowTemplate, Contents]:
+    def _world_model(self, episodes: Ints, moments: Ints, images: NDArray[np.int32]) -> tuple[RowTemplate, Contents]:
         actions = self._encoding.action_range.normalise(self.episodes.gather("actions", episodes, moments))
         contents = Contents(np.empty((len(episodes), 0), np.int64), images, self._action_ids(actions))
         return self._template("world_model", moments.shape[1]), contents
@@ -251,10 +253,12 @@ class SampleSet:
         seen = int(self._number_of_moments(kind, steps[:1])[0])
         return np.maximum(0, steps[:, None] + np.arange(1 - seen, 1))
 
-    def _images(self, episodes: Ints, moments: Ints) -> Ids:
+    def _images(self, episodes: Ints, moments: Ints) -> NDArray[np.int32]:
         """Ids [n, images, R * C] of every camera at each moment."""
-        by_camera = [codes.gather(episodes, moments) for codes in self._codes]  # each [n, moments, R * C]
-        return np.stack(by_camera, axis=2).reshape(len(episodes), -1, by_camera[0].shape[-1])
+        found = np.empty((*moments.shape, len(self._codes), self._codes[0].side ** 2), np.int32)
+        for camera, codes in enumerate(self._codes):
+            codes.gather(episodes, moments, out=found[:, :, camera])
+        return found.reshape(len(episodes), -1, found.shape[-1])
 
     def _action_ids(self, normalised: NDArray[np.float64]) -> Ids:
         return self._encoding.bins.encode(normalised, start=self._encoding.layout.action_start)
@@ -266,6 +270,15 @@ class SampleSet:
             side = self._codes[0].side
             self._templates[kind, moments, steps] = _template_of(self._encoding, kind, moments, steps, side)
         return self._templates[kind, moments, steps]
+
+
+def _places_of_each(values: Ints) -> Iterator[tuple[int, Ints]]:
+    """Each of the values [n] that occur, and where it does."""
+    if len(values) and (values == values[0]).all():
+        yield int(values[0]), np.arange(len(values))
+        return
+    for value in np.unique(values).tolist():
+        yield value, np.flatnonzero(values == value)
 
 
 class _TextIds:

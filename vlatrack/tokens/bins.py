@@ -32,19 +32,20 @@ class ValueRange:
         return len(self.low)
 
     @cached_property
-    def _bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        return np.asarray(self.low, np.float64), np.asarray(self.high, np.float64)
+    def _low_and_span(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        low, high = np.asarray(self.low, np.float64), np.asarray(self.high, np.float64)
+        return low, high - low + 1e-8
 
     def normalise(self, values: FloatArray) -> NDArray[np.float64]:
         """Raw values [..., A] to [-1, 1]; values outside the range are clipped."""
-        low, high = self._bounds
-        scaled = 2 * (np.asarray(values, np.float64) - low) / (high - low + 1e-8) - 1
-        return np.clip(scaled, -1.0, 1.0)
+        low, span = self._low_and_span
+        scaled = 2 * (np.asarray(values, np.float64) - low) / span - 1
+        return np.minimum(np.maximum(scaled, -1.0), 1.0)  # np.clip, at a third of its cost for a batch
 
     def denormalise(self, values: FloatArray) -> NDArray[np.float64]:
         """Values [..., A] in [-1, 1] to raw units."""
-        low, high = self._bounds
-        return (np.asarray(values, np.float64) + 1) / 2 * (high - low + 1e-8) + low
+        low, span = self._low_and_span
+        return (np.asarray(values, np.float64) + 1) / 2 * span + low
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,10 @@ class Bins:
     def edges(self) -> NDArray[np.float64]:
         return np.linspace(-1.0, 1.0, self.count)
 
+    @cached_property
+    def _edges_and_end(self) -> NDArray[np.float64]:
+        return np.append(self.edges, np.nan)  # which no value reaches
+
     @property
     def centres(self) -> NDArray[np.float64]:
         edges = self.edges
@@ -72,8 +77,11 @@ class Bins:
 
     def encode(self, normalised: FloatArray, *, start: int) -> NDArray[np.int64]:
         """Values in [-1, 1] of any shape to ids ``start + 2 .. start + 1 + count``."""
-        ids: NDArray[np.int64] = np.searchsorted(self.edges, normalised, side="right")  # what numpy.digitize does
-        ids += start + 1
+        values = np.asarray(normalised, np.float64)
+        # The bin by arithmetic, which rounding may put one too low or too high: its edges decide, as in numpy.digitize.
+        near = np.fmin(np.fmax((values + 1) * ((self.count - 1) / 2), 0), self.count - 1).astype(np.int64)
+        bins = near + (self.edges[near] <= values) + (self._edges_and_end[near + 1] <= values)
+        ids: NDArray[np.int64] = bins + (start + 1)
         return ids
 
 

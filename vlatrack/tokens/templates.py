@@ -9,7 +9,9 @@ image.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,36 +89,51 @@ class RowGroup:
     contents: Contents  # [n, N], [n, M, K] and [n, number of actions, A]
     chunks: NDArray[np.float32] | None = None  # [n, H, A] the answers' actions in [-1, 1], before binning
 
-    @property
+    @cached_property
     def text_lengths(self) -> Ids:
         """[n] number of ids of each text."""
         return np.array([len(text) for text in self.texts], np.int64)
 
-    def bodies(self) -> Ids:
-        """[n, S] the rows without their texts."""
-        template, contents, count = self.template, self.contents, len(self.places)
-        bodies = np.tile(template.ids, (count, 1))
-        bodies[:, template.blanks.state] = contents.state
-        bodies[:, template.blanks.actions] = contents.actions
+    def write(self, padded: Ids) -> None:
+        """Write the rows to their places in ``padded`` [B, S], as far as they go. Nothing is copied twice."""
+        template, contents = self.template, self.contents
+        flat, length = padded.reshape(-1), padded.shape[1]
+        begins = self.places * length + self.text_lengths  # behind its text, a row is the template from here on
+        _views(flat, (len(template.ids),), (1,))[begins] = template.ids
+        flat[begins[:, None] + template.blanks.state] = contents.state
+        flat[begins[:, None, None] + template.blanks.actions] = contents.actions
         side, step = template.side, template.row_step
-        for number, first in enumerate(template.blanks.images[:, 0].tolist()):
-            square = bodies[:, first : first + side * step].reshape(count, side, step)[:, :, :side]
-            square[:] = contents.images[:, number].reshape(count, side, side)
-        return bodies
+        corners = begins[:, None] + template.blanks.images[:, 0]
+        _views(flat, (side, side), (step, 1))[corners] = contents.images.reshape(*corners.shape, side, side)
+        padded[self.places, 0] = template.ids[0]
+        for place, text in zip(self.places.tolist(), self.texts, strict=True):
+            padded[place, 1 : 1 + len(text)] = text
 
     def sequence(self) -> TokenSequence:
         """The only row, as ids and labels."""
-        (body,), (text,) = self.bodies(), self.texts
-        ids = np.concatenate([body[:1], text, body[1:]])
-        is_prompt = np.arange(len(ids)) < self.template.prompt_length + len(text)
+        (text,) = self.texts
+        ids = np.empty((1, len(text) + len(self.template.ids)), np.int64)
+        replace(self, places=np.zeros(1, np.int64)).write(ids)
+        is_prompt = np.arange(ids.size) < self.template.prompt_length + len(text)
         chunk = None if self.chunks is None else self.chunks[0]
-        return TokenSequence(ids, np.where(is_prompt, IGNORED_LABEL, ids), chunk)
+        return TokenSequence(ids[0], np.where(is_prompt, IGNORED_LABEL, ids[0]), chunk)
+
+
+def _views(flat: Ids, shape: tuple[int, ...], steps: tuple[int, ...]) -> Ids:
+    """[n, ...] of each place in ``flat``, the numbers from there on in such a shape.
+
+    Args:
+        steps: places from one number to the next, of each axis.
+    """
+    reach = sum((length - 1) * step for length, step in zip(shape, steps, strict=True))
+    strides = (flat.itemsize, *(step * flat.itemsize for step in steps))
+    return np.ndarray((flat.size - reach, *shape), flat.dtype, flat, strides=strides)
 
 
 def assemble(groups: Sequence[RowGroup], layout: TokenLayout, *, length_multiple: int = 1) -> Batch:
     """The batch that `collate` makes of the rows of these groups, without searching the rows for what is known of them.
 
-    The cost of a row is that of copying it: everything else is done for a group at once.
+    The cost of a row is that of writing it: everything else is done for a group at once.
     """
     if not groups:
         return collate([], layout, length_multiple=length_multiple)
@@ -128,25 +145,19 @@ def assemble(groups: Sequence[RowGroup], layout: TokenLayout, *, length_multiple
     longest = -(-int((texts + bodies).max()) // length_multiple) * length_multiple
     input_ids = np.full((count, longest), layout.pad, np.int64)
     for group in groups:
-        written = group.bodies()
-        for length in np.unique(texts[group.places]).tolist():
-            own = texts[group.places] == length
-            places = group.places[own]
-            input_ids[places, length : length + written.shape[1]] = written[own]
-            input_ids[places, 0] = written[own, 0]
-            input_ids[places, 1 : 1 + length] = [text for text in group.texts if len(text) == length]
+        group.write(input_ids)
     index = _index(groups, texts, np.cumsum(supervised) - supervised, longest)
     targets = input_ids.ravel()[index["supervised"] + 1]
     weighted = (targets >= layout.weighted_first) & (targets <= layout.weighted_last)
-    chunks = [group.chunks for group in groups if group.chunks is not None]
+    chunks = [(group.places, group.chunks) for group in groups if group.chunks is not None]
     return Batch(
         input_ids=torch.from_numpy(input_ids),
         targets=torch.from_numpy(targets),
-        actions=torch.from_numpy(np.concatenate(chunks)[index.pop("chunk_order")]) if chunks else None,
+        actions=torch.from_numpy(_in_order(chunks).reshape(-1, *chunks[0][1].shape[1:])) if chunks else None,
         longest_prompt=int(index["prompt_lengths"].max(initial=0)),
-        weighted_targets=int(weighted.sum()),
+        weighted_targets=int(np.count_nonzero(weighted)),
         tokens=int((texts + bodies).sum()),
-        **{name: torch.from_numpy(values) for name, values in index.items() if name != "chunk_order"},
+        **{name: torch.from_numpy(values) for name, values in index.items()},
     )
 
 
@@ -158,31 +169,42 @@ def _index(groups: Sequence[RowGroup], texts: Ids, first: Ids, longest: int) -> 
         first: [B] the index in V of each row's first supervised position.
         longest: S of the batch.
     """
-    with_actions = [group for group in groups if len(group.template.index.action_rows)]
-    parts: dict[str, list[tuple[RowGroup, Ids]]] = {
-        "supervised": [
-            (g, g.template.index.supervised.numpy() + (g.places * longest + texts[g.places])[:, None]) for g in groups
-        ],
-        "image_index": [(g, g.template.index.image_index.numpy() + first[g.places][:, None]) for g in groups],
-        "image_slot": [(g, np.tile(g.template.index.image_slot.numpy(), (len(g.places), 1))) for g in groups],
-        "action_index": [
-            (g, g.template.index.action_index.numpy() + first[g.places][:, None, None]) for g in with_actions
-        ],
-        "prompt_lengths": [(g, g.template.index.longest_prompt + texts[g.places]) for g in with_actions],
+    parts: dict[str, list[tuple[Ids, Ids]]] = {
+        name: []
+        for name in ("supervised", "image_index", "image_slot", "action_rows", "action_index", "prompt_lengths")
     }
+    shape = (0, 0, 0)
+    for group in groups:
+        own, places, begins = group.template.index, group.places, first[group.places][:, None]
+        behind_text = places * longest + texts[places]
+        parts["supervised"].append((places, own.supervised.numpy() + behind_text[:, None]))
+        if own.image_index.numel():
+            parts["image_index"].append((places, own.image_index.numpy() + begins))
+            parts["image_slot"].append((places, np.tile(own.image_slot.numpy(), (len(places), 1))))
+        if own.action_index.numel():
+            parts["action_rows"].append((places, places))
+            parts["action_index"].append((places, own.action_index.numpy() + begins[:, None]))
+            parts["prompt_lengths"].append((places, own.longest_prompt + texts[places]))
+            shape = (-1, *own.action_index.shape[1:])
     index = {name: _in_order(part) for name, part in parts.items()}
-    rows = np.concatenate([group.places for group in with_actions]) if with_actions else np.empty(0, np.int64)
-    shape = (0, 0, 0) if not with_actions else (len(rows), *with_actions[0].template.index.action_index.shape[1:])
-    index["action_index"] = index["action_index"].reshape(shape)
-    index["chunk_order"] = np.argsort(rows, kind="stable")
-    index["action_rows"] = rows[index["chunk_order"]]
-    return index
+    return {**index, "action_index": index["action_index"].reshape(shape)}
 
 
-def _in_order(parts: Sequence[tuple[RowGroup, Ids]]) -> Ids:
-    """The values of each row, [n, ...] of each group, one row of the batch after another."""
+def _in_order(parts: Sequence[tuple[Ids, NDArray[Any]]]) -> NDArray[Any]:
+    """The values of each row, one row of the batch after another.
+
+    Args:
+        parts: of each group, the places [n] of its rows and their values [n, ...].
+    """
+    if not parts:
+        return np.empty(0, np.int64)
     if len(parts) == 1:
-        return np.ascontiguousarray(parts[0][1]).ravel()
-    rows = [(place, values) for group, of_group in parts for place, values in zip(group.places, of_group, strict=True)]
-    rows.sort(key=lambda row: row[0])
-    return np.concatenate([np.empty(0, np.int64), *(np.ravel(values) for _, values in rows)])
+        return parts[0][1].ravel()
+    sizes = np.zeros(1 + max(int(places[-1]) for places, _ in parts), np.int64)
+    for places, values in parts:
+        sizes[places] = values[0].size
+    begins = np.cumsum(sizes) - sizes
+    found = np.empty(int(sizes.sum()), parts[0][1].dtype)
+    for places, values in parts:
+        found[begins[places][:, None] + np.arange(values[0].size)] = values.reshape(len(places), -1)
+    return found

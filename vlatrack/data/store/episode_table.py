@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from vlatrack.data.digests import DigestMemory
 from vlatrack.data.episodes import Episode, EpisodeSource, SkipsBadEpisodes
+from vlatrack.data.store.scattered_rows import ScatteredRows
 from vlatrack.data.store.verified_files import open_verified, write_verified
 from vlatrack.errors import DataError
 
@@ -79,8 +80,6 @@ class EpisodeTable:
         self.name, self.tasks, self.index, self.task_of, self.lengths = name, tuple(tasks), index, task_of, lengths
         self.shard_of, self.starts, self.shards = shard_of, starts, shards
         self.problems = problems or {}
-        self._actions = [shard.actions for shard in shards]
-        self._states = [shard.states for shard in shards if shard.states is not None]
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -93,9 +92,15 @@ class EpisodeTable:
         states = None if shard.states is None else shard.states[steps]
         return Episode(int(self.index[position]), task, shard.actions[steps], states)
 
-    def arrays(self, what: Literal["actions", "states"]) -> list[Floats]:
-        """The actions or states of each shard."""
-        return self._actions if what == "actions" else self._states
+    @cached_property
+    def actions(self) -> ScatteredRows:
+        """The actions of each shard."""
+        return ScatteredRows([shard.actions for shard in self.shards])
+
+    @cached_property
+    def states(self) -> ScatteredRows:
+        """The states of each shard; the dataset must have them."""
+        return ScatteredRows([shard.states for shard in self.shards if shard.states is not None])
 
     def all(self) -> "EpisodeList":
         """All of them, whether they can be used or not."""
@@ -197,25 +202,8 @@ class EpisodeList(Sequence[Episode]):
             steps: [n, m] steps of each.
         """
         table, positions = self.table, self.positions[numbers]
-        rows = table.starts[positions][:, None] + steps
-        return gather_rows(table.arrays(what), table.shard_of[positions], rows)
-
-
-def gather_rows(arrays: Sequence[NDArray[Any]], which: NDArray[np.integer], rows: Ints) -> NDArray[Any]:
-    """Rows [n, m, ...] of several arrays, one array at a time.
-
-    Args:
-        which: [n] the number of an array.
-        rows: [n, m] rows of each.
-    """
-    first = arrays[int(which[0])]
-    if (which == which[0]).all():
-        return first[rows]
-    found = np.empty((*rows.shape, *first.shape[1:]), first.dtype)
-    for number in np.unique(which).tolist():
-        own = which == number
-        found[own] = arrays[number][rows[own]]
-    return found
+        rows = table.actions if what == "actions" else table.states
+        return rows.gather(table.shard_of[positions], table.starts[positions][:, None] + steps)
 
 
 def open_table(

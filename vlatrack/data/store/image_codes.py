@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from vlatrack.data.augmentation import Variant
 from vlatrack.data.digests import DigestMemory
 from vlatrack.data.episodes import Episode, EpisodeSource, frame_digests, frame_pieces
-from vlatrack.data.store.episode_table import EpisodeList, EpisodeTable, Ints, gather_rows
+from vlatrack.data.store.episode_table import EpisodeList, EpisodeTable, Ints
+from vlatrack.data.store.scattered_rows import ScatteredRows
 from vlatrack.data.store.verified_files import open_verified, write_verified
 
 Codes = NDArray[np.int64]
@@ -51,6 +52,7 @@ class ImageCodes:
             first_id: the token id of code 0.
         """
         self._shards, self._shard_of, self._starts = shards, shard_of, starts
+        self._rows = ScatteredRows(shards)
         self.side, self.first_id = side, first_id
 
     @classmethod
@@ -69,15 +71,16 @@ class ImageCodes:
         starts = np.concatenate([part._starts for part in parts])
         return cls(shards, np.concatenate(shard_of), starts, side=parts[0].side, first_id=parts[0].first_id)
 
-    def gather(self, numbers: Ints, steps: Ints) -> Codes:
+    def gather(self, numbers: Ints, steps: Ints, *, out: NDArray[np.int32] | None = None) -> NDArray[np.int32]:
         """Token ids [n, m, R * C] of episodes of the list.
 
         Args:
             numbers: [n] of the episodes.
             steps: [n, m] steps of each.
+            out: where to write them; None: to a new array.
         """
-        found = gather_rows(self._shards, self._shard_of[numbers], self._starts[numbers][:, None] + steps)
-        return found.astype(np.int64) + self.first_id
+        found = self._rows.gather(self._shard_of[numbers], self._starts[numbers][:, None] + steps)
+        return np.add(found, self.first_id, out=out, dtype=np.int32)
 
 
 @dataclass(frozen=True)
