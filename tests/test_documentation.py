@@ -163,6 +163,7 @@ def test_yaml_of_a_page_loads(block: Block, tmp_path: Path) -> None:
 
 
 MADE = {
+    "experiments/metaworld-mini.yaml",  # by vlatrack new --data
     *(
         "docker/.env",
         "docker/secrets/",

@@ -1,17 +1,29 @@
 """`vlatrack new`: what it writes, and what it leaves alone."""
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from rlds_writer import episode_features, steps_of, write_rlds
+from robomimic_file import write_robomimic
+from rynnvla_data import vla_conversations, write_trajectories
 from typer.testing import CliRunner
 
+from vlatrack.builders.data import build_norm_stats, check_data, open_splits
 from vlatrack.cli import new as command
 from vlatrack.cli.main import app
+from vlatrack.data.formats.libero import LiberoDataset
+from vlatrack.data.store.token_store import TokenStore
 from vlatrack.errors import VlatrackError
 from vlatrack.spec.load import load_spec
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+METAWORLD = EXPERIMENTS / "data" / "metaworld-mini"
 
 
 def run(*words: str) -> list[str]:
@@ -86,3 +98,72 @@ def test_what_cannot_be_written_is_one_line(words: tuple[str, ...], told: str) -
         run(*words)
     assert "\n" not in str(error.value)
     assert list(Path().iterdir()) == []
+
+
+def lerobot(folder: Path) -> list[str]:
+    shutil.copytree(METAWORLD, folder / "doors: a & b")
+    return [str(folder / "doors: a & b")]
+
+
+def libero(folder: Path) -> list[str]:
+    shutil.copytree(Path(__file__).parents[1] / "data" / "fixtures" / "libero-hdf5", folder / "libero")
+    return [str(folder / "libero")]
+
+
+def robomimic(folder: Path) -> list[str]:
+    return [str(write_robomimic(folder / "lift.hdf5", lengths=(9, 7)))]
+
+
+def rlds(folder: Path) -> list[str]:
+    pytest.importorskip("crc32c")
+    source = LiberoDataset(libero(folder)[0])
+    records = [episode_features(source, episode) for episode in source.episodes()]
+    return [str(write_rlds(folder, records, steps=steps_of(source, 16, 16), shards=1)), "--fps", "20"]
+
+
+def conversations(folder: Path) -> list[str]:
+    source = LiberoDataset(libero(folder)[0])
+    lists = folder / "processed_data" / "convs"
+    write_trajectories(lists.parent / "goal", source, dict(zip(source.cameras, ("third", "wrist"), strict=True)))
+    lists.mkdir()
+    found = vla_conversations(lists.parent / "goal", history=2, horizon=3, cameras=["third", "wrist"])
+    (lists / "all.json").write_text(json.dumps(found["all"]))
+    return [str(lists / "all.json")]
+
+
+@pytest.mark.parametrize("dataset", [lerobot, libero, robomimic, rlds, conversations])
+def test_a_dataset_of_any_format_gets_an_experiment_that_fits_it(
+    dataset: Callable[[Path], list[str]], tmp_path: Path
+) -> None:
+    wrote, following = run("mine", "--data", *dataset(tmp_path))
+    file = Path(wrote.removeprefix("wrote "))
+    assert following.endswith(f"vlatrack run experiments/{file.name}")
+    spec = load_spec(file)
+    splits = open_splits(spec, TokenStore(tmp_path / "store"))
+    check_data(spec, splits, build_norm_stats(spec, splits["train"]))
+    assert len(splits["train"].episodes) + len(splits["val_ind"].episodes) == len(splits["train"].episodes.table)
+
+
+def test_numbers_that_never_change_are_named_in_the_experiment(tmp_path: Path) -> None:
+    shutil.copytree(METAWORLD, tmp_path / "still")
+    for table in (tmp_path / "still" / "data").rglob("*.parquet"):
+        rows = pq.read_table(table)
+        action = np.stack(rows["action"].to_numpy())
+        action[:, 3] = 1
+        column = pa.array(list(action), rows.schema.field("action").type)
+        pq.write_table(rows.set_column(rows.schema.get_field_index("action"), "action", column), table)
+    run(".", "--data", str(tmp_path / "still"))
+    assert load_spec(Path("experiments/still.yaml")).tokenizer.statistics.action_as_is == (3,)
+
+
+def test_an_experiment_of_ones_own_is_not_overwritten(tmp_path: Path) -> None:
+    run(".", "--data", str(METAWORLD))
+    with pytest.raises(VlatrackError, match=r"metaworld-mini\.yaml: is there, and nothing was written"):
+        run(".", "--data", str(METAWORLD))
+
+
+@pytest.mark.parametrize("name", ["nowhere", "rows.yaml"])
+def test_what_is_no_dataset_of_episodes_is_one_line(name: str, tmp_path: Path) -> None:
+    with pytest.raises(VlatrackError, match=name):
+        run(".", "--data", str(tmp_path / name))
+    assert not Path("experiments").exists()

@@ -14,7 +14,7 @@ def test_rows_are_those_of_the_arrays_that_were_asked() -> None:
     expected = np.stack([ARRAYS[array][own] for array, own in zip(which, rows, strict=True)])
     gathered = ScatteredRows(ARRAYS)
     np.testing.assert_array_equal(gathered.gather(which, rows), expected)
-    elsewhere = pickle.loads(pickle.dumps(gathered))  # noqa: S301 - written here
+    elsewhere = pickle.loads(pickle.dumps(gathered))
     np.testing.assert_array_equal(elsewhere.gather(which, rows), expected)
 
 

@@ -1,4 +1,4 @@
-"""`vlatrack new`: an experiment that ships with vlatrack as files of your own, to train or to change."""
+"""`vlatrack new`: an experiment as a file of your own, to train or to change: one that ships, or one for your data."""
 
 import shlex
 import shutil
@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from vlatrack.cli.dataset_options import ACTION, INSTRUCTION, SPLIT, STATE, Action, Fps, Instruction, Split, State
 from vlatrack.errors import MissingPackageError, SpecError
 from vlatrack.tracking.printable import printable
 
@@ -54,8 +55,21 @@ def new(
         str, typer.Option(help="Which one; --list shows them.", autocompletion=lambda: list(SHIPPED))
     ] = "quickstart",
     show_list: Annotated[bool, typer.Option("--list", help="Show the experiments that there are.")] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DATASET",
+            help="Instead: an experiment on your own dataset, in any of the formats, which stays where it is.",
+            show_default=False,
+        ),
+    ] = None,
+    action: Action = ACTION,
+    state: State = STATE,
+    fps: Fps = None,
+    split: Split = SPLIT,
+    instruction: Instruction = INSTRUCTION,
 ) -> None:
-    """Write an experiment that ships with vlatrack into a folder, with what belongs to it.
+    """Write an experiment that ships with vlatrack into a folder, with what belongs to it; or one for your own data.
 
     The files lie in DIR/experiments, as in a checkout, so that the commands of the documentation work in DIR. No file
     is overwritten.
@@ -65,6 +79,8 @@ def new(
     [bold]vlatrack new my-vla[/bold]
 
     [bold]vlatrack new my-vla --experiment libero_goal[/bold]
+
+    [bold]vlatrack new my-vla --data demonstrations/pick-and-place[/bold]
     """
     if show_list:
         for name, shipped in SHIPPED.items():
@@ -72,6 +88,14 @@ def new(
         return
     if folder is None:
         raise SpecError("vlatrack new: give the folder to write to, such as my-vla")
+    change = "" if folder.resolve() == Path.cwd() else f"cd {shlex.quote(str(folder))} && "
+    if data is not None:
+        experiments = folder / "experiments"
+        file = _write_for(data, experiments, action=action, state=state, fps=fps, split=split, instruction=instruction)
+        typer.echo(f"wrote {printable(str(file))}")
+        own = shlex.quote(f"experiments/{file.name}")
+        typer.echo(f"next: {printable(change)}vlatrack data validate {own} && vlatrack run {own}")
+        return
     if experiment not in SHIPPED:
         close = get_close_matches(experiment, SHIPPED, n=1)
         meant = f"did you mean {close[0]}? " if close else ""
@@ -80,9 +104,35 @@ def new(
     _copy(_source(), folder / "experiments", chosen.files)
     for name in chosen.files:
         typer.echo(f"wrote {printable(str(folder / 'experiments' / name))}")
-    change = "" if folder.resolve() == Path.cwd() else f"cd {shlex.quote(str(folder))} && "
     before = f"{chosen.needs}; then " if chosen.needs else ""
     typer.echo(f"next: {before}{printable(change)}vlatrack run experiments/{experiment}.yaml")
+
+
+def _write_for(data: Path, folder: Path, *, action: str, state: str, **options: Any) -> Path:
+    """Write an experiment on a dataset; SpecError if something is there."""
+    from rich.console import Console
+
+    from vlatrack.builders.own_data import experiment_of
+    from vlatrack.cli.bars import StillAtIt
+    from vlatrack.data.checks.scan import scan_dataset
+    from vlatrack.data.formats.opening import open_dataset
+
+    if data.suffix in (".yaml", ".yml"):
+        raise SpecError(f"{data}: finished token rows belong to an experiment that is there already; see docs/data.md")
+    source = open_dataset(data, action=action, state=state, **options)
+    with StillAtIt(Console(stderr=True, highlight=False), f"reading {data}"):
+        scan = scan_dataset(source, skip_bad=False)
+    name, text = experiment_of(data, scan, action=action, state=state)
+    file = folder / f"{name}.yaml"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with file.open("x", encoding="utf-8") as opened:
+            opened.write(text)
+    except FileExistsError:
+        raise SpecError(f"{file}: is there, and nothing was written; choose another folder, or move it away") from None
+    except OSError as error:
+        raise SpecError(f"{file}: cannot be written ({error.strerror})") from None
+    return file
 
 
 def _source() -> Path:

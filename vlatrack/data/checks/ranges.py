@@ -93,6 +93,12 @@ def _keeping(useless: Sequence[_Useless], groups: Sequence[Ranges], method: str 
     return f"keep it as it is: tokenizer.statistics={{method: {method}{lists}}}"
 
 
+def constant_dimensions(ranges: Ranges) -> list[int]:
+    """Those that have no range, and may stay as they are."""
+    useless = (dimension for dimension in range(len(ranges.found)) if _useless(ranges, dimension) is not None)
+    return [dimension for dimension in useless if ranges.may_stay(dimension)]
+
+
 def _by_hand(method: str | None) -> str:
     by_hand = "write the ranges by hand (tokenizer.statistics.action_low and action_high)"
     return by_hand if method == "minmax" else f"use tokenizer.statistics: minmax, or {by_hand}"

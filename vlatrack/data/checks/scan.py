@@ -25,12 +25,17 @@ class DatasetScan:
     records: Sequence[EpisodeRecord]
     bad: Sequence[Finding] = field(default_factory=tuple)  # episodes that cannot be read
 
+    @property
+    def ranges(self) -> tuple[Ranges, Ranges]:
+        """From the smallest to the largest value, of the actions and of the states."""
+        found = self.statistics
+        action = Ranges("action", found.actions, _extremes(found.actions), action_names(self.source))
+        return action, Ranges("state", found.states, _extremes(found.states))
+
     def findings(self) -> list[Finding]:
         """Of its episodes and their numbers; what an experiment can choose, such as a range, is a warning at most."""
-        found, name = self.statistics, self.source.name
-        action = Ranges("action", found.actions, _extremes(found.actions), action_names(self.source))
-        state = Ranges("state", found.states, _extremes(found.states))
-        of_ranges = check_ranges(name, (action, state), "minmax")
+        name = self.source.name
+        of_ranges = check_ranges(name, self.ranges, "minmax")
         chosen = [replace(f, severity="warning") if f.check == "constant" else f for f in of_ranges]
         return [*self.bad, *chosen, *check_episodes(name, self.records)]
 

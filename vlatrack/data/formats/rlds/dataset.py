@@ -140,6 +140,11 @@ class RldsDataset:
                 wrong = error
         raise wrong
 
+    @property
+    def features(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Names of what is put together for an action, and for a state."""
+        return self._action, self._state
+
     def fingerprint(self) -> str:
         """SHA-256 over dataset_info.json, features.json and the files of the split."""
         return content_fingerprint(self._file_digests)
