@@ -71,6 +71,6 @@ def row_rules(spec: ExperimentSpec, *, layout: TokenLayout, vocabulary: int) -> 
         horizon=spec.action_head.time_horizon,
         state_dim=len(ranges.state_low) if spec.data.use_state else None,
         cameras=len(spec.data.cameras),
-        history=spec.data.history,
+        history=spec.data.moments,
         image_size=spec.tokenizer.image.image_size,
     )
