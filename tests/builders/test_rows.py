@@ -10,9 +10,14 @@ from rynnvla_rows import ExpectedRows, Row, chameleon_like_tokenizer
 from toy_source import ToySource
 
 from vlatrack.builders.data import open_source
-from vlatrack.builders.rows import open_rows
+from vlatrack.builders.experiment import Experiment
+from vlatrack.builders.order import build_order
+from vlatrack.builders.rows import open_rows, row_fingerprints
+from vlatrack.data.formats.rynnvla.records import Records
+from vlatrack.data.order import EpochOrders
 from vlatrack.data.row_checks import RowCounts
 from vlatrack.data.row_samples import RowSamples
+from vlatrack.data.store.token_store import TokenStore
 from vlatrack.errors import DataError, SpecError
 from vlatrack.spec.data import RynnVlaConversationsSource, RynnVlaRecordsSource
 from vlatrack.spec.experiment import ExperimentSpec
@@ -71,6 +76,37 @@ def test_rows_that_fit_become_samples(written: tuple[Path, list[Row]], tmp_path:
     assert batch.action_rows.tolist() == [1]
     assert batch.input_ids[1, : len(expected[3][0])].tolist() == expected[3][0]
     assert samples.batch([]).is_idle
+
+
+def test_a_ratio_is_the_share_of_a_list_in_an_epoch_and_its_rows_come_in_passes(tmp_path: Path) -> None:
+    ids = [([token, token + 1], [-100, token + 1]) for token in range(10, 20)]
+    files = [write_records(tmp_path, ids[:8], name="a"), write_records(tmp_path, ids[8:], name="b")]
+    names = [f"{file.stem}.json" for file in files]
+    paths = [f"path: ../processed_data/concate_tokens/{name}" for name in names]
+    config, store = files[0], TokenStore(tmp_path / "store")
+
+    def experiment_of(first: str, second: str) -> tuple[Experiment, RowSamples]:
+        config.write_text(f"META:\n- {{{paths[0]}, {first}}}\n- {{{paths[1]}, {second}}}\n")
+        spec = _spec(config)
+        rows = Records(config).rows(tmp_path / "rows")
+        experiment = Experiment(spec, {}, None, None, None, False, row_fingerprints(spec, store), store)  # type: ignore[arg-type]
+        return experiment, RowSamples(rows, TokenLayout())
+
+    experiment, samples = experiment_of("ratio: 0.3", "type: world")
+    order = build_order(experiment, samples)
+    assert len(order) == 2 + 2, "0.3 of 8, rounded down, and both of the other"
+    epochs = [np.sort(order.of(epoch).samples) for epoch in range(4)]
+    assert all(set(epoch[2:]) == {8, 9} for epoch in epochs), "the second list is seen whole in each"
+    assert sorted(number for epoch in epochs for number in epoch[:2]) == list(range(8)), "the first one after four"
+    assert np.array_equal(np.sort(build_order(experiment, samples).of(2).samples), epochs[2])
+    assert samples.describe(9) == {"number": 9, "kind": "world_model", "type": "world"}
+    assert "type" not in samples.describe(0)
+
+    whole, all_rows = experiment_of("ratio: 1", "ratio: 1.0")
+    assert build_order(whole, all_rows) == EpochOrders((10,), order.batch_size, whole.spec.seed)
+    assert whole.hash != experiment.hash, "the share decides the result"
+    with pytest.raises(DataError, match=r"a\.yaml: ratio 0.1 of a list of 8 rows is none; raise it, or"):
+        build_order(*experiment_of("ratio: 0.1", "ratio: 1"))
 
 
 @pytest.mark.parametrize(

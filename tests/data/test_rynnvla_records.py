@@ -119,6 +119,13 @@ def test_a_yaml_names_several_lists_with_their_shares_and_types(tmp_path: Path) 
     assert Records(config).place(5) == f"{tmp_path}/data/processed_data/tokens/b/files/1.pkl"
 
 
+def test_an_entry_of_a_yaml_has_no_other_keys_than_those_that_are_followed(tmp_path: Path) -> None:
+    config = write_records(tmp_path / "data", _some_rows())
+    config.write_text("META:\n- {path: '../processed_data/concate_tokens/rows.json', weight: 2}\n")
+    with pytest.raises(DataError, match=r"rows\.yaml: META\.0: unknown key 'weight' \(known here: path, "):
+        Records(config)
+
+
 def test_entries_that_hold_their_row_need_no_file(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text(json.dumps([{"token": [1, 2], "label": [-100, 2], "id": 0}]))
     assert _is_row(Records(tmp_path / "rows.json").rows(tmp_path / "rows"), 0, ([1, 2], [-100, 2]))

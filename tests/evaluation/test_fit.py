@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from vlatrack.data.deltas import Deltas
 from vlatrack.data.recorded import Recorded
 from vlatrack.envs.base import EnvironmentInfo
 from vlatrack.evaluation.actors import View
@@ -85,3 +86,9 @@ def test_a_policy_that_speaks_in_other_terms_fits_an_evaluation_that_converts_th
     asked = replace(CONDITIONS, prompt="name", gripper="openvla", view=replace(VIEW, rotated=True))
     assert misfits(other, asked, INFO) == []
     assert len(misfits(other, CONDITIONS, INFO)) == 3
+
+
+def test_a_policy_that_counts_seconds_fits_a_simulator_with_env_steps_at_its_moments() -> None:
+    assert misfits(replace(POLICY, history=2, deltas=Deltas((-0.5, 0.0))), CONDITIONS, INFO) == []
+    (told,) = misfits(replace(POLICY, history=2, deltas=Deltas((-0.25, 0.0))), CONDITIONS, INFO)
+    assert told.startswith("data.history_deltas: the environment has 10 steps a second, and none 0.25 s before another")

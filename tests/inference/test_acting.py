@@ -62,6 +62,27 @@ def test_its_actions_are_those_of_the_forward_pass_that_training_and_evaluation_
         assert session.act(observed(step)) == pytest.approx(expected[0], abs=1e-6)
 
 
+@pytest.mark.parametrize("history_start", ["repeat", "shorter"])
+@torch.no_grad()
+def test_a_policy_that_counts_seconds_acts_on_the_frames_of_its_training_data(
+    history_start: str, policy: Policy, run: RunDirectory
+) -> None:
+    moments = ("data.history=1", "data.history_deltas=[-0.2, 0]", f"data.history_start={history_start}")
+    experiment = vlatrack.Experiment.new(vlatrack.load_spec(TOY, [*SHORT, *moments]), store=run.store)
+    deltas = experiment.splits["train"].deltas
+    assert deltas is not None
+    encoding = replace(policy._encoding, deltas=deltas, repeats_start=history_start == "repeat")
+    acting = ActingPolicy(policy._model, encoding, name="seconds", sha256=policy.sha256)
+    samples = experiment.samples(encoding)["train"]
+    session = Session(acting, execution=Execution(replan_every=1), fps=10)
+    assert deltas.steps_back(10, place="toy") == (2, 0)
+    for step in range(5):
+        output = acting._model(collate([samples[step]], encoding.layout))
+        assert output.actions is not None
+        expected = encoding.action_range.denormalise(output.actions[0].double().numpy())
+        assert session.act(observed(step)) == pytest.approx(expected[0], abs=1e-6)
+
+
 def test_an_export_acts_as_its_run_does(run: RunDirectory, policy: Policy, tmp_path: Path) -> None:
     digest = vlatrack.export(run.path, tmp_path / "exported")
     exported = Policy.load(tmp_path / "exported", device="cpu")

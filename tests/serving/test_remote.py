@@ -9,6 +9,7 @@ from foreign_server import foreign_server, to_the_right
 from served import FakePolicy, image, running
 
 from vlatrack import Execution, Observation, Session
+from vlatrack.data.deltas import Deltas
 from vlatrack.errors import NoAnswerError, ServingError, SpecError
 from vlatrack.serving.cameras import libero_images
 from vlatrack.serving.connection import shown_address
@@ -50,6 +51,21 @@ def test_a_served_policy_acts_in_a_session_as_it_does_here(opened: Any, executio
             assert session.act(seen(step)).tolist() == expected.act(seen(step)).tolist()
         other = Session(there, execution=execution)
         assert other.act(seen(9))[0] == 900, "an episode beside it has a history of its own"
+
+
+def test_a_served_policy_that_counts_seconds_is_shown_the_frames_of_these_moments(opened: Any) -> None:
+    policy = FakePolicy(cameras=("front", "wrist"), deltas=Deltas((-0.4, 0.0)))
+    with running(policy, fps=10) as server:
+        there = opened(f"ws://127.0.0.1:{server.port}", None)
+        assert there.interface == policy.interface
+        for fps, back in ((10, 4), (5, 2)):
+            session = Session(there, execution=Execution(replan_every=1), fps=fps)
+            firsts = [session.act(seen(step))[0] for step in range(7)]
+            assert firsts == [100 * step + 10 * max(0, step - back) for step in range(7)]
+    with pytest.raises(SpecError, match=r"^fps: the policy sees images at -0.4, 0 s; give the env steps in a second$"):
+        Session(policy)
+    with pytest.raises(SpecError, match=r"has 4 steps a second, and none 0.4 s before another"):
+        Session(policy, fps=4)
 
 
 def test_a_server_of_others_is_asked_under_its_keys(opened: Any) -> None:

@@ -13,6 +13,7 @@ import pytest
 from served import DIMS, HELLO, HORIZON, FakePolicy, Served, ask, asked, image, read, running, say
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError, InvalidStatus
 
+from vlatrack.data.deltas import Deltas
 from vlatrack.errors import ServingError, SpecError
 from vlatrack.serving.client import PolicyClient
 from vlatrack.serving.codec import pack_openpi
@@ -74,6 +75,23 @@ def test_a_connection_remembers_the_step_before_until_an_episode_begins(server: 
         assert steps(ask(connection, asked(5, prompt="pull")))[0] == 500
         stacked = np.stack([image(7), image(8)])
         assert steps(ask(connection, asked(0, prompt="pull", **{"observation/image": stacked})))[0] == 870
+
+
+def test_a_connection_finds_the_frames_of_a_policy_that_counts_seconds_by_the_rate_of_its_steps() -> None:
+    policy = FakePolicy(deltas=Deltas((-0.3, 0.0)))
+    with running(policy, fps=10) as server, server.connect() as connection, server.connect("/vla-eval") as stepwise:
+        metadata = read(connection)
+        assert (metadata["history_deltas"], metadata["tolerance_s"], metadata["fps"]) == ([-0.3, 0.0], None, 10)
+        firsts = [steps(ask(connection, asked(step)))[0] for step in range(1, 7)]
+        assert firsts == [110, 210, 310, 410, 520, 630], "before an episode its first step stands for earlier ones"
+        stacked = np.stack([image(7), image(8)])
+        assert steps(ask(connection, asked(0, **{"observation/image": stacked})))[0] == 870, "all that is to be seen"
+        assert steps(ask(connection, asked(9)))[0] == 980, "as after an episode's first step"
+        moves = []
+        for number in range(1, 8):
+            say(stepwise, "observation", observed(number), number)
+            moves.append(read(stepwise)["payload"]["actions"][0])
+        assert moves == [110, 111, 112, 410, 411, 412, 740], "a new chunk every three steps"
 
 
 @pytest.mark.parametrize(
@@ -377,3 +395,7 @@ def test_what_a_policy_cannot_do_is_said_before_the_first_client() -> None:
         ServerSettings(replan_every=4).check(FakePolicy().interface)
     with pytest.raises(ServingError, match="has no camera side"):
         ServerSettings(cameras={"side": "images/side"}).check(FakePolicy().interface)
+    with pytest.raises(SpecError, match=r"^fps: the policy sees images at -0.5, 0 s; give the env steps in a second"):
+        ServerSettings().check(FakePolicy(deltas=Deltas((-0.5, 0.0))).interface)
+    with pytest.raises(ServingError, match=r"^--fps: the policy counts env steps, not seconds; leave it out"):
+        ServerSettings(fps=10).check(FakePolicy().interface)

@@ -81,6 +81,41 @@ BAD_FILES = {
         "[front]\n  samples: [vla, vla]",
         "10  data.samples: 'vla' is listed twice; list it once",
     ),
+    "moment in the future": (
+        "[front]",
+        "[front]\n  history_deltas: [0.1, 0.0]",
+        "10  data.history_deltas: 0.1 is in the future; give seconds before a step, at most 0",
+    ),
+    "moments in disorder": (
+        "[front]",
+        "[front]\n  history_deltas: [-0.1, -0.5, 0]",
+        "10  data.history_deltas: -0.5 comes after -0.1; give the oldest first, each once",
+    ),
+    "moments without the present one": (
+        "[front]",
+        "[front]\n  history_deltas: [-0.5, -0.1]",
+        "10  data.history_deltas: ends with -0.1; the last is 0, the step itself",
+    ),
+    "no moments": (
+        "[front]",
+        "[front]\n  history_deltas: []",
+        "10  data.history_deltas: must have at least 1 value(s), got 0",
+    ),
+    "infinite moment": (
+        "[front]",
+        "[front]\n  history_deltas: [-.inf, 0]",
+        "10  data.history_deltas.0: must be a finite number, got -inf",
+    ),
+    "steps and seconds": (
+        "[front]",
+        "[front]\n  history: 2\n  history_deltas: [-0.5, 0]",
+        "8  data: history: 2 counts steps, history_deltas seconds; leave one of them out",
+    ),
+    "tolerance of nothing": (
+        "[front]",
+        "[front]\n  tolerance_s: 0.01",
+        "8  data: tolerance_s belongs to history_deltas; leave it out",
+    ),
     "task listed twice": (
         "    path: some/data",
         "    path: some/data\n    tasks: [open it, open it]",

@@ -11,6 +11,7 @@ import numpy as np
 from websockets.sync.client import connect
 from websockets.sync.connection import Connection
 
+from vlatrack.data.deltas import Deltas
 from vlatrack.inference.observation import Interface, Observation
 from vlatrack.inference.policy import ActingPolicy, ActionChunk, Moment
 from vlatrack.serving.codec import pack_openpi, pack_vla_eval, unpack, with_arrays
@@ -26,9 +27,16 @@ class FakePolicy(ActingPolicy):
     """The numbers of step h are 100 times what is in the top left corner of the first camera's last image, plus ten
     times that of the moment before, plus h."""
 
-    def __init__(self, *, cameras: Sequence[str] = ("front",), history: int = 2, state_dim: int | None = 2) -> None:
+    def __init__(
+        self,
+        *,
+        cameras: Sequence[str] = ("front",),
+        history: int = 2,
+        state_dim: int | None = 2,
+        deltas: Deltas | None = None,
+    ) -> None:
         self.name, self.sha256 = "fake/policy", "f" * 64
-        self.interface = Interface(tuple(cameras), state_dim, history, HORIZON, DIMS)
+        self.interface = Interface(tuple(cameras), state_dim, history, HORIZON, DIMS, deltas=deltas)
         self.batches: list[int] = []
         self.encoded = 0
         self.may_compute, self.computes = threading.Event(), threading.Event()

@@ -378,7 +378,7 @@ def _sample_set(
         text=_GivenPrompt(text, prompt),
         images=_NoImages(),
         cameras=spec.data.cameras,
-        history=spec.data.history,
+        history=spec.data.moments,
         horizon=horizon,
         max_length=max_length,
     )

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from vlatrack.bench.clients import Load, round_trips, throughput
-from vlatrack.inference.observation import Observation
+from vlatrack.errors import SpecError
+from vlatrack.inference.observation import Interface, Observation
 from vlatrack.inference.policy import ActingPolicy
 from vlatrack.serving.port import open_port
 from vlatrack.serving.server import ServerSettings, serving
@@ -69,7 +70,7 @@ async def _measure(
     address = f"ws://127.0.0.1:{port.getsockname()[1]}/openpi"
     load = Load(address, interface.cameras, interface.state_dim, IMAGE_SIZE)
     with port, ProcessPoolExecutor(1, mp_context=context) as process:
-        async with serving(policy, port, ServerSettings()) as service:
+        async with serving(policy, port, ServerSettings(fps=_fitting_fps(interface))) as service:
             await _elsewhere(process, round_trips, load, _CALLS)
             acts: list[list[float]] = []
             trips: list[list[float]] = []
@@ -106,6 +107,19 @@ async def _measure(
         cpu_gain=statistics.median(cpu_gains),
         batch_mean=batch_mean,
     )
+
+
+def _fitting_fps(interface: Interface) -> float | None:
+    """A rate that has steps at the moments of a policy that counts seconds: how many a client sends costs the same."""
+    if interface.deltas is None:
+        return None
+    for fps in range(1, 1001):
+        try:
+            interface.steps_back(fps)
+        except SpecError:
+            continue
+        return float(fps)
+    raise SpecError("data.history_deltas: no rate up to 1000 steps a second has steps at all of them")
 
 
 async def _elsewhere(process: Executor, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -11,6 +11,7 @@ from vlatrack.data.checks.episodes import Needs
 from vlatrack.data.checks.finding import Finding, errors_among
 from vlatrack.data.checks.ranges import Ranges, check_ranges
 from vlatrack.data.checks.splits import check_splits
+from vlatrack.data.deltas import Deltas, DeltaSteps
 from vlatrack.data.episode_statistics import EpisodeStatistics
 from vlatrack.data.episodes import EpisodeSource, Reopens, action_names, episodes_digest
 from vlatrack.data.mixture import MixturePart, MixtureSource
@@ -56,6 +57,7 @@ class Split:
     episodes: EpisodeList
     parts: tuple[tuple[StoredDataset, EpisodeList], ...]
     store: TokenStore
+    deltas: Deltas | None = None
 
     @cached_property
     def key(self) -> str:
@@ -73,6 +75,18 @@ class Split:
         """Of its actions and states, in one pass over them, the first time."""
         found = self.remembered("statistics", lambda: EpisodeStatistics.of(self.episodes).to_json())
         return EpisodeStatistics.from_json(found)
+
+    @cached_property
+    def delta_steps(self) -> DeltaSteps | None:
+        """How many steps back the moments of its samples are, by rates and timestamps; None: they are counted.
+
+        Raises:
+            DataError: at some step there is no other at one of the deltas.
+        """
+        if self.deltas is None:
+            return None
+        deltas = self.deltas
+        return DeltaSteps.joined([DeltaSteps.of(dataset.source, episodes, deltas) for dataset, episodes in self.parts])
 
     def remembered(self, name: str, compute: Callable[[], Any]) -> Any:
         """The JSON value of this name that belongs to the split's episodes, computed at the first time."""
@@ -98,7 +112,7 @@ def open_splits(spec: ExperimentSpec, store: TokenStore, names: Collection[str] 
         DataError: a dataset is missing, damaged, or lacks a task.
         SpecError: a custom dataset cannot be loaded.
     """
-    splits, opened = {}, dict[str, StoredDataset]()
+    splits, opened, deltas = {}, dict[str, StoredDataset](), deltas_of(spec)
     for name in SPLITS:
         split_spec: SplitSource | None = getattr(spec.data, name)
         if split_spec is None or name not in names or isinstance(split_spec, RynnVlaRecordsSource):
@@ -122,11 +136,17 @@ def open_splits(spec: ExperimentSpec, store: TokenStore, names: Collection[str] 
                 first_indices=mixture.first_indices,
                 with_states=mixture.state_dim > 0,
             )
-            splits[name] = Split(mixture, episodes, tuple(parts), store)
+            splits[name] = Split(mixture, episodes, tuple(parts), store, deltas)
         else:
             dataset, episodes = _open_part(split_spec, place, store, opened)
-            splits[name] = Split(dataset.source, episodes, ((dataset, episodes),), store)
+            splits[name] = Split(dataset.source, episodes, ((dataset, episodes),), store, deltas)
     return splits
+
+
+def deltas_of(spec: ExperimentSpec) -> Deltas | None:
+    """The moments whose images a prompt has, where the spec tells them in seconds."""
+    seconds = spec.data.history_deltas
+    return None if seconds is None else Deltas(seconds, spec.data.tolerance_s)
 
 
 def skipping_bad_episodes(spec: ExperimentSpec) -> ExperimentSpec:
@@ -354,7 +374,7 @@ def check_data(spec: ExperimentSpec, splits: Mapping[str, Split], norm_stats: No
     """Check that every split fits the experiment, before anything slow begins.
 
     Raises:
-        DataError: a camera is missing, or actions or states have another size.
+        DataError: a camera is missing, actions or states have another size, or there is no step at a delta.
     """
     for split in splits.values():
         check_fit(
@@ -365,3 +385,4 @@ def check_data(spec: ExperimentSpec, splits: Mapping[str, Split], norm_stats: No
             state_dim=None if norm_stats.states is None else norm_stats.states.dimensions,
             horizon=spec.action_head.time_horizon,
         )
+        _ = split.delta_steps  # raises where there is none at a delta

@@ -14,6 +14,7 @@ from vlatrack.builders.data import (
     build_norm_stats,
     check_data,
     data_fingerprints,
+    deltas_of,
     normalisation_of,
     open_splits,
 )
@@ -201,11 +202,12 @@ class Experiment:
             text=self.source.text or ByteTokenizer(layout),
             images=self._image_tokenizer(layout, folder, device),
             cameras=spec.data.cameras,
-            history=spec.data.history,
+            history=spec.data.moments,
             horizon=spec.action_head.time_horizon,
             max_length=spec.backbone.max_seq_len,
             repeats_start=spec.data.history_start == "repeat",
             world_history=spec.data.world_history,
+            deltas=deltas_of(spec),
         )
 
     def _image_tokenizer(self, layout: TokenLayout, folder: Path, device: torch.device) -> ImageTokenizer:
@@ -308,6 +310,7 @@ class Experiment:
                 self._kinds(name),
                 every=self.spec.data.sample_every if name == TRAIN else 1,
                 variants=len(variants) - 1,
+                delta_steps=split.delta_steps,
             )
         if TRAIN in samples and len(samples[TRAIN]) == 0:
             raise DataError(

@@ -1,5 +1,6 @@
 """From a spec's finished token rows to rows in memory-mapped files that fit the experiment."""
 
+import hashlib
 from collections.abc import Collection
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from vlatrack.data.formats.rynnvla.records import Progress, Records
 from vlatrack.data.row_checks import RowCounts, RowRules, check_rows
 from vlatrack.data.rows import TokenRows
 from vlatrack.data.store.token_store import TokenStore
-from vlatrack.metrics.schema import SPLITS
+from vlatrack.metrics.schema import SPLITS, TRAIN
 from vlatrack.spec.data import RynnVlaRecordsSource
 from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.policy import ExplicitRanges
@@ -24,15 +25,20 @@ def row_sources(spec: ExperimentSpec, names: Collection[str] = SPLITS) -> dict[s
 
 
 def row_fingerprints(spec: ExperimentSpec, store: TokenStore, names: Collection[str] = SPLITS) -> dict[str, str]:
-    """Digests of the rows of each split that has finished ones, which are converted the first time.
+    """Digests of the rows of each split that has finished ones, for training also of the ratios of their lists.
+
+    Rows are converted the first time.
 
     Raises:
         DataError: a record cannot be read.
     """
-    return {
-        f"data.{name}": Records(source.path, source.root).rows(store.folder / ROWS).fingerprint()
-        for name, source in row_sources(spec, names).items()
-    }
+    digests = {}
+    for name, source in row_sources(spec, names).items():
+        rows = Records(source.path, source.root).rows(store.folder / ROWS)
+        ratios = [(each.start, each.stop, each.ratio) for each in rows.lists if name == TRAIN and each.ratio != 1]
+        shown = f"{rows.fingerprint()} {ratios}"
+        digests[f"data.{name}"] = hashlib.sha256(shown.encode()).hexdigest() if ratios else rows.fingerprint()
+    return digests
 
 
 def open_rows(
@@ -71,6 +77,6 @@ def row_rules(spec: ExperimentSpec, *, layout: TokenLayout, vocabulary: int) -> 
         horizon=spec.action_head.time_horizon,
         state_dim=len(ranges.state_low) if spec.data.use_state else None,
         cameras=len(spec.data.cameras),
-        history=spec.data.history,
+        history=spec.data.moments,
         image_size=spec.tokenizer.image.image_size,
     )

@@ -166,8 +166,9 @@ def _experiment(file: Path, overrides: Sequence[str], images: "Images", *, skip_
         report.costs = normalisation.costs
     for name, split in splits.items():
         lengths = [episode.length for episode in split.episodes]
-        chosen = {episode.index for episode in split.episodes}
-        report.findings += _times(f"data.{name}", split.source, chosen)
+        for dataset, episodes in split.parts:  # each with a rate of its own
+            place = f"data.{name}" if len(split.parts) == 1 else f"data.{name}: {dataset.source.name}"
+            report.findings += _times(place, dataset.source, set(episodes.indices.tolist()))
         report.findings += images.look(f"data.{name}", split.source, split.episodes, spec.data.cameras, lengths)
         tasks = {episode.task for episode in split.episodes}
         report.looked_at[f"data.{name}"] = _LookedAt(lengths, len(tasks), split.statistics)

@@ -41,6 +41,18 @@ Evaluation = Annotated[
     ),
 ]
 
+Fps = Annotated[
+    float | None,
+    typer.Option(
+        min=0.01,
+        help="Env steps of the clients in a second, for a policy that was trained with data.history_deltas.",
+        show_default=False,
+    ),
+]
+ApiKeyEnv = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Variable with a key that clients must give.", show_default=False)
+]
+
 
 def serve(
     policy: Annotated[
@@ -66,9 +78,8 @@ def serve(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Asked of benchmarks of vla-eval.", show_default=False),
     ] = None,
-    api_key_env: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Variable with a key that clients must give.", show_default=False)
-    ] = None,
+    api_key_env: ApiKeyEnv = None,
+    fps: Fps = None,
     max_message: Annotated[int, typer.Option(metavar="MIB", min=1, max=1024, help="Largest message, in MiB.")] = 64,
     max_batch: Annotated[int, typer.Option(min=1, help="Most observations in one pass.")] = 32,
     device: DeviceOption = Device.AUTO,
@@ -114,6 +125,7 @@ def serve(
             api_key=api_key,
             largest_message=max_message * 2**20,
             largest_batch=max_batch,
+            fps=fps,
             forced=asked(loaded),
         )
 
@@ -130,7 +142,10 @@ def _say_ready(service: "Service", opened: "socket.socket", *, has_key: bool) ->
     typer.echo(f"policy    {metadata['policy']}, {metadata['policy_sha256'][:12]}")
     for name, keys in metadata["camera_keys"].items():
         typer.echo(f"camera    {name}: {' or '.join(keys)}")
-    typer.echo(f"sees      {metadata['history']} moments, state {metadata['state_dim'] or 'none'}")
+    moments = f"{metadata['history']} moments"
+    if metadata["history_deltas"] is not None:
+        moments += f" at {', '.join(f'{delta:g}' for delta in metadata['history_deltas'])} s"
+    typer.echo(f"sees      {moments}, state {metadata['state_dim'] or 'none'}")
     for text in metadata["forced"]:
         typer.echo(f"forced    {text}")
     typer.echo(f"answers   chunks of {metadata['horizon']} x {metadata['action_dim']}, route {metadata['route']}")

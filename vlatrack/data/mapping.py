@@ -11,9 +11,17 @@ from difflib import get_close_matches
 import numpy as np
 from numpy.typing import NDArray
 
+from vlatrack.data.checks.times import Times
 from vlatrack.data.episodes import Episode, EpisodeSource, NamesActions, NamesStates, frame_pieces
 from vlatrack.data.vectors import LinearMap, VectorMapping
-from vlatrack.data.wrapped import episode_count, file_digests, image_size, own_episode, readable_episodes
+from vlatrack.data.wrapped import (
+    episode_count,
+    file_digests,
+    image_size,
+    own_episode,
+    readable_episodes,
+    step_times,
+)
 from vlatrack.errors import DataError
 
 
@@ -73,6 +81,10 @@ class MappedSource:
     def image_size(self, camera: str) -> tuple[int, int]:
         """Height and width in pixels; of a dataset that does not tell them, in its first episode."""
         return image_size(self.source, self._old_name(camera))
+
+    def step_times(self) -> Times:
+        """See `KnowsTimes`."""
+        return step_times(self.source)
 
     def file_digests(self) -> Mapping[str, str]:
         """See `KnowsFiles`."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vlatrack.data.rows import PaddedRows, TokenRows
+from vlatrack.data.rows import DEFAULT_TYPE, PaddedRows, TokenRows
 from vlatrack.tokens.batch import Batch, collate, index_rows
 from vlatrack.tokens.layout import IGNORED_LABEL, TokenLayout
 
@@ -25,6 +25,8 @@ class RowSamples:
     def __init__(self, rows: TokenRows, layout: TokenLayout) -> None:
         self._rows, self._layout = rows, layout
         self._first_answer_ids = rows.first_answer_ids
+        self.lists = rows.lists
+        """Where the rows come from, and what share of them an epoch shows."""
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -45,9 +47,11 @@ class RowSamples:
         return self._rows.lengths[numbers].astype(np.int64)
 
     def describe(self, number: int) -> dict[str, str | int]:
-        """A row as people find it: its number and kind."""
+        """A row as people find it: its number and kind, and the type of its list if that has one."""
         is_vla = self._first_answer_ids[number] == self._layout.action_start
-        return {"number": number, "kind": "vla" if is_vla else "world_model"}
+        listed = next(each for each in self.lists if number < each.stop)
+        of_type: dict[str, str | int] = {} if listed.type == DEFAULT_TYPE else {"type": listed.type}
+        return {"number": number, "kind": "vla" if is_vla else "world_model", **of_type}
 
 
 def _indexed(padded: PaddedRows, layout: TokenLayout, *, tokens: int) -> Batch:

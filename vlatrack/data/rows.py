@@ -12,7 +12,7 @@ import json
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,9 @@ SCHEMA = pa.schema(
 )
 TRAILER = struct.Struct("<8sI32s")  # behind the Arrow content and JSON about it: magic, size of the JSON, SHA-256
 MAGIC = b"vlarows1"
+
+DEFAULT_TYPE = "default"
+"""Of rows whose list has no other."""
 
 Ids32 = NDArray[np.int32]
 
@@ -75,6 +78,12 @@ class TokenRows:
 
     def __len__(self) -> int:
         return len(self._lengths)
+
+    @cached_property
+    def lists(self) -> tuple["RowList", ...]:
+        """The lists that the rows come from, in their order."""
+        told = self.about.get("lists", [{"start": 0, "stop": len(self), "ratio": 1.0, "type": DEFAULT_TYPE}])
+        return tuple(RowList(each["start"], each["stop"], each["ratio"], each["type"]) for each in told)
 
     @property
     def lengths(self) -> Ids32:
@@ -127,6 +136,21 @@ class TokenRows:
             starts, stops = stored.answer_starts, stored.answer_stops
             yield RowPiece(first, stored.ids[begin:end], stored.offsets - begin, starts, stops, stored.has_labels)
             first += len(starts)
+
+
+@dataclass(frozen=True)
+class RowList:
+    """Rows that were listed together."""
+
+    start: int  # the number of its first row
+    stop: int  # and of the first behind it
+    ratio: float  # of its rows that an epoch shows, above 0 and at most 1
+    type: str
+
+    @property
+    def shown(self) -> int:
+        """How many of its rows an epoch shows: rounded down, as in the reference."""
+        return int((self.stop - self.start) * self.ratio)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vlatrack.data.deltas import Deltas, DeltaSteps
 from vlatrack.data.episodes import EpisodeSource
 from vlatrack.data.store.episode_table import EpisodeList, Floats, Ints
 from vlatrack.data.store.image_codes import Codes, FrameEncoder, ImageCodes
@@ -54,10 +55,15 @@ class Encoding:
     max_length: int
     repeats_start: bool = True  # before the first step of an episode its images stand for earlier ones; else for none
     world_history: int | None = None  # of world-model samples; None: as many steps as ``history``
+    deltas: Deltas | None = None  # the ``history`` moments in seconds; None: they are consecutive steps
 
     def history_of(self, kind: SampleKind) -> int:
         """The time steps that a sample of a kind sees."""
         return self.history if kind == "vla" or self.world_history is None else self.world_history
+
+    def counts_steps(self, kind: SampleKind) -> bool:
+        """Whether the moments of a kind are consecutive steps, and not at ``deltas``."""
+        return self.deltas is None or (kind == "world_model" and self.world_history is not None)
 
 
 class Samples(Protocol):
@@ -87,6 +93,7 @@ class SampleSet:
         *,
         every: int = 1,
         variants: int = 0,
+        delta_steps: DeltaSteps | None = None,
     ) -> None:
         """
         Args:
@@ -95,8 +102,10 @@ class SampleSet:
             every: a sample starts at every n-th step of an episode.
             variants: how many there are beside the original. Sample ``number + v * len(self)`` has the images of
                 variant v.
+            delta_steps: of the episodes, where the encoding has deltas.
         """
-        self._variants = variants
+        assert (delta_steps is None) == (encoding.deltas is None), "the moments of an encoding with deltas"
+        self._variants, self._delta_steps = variants, delta_steps
         self.episodes, self._codes, self._encoding, self._kinds, self._every = episodes, codes, encoding, kinds, every
         self._text = lru_cache(_MOST_TEXTS)(_TextIds(episodes.table.tasks, encoding.text))
         self._templates: dict[tuple[SampleKind, int, int], RowTemplate] = {}
@@ -125,7 +134,7 @@ class SampleSet:
 
     def of_kind(self, kind: SampleKind) -> "SampleSet":
         """All samples of a kind that the same episodes have."""
-        return SampleSet(self.episodes, self._codes, self._encoding, (kind,))
+        return SampleSet(self.episodes, self._codes, self._encoding, (kind,), delta_steps=self._delta_steps)
 
     def place(self, number: int) -> tuple[int, int]:
         """Where sample ``number`` is: the position of its episode in ``episodes``, and its step."""
@@ -154,7 +163,7 @@ class SampleSet:
         """[n] the number of tokens of each of these samples."""
         kinds, episodes, steps, _ = self._locate(numbers)
         lengths = np.empty(len(numbers), np.int64)
-        for kind, seen, own in self._alike(kinds, steps):
+        for kind, seen, own in self._alike(kinds, episodes, steps):
             texts = [len(self._text(kind, task)) for task in self.episodes.task_of[episodes[own]].tolist()]
             lengths[own] = len(self._template(kind, seen).ids) + np.asarray(texts)
         return lengths
@@ -167,9 +176,9 @@ class SampleSet:
     def longest(self, wanted: SampleKind) -> TokenSequence:
         """A sample of a kind that sees as many moments as any; there must be one. Those of an episode are as long."""
         usable = np.flatnonzero(self.episodes.lengths >= _steps_needed(wanted, self._encoding))
-        episode = int(usable[np.argmax(self.episodes.lengths[usable])])
-        last = int(self.episodes.lengths[episode]) - _steps_needed(wanted, self._encoding)
-        return self.at(wanted, episode, last // self._every * self._every)
+        lasts = self.episodes.lengths[usable] - _steps_needed(wanted, self._encoding)
+        most = np.argmax(self._number_of_moments(wanted, usable, lasts // self._every * self._every))
+        return self.at(wanted, int(usable[most]), int(lasts[most]) // self._every * self._every)
 
     def _place(self, number: int) -> tuple[SampleKind, int, int]:
         kinds, episodes, steps, _ = self._locate(np.array([number]))
@@ -186,10 +195,10 @@ class SampleSet:
         episodes, kinds = np.divmod(segments, len(self._kinds))
         return kinds, episodes, (numbers - first) * self._every, variants
 
-    def _alike(self, kinds: Ints, steps: Ints) -> Iterator[tuple[SampleKind, int, Ints]]:
+    def _alike(self, kinds: Ints, episodes: Ints, steps: Ints) -> Iterator[tuple[SampleKind, int, Ints]]:
         """A kind, how many moments its samples see, and which of the samples these are, until all are named."""
         for kind, of_kind in _places_of_each(kinds):
-            moments = self._number_of_moments(self._kinds[kind], steps[of_kind])
+            moments = self._number_of_moments(self._kinds[kind], episodes[of_kind], steps[of_kind])
             for seen, own in _places_of_each(moments):
                 yield self._kinds[kind], seen, of_kind[own]
 
@@ -198,7 +207,7 @@ class SampleSet:
         kinds, episodes, steps, variants = self._locate(numbers)
         return [
             self._group(kind, own, episodes[own], steps[own], variants[own])
-            for kind, _, own in self._alike(kinds, steps)
+            for kind, _, own in self._alike(kinds, episodes, steps)
         ]
 
     def _group(
@@ -212,7 +221,7 @@ class SampleSet:
             variants: [n] of their images; None: the originals.
         """
         texts = [self._text(kind, task) for task in self.episodes.task_of[episodes].tolist()]
-        moments = self._moments(kind, steps)
+        moments = self._moments(kind, episodes, steps)
         seen = moments if kind == "vla" else np.concatenate([moments, steps[:, None] + 1], axis=1)
         shown = episodes if variants is None else episodes + variants * len(self.episodes)
         images = self._images(shown, seen)
@@ -244,14 +253,20 @@ class SampleSet:
         contents = Contents(np.empty((len(episodes), 0), np.int64), images, self._action_ids(actions))
         return self._template("world_model", moments.shape[1]), contents
 
-    def _number_of_moments(self, kind: SampleKind, steps: Ints) -> Ints:
+    def _number_of_moments(self, kind: SampleKind, episodes: Ints, steps: Ints) -> Ints:
         history = self._encoding.history_of(kind)
-        return np.full(len(steps), history) if self._encoding.repeats_start else np.minimum(history, steps + 1)
+        if self._encoding.repeats_start:
+            return np.full(len(steps), history)
+        if self._delta_steps is None or self._encoding.counts_steps(kind):
+            return np.minimum(history, steps + 1)
+        return np.asarray((self._delta_steps.back(episodes, steps) <= steps[:, None]).sum(axis=1))
 
-    def _moments(self, kind: SampleKind, steps: Ints) -> Ints:
+    def _moments(self, kind: SampleKind, episodes: Ints, steps: Ints) -> Ints:
         """[n, moments] the steps whose images samples show, oldest first; all show as many."""
-        seen = int(self._number_of_moments(kind, steps[:1])[0])
-        return np.maximum(0, steps[:, None] + np.arange(1 - seen, 1))
+        seen = int(self._number_of_moments(kind, episodes[:1], steps[:1])[0])
+        if self._delta_steps is None or self._encoding.counts_steps(kind):
+            return np.maximum(0, steps[:, None] + np.arange(1 - seen, 1))
+        return np.maximum(0, steps[:, None] - self._delta_steps.back(episodes, steps)[:, -seen:])
 
     def _images(self, episodes: Ints, moments: Ints) -> NDArray[np.int32]:
         """Ids [n, images, R * C] of every camera at each moment."""
@@ -336,7 +351,7 @@ def check_lengths(episodes: EpisodeList, encoding: Encoding, kinds: Sequence[Sam
         for task in np.unique(episodes.task_of[episodes.lengths >= needed]).tolist():
             longest = int(episodes.lengths[episodes.task_of == task].max())
             moments = encoding.history_of(kind)
-            if not encoding.repeats_start:
+            if not encoding.repeats_start and encoding.counts_steps(kind):  # at deltas it may be fewer, too
                 moments = min(moments, longest - needed + 1)
             text = len(encoding.text.encode(_prompt(kind, episodes.table.tasks[task])))
             template = _template_of(encoding, kind, moments, encoding.horizon, side)

@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 
+from vlatrack.data.checks.times import KnowsTimes, Times
 from vlatrack.data.episodes import (
     CountsEpisodes,
     Episode,
@@ -55,6 +56,11 @@ def image_size(source: EpisodeSource, camera: str) -> tuple[int, int]:
     if isinstance(source, KnowsImageSizes):
         return source.image_size(camera)
     return image_sizes(source, source.episodes()[0], (camera,))[camera]
+
+
+def step_times(source: EpisodeSource) -> Times:
+    """The number of each episode and the seconds of its steps, [T]; none of a dataset that does not tell them."""
+    return source.step_times() if isinstance(source, KnowsTimes) else ()
 
 
 def file_digests(source: EpisodeSource) -> Mapping[str, str]:

@@ -100,6 +100,7 @@ class PolicyActor:
 
     Args:
         gripper: see `gripper_command`.
+        fps: env steps in a second, which a policy needs that was trained with `data.history_deltas`.
         together: decide for all waiting episodes in one forward pass. One after another, a decision does not depend in
             its last bits on which episodes wait at the same time.
     """
@@ -114,14 +115,16 @@ class PolicyActor:
         execution: Execution,
         together: bool,
         gripper: Gripper = "raw",
+        fps: float | None = None,
     ) -> None:
-        self.seen = policy.interface.history
+        self._fps = fps
+        self.seen = policy.interface.steps_back(fps)[0] + 1
         self._policy, self._view, self._action_dim = policy, view, action_dim
         self._route, self._execution, self._together, self._gripper = route, execution, together, gripper
 
     def session(self) -> Session:
         """A session of the policy."""
-        return Session(self._policy, route=self._route, execution=self._execution)
+        return Session(self._policy, route=self._route, execution=self._execution, fps=self._fps)
 
     def decide(self, turns: Sequence[Turn]) -> list[Decision | Undecided]:
         """The actions until the next chunk is due."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vlatrack.envs.base import EnvironmentInfo
+from vlatrack.errors import SpecError
 from vlatrack.evaluation.actors import View
 from vlatrack.evaluation.conventions import Gripper
 from vlatrack.inference.observation import Interface
@@ -91,6 +92,11 @@ def _terms(interface: Interface, conditions: Conditions) -> Iterator[str]:
 def _sizes(interface: Interface, info: EnvironmentInfo) -> Iterator[str]:
     if interface.state_dim is not None and interface.state_dim != info.state_dim:
         yield f"state: the policy has {interface.state_dim} numbers, the simulator {info.state_dim}"
+    if interface.deltas is not None:
+        try:
+            interface.steps_back(info.fps)
+        except SpecError as error:
+            yield str(error)
     if interface.action_dim != info.action_dim:
         yield f"action: the policy has {interface.action_dim} numbers, the simulator {info.action_dim}"
 

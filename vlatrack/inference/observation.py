@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vlatrack.data.deltas import Deltas
 from vlatrack.data.recorded import Recorded
-from vlatrack.errors import ObservationError
+from vlatrack.errors import DataError, ObservationError, SpecError
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,26 @@ class Interface:
     repeats_start: bool = True  # before an episode's first step its images stand for earlier ones; else there are fewer
     statistics: str | None = None  # SHA-256 of what actions and states are normalised by; None: not known
     recorded: Recorded = field(default_factory=Recorded)  # how its training data were made
+    deltas: Deltas | None = None  # the seconds of the moments; None: they are consecutive env steps
+
+    def steps_back(self, fps: float | None) -> tuple[int, ...]:
+        """How many env steps before the present one each moment is, the oldest first.
+
+        Args:
+            fps: env steps in a second; None: not known.
+
+        Raises:
+            SpecError: that is needed and not known, or no env step is at one of the moments.
+        """
+        if self.deltas is None:
+            return tuple(range(self.history - 1, -1, -1))
+        if fps is None:
+            moments = ", ".join(f"{delta:g}" for delta in self.deltas.seconds)
+            raise SpecError(f"fps: the policy sees images at {moments} s; give the env steps in a second")
+        try:
+            return self.deltas.steps_back(fps, place="the environment")
+        except DataError as error:
+            raise SpecError(str(error)) from None
 
     def check(self, observation: Observation) -> None:
         """Raise ObservationError, one line with the remedy, for what the policy was not trained on."""

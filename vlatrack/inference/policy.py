@@ -91,6 +91,7 @@ class ActingPolicy:
             action_dim=head.action_dim,
             statistics=NormStats(encoding.action_range, encoding.state_range).digest(),
             recorded=recorded or Recorded(),
+            deltas=encoding.deltas,
         )
 
     @property

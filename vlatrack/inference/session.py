@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlatrack.errors import SpecError
+from vlatrack.inference.lookback import Lookback
 from vlatrack.inference.observation import Observation
 from vlatrack.inference.policy import ChunkPolicy, Moment, Route
 
@@ -39,11 +40,24 @@ WHOLE_CHUNK = Execution()
 class Session:
     """A policy in one episode, step by step."""
 
-    def __init__(self, policy: ChunkPolicy, *, route: Route = "head", execution: Execution = WHOLE_CHUNK) -> None:
-        """Raises SpecError if the policy's chunks cannot be executed that way."""
+    def __init__(
+        self,
+        policy: ChunkPolicy,
+        *,
+        route: Route = "head",
+        execution: Execution = WHOLE_CHUNK,
+        fps: float | None = None,
+    ) -> None:
+        """
+        Args:
+            fps: env steps in a second, which a policy needs that was trained with `data.history_deltas`.
+
+        Raises:
+            SpecError: the policy's chunks cannot be executed that way, or it cannot see what it was trained on.
+        """
         execution.check(policy.interface.horizon)
         self._policy, self._route, self._execution = policy, route, execution
-        self._moments: deque[Moment] = deque(maxlen=policy.interface.history)
+        self._moments: Lookback[Moment] = Lookback(policy.interface, fps)
         self._chunks: deque[NDArray[np.float64]] = deque(maxlen=1 if execution.ensemble is None else None)
         self._step = 0  # of the newest chunk
 
@@ -71,12 +85,12 @@ class Session:
         Raises:
             ObservationError: the observation is not what the policy was trained on.
         """
-        self._moments.append(self._policy.see(observation))
+        self._moments.add([self._policy.see(observation)])
 
     @property
     def moments(self) -> list[Moment]:
         """What a new chunk is to be based on, the oldest first: one row of `ChunkPolicy.act_on`."""
-        return list(self._moments)
+        return self._moments.shown()
 
     @property
     def wants_chunk(self) -> bool:

@@ -42,6 +42,7 @@ class ActingInterface:
     cameras: Sequence[str]
     image_size: int  # pixels, square
     history: int
+    deltas: tuple[float, ...] | None  # seconds of each; None: consecutive steps
     horizon: int
     action_low: Sequence[float]
     action_high: Sequence[float]
@@ -115,7 +116,10 @@ class ModelCard:
         size = f"{sees.image_size} by {sees.image_size} pixels"
         yield "cameras", ", ".join(f"`{camera}`" for camera in sees.cameras)
         yield "images", f"uint8 [height, width, 3], RGB; resized to {size}"
-        yield "moments", f"{sees.history}: the present one" + (" and those before it" if sees.history > 1 else "")
+        if sees.deltas is None:
+            yield "moments", f"{sees.history}: the present one" + (" and those before it" if sees.history > 1 else "")
+        else:
+            yield "moments", f"{sees.history}: at {', '.join(f'{delta:g}' for delta in sees.deltas)} s"
         yield "state", "none" if sees.state_dim is None else f"{sees.state_dim} numbers"
         yield "answer", f"{sees.horizon} actions of {len(sees.action_low)} numbers"
         for number, (low, high) in enumerate(zip(sees.action_low, sees.action_high, strict=True)):

@@ -44,7 +44,8 @@ def describe_policy(
         interface=ActingInterface(
             cameras=spec.data.cameras,
             image_size=spec.tokenizer.image.image_size,
-            history=spec.data.history,
+            history=spec.data.moments,
+            deltas=spec.data.history_deltas,
             horizon=spec.action_head.time_horizon,
             action_low=actions.low,
             action_high=actions.high,

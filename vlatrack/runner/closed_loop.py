@@ -318,6 +318,7 @@ def _actor(spec: EvaluationSpec, policy: ChunkPolicy, there: Opened, *, together
         execution=build_execution(spec),
         gripper=spec.acting.gripper,
         together=together,
+        fps=there.info.fps,
     )
 
 

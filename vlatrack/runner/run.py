@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from vlatrack.builders.closed_loop import ClosedLoop, deciding_sets, load_closed_loops, simulated_metrics
+from vlatrack.builders.data import deltas_of
 from vlatrack.builders.experiment import Experiment
 from vlatrack.builders.policy import StoredPolicy, adapter_of, build_schema
 from vlatrack.builders.simulator import build_simulator
@@ -313,11 +314,12 @@ def _check_simulators(job: Job, callbacks: Sequence[Callback]) -> None:
     interface = Interface(
         cameras=spec.data.cameras,
         state_dim=None if norm_stats.states is None else norm_stats.states.dimensions,
-        history=spec.data.history,
+        history=spec.data.moments,
         horizon=spec.action_head.time_horizon,
         action_dim=spec.action_head.action_dim,
         repeats_start=spec.data.history_start == "repeat",
         statistics=norm_stats.digest(),
+        deltas=deltas_of(spec),
         recorded=Recorded(job.experiment.image_sizes(), **spec.data.as_recorded.model_dump()),
     )
     for closed_loop in job.closed_loops:

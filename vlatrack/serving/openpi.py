@@ -17,7 +17,7 @@ class OpenpiConversation:
 
     def __init__(self, connection: ServerConnection, service: Service) -> None:
         self._connection, self._service = connection, service
-        self._memory = Memory(service.interface.history)
+        self._memory = Memory(service.interface, service.fps)
         self._previous_s: float | None = None
 
     async def hold(self, first: str | bytes | None = None) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vlatrack.data.deltas import Deltas
 from vlatrack.data.recorded import Recorded
 from vlatrack.errors import NoAnswerError, ServingError
 from vlatrack.inference.observation import Interface, Observation
@@ -172,7 +173,7 @@ def _announced(metadata: Mapping[str, Any]) -> tuple[Interface, dict[str, str]]:
         history, horizon, action_dim = (int(metadata[name]) for name in ("history", "horizon", "action_dim"))
         state_dim = None if metadata["state_dim"] is None else int(metadata["state_dim"])
         keys = {camera: str(metadata["camera_keys"][camera][0]) for camera in cameras}
-        recorded = _recorded(metadata)
+        recorded, deltas = _recorded(metadata), _deltas(metadata)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ServingError(
             f"the server's metadata lacks what vlatrack's has ({error}); update one of the two"
@@ -186,8 +187,17 @@ def _announced(metadata: Mapping[str, Any]) -> tuple[Interface, dict[str, str]]:
         repeats_start=metadata.get("history_start") != "shorter",
         statistics=metadata.get("statistics"),
         recorded=recorded,
+        deltas=deltas,
     )
     return interface, keys
+
+
+def _deltas(metadata: Mapping[str, Any]) -> Deltas | None:
+    """The seconds of the moments that the policy sees; None: they are env steps, as for all servers of before."""
+    seconds, tolerance_s = metadata.get("history_deltas"), metadata.get("tolerance_s")
+    if seconds is None:
+        return None
+    return Deltas(tuple(map(float, seconds)), None if tolerance_s is None else float(tolerance_s))
 
 
 def _recorded(metadata: Mapping[str, Any]) -> Recorded:

@@ -15,6 +15,7 @@ from websockets.asyncio.server import serve as listen
 from websockets.exceptions import ConnectionClosed
 
 from vlatrack import __version__
+from vlatrack.errors import ServingError
 from vlatrack.inference.observation import Interface, Observation
 from vlatrack.inference.policy import ActingPolicy, Route
 from vlatrack.inference.session import Execution
@@ -47,12 +48,16 @@ class ServerSettings:
     api_key: str | None = None
     largest_message: int = 64 * 2**20  # bytes
     largest_batch: int = 32  # observations in one pass
+    fps: float | None = None  # env steps of the clients in a second, for a policy that counts seconds
     forced: Sequence[str] = ()  # where the policy does not fit the evaluation that it is served for
 
     def check(self, interface: Interface) -> None:
         """Raise SpecError or ServingError for what the policy cannot do."""
         Execution(replan_every=self.replan_every).check(interface.horizon)
         ObservationReader(interface, self.cameras)
+        if self.fps is not None and interface.deltas is None:
+            raise ServingError("--fps: the policy counts env steps, not seconds; leave it out")
+        interface.steps_back(self.fps)
 
 
 @asynccontextmanager
@@ -153,7 +158,7 @@ async def _chosen(
 
 
 def _service(policy: ActingPolicy, worker: InferenceWorker, latencies: Latencies, settings: ServerSettings) -> Service:
-    interface, recorded = policy.interface, policy.interface.recorded
+    interface, recorded, deltas = policy.interface, policy.interface.recorded, policy.interface.deltas
     reader = ObservationReader(interface, settings.cameras)
     metadata = {
         "server": f"vlatrack {__version__}",
@@ -164,6 +169,9 @@ def _service(policy: ActingPolicy, worker: InferenceWorker, latencies: Latencies
         "camera_keys": {camera: list(keys) for camera, keys in reader.keys.items()},
         "state_dim": interface.state_dim,
         "history": interface.history,
+        "history_deltas": None if deltas is None else list(deltas.seconds),
+        "tolerance_s": None if deltas is None else deltas.tolerance_s,
+        "fps": settings.fps,
         "history_start": "repeat" if interface.repeats_start else "shorter",
         "horizon": interface.horizon,
         "action_dim": interface.action_dim,
@@ -185,7 +193,7 @@ def _service(policy: ActingPolicy, worker: InferenceWorker, latencies: Latencies
         "observation_params": asked | dict(settings.observation_params),
     }
     replan = settings.replan_every or interface.horizon
-    return Service(interface, reader, worker, latencies, metadata, hello, replan)
+    return Service(interface, reader, worker, latencies, metadata, hello, replan, settings.fps)
 
 
 def _blank(interface: Interface) -> Observation:

@@ -27,7 +27,7 @@ class VlaEvalConversation:
 
     def __init__(self, connection: ServerConnection, service: Service) -> None:
         self._connection, self._service = connection, service
-        self._memory = Memory(service.interface.history)
+        self._memory = Memory(service.interface, service.fps)
         self._due: deque[NDArray[np.float64]] = deque()
 
     async def hold(self, first: str | bytes | None = None) -> None:

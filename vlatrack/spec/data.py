@@ -1,5 +1,6 @@
 """The demonstrations in an experiment's YAML: sources, the selection of their episodes, and the splits."""
 
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
@@ -215,6 +216,9 @@ class AugmentationSpec(Model):
         return self
 
 
+Seconds = Annotated[float, Field(allow_inf_nan=False)]
+
+
 class DataSpec(Model):
     """The demonstrations: what the policy sees of them, and the three splits."""
 
@@ -225,6 +229,16 @@ class DataSpec(Model):
     history: PositiveInt = Field(1, description="time steps of images in the prompt, the current one included")
     world_history: PositiveInt | None = Field(
         None, description="the same of world-model samples; null: as many as history"
+    )
+    history_deltas: Annotated[tuple[Seconds, ...], Field(min_length=1)] | None = Field(
+        None,
+        description="instead of history: the moments whose images are in the prompt, in seconds relative to a step, "
+        "such as [-0.5, 0.0], at any fps",
+    )
+    tolerance_s: PositiveFloat | None = Field(
+        None,
+        description="seconds by which a step may be off its delta; null: 0.0001, or 1/fps where the time between steps "
+        "varies",
     )
     history_start: Literal["repeat", "shorter"] = Field(
         "repeat", description="before an episode's first step: its images stand for earlier ones, or there are fewer"
@@ -244,12 +258,38 @@ class DataSpec(Model):
     val_ind: SplitSource | None = Field(None, description="held-out episodes of training tasks")
     val_ood: SplitSource | None = Field(None, description="held-out tasks")
 
+    @field_validator("history_deltas")
+    @classmethod
+    def _rising_to_now(cls, deltas: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        for delta in deltas or ():
+            if delta > 0:
+                raise ValueError(f"{delta:g} is in the future; give seconds before a step, at most 0")
+        for one, other in pairwise(deltas or ()):
+            if one >= other:
+                raise ValueError(f"{other:g} comes after {one:g}; give the oldest first, each once")
+        if deltas is not None and deltas[-1] != 0:
+            raise ValueError(f"ends with {deltas[-1]:g}; the last is 0, the step itself")
+        return deltas
+
+    @model_validator(mode="after")
+    def _steps_or_seconds(self) -> Self:
+        if self.history_deltas is not None and self.history != 1:
+            raise ValueError(f"history: {self.history} counts steps, history_deltas seconds; leave one of them out")
+        if self.history_deltas is None and self.tolerance_s is not None:
+            raise ValueError("tolerance_s belongs to history_deltas; leave it out")
+        return self
+
     @field_validator("train", "val_ind", "val_ood")
     @classmethod
     def _weights_are_those_of_a_mixture(cls, source: SplitSource | None) -> SplitSource | None:
         if any(of_split.weight is not None for of_split in sources_of(source) if of_split is source):
             raise ValueError("weight is a share in kind: mixture; leave it out")
         return source
+
+    @property
+    def moments(self) -> int:
+        """The moments whose images a prompt has."""
+        return self.history if self.history_deltas is None else len(self.history_deltas)
 
     @property
     def as_recorded(self) -> RecordedSpec:

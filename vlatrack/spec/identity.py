@@ -85,6 +85,8 @@ ADDED_LATER: Mapping[str, Scalar] = {
     "loss.terms": "[]",
     "data.history_start": "repeat",
     "data.world_history": None,
+    "data.history_deltas": None,
+    "data.tolerance_s": None,
     "data.augmentation": None,
     "tokenizer.image.encoder": "convolutions",
     "backbone.adapter": None,

@@ -16,6 +16,7 @@ _PIECE = 1 << 20  # characters that are read at once
 _LONGEST_ENTRY = 16 << 20  # characters of one entry
 _MOST_KNOWN_FOLDERS = 1000
 _LARGEST_CONFIG = 1 << 20  # bytes of a YAML
+_KEYS = ("path", "ratio", "type")  # of an entry of META
 
 
 class DataRoot:
@@ -82,8 +83,8 @@ class ListedRows:
     """One `path:` of a YAML: a list of records."""
 
     file: Path
-    ratio: float  # of its rows that an epoch shows, drawn anew for each
-    group: str  # `type`: the reference makes batches of rows of one type
+    ratio: float  # of its rows that an epoch shows
+    group: str  # `type`, a name for such rows; the reference makes batches of rows of one type
     root: DataRoot
 
 
@@ -122,6 +123,8 @@ def _listed(config: Path, number: int, meta: object, root: Path | None) -> Liste
         raise DataError(f"{place} has no path; give it the path of a list (.json, .jsonl)")
     if Path(written).suffix not in (".json", ".jsonl"):
         raise DataError(f"{place}: {written!r:.200} is neither .json nor .jsonl; other lists are not read")
+    if unknown := [key for key in meta if key not in _KEYS]:
+        raise DataError(f"{place}: unknown key {str(unknown[0])!r:.60} (known here: {', '.join(_KEYS)})")
     ratio, group = meta.get("ratio", 1.0), meta.get("type", "default")
     if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1 or math.isnan(ratio):
         raise DataError(f"{place}: ratio is {ratio!r:.40}; a share of the rows is above 0 and at most 1")
