@@ -32,6 +32,8 @@ READ_EARLY = (
     *("LD_", "MALLOC_"),
 )
 """Beginnings of variables that libraries look at when they are imported or loaded."""
+SET_BY_IMPORTS = {"KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "TORCHINDUCTOR_CACHE_DIR"}
+"""What scikit-learn and torch.compile set in the process of pytest when a test uses them, to what they would be."""
 
 
 class PreloadedPopen(subprocess.Popen[str]):
@@ -99,7 +101,9 @@ def is_like_the_server(environment: Mapping[str, str]) -> bool:
 
 
 def _read_early(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name.startswith(READ_EARLY)}
+    return {
+        name: value for name, value in environment.items() if name.startswith(READ_EARLY) and name not in SET_BY_IMPORTS
+    }
 
 
 @functools.cache
