@@ -1,6 +1,7 @@
 """Settings and fixtures of every test."""
 
 import faulthandler
+import gc
 import json
 import os
 
@@ -40,6 +41,12 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[HANGS_FOLDER] = tempfile.mkdtemp(prefix="vlatrack-tests-")
         threads = os.dup(2)  # while a test runs, 2 is where its output is captured
     config.stash[THREADS] = os.fdopen(threads, "w")
+
+
+def pytest_collection_finish() -> None:
+    """What all modules have imported lives to the end: the garbage collector need not go through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -155,8 +162,8 @@ def program(tmp_path: Path) -> Iterator[Program]:
     program.close()
 
 
-@pytest.fixture(scope="module")
-def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+@pytest.fixture(scope="session")
+def first_finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A toy run that went from start to end, of a user whose files are for everybody."""
     program = Program(tmp_path_factory.mktemp("finished"))
     usual = os.umask(0)
@@ -164,9 +171,16 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         done = program.run("run", TOY, "tracking.figures=true")
     finally:
         os.umask(usual)
+        program.close()
     assert done.returncode == 0, done.stderr
-    yield program.only_run()
-    program.close()
+    return program.only_run()
+
+
+@pytest.fixture(scope="module")
+def finished_run(first_finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with its runs folder, as a copy for the tests of one file: a training takes seconds."""
+    runs = shutil.copytree(first_finished_run.parents[1], tmp_path_factory.mktemp("finished") / "runs")
+    return runs / first_finished_run.parent.name / first_finished_run.name
 
 
 @pytest.fixture

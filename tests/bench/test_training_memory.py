@@ -1,13 +1,11 @@
 """The memory of a training, predicted from its experiment."""
 
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from launching import end_family, torchrun
+from launching import carry_out
 from program import TOY
 from transformers import ChameleonConfig
 
@@ -66,18 +64,7 @@ def test_of_sharded_layers_four_and_five_tell_exactly_what_eight_need(words: lis
 def test_two_processes_need_what_is_predicted_for_two(tmp_path: Path, parallel: str) -> None:
     words = [SIX_LAYERS, "action_head.encoder_layers=1", "train.batch_size=8", f"train.parallel={{{parallel}}}"]
     file = tmp_path / "peak.json"
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
-    process = subprocess.Popen(
-        torchrun(Path(__file__).with_name("memory_rank.py"), file, *words),
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        _, err = process.communicate(timeout=250)
-    finally:
-        end_family(process)
-    assert process.returncode == 0, err
+    carry_out(Path(__file__).with_name("memory_rank.py"), file, *words)
     prediction = predict_training_memory(load_spec(TOY, words), Gpus(2)).prediction
     assert prediction.peak.total == pytest.approx(json.loads(file.read_text()), rel=0.02)
 

@@ -1,21 +1,17 @@
 """Pretrained weights are streamed to the process that holds them; real processes, on gloo."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from launching import end_family, torchrun
+from launching import carry_out
 from program import TOY, Program
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration, LlamaConfig, LlamaForCausalLM
 
-HERE = Path(__file__).parent
 VQ = {"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1, "num_embeddings": 6, "embed_dim": 16}
 
 
@@ -37,20 +33,10 @@ def place(tmp_path: Path):
     return made
 
 
-def built(folder: Path, processes: int, *words: str) -> list[dict[str, Any]]:
+def built(folder: Path, processes: int, *words: str, **environment: str) -> list[dict[str, Any]]:
     """What each process says."""
-    script, file = HERE / "filling_rank.py", folder / "said.json"
-    path = os.pathsep.join([str(HERE.parents[1]), str(HERE.parent / "support")])
-    alone = [sys.executable, str(script), str(file), str(TOY), *words]
-    command = alone if processes == 1 else list(map(str, torchrun(script, file, TOY, *words, processes=processes)))
-    # The threshold lets tensors of a megabyte go back to the system when they are freed, as those of a large policy do.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "MALLOC_MMAP_THRESHOLD_": "1000000"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        _, err = process.communicate(timeout=250)
-    finally:
-        end_family(process)
-    assert process.returncode == 0, err
+    script, file = Path(__file__).with_name("filling_rank.py"), folder / "said.json"
+    carry_out(script, file, TOY, *words, processes=None if processes == 1 else processes, **environment)
     said: list[dict[str, Any]] = json.loads(file.read_text())
     return said
 
@@ -58,6 +44,9 @@ def built(folder: Path, processes: int, *words: str) -> list[dict[str, Any]]:
 BF16, FOUR_BITS = "base: bf16", "base: 4bit"
 WIDE = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 14, "num_attention_heads": 8}
 IN_BLOCKS, IN_EMBEDDINGS = 14 * (4 * 512**2 + 3 * 512 * 2048), 2 * 16640 * 512
+
+MEASURED = {"MALLOC_MMAP_THRESHOLD_": "1000000"}
+"""Tensors of a megabyte go back to the system when they are freed, as those of a large policy do."""
 
 _OF_MODULES = 32 << 20
 """Bytes that many small modules take, and bitsandbytes while it rounds one matrix (14 for each number)."""
@@ -120,7 +109,11 @@ def test_a_process_never_needs_much_more_memory_than_it_will_hold(
 ) -> None:
     """`bits` of each number that a process holds of the blocks and of the embeddings."""
     said = built(
-        tmp_path, processes, place("chameleon", **WIDE, num_key_value_heads=8, max_position_embeddings=200), *words
+        tmp_path,
+        processes,
+        place("chameleon", **WIDE, num_key_value_heads=8, max_position_embeddings=200),
+        *words,
+        **MEASURED,
     )
     whole = (bits[0] * IN_BLOCKS + bits[1] * IN_EMBEDDINGS) / 8
     assert [each["held"] for each in said] == pytest.approx([whole] * processes, rel=0.08)  # with head and adapters
@@ -146,7 +139,7 @@ def test_a_process_that_starts_from_another_policy_needs_no_more_either(
     )
     done = program.run("run", TOY, backbone, "train.max_steps=1", "train.batch_size=2", "evaluate.open_loop=null")
     assert done.returncode == 0, done.stderr
-    said = built(tmp_path, processes, backbone, *words, f"init_from={program.only_run()}")
+    said = built(tmp_path, processes, backbone, *words, f"init_from={program.only_run()}", **MEASURED)
     check_memory(said, _OF_MODULES if words else 0)
     bits = 4.15 if processes == 1 else 16 if not words else 8
     assert [each["held"] > bits / 8 * IN_BLOCKS for each in said] == [True] * processes

@@ -3,7 +3,6 @@
 import re
 import resource
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -232,7 +231,7 @@ def test_a_full_disk_is_one_line_and_the_rows_before_it_are_kept(
 ) -> None:
     arena, script = Arena(tmp_path / "full"), tmp_path / "full.py"
     script.write_text(FULL.replace("LIMIT,", f"{size},").replace("PLACE,", f"({place}),"))
-    process = program._start([sys.executable, str(script), *map(str, arena.command(policy))])
+    process = program.start_script(script, *arena.command(policy))
     _, told = process.communicate(timeout=200)
     assert process.returncode == 2, told
     assert re.fullmatch(r"error: .*: cannot be written \(File too large\); free some disk space and repeat .*\n", told)

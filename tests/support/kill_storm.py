@@ -11,14 +11,13 @@ import os
 import random
 import shutil
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launching import Process, start_vlatrack
 from program import ENVIRONMENT, TOY
 
 from vlatrack.tracking.journal.history import metric_history, run_status
@@ -105,11 +104,11 @@ def _metrics(run: Path) -> dict[tuple[str, int], float]:
 
 def _command(steps: int, settings: Sequence[str]) -> list[str]:
     options = [*EXPERIMENT, *settings, f"train.max_steps={steps}", "train.epochs=99"]
-    return [sys.executable, "-m", "vlatrack", "run", str(TOY), *options, "--resume", "auto"]
+    return ["run", str(TOY), *options, "--resume", "auto"]
 
 
 @contextlib.contextmanager
-def _ranks(folder: Path, processes: int, command: list[str]) -> Iterator[list["subprocess.Popen[bytes]"]]:
+def _ranks(folder: Path, processes: int, command: list[str]) -> Iterator[list[Process]]:
     """The processes of one training, as torchrun would start them, without torchrun in between."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
@@ -119,7 +118,7 @@ def _ranks(folder: Path, processes: int, command: list[str]) -> Iterator[list["s
             many = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
             place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
             environment = os.environ | ENVIRONMENT | {name: str(value) for name, value in (many | place).items()}
-            ranks.append(subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output))
+            ranks.append(start_vlatrack(*command, cwd=folder, env=environment, stdout=output, stderr=output))
     try:
         yield ranks
     finally:
@@ -128,7 +127,7 @@ def _ranks(folder: Path, processes: int, command: list[str]) -> Iterator[list["s
             rank.wait()
 
 
-def _await_moment(folder: Path, ranks: Sequence["subprocess.Popen[bytes]"], chance: random.Random) -> bool:
+def _await_moment(folder: Path, ranks: Sequence[Process], chance: random.Random) -> bool:
     """Wait for a random moment after the next checkpoint; False if the training ends before it."""
     known = _checkpoints(folder)
     if not _until(lambda: _checkpoints(folder) - known, ranks):
@@ -139,7 +138,7 @@ def _await_moment(folder: Path, ranks: Sequence["subprocess.Popen[bytes]"], chan
     return all(rank.poll() is None for rank in ranks)
 
 
-def _until(happens: Callable[[], object], ranks: Sequence["subprocess.Popen[bytes]"]) -> bool:
+def _until(happens: Callable[[], object], ranks: Sequence[Process]) -> bool:
     give_up = time.monotonic() + PATIENCE_S
     while time.monotonic() < give_up:
         if happens():

@@ -1,4 +1,4 @@
-"""`python -m vlatrack …` as a process of its own that need not import torch and transformers first.
+"""vlatrack, a script or torchrun as a process of its own that need not import torch and transformers first.
 
 Those imports take six seconds of a core, several times what most tests are about. What a test gets here is a real
 process with its own pid, process group, environment, folder and files, which only began at the end of its imports: a
@@ -19,15 +19,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-SERVER = Path(__file__).with_name("warm_program.py")
+SUPPORT = Path(__file__).parent
+SERVER = SUPPORT / "warm_program.py"
+ENVIRONMENT = {
+    "PYTHONPATH": os.pathsep.join([str(SUPPORT), str(SUPPORT.parents[1])]),
+    "PYTHONWARNINGS": "error:undeclared metric",  # by its text: the filters are read before vlatrack can be imported
+}
 WORD = 8  # bytes of an answer
 PATIENCE_S = 120
-READ_BY_IMPORTS = ("PYTHON", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "TORCH", "CUDA_", "NVIDIA_", "HF_", "LD_", "MPL")
-"""Beginnings of variables that libraries look at when they are imported."""
+READ_EARLY = (
+    *("PYTHON", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "TORCH", "CUDA_", "NVIDIA_", "HF_", "MPL"),
+    *("LD_", "MALLOC_"),
+)
+"""Beginnings of variables that libraries look at when they are imported or loaded."""
+SET_BY_IMPORTS = {"KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "TORCHINDUCTOR_CACHE_DIR"}
+"""What scikit-learn and torch.compile set in the process of pytest when a test uses them, to what they would be."""
 
 
 class PreloadedPopen(subprocess.Popen[str]):
-    """As `subprocess.Popen`, with the words behind `vlatrack`, and always in a process group of its own."""
+    """As `subprocess.Popen`, with the words behind `program`, and always in a process group of its own."""
+
+    program = "vlatrack"
 
     def _execute_child(self, args: list[str], *rest: Any) -> None:
         _, before, _, _, cwd, env, _, _, _, *ends, _, _, _, _, _, new_session, process_group = rest
@@ -35,13 +47,14 @@ class PreloadedPopen(subprocess.Popen[str]):
         assert not new_session, "a new session needs a fresh process"
         assert process_group == 0, "the program has a process group of its own"
         p2cread, _, _, c2pwrite, _, errwrite = ends
-        request = {"argv": args, "cwd": str(cwd or Path.cwd()), "environment": dict(os.environ if env is None else env)}
+        environment = dict(os.environ if env is None else env)
+        request = {"program": self.program, "argv": args, "cwd": str(cwd or Path.cwd()), "environment": environment}
         streams = [theirs if theirs != -1 else own for theirs, own in ((p2cread, 0), (c2pwrite, 1), (errwrite, 2))]
         self._answers = socket.socket(socket.AF_UNIX)
         self._answers.connect(_server())
         umask = os.umask(0)
         os.umask(umask)
-        request |= {"as_module": True, "umask": umask}
+        request |= {"as_module": self.program == "vlatrack", "umask": umask}
         socket.send_fds(self._answers, [json.dumps(request).encode()], streams)
         self.pid = self._answer()
         self._child_created = True
@@ -70,19 +83,31 @@ class PreloadedPopen(subprocess.Popen[str]):
         return self.returncode
 
 
+class PreloadedPython(PreloadedPopen):
+    """With the words behind `python`: a script."""
+
+    program = "python"
+
+
+class PreloadedTorchrun(PreloadedPopen):
+    """With the words behind `torchrun`; its workers need not import anything either."""
+
+    program = "torchrun"
+
+
 def is_like_the_server(environment: Mapping[str, str]) -> bool:
     """Whether the imports of a process with these variables would be those of the server."""
-    return _read_by_imports(environment) == _read_by_imports(_environment_of_the_server())
+    return _read_early(environment) == _read_early(_environment_of_the_server())
 
 
-def _read_by_imports(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name.startswith(READ_BY_IMPORTS)}
+def _read_early(environment: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: value for name, value in environment.items() if name.startswith(READ_EARLY) and name not in SET_BY_IMPORTS
+    }
 
 
 @functools.cache
 def _environment_of_the_server() -> dict[str, str]:
-    from program import ENVIRONMENT
-
     return os.environ | ENVIRONMENT
 
 

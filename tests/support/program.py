@@ -4,18 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launching import end_family, torchrun
-from preloaded import PreloadedPopen, is_like_the_server
+from launching import Process, end_family, start_python, start_torchrun, start_vlatrack
+from preloaded import ENVIRONMENT, SUPPORT
 
-SUPPORT = Path(__file__).parent
 TOY = SUPPORT / "toy.yaml"
-ENVIRONMENT = {
-    "PYTHONPATH": os.pathsep.join([str(SUPPORT), str(SUPPORT.parents[1])]),
-    "PYTHONWARNINGS": "error:undeclared metric",  # by its text: the filters are read before vlatrack can be imported
-}
 
 
 class Program:
@@ -23,38 +19,33 @@ class Program:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._started: list[subprocess.Popen[str]] = []
+        self._started: list[Process] = []
 
     @property
     def environment(self) -> dict[str, str]:
         """Of what it starts."""
         return os.environ | ENVIRONMENT
 
-    def start(self, *arguments: str | Path, **environment: str) -> "subprocess.Popen[str]":
+    def start(self, *arguments: str | Path, **environment: str) -> Process:
         """In a process group of its own, as a shell starts it: what Ctrl-C reaches in a terminal."""
-        if is_like_the_server(os.environ | ENVIRONMENT | environment):
-            return self._start(list(map(str, arguments)), PreloadedPopen, **environment)
-        return self._start([sys.executable, "-m", "vlatrack", *map(str, arguments)], **environment)
+        return self._keep(start_vlatrack(*arguments, **self._options(environment)))
 
     def start_many(
         self, *arguments: str | Path, processes: int = 2, script: Path | None = None, **environment: str
-    ) -> "subprocess.Popen[str]":
+    ) -> Process:
         """As torchrun starts it; `script` stands in for `-m vlatrack`."""
-        program = ["-m", "vlatrack"] if script is None else [str(script)]
-        return self._start(torchrun(*program, *arguments, processes=processes), OMP_NUM_THREADS="1", **environment)
+        program = ["-m", "vlatrack"] if script is None else [script]
+        options = self._options({"OMP_NUM_THREADS": "1"} | environment)
+        return self._keep(start_torchrun(*program, *arguments, processes=processes, **options))
 
-    def _start(
-        self, command: list[str], popen: type["subprocess.Popen[str]"] = subprocess.Popen, **environment: str
-    ) -> "subprocess.Popen[str]":
-        process = popen(
-            command,
-            cwd=self.folder,
-            env=os.environ | ENVIRONMENT | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            process_group=0,
-        )
+    def start_script(self, *words: str | Path) -> Process:
+        return self._keep(start_python(*words, **self._options({})))
+
+    def _options(self, environment: Mapping[str, str]) -> dict[str, Any]:
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return {"cwd": self.folder, "env": os.environ | ENVIRONMENT | environment, **streams}
+
+    def _keep(self, process: Process) -> Process:
         self._started.append(process)
         return process
 
@@ -69,7 +60,8 @@ class Program:
     def run_accelerated(self, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
         """By two processes of accelerate, which calls them GPUs on a machine without any, too."""
         launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
-        return _outcome(self._start([sys.executable, "-m", *launch, "-m", "vlatrack", *map(str, arguments)]))
+        command = [sys.executable, "-m", *launch, "-m", "vlatrack", *map(str, arguments)]
+        return _outcome(self._keep(subprocess.Popen(command, text=True, process_group=0, **self._options({}))))
 
     def only_run(self) -> Path:
         specs = list((self.folder / "runs").glob("*/*/spec.yaml"))  # beside the runs, MLflow's own folders
@@ -81,7 +73,7 @@ class Program:
             end_family(process)
 
 
-def _outcome(process: "subprocess.Popen[str]") -> "subprocess.CompletedProcess[str]":
+def _outcome(process: Process) -> "subprocess.CompletedProcess[str]":
     out, err = process.communicate(timeout=250)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 

@@ -2,14 +2,15 @@
 
 To import torch takes seconds each time. Run as `python warm_program.py SOCKET`; preloaded.py is the other end for
 tests, stand_in.py for the pages of the documentation. A request is a JSON object {argv, cwd, environment, and where
-they matter as_module, umask} with the three standard streams; the answers are the process id in 8 bytes, and at its
-end the exit code in as many.
+they matter program, as_module, umask} with the three standard streams; the answers are the process id in 8 bytes, and
+at its end the exit code in as many. The program is vlatrack, a Python script, or torchrun (warm_torchrun.py).
 """
 
 import gc
 import importlib
 import json
 import os
+import runpy
 import select
 import signal
 import socket
@@ -77,7 +78,7 @@ def answer(client: socket.socket, number: int) -> None:
 
 
 def carry_out(request: Mapping[str, Any]) -> None:
-    """As the program `vlatrack` would, or `python -m vlatrack`, which finds modules in its folder as well."""
+    """As the program would; `python -m vlatrack` finds modules in its folder as well."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setpgid(0, 0)
     os.chdir(request["cwd"])
@@ -87,10 +88,30 @@ def carry_out(request: Mapping[str, Any]) -> None:
         os.umask(request["umask"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    sys.argv = ["vlatrack", *request["argv"]]
-    from vlatrack.cli.main import main as vlatrack
+    match request.get("program", "vlatrack"):
+        case "vlatrack":
+            sys.argv = ["vlatrack", *request["argv"]]
+            importlib.import_module("vlatrack.cli.main").main()
+        case "python":
+            run_python(request["argv"])
+        case "torchrun":
+            importlib.import_module("warm_torchrun").main(request["argv"])
 
-    vlatrack()
+
+def run_python(words: list[str]) -> None:
+    """As `python` would a script or, behind `-m`, a module, with or without `-u` before them."""
+    if words[0] == "-u":
+        words = words[1:]
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(write_through=True)
+    if words[0] == "-m":
+        sys.argv = words[1:]
+        sys.path.insert(0, str(Path.cwd()))
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = words
+        sys.path.insert(0, str(Path(words[0]).absolute().parent))
+        runpy.run_path(words[0], run_name="__main__")
 
 
 if __name__ == "__main__":

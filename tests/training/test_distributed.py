@@ -1,39 +1,23 @@
 """A policy in several processes trains as in one, however it is sharded; real processes, on gloo."""
 
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from launching import end_family, torchrun
+from launching import carry_out
 
 from vlatrack.errors import SpecError
 from vlatrack.training.distributed import parallel_shape
 
-HERE = Path(__file__).parent
-SCRIPT = HERE / "training_rank.py"
+SCRIPT = Path(__file__).with_name("training_rank.py")
 Steps = list[tuple[float, float]]  # loss and gradient norm of each
 
 
-def start(*command: str | Path) -> "subprocess.Popen[str]":
-    path = os.pathsep.join([str(HERE.parents[1]), str(HERE.parent / "support")])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    return subprocess.Popen(
-        list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def trained(folder: Path, processes: int, *ways: str) -> dict[str, Steps]:
+def trained(folder: Path, processes: int | None, *ways: str) -> dict[str, Steps]:
     """What the steps of each way were."""
     file = folder / f"{processes}.json"
-    process = start(*torchrun(SCRIPT, file, *ways, processes=processes))
-    try:
-        _, err = process.communicate(timeout=250)
-    finally:
-        end_family(process)
-    assert process.returncode == 0, err
+    carry_out(SCRIPT, file, *ways, processes=processes)
     return json.loads(file.read_text())
 
 

@@ -1,32 +1,21 @@
 """What ranks exchange, between two real processes."""
 
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
-from launching import end_family, torchrun
+from launching import carry_out
 
 from vlatrack.errors import TrainingError
 from vlatrack.training.process_group import ProcessGroup, combine_by_name
 from vlatrack.training.torch_process_group import TorchProcessGroup
-
-HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
 def exchanged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which two ranks left what they got from one another."""
     folder = tmp_path_factory.mktemp("ranks")
-    command = torchrun(HERE / "exchanging_rank.py", folder)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        _, err = process.communicate(timeout=250)
-    finally:
-        end_family(process)
-    assert process.returncode == 0, err
+    carry_out(Path(__file__).with_name("exchanging_rank.py"), folder)
     return folder
 
 

@@ -5,23 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import end_family, torchrun
-from test_distributed import HERE, start
+from launching import carry_out
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
-SCRIPT = HERE / "optimizer_rank.py"
+SCRIPT = Path(__file__).with_name("optimizer_rank.py")
 CASES = ("stochastic", "kahan", "muon")
 REPLICATED = ("stochastic,replicate=2",)
 
 
 def outcomes(folder: Path, processes: int, *cases: str) -> dict[str, Any]:
-    process = start(*torchrun(SCRIPT, folder, *cases, processes=processes))
-    try:
-        _, err = process.communicate(timeout=250)
-    finally:
-        end_family(process)
-    assert process.returncode == 0, err
+    carry_out(SCRIPT, folder, *cases, processes=processes)
     return json.loads((folder / f"{processes}.json").read_text())
 
 

@@ -116,9 +116,9 @@ def _all_packages() -> dict[str, str]:
     """The version of every installed distribution by its name; of two of one name, the one that is imported."""
     found: dict[str, str] = {}
     for distribution in importlib.metadata.distributions():
-        name = distribution.metadata["Name"]
-        if name:
-            found.setdefault(name, distribution.version)
+        metadata = distribution.metadata  # parsed anew each time that it is asked for
+        if metadata["Name"]:
+            found.setdefault(metadata["Name"], metadata["Version"])
     return dict(sorted(found.items(), key=lambda item: item[0].lower()))
 
 
