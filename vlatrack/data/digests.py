@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
+from vlatrack.data.progress import wanted_progress
 from vlatrack.errors import DataError
 
 _UNTIL_SETTLED_NS = 2_000_000_000
@@ -96,13 +97,31 @@ def digests_of(root: Path, files: Iterable[Path]) -> dict[str, str]:
         DataError: a file cannot be read.
     """
     memory = DigestMemory(_memory_of(root))
-    digests = {}
-    for name, path in sorted((file.relative_to(root).as_posix(), file) for file in files):
+    digests, named, progress = (
+        {},
+        sorted((file.relative_to(root).as_posix(), file) for file in files),
+        wanted_progress(),
+    )
+    hashed = 0
+
+    def told(done: int) -> None:
+        progress("hashing files", done, len(named), unit="file", is_brief=True)
+
+    for done, (name, path) in enumerate(named):
+
+        def compute(path: Path = path, done: int = done) -> str:
+            nonlocal hashed
+            hashed += 1
+            told(done)
+            return _sha256(path)
+
         try:
-            digests[name] = memory.digest_of(path.absolute(), lambda path=path: _sha256(path))  # type: ignore[misc]
+            digests[name] = memory.digest_of(path.absolute(), compute)
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror}); restore the file") from None
     memory.save()
+    if hashed:
+        told(len(named))
     return digests
 
 

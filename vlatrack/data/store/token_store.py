@@ -11,6 +11,7 @@ from typing import Any
 from vlatrack.data.augmentation import Variant
 from vlatrack.data.digests import DigestMemory, write_json
 from vlatrack.data.episodes import EpisodeSource, KnowsFiles
+from vlatrack.data.progress import reading_progress
 from vlatrack.data.store.episode_table import EpisodeList, EpisodeTable, open_table
 from vlatrack.data.store.image_codes import CodeShards, FrameEncoder, ImageCodes, Progress
 from vlatrack.data.store.verified_files import exclusively
@@ -48,15 +49,14 @@ class TokenStore:
         settings: str = "",
         skip_bad: bool = False,
         reopen: Callable[[], EpisodeSource] | None = None,
-        progress: Callable[[int], None] | None = None,
     ) -> StoredDataset:
-        """A dataset with the table of its episodes, which is read from the dataset at the first time.
+        """A dataset with the table of its episodes, which is read from the dataset at the first time: how far that has
+        come is told by `vlatrack.data.progress`.
 
         Args:
             settings: what of the source's settings decides its content, beside its files.
             skip_bad: go on after an episode that cannot be read; the table says which, and why.
             reopen: opens the dataset anew.
-            progress: told the number of episodes that have been read.
 
         Raises:
             DataError: the dataset cannot be read or changes meanwhile, or the store cannot be written.
@@ -69,7 +69,7 @@ class TokenStore:
                 source,
                 self._memory,
                 skip_bad=skip_bad,
-                progress=progress,
+                progress=reading_progress(source),
                 before_writing=lambda: _check_unchanged(source, reopen),
             )
         self.save()
