@@ -1,5 +1,5 @@
-"""`python tests/storms/rlds_storm.py [--trials N]`: damage an RLDS dataset at random, and count what is told in one line,
-what changes nothing, and what is neither."""
+"""`python tests/storms/rlds_storm.py [--trials N]`: damage an RLDS dataset at random, and count what is told in one
+line, what changes nothing, and what is neither."""
 
 import argparse
 import sys

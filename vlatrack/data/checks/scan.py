@@ -7,6 +7,7 @@ from vlatrack.data.checks.episodes import EpisodeRecord, check_episodes
 from vlatrack.data.checks.finding import Finding
 from vlatrack.data.checks.frames import FrameScan
 from vlatrack.data.checks.ranges import Ranges, check_ranges
+from vlatrack.data.checks.told_statistics import TellsStatistics, check_told
 from vlatrack.data.episode_statistics import EpisodeStatistics, RunningStatistics, ValueStatistics
 from vlatrack.data.episodes import Episode, EpisodeSource, SkipsBadEpisodes, action_names
 from vlatrack.data.progress import reading_progress
@@ -33,7 +34,20 @@ class DatasetScan:
         state = Ranges("state", found.states, _extremes(found.states))
         of_ranges = check_ranges(name, (action, state), "minmax")
         chosen = [replace(f, severity="warning") if f.check == "constant" else f for f in of_ranges]
-        return [*self.bad, *chosen, *check_episodes(name, self.records)]
+        return [*self.bad, *chosen, *check_episodes(name, self.records), *self._told()]
+
+    def _told(self) -> Iterator[Finding]:
+        """Where the dataset's own statistics are not those of its values; of all of these, or not at all."""
+        if self.bad or not isinstance(self.source, TellsStatistics):
+            return
+        try:
+            told = self.source.told_statistics()
+        except DataError as error:
+            yield replace(Finding.of_error("statistics", self.source.name, error), severity="warning")
+            return
+        kinds = {"action": self.statistics.actions, "state": self.statistics.states}
+        for kind, of_kind in told.items():
+            yield from check_told(self.source.name, kind, kinds[kind], of_kind)
 
 
 def scan_dataset(source: EpisodeSource, *, skip_bad: bool) -> DatasetScan:

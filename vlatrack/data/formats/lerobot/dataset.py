@@ -10,12 +10,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from vlatrack.data.checks.told_statistics import Kind, ToldStatistics
 from vlatrack.data.digests import content_fingerprint, digests_of
 from vlatrack.data.episodes import Episode
 from vlatrack.data.formats.lerobot.entries import Entry, Layout
 from vlatrack.data.formats.lerobot.images import embedded_image
 from vlatrack.data.formats.lerobot.layout import DatasetInfo, expand, read_info
+from vlatrack.data.formats.lerobot.own_statistics import own_statistics
 from vlatrack.data.formats.lerobot.rows import Stretch, TableFile, matrix
+from vlatrack.data.formats.lerobot.task_indices import TASK_INDEX, check_task_index, known_tasks
 from vlatrack.data.formats.lerobot.times import FRAME_INDEX, TIMESTAMP, StepTimes
 from vlatrack.data.formats.lerobot.timestamps import step_times
 from vlatrack.data.formats.lerobot.v21 import V21
@@ -156,6 +159,13 @@ class LeRobotDataset:
         """The number of each episode, and the seconds of its steps, [T]; nothing without timestamps."""
         return step_times(self.root)
 
+    def told_statistics(self) -> Mapping[Kind, ToldStatistics]:
+        """What the dataset says of its actions and states."""
+        kinds: dict[Kind, str | None] = {"action": self._action, "state": self._state}
+        wanted = {kind: feature for kind, feature in kinds.items() if feature is not None}
+        told = own_statistics(self.root, list(wanted.values()))
+        return {kind: told[feature] for kind, feature in wanted.items() if feature in told}
+
     def fingerprint(self) -> str:
         """SHA-256 over meta/, data/ and videos/; other files in the folder do not matter."""
         return content_fingerprint(self._file_digests)
@@ -168,6 +178,10 @@ class LeRobotDataset:
     def _file_digests(self) -> dict[str, str]:
         files = (file for folder in _CONTENT_FOLDERS for file in (self.root / folder).rglob("*"))
         return digests_of(self.root, (file for file in files if file.suffix in self._layout.suffixes))
+
+    @cached_property
+    def _known_tasks(self) -> set[int] | None:
+        return known_tasks(self.root)
 
     @cached_property
     def _entries(self) -> dict[int, Entry]:
@@ -204,7 +218,7 @@ class LeRobotDataset:
         self, file: TableFile, entries: Sequence[Entry], on_bad: Callable[[int, DataError], None]
     ) -> Iterator[Episode]:
         columns = [self._action, *([self._state] if self._state else [])]
-        columns += [name for name in (FRAME_INDEX, TIMESTAMP) if name in file.columns]
+        columns += [name for name in (FRAME_INDEX, TIMESTAMP, TASK_INDEX) if name in file.columns]
         reader = None
         for entry in entries:
             try:
@@ -245,6 +259,8 @@ class LeRobotDataset:
     def _episode(self, entry: Entry, rows: pa.Table) -> Episode:
         place = f"{self.name}: episode {entry.index}"
         self._checked_times(entry, rows)
+        if self._known_tasks is not None:
+            check_task_index(place, rows, self._known_tasks)
         actions = matrix(f"{place}: {self._action}", rows[self._action], self.action_dim)
         states = matrix(f"{place}: {self._state}", rows[self._state], self.state_dim) if self._state else None
         return Episode(entry.index, entry.tasks[0], actions, states)
