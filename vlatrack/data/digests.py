@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 
 from vlatrack.data.progress import wanted_progress
@@ -123,6 +124,28 @@ def digests_of(root: Path, files: Iterable[Path]) -> dict[str, str]:
     if hashed:
         told(len(named))
     return digests
+
+
+class KnownFiles:
+    """Files of a dataset whose digests are known, to be looked at again."""
+
+    def __init__(self, root: Path, digests: Mapping[str, str]) -> None:
+        """
+        Args:
+            root, digests: as `digests_of` took and gave them.
+        """
+        self._root, self._digests, self._memory = root, digests, DigestMemory(_memory_of(root))
+
+    def changed(self, files: Iterable[Path]) -> str | None:
+        """The name below the root of the first of these files that is another one now, or new, or gone; None: none."""
+        for file in files:
+            try:
+                now = self._memory.digest_of(file.absolute(), partial(_sha256, file))
+            except OSError:
+                now = None
+            if now != self._digests.get(name := file.relative_to(self._root).as_posix()):
+                return name
+        return None
 
 
 def content_fingerprint(digests: Mapping[str, str]) -> str:
