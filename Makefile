@@ -6,6 +6,8 @@ PYTHON ?= python3
 TORCH ?=
 # Handed to pytest by `make test`: make test ARGS='-k journal'
 ARGS ?=
+# How often `make damage` damages each kind of file.
+TRIALS ?= 1000
 # How many test files run at the same time.
 WORKERS ?= 2
 # What writes the list of packages.
@@ -38,8 +40,9 @@ simulators: $(VENV)/run.stamp  ## install Meta-World and LIBERO into .venv (2 GB
 storm: $(VENV)/dev.stamp  ## break trackers and processes at random, show what is lost (an hour; ARGS='--storms 2')
 	$(BIN)/python tests/storms $(ARGS)
 
-damage: $(VENV)/dev.stamp  ## damage datasets' files at random, show what is not told in one line (half an hour)
-	$(BIN)/python tests/storms/lerobot_storm.py $(ARGS)
+damage: $(VENV)/dev.stamp  ## damage files of LeRobot, HDF5 and RLDS datasets at random, show what is not told in one line (an hour)
+	@failed=0; for format in lerobot hdf5 rlds; do \
+		$(BIN)/python tests/storms/$${format}_storm.py --trials $(TRIALS) || failed=1; done; exit $$failed
 
 check: $(VENV)/dev.stamp  ## ruff, mypy --strict, the import rules
 	$(BIN)/ruff check .

@@ -321,4 +321,4 @@ def test_a_table_that_holds_many_episodes_is_opened_once(monkeypatch: pytest.Mon
     opened, open_file = [], pq.ParquetFile
     monkeypatch.setattr(pq, "ParquetFile", lambda path, **options: opened.append(path) or open_file(path, **options))
     assert len(LeRobotDataset(WRITTEN_BY_LEROBOT).episodes()) == 3
-    assert sorted(opened) == [WRITTEN_BY_LEROBOT / DATA, WRITTEN_BY_LEROBOT / EPISODES]
+    assert sorted(opened) == [WRITTEN_BY_LEROBOT / name for name in (DATA, EPISODES, "meta/tasks.parquet")]

@@ -12,9 +12,11 @@ from hub_datasets import HubDatasets, hub_datasets
 
 from vlatrack.builders.data import open_dataset_of, open_source
 from vlatrack.data import remote
+from vlatrack.data.checks.scan import scan_dataset
 from vlatrack.data.episodes import episodes_digest
 from vlatrack.data.formats.lerobot.dataset import LeRobotDataset
 from vlatrack.data.formats.lerobot.places import open_lerobot
+from vlatrack.data.progress import telling
 from vlatrack.data.store.token_store import TokenStore
 from vlatrack.errors import DataError
 from vlatrack.spec.data import LeRobotSource
@@ -91,6 +93,32 @@ def test_without_a_network_what_is_here_is_read(hub: HubDatasets, monkeypatch: p
         "lab/demos: only a part of it is here, and the hub cannot be reached; try again with a network"
     )
     assert "the hub cannot be reached (ConnectError) and no copy is here; check the network" in told(repo="lab/others")
+
+
+class Told:
+    """What is told of how far things have come."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, int, int, str]] = []
+
+    def __call__(self, name: str, done: int, total: int, *, unit: str, details=(), is_brief: bool = False) -> None:
+        self.lines.append((name, done, total, unit))
+
+    def of(self, name: str) -> list[tuple[int, int]]:
+        return [(done, total) for told, done, total, _ in self.lines if told == name]
+
+
+def test_how_far_a_download_from_the_hub_has_come_is_told_and_its_own_bars_are_not_drawn(
+    hub: HubDatasets, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hub.push("lab/demos", DEMOS, "main")
+    told, files = Told(), sum(path.is_file() for path in DEMOS.rglob("*") if path.suffix != ".md")
+    with telling(told):
+        open_lerobot(repo="lab/demos")
+    downloads = told.of("downloading lab/demos")
+    assert downloads == sorted(downloads), "it never goes back"
+    assert downloads[-1] == (files, files)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_what_the_hub_does_not_give_is_told_with_the_remedy(hub: HubDatasets) -> None:
@@ -195,6 +223,21 @@ def test_names_that_would_leave_the_copy_are_refused(
     listing = {"/bucket/demos/../../../.bashrc": {"size": 1}}
     monkeypatch.setattr(type(folder), "find", lambda *_, **__: listing)
     assert "is not inside it; do not trust this folder" in told(path=ADDRESS)
+
+
+def test_how_far_a_remote_folder_is_copied_hashed_and_read_is_told_once(folder: fsspec.AbstractFileSystem) -> None:
+    told, files = Told(), sum(path.is_file() for path in DEMOS.rglob("*"))
+    with telling(told):
+        dataset = open_lerobot(ADDRESS)
+        digests = dataset.file_digests()
+        scan_dataset(dataset, skip_bad=False)
+    assert told.of(f"downloading {ADDRESS}") == [(done, files) for done in range(1, files + 1)]
+    assert told.of("hashing files") == [(done, len(digests)) for done in range(len(digests) + 1)]
+    assert told.of(f"reading {ADDRESS}") == [(done, 3) for done in (1, 2, 3)]
+    again = Told()
+    with telling(again):
+        open_lerobot(ADDRESS)
+    assert not again.lines, "nothing has to be done"
 
 
 @pytest.mark.slow

@@ -98,7 +98,7 @@ def test_features_are_put_together_to_an_action_and_need_not_be_floats(tmp_path:
 
 
 def test_a_flipped_bit_or_a_cut_is_told_in_one_line(tmp_path: Path) -> None:
-    """`python tests/support/rlds_damage.py 1000` tries more of them."""
+    """`python tests/storms/rlds_storm.py` tries more of them."""
     whole = whole_dataset(tmp_path / "whole")
     outcomes = {outcome(whole, tmp_path / "damaged", seed) for seed in range(30)}
     assert outcomes <= {"told", "nothing changed"}

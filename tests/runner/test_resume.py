@@ -40,10 +40,14 @@ def run(trained: Path, tmp_path: Path) -> Path:
 class Said(Callback):
     def __init__(self) -> None:
         self.warnings: list[str] = []
+        self.notices: list[str] = []
         self.steps: list[int] = []
 
     def on_warning(self, text: str) -> None:
         self.warnings.append(text)
+
+    def on_notice(self, text: str) -> None:
+        self.notices.append(text)
 
     def on_step(self, state) -> None:
         self.steps.append(state.step)
@@ -140,7 +144,9 @@ def test_the_latest_run_is_the_one_that_was_started_last(run: Path) -> None:
 def test_a_new_run_starts_from_the_weights_of_another_and_keeps_the_lineage(run: Path, tmp_path: Path) -> None:
     run = Path(shutil.move(run.parents[1], tmp_path / "a@b"), *run.parts[-2:])
     spec = load_spec(TOY, [*QUICK, f"init_from={run}@step-00000002", "optim.lr=1e-9", "optim.schedule=constant"])
-    child = run_experiment(spec, runs=tmp_path / "children").path
+    said = Said()
+    child = run_experiment(spec, runs=tmp_path / "children", callbacks=[said]).path
+    assert said.notices[0].startswith("what the tokens cost, mean L1"), "at the start of each run"
     parent = run / "checkpoints" / "step-00000002"
     weights = [(folder / "policy.safetensors").read_bytes() for folder in (parent, child / "checkpoints/step-00000002")]
     assert len(weights[0]) == len(weights[1])

@@ -1,14 +1,7 @@
-"""Flips of bits and truncations of an RLDS dataset, each by its seed; as a program, so many of them.
-
-`python tests/support/rlds_damage.py 1000` prints how many were told, how many changed nothing, and those that were
-neither.
-"""
+"""Flips of bits and truncations of an RLDS dataset, each by its seed."""
 
 import random
 import shutil
-import sys
-import tempfile
-from collections import Counter
 from pathlib import Path
 
 from rlds_writer import episode_features, steps_of, write_rlds
@@ -66,16 +59,3 @@ def outcome(whole: Path, folder: Path, seed: int) -> str:
         return f"seed {seed}: {error!r}"
     finally:
         shutil.rmtree(folder)
-
-
-def main() -> int:
-    with tempfile.TemporaryDirectory() as scratch:
-        whole = whole_dataset(Path(scratch, "whole"))
-        outcomes = Counter(outcome(whole, Path(scratch, "damaged"), seed) for seed in range(int(sys.argv[1])))
-    for told, number in outcomes.most_common():
-        print(f"{number:6}  {told}")
-    return 0 if set(outcomes) <= {"told", "nothing changed"} else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

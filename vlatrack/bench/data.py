@@ -182,16 +182,16 @@ def measure_warm_start(folder: Path, *, frames: int) -> WarmStart:
 
 
 def _start(folder: Path, frames: int) -> WarmStart:
-    before, begin = _private_mb(), time.perf_counter()
+    before, begin = private_mb(), time.perf_counter()
     data = synthetic_samples(TokenStore(folder), frames, codes_per_side=4, history=1)
     order = epoch_order(len(data), batch_size=BATCH_SIZE, seed=0, epoch=0)
     data.batch(order[0])
     seconds = time.perf_counter() - begin
     batch_us = _us_a_sample(data.batch, order[1 : 1 + _MEASURED_BATCHES])
-    return WarmStart(frames, seconds, _private_mb() - before, batch_us)
+    return WarmStart(frames, seconds, private_mb() - before, batch_us)
 
 
-def _private_mb() -> float:
+def private_mb() -> float:
     """Memory that no file backs, of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     (kilobytes,) = (int(line.split()[1]) for line in lines if line.startswith("RssAnon"))

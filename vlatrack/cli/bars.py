@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -31,7 +32,8 @@ class _Shown:
 
 
 class Bars:
-    """Shows how far things have come, as a context manager; in a log file lines, see `Milestones`.
+    """Shows how far things have come, as a context manager; in a log file lines, see `Milestones`. Inside, it is told
+    what `vlatrack.data.progress` tells as well.
 
     Args:
         clock: seconds from any moment on.
@@ -43,17 +45,22 @@ class Bars:
         self._milestones = Milestones(console, clock)
         self._shown: dict[str, _Shown] = {}
         self._lock = threading.Lock()  # the live display reads what the callbacks write
+        self._inside = ExitStack()
         self._live = Live(console=console, get_renderable=self._bars, refresh_per_second=5)
 
     def __enter__(self) -> Self:
+        from vlatrack.data.progress import telling
+
         if self.is_live and not self._console.quiet:
             self._live.start()
+        self._inside.enter_context(telling(self.advance))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+        self._inside.close()
 
     def stop(self) -> None:
         """Leave the bars as they are."""

@@ -13,11 +13,16 @@ if TYPE_CHECKING:
 
 
 def data(
-    only: Annotated[str, typer.Option(metavar="PARTS", help="Parts to measure: batches, tokens, start.")] = (
-        "batches,tokens,start"
-    ),
-    samples: Annotated[int, typer.Option(min=100, help="batches: samples of 1,200 tokens.")] = 20_000,
-    rounds: Annotated[int, typer.Option(min=1, help="batches: how often each way is measured, in turns.")] = 3,
+    only: Annotated[
+        str, typer.Option(metavar="PARTS", help="Parts to measure: batches, tokens, start, video, passes.")
+    ] = ("batches,tokens,start,video,passes"),
+    samples: Annotated[
+        int,
+        typer.Option(
+            min=100, help="Samples of 1,200 tokens; video: half as many frames; passes: ten times as many steps."
+        ),
+    ] = 20_000,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each way is measured, in turns.")] = 3,
     frames: Annotated[
         int, typer.Option(min=10_000, help="start: frames of the dataset; 10000000 need 1.5 GB of disk and minutes.")
     ] = 1_000_000,
@@ -25,14 +30,17 @@ def data(
         "bench-data.json"
     ),
 ) -> None:
-    """Measure samples into batches against one pickle a sample, tokens of text, state and actions, and the warm start
-    and the memory of a large dataset; synthetic data, about 2 minutes.
+    """Measure samples into batches against one pickle a sample, tokens of text, state and actions, the warm start and
+    the memory of a large dataset, video against PyAV alone, and statistics and checks against reading; synthetic data,
+    about 5 minutes.
 
     Exits with 1 if a figure misses its bound. Other load on the machine affects the figures.
 
     Examples:
 
     [bold]vlatrack bench data --only batches[/bold]
+
+    Quick: [bold]vlatrack bench data --samples 500 --rounds 1 --frames 10000[/bold]
 
     The large one: [bold]vlatrack bench data --only start --frames 10000000[/bold]
     """
@@ -93,8 +101,36 @@ def _start(folder: Path, samples: int, rounds: int, frames: int) -> "Iterator[Fi
     yield Figure(f"a sample into a batch, {large.frames:,} frames", large.batch_us, "us", None)
 
 
+def _video(folder: Path, samples: int, rounds: int, frames: int) -> "Iterator[Figure]":
+    from vlatrack.bench.data_video import IMAGE_SIZE, measure_video, measure_video_memory
+
+    speed = measure_video(folder, frames=samples // 20, rounds=rounds)
+    lean, plain = speed.beside_lean, speed.beside_plain
+    yield Figure(f"video of {IMAGE_SIZE} x {IMAGE_SIZE} pixels", speed.frames_per_s, "frames/s", None)
+    yield Figure("video, time against PyAV alone", lean.wall_ratio, "x", 1.2)
+    yield Figure("video, time of processors against PyAV alone", lean.cpu_ratio, "x", 1.2)
+    yield Figure("video, time against PyAV's to_ndarray", plain.wall_ratio, "x", None)
+    for length in (samples // 20, samples // 2):
+        peak = measure_video_memory(folder, frames=length)
+        yield Figure(f"video, private memory at the peak, {length:,} frames", peak, "MB", 200)
+
+
+def _passes(folder: Path, samples: int, rounds: int, frames: int) -> "Iterator[Figure]":
+    from vlatrack.bench.data_passes import measure_images, measure_numbers
+
+    numbers = measure_numbers(folder / "numbers", steps=10 * samples, rounds=rounds)
+    yield Figure(f"statistics and checks of {numbers.steps:,} steps", numbers.costs.own_s, "s", None)
+    images = measure_images(folder / "images", steps=samples // 10, rounds=rounds)
+    yield Figure(f"statistics and checks of {images.steps:,} steps with all frames", images.costs.own_s, "s", None)
+    for what, measured in (("the numbers", numbers), ("numbers and frames", images)):
+        yield Figure(f"the same, time against reading {what}", measured.costs.wall_ratio, "x", 1.5)
+        yield Figure(f"the same, time of processors against reading {what}", measured.costs.cpu_ratio, "x", 1.5)
+
+
 PARTS: "Mapping[str, Callable[[Path, int, int, int], Iterator[Figure]]]" = {
     "batches": _batches,
     "tokens": _tokens,
     "start": _start,
+    "video": _video,
+    "passes": _passes,
 }

@@ -20,9 +20,17 @@ def push(
 
     Example: [bold]vlatrack data push demos my-lab/window-open[/bold]
     """
+    from contextlib import nullcontext
+
+    from rich.console import Console
+
+    from vlatrack.cli.bars import StillAtIt, is_live
     from vlatrack.runner.dataset_hub import HubDataset
 
-    pushed = HubDataset.of_name(name).push(folder, public=public)
+    console = Console(stderr=True, highlight=False)
+    # In a terminal the hub's own bars show how far the upload has come.
+    with nullcontext() if is_live(console) else StillAtIt(console, f"uploading {folder}"):
+        pushed = HubDataset.of_name(name).push(folder, public=public)
     seen = "public" if public else "private"
     typer.echo(f"pushed {pushed.files} files to {pushed.place} ({seen}), commit {pushed.commit}")
 
@@ -47,8 +55,12 @@ def pull(
 
     [bold]vlatrack data pull lerobot/pusht@c3f5a1e0 -o data/pusht[/bold]
     """
+    from rich.console import Console
+
+    from vlatrack.cli.bars import Bars
     from vlatrack.runner.dataset_hub import HubDataset
 
     dataset = HubDataset.of_name(name)
-    pulled = dataset.pull(output or Path(dataset.name))
+    with Bars(Console(stderr=True, highlight=False)):
+        pulled = dataset.pull(output or Path(dataset.name))
     typer.echo(f"pulled {pulled.files} files of {dataset.repository} at commit {pulled.commit} into {pulled.place}")

@@ -12,8 +12,10 @@ from vlatrack.cli.dataset_options import ACTION, INSTRUCTION, SPLIT, STATE, Acti
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from vlatrack.cli.bars import Bars, StillAtIt
     from vlatrack.data.checks.scan import DatasetScan
     from vlatrack.data.episode_statistics import ValueStatistics
+    from vlatrack.data.episodes import EpisodeSource
 
 _MOST_TASKS = 15
 _SHEET_EPISODES, _SHEET_MOMENTS = 6, 7
@@ -59,7 +61,6 @@ def info(
     """
     from rich.console import Console
 
-    from vlatrack.cli.bars import StillAtIt
     from vlatrack.data.checks.scan import scan_dataset
     from vlatrack.data.formats.opening import open_dataset
     from vlatrack.errors import DataError
@@ -70,7 +71,7 @@ def info(
     _check_outputs(sheet, distributions)
     try:
         source = open_dataset(path, action=action, state=state, fps=fps, split=split, instruction=instruction)
-        with StillAtIt(Console(stderr=True, highlight=False), f"reading {path}"):
+        with reading(path, source):
             scan = scan_dataset(source, skip_bad=False)
             overview = _overview(scan, path)
     except OSError as error:
@@ -86,6 +87,17 @@ def info(
         _draw_contact_sheet(scan, sheet)
     if distributions is not None:
         _draw_histograms(scan, distributions, bins)
+
+
+def reading(path: Path, source: "EpisodeSource") -> "Bars | StillAtIt":
+    """Shows how many episodes have been read, or, of a dataset that does not know how many it has, that it is read."""
+    from rich.console import Console
+
+    from vlatrack.cli.bars import Bars, StillAtIt
+    from vlatrack.data.episodes import CountsEpisodes
+
+    console = Console(stderr=True, highlight=False)
+    return Bars(console) if isinstance(source, CountsEpisodes) else StillAtIt(console, f"reading {path}")
 
 
 def _check_outputs(*outputs: Path | None) -> None:

@@ -53,7 +53,6 @@ def probe(
 
     source = open_dataset(path, action="action", state="observation.state")
     camera = camera or next(iter(source.cameras), "")
-    seen = probe_frames(source, source.episodes(), camera, numbers=number or [0, 1, 2], count=frames)
     tokenizers: dict[str, Fit] = {}
     if tokenizer is not None:
         tokenizers[str(tokenizer)] = stored(tokenizer)
@@ -65,6 +64,7 @@ def probe(
     console = Console(highlight=False, markup=False, emoji=False)
     results = {}
     with Bars(console) as bars:
+        seen = probe_frames(source, source.episodes(), camera, numbers=number or [0, 1, 2], count=frames)
         for name, fit in tokenizers.items():
             advance = partial(bars.advance, name, total=folds, unit="fold")
             results[name] = measure(seen, fit, folds=folds, seed=seed, progress=advance)

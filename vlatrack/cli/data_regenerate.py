@@ -89,6 +89,9 @@ def libero(
 
     Example: [bold]vlatrack data regenerate libero libero_goal -o data/libero_goal_256 --workers 8[/bold]
     """
+    from rich.console import Console
+
+    from vlatrack.cli.bars import StillAtIt
     from vlatrack.envs.regenerate import WAITS, make_plan
     from vlatrack.envs.watched import Simulator, ending_on_sigterm
     from vlatrack.spec.libero_tasks import TASKS
@@ -107,7 +110,8 @@ def libero(
     settings = {"source": str(folder), "order": order, "skip_no_ops": not keep_no_ops, **options}
     with ending_on_sigterm():
         if not force:
-            _check_simulator(simulator)
+            with StillAtIt(Console(stderr=True, highlight=False), "starting the simulator once, to see that it fits"):
+                _check_simulator(simulator)
         _regenerate(plan, simulator, output, settings, storage=storage, overwrite=overwrite, workers=workers)
     rotation = 180 if images == "rotated" else 0
     known = f"rotation: {rotation}, prompt: {prompt}, gripper: raw, waits: {WAITS}"

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from vlatrack.data.episode_statistics import EpisodeStatistics, ValueStatistics
     from vlatrack.data.episodes import EpisodeSource
     from vlatrack.data.range_costs import TokenCosts
+    from vlatrack.spec.experiment import ExperimentSpec
 
 FOUND_ERRORS = 1
 _EXPERIMENTS = (".yaml", ".yml")
@@ -125,8 +127,10 @@ def validate(
 
 def _dataset(path: Path, source: "EpisodeSource", images: "Images", *, skip_bad: bool) -> _Report:
     from vlatrack.data.checks.scan import episodes_of, scan_dataset
+    from vlatrack.data.episodes import CountsEpisodes
 
-    with _reading(path):
+    # Its bars tell how many have been read, if that can be told.
+    with nullcontext() if isinstance(source, CountsEpisodes) else _reading(path):
         scan = scan_dataset(source, skip_bad=skip_bad)
     lengths = [record.length for record in scan.records]
     readable = episodes_of(source, lambda position, error: None)  # they are findings already
@@ -149,7 +153,7 @@ def _experiment(file: Path, overrides: Sequence[str], images: "Images", *, skip_
     from vlatrack.spec.load import load_spec
 
     spec = load_spec(file, overrides)
-    with _reading(file):
+    with nullcontext() if _tells_progress(spec) else _reading(file):
         opened = skipping_bad_episodes(spec) if skip_bad else spec
         splits = open_splits(opened, TokenStore(user_cache() / "data"))
     if "train" not in splits:
@@ -175,6 +179,15 @@ def _experiment(file: Path, overrides: Sequence[str], images: "Images", *, skip_
     train, rotation = splits["train"], spec.data.recorded.rotation
     report.findings += images.turns("data.train", train.source, train.episodes, spec.data.cameras, rotation)
     return report
+
+
+def _tells_progress(spec: "ExperimentSpec") -> bool:
+    """Whether a dataset of an experiment is downloaded, or read episode by episode, with bars that tell how far."""
+    from vlatrack.spec.data import LeRobotSource, MixtureSpec
+
+    splits = (spec.data.train, spec.data.val_ind, spec.data.val_ood)
+    sources = [x for split in splits for x in (split.sources if isinstance(split, MixtureSpec) else (split,))]
+    return any(isinstance(source, LeRobotSource) for source in sources)
 
 
 def _times(where: str, source: "EpisodeSource", chosen: "set[int] | None" = None) -> "Iterator[Finding]":

@@ -43,6 +43,9 @@ def view(
 
     In Rerun, which needs the extra of its name: [bold]vlatrack data view demos --episode 3 --rerun[/bold]
     """
+    from rich.console import Console
+
+    from vlatrack.cli.bars import Bars
     from vlatrack.data.formats.opening import open_dataset
     from vlatrack.data.view.choice import chosen_cameras, find_episode
     from vlatrack.data.view.rerun import show_recording, write_recording
@@ -57,11 +60,12 @@ def view(
         raise DataError(f"{output}: expected a file that ends with {kinds}")
     source = open_dataset(path, action=action, state=state, fps=fps, split=split, instruction=instruction)
     cameras, chosen = chosen_cameras(source, camera), find_episode(source, episode)
-    if output is None:
-        show_recording(source, chosen, cameras)
-        return
-    write = write_video if output.suffix == VIDEO else write_recording
-    write(source, chosen, cameras, output)
+    with Bars(Console(stderr=True, highlight=False)):
+        if output is None:
+            show_recording(source, chosen, cameras)
+            return
+        write = write_video if output.suffix == VIDEO else write_recording
+        write(source, chosen, cameras, output)
     seconds = chosen.length / source.fps
     shown = printable(", ".join(cameras))
     typer.echo(f"wrote {output}: episode {episode}, {chosen.length:,} steps, {seconds:.1f} s, {shown}")

@@ -91,7 +91,7 @@ class TerminalDisplay(Callback):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bars.stop()
+        self._bars.__exit__(kind, error, trace)
 
     # --- callbacks ----------------------------------------------------------------------------------
 
@@ -99,6 +99,9 @@ class TerminalDisplay(Callback):
         self._say(f"run {_shown(directory)}")
 
     def on_warning(self, text: str) -> None:
+        self._say(text)
+
+    def on_notice(self, text: str) -> None:
         self._say(text)
 
     def on_stage(self, text: str) -> None:

@@ -1,5 +1,6 @@
 """`vlatrack run`: train, evaluate and track one experiment."""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -54,6 +55,9 @@ def run(
     resume: Resume = None,
     checkpoint: Checkpoint = "last",
     job: JobName = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Hash every file of the data and of its store, touched or not.")
+    ] = False,
 ) -> None:
     """Train, evaluate and track an experiment.
 
@@ -88,12 +92,19 @@ def run(
     continues = resume not in (None, "auto")  # a run that is named, with its own spec
     _check_words(words, checkpoint, continues=continues)
     _check_job(job, resume)
+    from contextlib import nullcontext
+
     from vlatrack.cli.progress import TerminalDisplay, prepare_process
 
     prepare_process()
+    from vlatrack.data.digests import hashing_all_files
     from vlatrack.runner.processes import joined_process_group
 
-    with joined_process_group() as group, TerminalDisplay(shown=group.is_main_process) as display:
+    with (
+        joined_process_group() as group,
+        hashing_all_files() if verify and os.environ.get("LOCAL_RANK", "0") == "0" else nullcontext(),  # a machine once
+        TerminalDisplay(shown=group.is_main_process) as display,
+    ):
         display.on_stage("loading")
         callbacks = [display] if group.is_main_process else []
         if resume is not None and continues:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from vlatrack.data.episodes import Episode, EpisodeSource, NamesStates, SkipsBadEpisodes, action_names, frame_pieces
 from vlatrack.data.formats.lerobot.writer import LeRobotWriter
+from vlatrack.data.progress import reading_progress
 from vlatrack.data.recorded import image_sizes
 from vlatrack.errors import DataError
 
@@ -106,8 +107,10 @@ def short_names(cameras: Sequence[str]) -> dict[str, str]:
 
 def _first_pass(source: EpisodeSource, tasks: Collection[str] | None, on_bad: OnBad, *, skip_bad: bool) -> _Chosen:
     known: dict[str, int] = {}
-    frames, sizes = 0, None
-    for episode in _episodes(source, None, on_bad):
+    frames, sizes, progress = 0, None, reading_progress(source)
+    for number, episode in enumerate(_episodes(source, None, on_bad), start=1):
+        if progress is not None:
+            progress(number)
         known[episode.task] = known.get(episode.task, 0) + 1
         if tasks is None or episode.task in tasks:
             frames += episode.length

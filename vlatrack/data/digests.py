@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 
+from vlatrack.data.progress import wanted_progress
 from vlatrack.errors import DataError
 
 _UNTIL_SETTLED_NS = 2_000_000_000
@@ -96,14 +98,54 @@ def digests_of(root: Path, files: Iterable[Path]) -> dict[str, str]:
         DataError: a file cannot be read.
     """
     memory = DigestMemory(_memory_of(root))
-    digests = {}
-    for name, path in sorted((file.relative_to(root).as_posix(), file) for file in files):
+    digests, named, progress = (
+        {},
+        sorted((file.relative_to(root).as_posix(), file) for file in files),
+        wanted_progress(),
+    )
+    hashed = 0
+
+    def told(done: int) -> None:
+        progress("hashing files", done, len(named), unit="file", is_brief=True)
+
+    for done, (name, path) in enumerate(named):
+
+        def compute(path: Path = path, done: int = done) -> str:
+            nonlocal hashed
+            hashed += 1
+            told(done)
+            return _sha256(path)
+
         try:
-            digests[name] = memory.digest_of(path.absolute(), lambda path=path: _sha256(path))  # type: ignore[misc]
+            digests[name] = memory.digest_of(path.absolute(), compute)
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror}); restore the file") from None
     memory.save()
+    if hashed:
+        told(len(named))
     return digests
+
+
+class KnownFiles:
+    """Files of a dataset whose digests are known, to be looked at again."""
+
+    def __init__(self, root: Path, digests: Mapping[str, str]) -> None:
+        """
+        Args:
+            root, digests: as `digests_of` took and gave them.
+        """
+        self._root, self._digests, self._memory = root, digests, DigestMemory(_memory_of(root))
+
+    def changed(self, files: Iterable[Path]) -> str | None:
+        """The name below the root of the first of these files that is another one now, or new, or gone; None: none."""
+        for file in files:
+            try:
+                now = self._memory.digest_of(file.absolute(), partial(_sha256, file))
+            except OSError:
+                now = None
+            if now != self._digests.get(name := file.relative_to(self._root).as_posix()):
+                return name
+        return None
 
 
 def content_fingerprint(digests: Mapping[str, str]) -> str:

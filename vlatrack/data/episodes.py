@@ -141,6 +141,14 @@ class KnowsFiles(Protocol):
 
 
 @runtime_checkable
+class FindsChangedFiles(Protocol):
+    """A dataset of many files, of which an episode has few."""
+
+    def changed_file(self, episode: Episode) -> str | None:
+        """The name of a file of an episode that is not what it was when `fingerprint` was asked first; None: none."""
+
+
+@runtime_checkable
 class NamesActions(Protocol):
     """What a dataset offers besides `EpisodeSource` if it knows what the numbers of its actions are, for figures."""
 

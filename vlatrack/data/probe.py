@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlatrack.data.episodes import Episode, EpisodeSource, frame_pieces
+from vlatrack.data.progress import wanted_progress
 from vlatrack.errors import DataError
 from vlatrack.tokens.images import FittedEncoder, ImageTokenizer
 from vlatrack.tokens.layout import TokenLayout
@@ -109,7 +110,9 @@ def probe_frames(
         raise DataError(f"{source.name}: its state has {source.state_dim} numbers; choose some of them, from 0 on")
     every = max(1, sum(episode.length for episode in episodes) // count)
     frames, targets, groups, passed = [], [], [], 0
-    for episode in episodes:
+    progress = wanted_progress()
+    for number, episode in enumerate(episodes):
+        progress("reading frames", number, len(episodes), unit="episode", is_brief=True)
         assert episode.states is not None, "a dataset with state_dim has states"
         chosen = np.arange(-passed % every, episode.length, every)
         passed += episode.length

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from vlatrack.data.progress import FilesProgress
 from vlatrack.errors import DISK_IS_FULL, DataError, MissingPackageError
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def local_copy(address: str) -> Path:
         system, files = _listing(address)
         copy.files.mkdir(parents=True, exist_ok=True)
         with copy.locked():
-            copy.update(system, files)
+            copy.update(system, files, shown(address))
     return copy.files
 
 
@@ -95,8 +96,8 @@ class _Copy:
         finally:
             os.close(descriptor)
 
-    def update(self, system: "AbstractFileSystem", wanted: Mapping[str, _RemoteFile]) -> None:
-        """Make the folder hold these files, and no others."""
+    def update(self, system: "AbstractFileSystem", wanted: Mapping[str, _RemoteFile], name: str) -> None:
+        """Make the folder, which people know by this name, hold these files, and no others."""
         for here in sorted(self.files.rglob("*")):
             if here.is_file() and here.relative_to(self.files).as_posix() not in wanted:
                 here.unlink()
@@ -104,9 +105,12 @@ class _Copy:
         lacking = [
             file for file in wanted.values() if (mark := self._mark(file)) is None or copied.get(file.name) != mark
         ]
+        if not lacking:
+            return
+        download = FilesProgress(f"downloading {name}", len(lacking))
         with self._list.open("a", encoding="utf-8") as marks, ThreadPoolExecutor(_AT_ONCE) as workers:
             try:
-                for file in workers.map(lambda file: self._download(system, file), lacking):
+                for file in workers.map(lambda file: self._download(system, file, download), lacking):
                     marks.write(json.dumps([file.name, self._mark(file)]) + "\n")
                     marks.flush()
             except BaseException:
@@ -131,7 +135,7 @@ class _Copy:
             return None
         return [file.size, file.version, here.st_mtime_ns] if here.st_size == file.size else None
 
-    def _download(self, system: "AbstractFileSystem", file: _RemoteFile) -> _RemoteFile:
+    def _download(self, system: "AbstractFileSystem", file: _RemoteFile, download: FilesProgress) -> _RemoteFile:
         target = self.files / file.name
         target.parent.mkdir(parents=True, exist_ok=True)
         unfinished = target.with_name(f"{target.name}.{secrets.token_hex(8)}{_UNFINISHED}")
@@ -144,6 +148,7 @@ class _Copy:
             unfinished.replace(target)
         finally:
             unfinished.unlink(missing_ok=True)
+        download.add(files=1, size=file.size)
         return file
 
 

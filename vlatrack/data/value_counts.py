@@ -48,11 +48,8 @@ class ValueCounts:
     @classmethod
     def _fitting(cls, keys: Keys, counts: Counts, dropped: int) -> Self:
         """Of ascending keys, which may occur several times."""
-        keys, counts = _merged(keys, counts)
-        while len(keys) > MOST_KEYS:
-            dropped += 1
-            keys, counts = _merged(keys >> np.uint32(1), counts)
-        return cls(keys, counts, dropped)
+        more = _too_fine(keys)
+        return cls(*_merged(keys >> np.uint32(more), counts), dropped + more)
 
     @property
     def total(self) -> int:
@@ -146,12 +143,24 @@ def interpolated(neighbours: NDArray[np.float64], fractions: Sequence[float]) ->
     return np.array([np.quantile(pair, fraction) for pair, fraction in pairs])
 
 
+def _too_fine(keys: Keys) -> int:
+    """How many of their lowest bits ascending keys have to lose, so that no more than `MOST_KEYS` are different."""
+    if len(keys) <= MOST_KEYS:
+        return 0
+    # Two neighbours become one as soon as the highest bit in which they differ is dropped.
+    _, highest = np.frexp((keys[1:] ^ keys[:-1]).astype(np.float64))
+    told_apart = np.cumsum(np.bincount(highest, minlength=33)[::-1])[::-1] + 1  # [n]: keys, without n - 1 bits
+    return int(np.argmax(told_apart[1:] <= MOST_KEYS))
+
+
 def _merged(keys: Keys, counts: Counts) -> tuple[Keys, Counts]:
     """The different ones of ascending keys, with the sums of their counts."""
     if len(keys) == 0:
         return keys, counts
-    first = np.concatenate([[True], keys[1:] != keys[:-1]])
-    return keys[first], np.add.reduceat(counts, np.flatnonzero(first))
+    is_last = np.concatenate([keys[1:] != keys[:-1], [True]])
+    if is_last.all():
+        return keys, counts
+    return keys[is_last], np.diff(np.cumsum(counts)[is_last], prepend=0)  # a third of the time of np.add.reduceat
 
 
 def _keys_of(values: NDArray[np.float32]) -> Keys:

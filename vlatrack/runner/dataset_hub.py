@@ -10,6 +10,7 @@ from typing import Self
 from vlatrack import __version__
 from vlatrack.data.digests import content_fingerprint, digests_of
 from vlatrack.data.formats.lerobot.layout import DatasetInfo, read_info
+from vlatrack.data.progress import hub_bars
 from vlatrack.errors import DataError, VlatrackError
 from vlatrack.runner.hub_names import parse_hub_name
 from vlatrack.tracking.privacy import redact, secret_within
@@ -94,7 +95,13 @@ class HubDataset:
                     raise DataError(f"{self}: {name!r} leaves the dataset's folder; do not trust this dataset")
             unfinished = folder.with_name(f".{folder.name}.{commit[:12]}.part")
             unfinished.mkdir(parents=True, exist_ok=True)
-            snapshot_download(self.repository, revision=commit, repo_type="dataset", local_dir=unfinished)
+            snapshot_download(
+                self.repository,
+                revision=commit,
+                repo_type="dataset",
+                local_dir=unfinished,
+                tqdm_class=hub_bars(self.repository),
+            )
         if (unfinished / _OF_DOWNLOADS).exists():
             shutil.rmtree(unfinished / _OF_DOWNLOADS)
         unfinished.rename(folder)

@@ -137,6 +137,9 @@ def _run_main_process(
         for notice in tracked.notices:
             for callback in callbacks:
                 callback.on_warning(notice)
+        if (costs := job.experiment.token_costs) is not None:
+            for callback in callbacks:
+                callback.on_notice(costs.line())
         early_stopping = _early_stopping(job, directory)
         simulations = _simulations(job, directory, tracked, callbacks, early_stopping)
         recorder = RunRecorder(

@@ -105,6 +105,9 @@ class Callback:
     def on_warning(self, text: str) -> None:
         """Something is allowed but probably not intended; ``text`` is one line."""
 
+    def on_notice(self, text: str) -> None:
+        """Something worth knowing before the first step; ``text`` is one line."""
+
     def on_stage(self, text: str) -> None:
         """A stage that takes a while begins."""
 

@@ -7,8 +7,10 @@ from vlatrack.data.checks.episodes import EpisodeRecord, check_episodes
 from vlatrack.data.checks.finding import Finding
 from vlatrack.data.checks.frames import FrameScan
 from vlatrack.data.checks.ranges import Ranges, check_ranges
+from vlatrack.data.checks.told_statistics import TellsStatistics, check_told
 from vlatrack.data.episode_statistics import EpisodeStatistics, RunningStatistics, ValueStatistics
 from vlatrack.data.episodes import Episode, EpisodeSource, SkipsBadEpisodes, action_names
+from vlatrack.data.progress import reading_progress
 from vlatrack.errors import DataError
 from vlatrack.tokens.bins import ValueRange
 
@@ -37,22 +39,34 @@ class DatasetScan:
         name = self.source.name
         of_ranges = check_ranges(name, self.ranges, "minmax")
         chosen = [replace(f, severity="warning") if f.check == "constant" else f for f in of_ranges]
-        return [*self.bad, *chosen, *check_episodes(name, self.records)]
+        return [*self.bad, *chosen, *check_episodes(name, self.records), *self._told()]
+
+    def _told(self) -> Iterator[Finding]:
+        """Where the dataset's own statistics are not those of its values; of all of these, or not at all."""
+        if self.bad or not isinstance(self.source, TellsStatistics):
+            return
+        try:
+            told = self.source.told_statistics()
+        except DataError as error:
+            yield replace(Finding.of_error("statistics", self.source.name, error), severity="warning")
+            return
+        kinds = {"action": self.statistics.actions, "state": self.statistics.states}
+        for kind, of_kind in told.items():
+            yield from check_told(self.source.name, kind, kinds[kind], of_kind)
 
 
-def scan_dataset(
-    source: EpisodeSource, *, skip_bad: bool, on_episode: Callable[[int], None] | None = None
-) -> DatasetScan:
-    """Read all episodes once, without their frames; memory grows by about 200 bytes an episode.
+def scan_dataset(source: EpisodeSource, *, skip_bad: bool) -> DatasetScan:
+    """Read all episodes once, without their frames; memory grows by about 200 bytes an episode. How far it has come is
+    told by `vlatrack.data.progress`.
 
     Args:
         skip_bad: an episode that cannot be read is a finding, and the others are read, if the dataset can do that.
-        on_episode: told after each how many have been read.
 
     Raises:
         DataError: an episode cannot be read.
     """
     running, records, bad = RunningStatistics(), [], []
+    progress = reading_progress(source)
 
     def on_bad(position: int, error: DataError) -> None:
         if not skip_bad:
@@ -62,8 +76,8 @@ def scan_dataset(
     for number, episode in enumerate(episodes_of(source, on_bad), start=1):
         running.add(episode)
         records.append(EpisodeRecord.of(episode))
-        if on_episode is not None:
-            on_episode(number)
+        if progress is not None:
+            progress(number + len(bad))
     return DatasetScan(source, running.result(), records, bad)
 
 

@@ -117,13 +117,13 @@ class CodeShards:
         episodes: EpisodeList,
         *,
         progress: Callable[[int], None] = lambda frames: None,
-        before_writing: Callable[[], None] = lambda: None,
+        before_writing: Callable[[EpisodeList], None] = lambda episodes: None,
     ) -> None:
         """Write a shard with its episodes of the list, and those that it has already.
 
         Args:
             progress: told the frames of each piece that is encoded.
-            before_writing: raises if nothing is to be written.
+            before_writing: told the episodes that have been read; raises if nothing is to be written.
 
         Raises:
             DataError: frames cannot be read, or the shard cannot be written.
@@ -134,12 +134,12 @@ class CodeShards:
             return
         kept = self._read(shard, [])
         parts = {} if kept is None else kept.by_episode(self.table)
-        for position in wanted:
-            if position not in parts:
-                parts[position] = self._encoded(self.table.episode(position), progress)
+        read = [position for position in wanted if position not in parts]
+        for position in read:
+            parts[position] = self._encoded(self.table.episode(position), progress)
         positions = sorted(parts)
         codes, digests = (np.concatenate([parts[position][place] for position in positions]) for place in (0, 1))
-        before_writing()
+        before_writing(EpisodeList(self.table, read))
         column = pa.FixedSizeListArray.from_arrays(pa.array(codes.ravel()), self.encoder.codes_per_side**2)
         schema = self._schema.with_metadata({_EPISODES: json.dumps(positions), _KEY: self.folder.name})
         write_verified(self.file(shard), schema, [pa.record_batch([column, pa.array(digests)], schema=schema)])

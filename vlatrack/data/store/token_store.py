@@ -10,7 +10,9 @@ from typing import Any
 
 from vlatrack.data.augmentation import Variant
 from vlatrack.data.digests import DigestMemory, write_json
-from vlatrack.data.episodes import EpisodeSource, KnowsFiles
+from vlatrack.data.episodes import EpisodeSource, FindsChangedFiles, KnowsFiles
+from vlatrack.data.mapping import MappedSource
+from vlatrack.data.progress import reading_progress
 from vlatrack.data.store.episode_table import EpisodeList, EpisodeTable, open_table
 from vlatrack.data.store.image_codes import CodeShards, FrameEncoder, ImageCodes, Progress
 from vlatrack.data.store.verified_files import exclusively
@@ -29,9 +31,19 @@ class StoredDataset:
     key: str
     reopen: Callable[[], EpisodeSource] | None  # opens it anew, to see whether it is the same still
 
-    def check_unchanged(self) -> None:
-        """Raise DataError if the files of the dataset are others than when it was opened."""
-        _check_unchanged(self.source, self.reopen)
+    def check_unchanged(self, episodes: EpisodeList | None = None) -> None:
+        """Raise DataError if the files of the dataset are others than when it was opened.
+
+        Args:
+            episodes: it is enough to look at the files of these, if the dataset can tell which they are.
+        """
+        source = self.source.source if isinstance(self.source, MappedSource) else self.source
+        if episodes is None or not isinstance(source, FindsChangedFiles):
+            _check_unchanged(self.source, self.reopen)
+            return
+        for episode in episodes:
+            if (file := source.changed_file(episode)) is not None:
+                raise _changed(self.source, f" ({file})")
 
 
 class TokenStore:
@@ -48,15 +60,14 @@ class TokenStore:
         settings: str = "",
         skip_bad: bool = False,
         reopen: Callable[[], EpisodeSource] | None = None,
-        progress: Callable[[int], None] | None = None,
     ) -> StoredDataset:
-        """A dataset with the table of its episodes, which is read from the dataset at the first time.
+        """A dataset with the table of its episodes, which is read from the dataset at the first time: how far that has
+        come is told by `vlatrack.data.progress`.
 
         Args:
             settings: what of the source's settings decides its content, beside its files.
             skip_bad: go on after an episode that cannot be read; the table says which, and why.
             reopen: opens the dataset anew.
-            progress: told the number of episodes that have been read.
 
         Raises:
             DataError: the dataset cannot be read or changes meanwhile, or the store cannot be written.
@@ -69,7 +80,7 @@ class TokenStore:
                 source,
                 self._memory,
                 skip_bad=skip_bad,
-                progress=progress,
+                progress=reading_progress(source),
                 before_writing=lambda: _check_unchanged(source, reopen),
             )
         self.save()
@@ -121,6 +132,8 @@ class TokenStore:
         busy = [shard for shard in own_first if not encode(shard, wait=False)]
         for shard in busy:
             encode(shard, wait=True)
+        if missing:
+            dataset.check_unchanged()
         self.save()
 
     def codes(
@@ -198,7 +211,11 @@ def _check_unchanged(source: EpisodeSource, reopen: Callable[[], EpisodeSource] 
     if isinstance(now, KnowsFiles) and isinstance(source, KnowsFiles):
         before, after = source.file_digests(), now.file_digests()
         changed = next((f" ({name})" for name in {**before, **after} if before.get(name) != after.get(name)), "")
-    raise DataError(f"{source.name}: changed while it was read{changed}; start again once nobody writes to it")
+    raise _changed(source, changed)
+
+
+def _changed(source: EpisodeSource, what: str) -> DataError:
+    return DataError(f"{source.name}: changed while it was read{what}; start again once nobody writes to it")
 
 
 def _is_share(shard: int, rank: int, world_size: int) -> bool:

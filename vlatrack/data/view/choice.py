@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlatrack.data.episodes import Episode, EpisodeSource, SkipsBadEpisodes, frame_pieces
+from vlatrack.data.progress import wanted_progress
 from vlatrack.errors import DataError
 
 
@@ -41,5 +42,7 @@ def frames_side_by_side(
 ) -> Iterator[Mapping[str, NDArray[np.uint8]]]:
     """The images of each step, [height, width, 3] by camera; of each camera a piece is in memory at a time."""
     streams = [(frame for piece in frame_pieces(source, episode, camera) for frame in piece) for camera in cameras]
-    for images in zip(*streams, strict=True):
+    progress = wanted_progress()
+    for step, images in enumerate(zip(*streams, strict=True), start=1):
+        progress(f"episode {episode.index}", step, episode.length, unit="step", is_brief=True)
         yield dict(zip(cameras, images, strict=True))

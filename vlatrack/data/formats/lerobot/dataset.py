@@ -10,12 +10,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vlatrack.data.digests import content_fingerprint, digests_of
+from vlatrack.data.checks.told_statistics import Kind, ToldStatistics
+from vlatrack.data.digests import KnownFiles, content_fingerprint, digests_of
 from vlatrack.data.episodes import Episode
-from vlatrack.data.formats.lerobot.entries import Entry, Layout
+from vlatrack.data.formats.lerobot.entries import Clip, Entry, Layout
 from vlatrack.data.formats.lerobot.images import embedded_image
-from vlatrack.data.formats.lerobot.layout import DatasetInfo, expand, read_info
+from vlatrack.data.formats.lerobot.layout import expand, read_info, vector_size
+from vlatrack.data.formats.lerobot.own_statistics import own_statistics
 from vlatrack.data.formats.lerobot.rows import Stretch, TableFile, matrix
+from vlatrack.data.formats.lerobot.task_indices import TASK_INDEX, check_task_index, known_tasks
 from vlatrack.data.formats.lerobot.times import FRAME_INDEX, TIMESTAMP, StepTimes
 from vlatrack.data.formats.lerobot.timestamps import step_times
 from vlatrack.data.formats.lerobot.v21 import V21
@@ -58,8 +61,8 @@ class LeRobotDataset:
         self._info = read_info(self.root)
         self._layout: Layout = V30 if self._info.codebase_version.startswith("v3.") else V21
         self._action, self._state = action, state
-        self.action_dim = _vector_size(self.root, self._info, action)
-        self.state_dim = 0 if state is None else _vector_size(self.root, self._info, state)
+        self.action_dim = vector_size(self.root, self._info, action)
+        self.state_dim = 0 if state is None else vector_size(self.root, self._info, state)
         self.cameras = tuple(key for key, feature in self._info.features.items() if feature.is_camera)
         self._video_cameras = [key for key in self.cameras if self._info.features[key].dtype == "video"]
         self.fps = float(self._info.fps)
@@ -156,6 +159,13 @@ class LeRobotDataset:
         """The number of each episode, and the seconds of its steps, [T]; nothing without timestamps."""
         return step_times(self.root)
 
+    def told_statistics(self) -> Mapping[Kind, ToldStatistics]:
+        """What the dataset says of its actions and states."""
+        kinds: dict[Kind, str | None] = {"action": self._action, "state": self._state}
+        wanted = {kind: feature for kind, feature in kinds.items() if feature is not None}
+        told = own_statistics(self.root, list(wanted.values()))
+        return {kind: told[feature] for kind, feature in wanted.items() if feature in told}
+
     def fingerprint(self) -> str:
         """SHA-256 over meta/, data/ and videos/; other files in the folder do not matter."""
         return content_fingerprint(self._file_digests)
@@ -164,10 +174,25 @@ class LeRobotDataset:
         """SHA-256 of each of these files."""
         return self._file_digests
 
+    def changed_file(self, episode: Episode) -> str | None:
+        """See `FindsChangedFiles`."""
+        entry = self._entries[episode.index]
+        clips = zip(self._video_cameras, entry.clips, strict=True) if self._info.video_path else ()
+        videos = (self._video(camera, clip) for camera, clip in clips if clip is not None)
+        return self._known_files.changed([self.root / self._data_path(entry), *videos])
+
+    @cached_property
+    def _known_files(self) -> KnownFiles:
+        return KnownFiles(self.root, self._file_digests)
+
     @cached_property
     def _file_digests(self) -> dict[str, str]:
         files = (file for folder in _CONTENT_FOLDERS for file in (self.root / folder).rglob("*"))
         return digests_of(self.root, (file for file in files if file.suffix in self._layout.suffixes))
+
+    @cached_property
+    def _known_tasks(self) -> set[int] | None:
+        return known_tasks(self.root)
 
     @cached_property
     def _entries(self) -> dict[int, Entry]:
@@ -187,13 +212,17 @@ class LeRobotDataset:
         template = self._info.data_path or self._layout.data_path
         return expand(template, **dict(zip(self._layout.placeholders, entry.place, strict=True)))
 
+    def _video(self, camera: str, clip: Clip) -> Path:
+        assert self._info.video_path is not None, "there are clips"
+        numbers = dict(zip(self._layout.placeholders, clip.place, strict=True))
+        return self.root / expand(self._info.video_path, **numbers, video_key=camera)
+
     def _clip(self, entry: Entry, camera: str) -> tuple[Path, float]:
         """The video of an episode, and when it begins there."""
         clip = entry.clips[self._video_cameras.index(camera)]
         if clip is None or self._info.video_path is None:
             raise DataError(f"{self.name}: episode {entry.index} has no video of {camera!r}; leave the camera out")
-        numbers = dict(zip(self._layout.placeholders, clip.place, strict=True))
-        path = self.root / expand(self._info.video_path, **numbers, video_key=camera)
+        path = self._video(camera, clip)
         if not path.is_file():
             raise DataError(
                 f"{path}: no such video of episode {entry.index}; restore it, or leave the episode or the camera out"
@@ -204,7 +233,7 @@ class LeRobotDataset:
         self, file: TableFile, entries: Sequence[Entry], on_bad: Callable[[int, DataError], None]
     ) -> Iterator[Episode]:
         columns = [self._action, *([self._state] if self._state else [])]
-        columns += [name for name in (FRAME_INDEX, TIMESTAMP) if name in file.columns]
+        columns += [name for name in (FRAME_INDEX, TIMESTAMP, TASK_INDEX) if name in file.columns]
         reader = None
         for entry in entries:
             try:
@@ -245,6 +274,8 @@ class LeRobotDataset:
     def _episode(self, entry: Entry, rows: pa.Table) -> Episode:
         place = f"{self.name}: episode {entry.index}"
         self._checked_times(entry, rows)
+        if self._known_tasks is not None:
+            check_task_index(place, rows, self._known_tasks)
         actions = matrix(f"{place}: {self._action}", rows[self._action], self.action_dim)
         states = matrix(f"{place}: {self._state}", rows[self._state], self.state_dim) if self._state else None
         return Episode(entry.index, entry.tasks[0], actions, states)
@@ -273,13 +304,3 @@ class LeRobotDataset:
                 for cell in batch.column(0):
                     yield embedded_image(f"{file.path}: {camera}, episode {entry.index}, frame {number}", cell)
                     number += 1
-
-
-def _vector_size(root: Path, info: DatasetInfo, key: str) -> int:
-    feature = info.features.get(key)
-    if feature is None:
-        known = ", ".join(name for name, other in info.features.items() if other.dtype.startswith("float"))
-        raise DataError(f"{root}: no feature {key!r} (action or state); its number features: {known or 'none'}")
-    if len(feature.shape) != 1 or feature.shape[0] < 1 or not feature.dtype.startswith(("float", "int")):
-        raise DataError(f"{root}: feature {key!r} is {feature.dtype} {list(feature.shape)}, not a vector of numbers")
-    return feature.shape[0]

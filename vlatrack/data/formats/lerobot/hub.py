@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlatrack.data.progress import hub_bars
 from vlatrack.errors import DataError
 
 FILES = ("meta/*", "data/*", "videos/*")
@@ -38,7 +39,10 @@ def fetch(repo: str, revision: str | None = None) -> HubDataset:
     from huggingface_hub import snapshot_download
 
     with _clear_errors(repo, revision):
-        folder = Path(snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=list(FILES)))
+        wanted, bars = list(FILES), hub_bars(repo)
+        folder = Path(
+            snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=wanted, tqdm_class=bars)
+        )
     return HubDataset(repo, folder.name, folder)
 
 

@@ -102,6 +102,17 @@ def read_info(root: Path) -> DatasetInfo:
         raise DataError(f"{path}: {place}: {first['msg']}; correct the file") from None
 
 
+def vector_size(root: Path, info: DatasetInfo, key: str) -> int:
+    """Numbers in each value of a feature, the action or the state; raises DataError for one that is no vector."""
+    feature = info.features.get(key)
+    if feature is None:
+        known = ", ".join(name for name, other in info.features.items() if other.dtype.startswith("float"))
+        raise DataError(f"{root}: no feature {key!r} (action or state); its number features: {known or 'none'}")
+    if len(feature.shape) != 1 or feature.shape[0] < 1 or not feature.dtype.startswith(("float", "int")):
+        raise DataError(f"{root}: feature {key!r} is {feature.dtype} {list(feature.shape)}, not a vector of numbers")
+    return feature.shape[0]
+
+
 def expand(template: str, **values: int | str) -> str:
     """The path inside the dataset that a template of info.json names.
 

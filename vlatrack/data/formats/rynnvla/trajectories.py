@@ -23,7 +23,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vlatrack.data.digests import content_fingerprint, digests_of
+from vlatrack.data.digests import KnownFiles, content_fingerprint, digests_of
 from vlatrack.data.episodes import PIECE_BYTES, Episode
 from vlatrack.data.formats.rynnvla.conversations import (
     Conversation,
@@ -148,6 +148,17 @@ class RynnVlaTrajectories:
     def file_digests(self) -> Mapping[str, str]:
         """SHA-256 of each file of the trajectories, by its name below the root."""
         return self._file_digests
+
+    def changed_file(self, episode: Episode) -> str | None:
+        """See `FindsChangedFiles`."""
+        trajectory = self._found.trajectories[episode.index][0]
+        return self._known_files.changed(
+            series.file(trajectory, step) for series in self._all_series() for step in range(episode.length)
+        )
+
+    @cached_property
+    def _known_files(self) -> KnownFiles:
+        return KnownFiles(self._where.folder, self._file_digests)
 
     @cached_property
     def _file_digests(self) -> dict[str, str]:
