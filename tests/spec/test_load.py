@@ -162,6 +162,7 @@ def test_a_setting_that_a_later_version_adds_leaves_the_hash_and_a_resume_alone(
     assert differences(before, flatten(spec)) == []
     assert canonical_hash(load_spec(file, ["train.non_finite=skip"])) != canonical_hash(spec)
     assert canonical_hash(load_spec(file, ["data.history_start=shorter"])) != canonical_hash(spec)
+    assert canonical_hash(load_spec(file, ["data.images=stream"])) != canonical_hash(spec)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vlatrack.data.episodes import EpisodeSource
 from vlatrack.data.store.episode_table import EpisodeList, Floats, Ints
-from vlatrack.data.store.image_codes import Codes, FrameEncoder, ImageCodes
+from vlatrack.data.store.image_codes import Codes, FrameEncoder, ImageIds
 from vlatrack.errors import DataError
 from vlatrack.tokens.batch import Batch
 from vlatrack.tokens.bins import Bins, ValueRange
@@ -81,7 +81,7 @@ class SampleSet:
     def __init__(
         self,
         episodes: EpisodeList,
-        codes: Sequence[ImageCodes],
+        codes: Sequence[ImageIds],
         encoding: Encoding,
         kinds: Sequence[SampleKind],
         *,

@@ -85,6 +85,7 @@ ADDED_LATER: Mapping[str, Scalar] = {
     "loss.terms": "[]",
     "data.history_start": "repeat",
     "data.world_history": None,
+    "data.images": "store",
     "data.augmentation": None,
     "tokenizer.image.encoder": "convolutions",
     "backbone.adapter": None,
