@@ -14,7 +14,7 @@ from vlatrack.spec.load import load_spec
 
 STREAM = "data.images=stream"
 AUGMENTED = (STREAM, "data.augmentation={crop: 0.7, brightness: 0.4}")
-HISTORY = ("data.history=2", "backbone.max_seq_len=200")
+HISTORY = ("data.history=2", "backbone.max_seq_len=200", "train.epochs=1")
 
 
 def losses_of(run: Path) -> dict[tuple[int, str], float]:
@@ -52,11 +52,11 @@ def test_a_streamed_run_is_the_stored_one_to_the_bit(program: Program) -> None:
 
 @pytest.mark.slow
 def test_a_streamed_run_that_is_killed_goes_on_to_the_same_weights_with_other_workers(program: Program) -> None:
-    words = (*AUGMENTED, "train.epochs=2", "train.checkpoint.every_steps=4", "train.checkpoint.keep_last=9")
+    words = (*AUGMENTED, "train.epochs=1", "train.checkpoint.every_steps=3", "train.checkpoint.keep_last=9")
     whole = train(program, "whole", *words, "train.workers=0")
     process = program.start("run", TOY, "--runs", "killed", *words, "train.workers=2")
     deadline = time.monotonic() + 200
-    while not list(program.folder.glob("killed/toy/*/checkpoints/step-00000012")):
+    while not list(program.folder.glob("killed/toy/*/checkpoints/step-00000006")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -75,21 +75,23 @@ def test_a_streamed_run_that_is_killed_goes_on_to_the_same_weights_with_other_wo
 def test_damage_that_is_met_in_training_is_one_line_with_the_episode(program: Program) -> None:
     source = "data.train={kind: custom, target: 'damaged_toy:DamagedToy', tasks: [push the square]}"
     (program.folder / "damaged_toy.py").write_text(
+        "from torch.utils.data import get_worker_info\n"
         "from toy_source import ToySource\n"
         "from vlatrack.errors import DataError\n"
         "class DamagedToy(ToySource):\n"
         "    def frames(self, episode, camera):\n"
-        "        if episode.index == 7:\n"
+        "        if episode.index == 7 and get_worker_info() is not None:\n"
         "            raise DataError('toy: demo.mp4: damaged video; restore the file')\n"
         "        return super().frames(episode, camera)\n"
     )
-    words = (STREAM, source, "train.epochs=1", "train.checkpoint.every_steps=1", "tokenizer.image.fit_frames=6")
+    words = (STREAM, source, "train.epochs=1", "train.checkpoint.every_steps=1")
     done = program.run("run", TOY, *words, "train.workers=1")
     assert done.returncode == 2
     assert "toy: demo.mp4: damaged video; restore the file (episode 7, front); " in done.stderr
     assert "Traceback" not in done.stderr
     run = program.only_run()
     assert finish_of(run)["status"] == "FAILED"
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_there_is_nothing_to_tokenise_for_a_streamed_experiment(program: Program) -> None:

@@ -70,7 +70,7 @@ _Loaded = Batch | UnencodedBatch | VlatrackError
 def _ready(samples: Samples, loaded: _Loaded) -> Batch:
     """The batch, with the ids of images that were to be encoded here; raises what a worker has met."""
     if isinstance(loaded, VlatrackError):
-        raise loaded
+        raise type(loaded)(*loaded.args)  # not itself: it would be in a frame that its own traceback keeps
     if isinstance(loaded, UnencodedBatch):
         assert isinstance(samples, StreamedSamples)
         return samples.encoded(loaded)

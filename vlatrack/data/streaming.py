@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vlatrack.data.samples import Encoding, SampleKind, SampleSet
 from vlatrack.data.store.episode_table import EpisodeList, Ints
-from vlatrack.data.store.image_codes import Codes, FrameEncoder
+from vlatrack.data.store.image_codes import FrameEncoder
 from vlatrack.data.streamed_frames import Frames, StreamedFrames
 from vlatrack.tokens.batch import Batch
 
@@ -178,10 +178,12 @@ class _CodesOnDemand:
     def side(self) -> int:
         return self.encoder.codes_per_side
 
-    def gather(self, numbers: Ints, steps: Ints) -> Codes:
+    def gather(self, numbers: Ints, steps: Ints, *, out: NDArray[np.int32] | None = None) -> NDArray[np.int32]:
         pairs = zip(numbers.tolist(), steps, strict=True)
         read = [torch.from_numpy(self.frames.read(number, self.camera, seen)) for number, seen in pairs]
-        return self.encoder.encode_tensors(read).cpu().numpy().reshape(*steps.shape, -1)
+        found = np.empty((*steps.shape, self.side**2), np.int32) if out is None else out
+        found[:] = self.encoder.encode_tensors(read).cpu().numpy().reshape(found.shape)
+        return found
 
 
 @dataclass(frozen=True)
@@ -190,5 +192,7 @@ class _BlankCodes:
 
     side: int
 
-    def gather(self, numbers: Ints, steps: Ints) -> Codes:
-        return np.full((*steps.shape, self.side**2), BLANK, np.int64)
+    def gather(self, numbers: Ints, steps: Ints, *, out: NDArray[np.int32] | None = None) -> NDArray[np.int32]:
+        found = np.empty((*steps.shape, self.side**2), np.int32) if out is None else out
+        found[:] = BLANK
+        return found

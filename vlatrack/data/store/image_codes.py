@@ -44,7 +44,7 @@ class ImageIds(Protocol):
     def side(self) -> int:
         """Codes on each side of an image."""
 
-    def gather(self, numbers: Ints, steps: Ints) -> Codes:
+    def gather(self, numbers: Ints, steps: Ints) -> NDArray[np.integer]:
         """See `ImageCodes.gather`."""
 
 
