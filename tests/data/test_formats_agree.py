@@ -10,6 +10,7 @@ import pytest
 from lerobot_v21 import as_v21
 from rlds_writer import episode_features, steps_of, write_rlds
 from rynnvla_data import vla_conversations, write_records, write_trajectories
+from same_batches import assert_same_batches
 
 from vlatrack.data.convert import convert
 from vlatrack.data.episodes import EpisodeSource
@@ -19,10 +20,13 @@ from vlatrack.data.formats.rlds.dataset import RldsDataset
 from vlatrack.data.formats.robomimic import RobomimicDataset
 from vlatrack.data.formats.rynnvla.records import Records
 from vlatrack.data.formats.rynnvla.trajectories import RynnVlaTrajectories
+from vlatrack.data.loading import load_batches
 from vlatrack.data.mixture import MixturePart, MixtureSource
 from vlatrack.data.samples import Encoding, SampleSet
 from vlatrack.data.statistics import NormStats
 from vlatrack.data.store.token_store import TokenStore
+from vlatrack.data.streamed_frames import StreamedFrames
+from vlatrack.data.streaming import StreamedSamples
 from vlatrack.tokens.bins import Bins
 from vlatrack.tokens.images import ImageTokenizer
 from vlatrack.tokens.layout import TokenLayout
@@ -46,7 +50,7 @@ def images(demonstrations: LiberoDataset) -> ImageTokenizer:
 
 
 def rows_of(source: EpisodeSource, images: ImageTokenizer, folder: Path) -> Rows:
-    """All rows, VLA and world-model ones, of a dataset with its own statistics."""
+    """All rows, VLA and world-model ones, of a dataset with its own statistics; streamed ones have to be the same."""
     store = TokenStore(folder)
     dataset = store.dataset(source)
     episodes = dataset.table.all()
@@ -69,6 +73,10 @@ def rows_of(source: EpisodeSource, images: ImageTokenizer, folder: Path) -> Rows
         store.codes(dataset, episodes, camera, images, first_id=LAYOUT.first_image_code) for camera in source.cameras
     ]
     samples = SampleSet(episodes, codes, encoding, ("vla", "world_model"))
+    streamed = StreamedSamples(episodes, StreamedFrames([(dataset, episodes)]), encoding, ("vla", "world_model"))
+    shuffled = np.random.default_rng(0).permutation(len(samples))
+    for batch in load_batches(streamed, [shuffled], workers=1):
+        assert_same_batches(batch, samples.batch(shuffled))
     sequences = [samples[number] for number in range(len(samples))]
     return [(sequence.input_ids.tolist(), sequence.labels.tolist()) for sequence in sequences]
 

@@ -126,6 +126,22 @@ BAD_FILES = {
         "    path: some/data\n    exclude_tasks: [open it, open it]",
         "13  data.train.exclude_tasks: 'open it' is listed twice; list it once",
     ),
+    "variants of streamed images": (
+        "[front]",
+        "[front]\n  images: stream\n  augmentation: {crop: 0.9, variants: 2}",
+        "8  data: augmentation.variants = 2 is of stored images; with images: stream each sample is changed anew every "
+        "time that it is shown; leave variants out",
+    ),
+    "stored images without variants": (
+        "[front]",
+        "[front]\n  augmentation: {crop: 0.9, variants: null}",
+        "8  data: augmentation.variants = null goes with images: stream; give a number",
+    ),
+    "token rows whose images are streamed": (
+        "    kind: lerobot\n    path: some/data",
+        "    kind: rynnvla_records\n    path: some/data\n  images: stream",
+        "13  data.images = stream: data.train has finished token rows, whose images are codes already; set it to store",
+    ),
     "no camera": ("[front]", "[]", "9  data.cameras: must have at least 1 value(s), got 0"),
     "list that is too short": (
         "lr: 1e-4",

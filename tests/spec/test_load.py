@@ -163,6 +163,7 @@ def test_a_setting_that_a_later_version_adds_leaves_the_hash_and_a_resume_alone(
     assert canonical_hash(load_spec(file, ["train.non_finite=skip"])) != canonical_hash(spec)
     assert canonical_hash(load_spec(file, ["data.history_start=shorter"])) != canonical_hash(spec)
     assert canonical_hash(load_spec(file, ["data.history_deltas=[-0.5, 0]"])) != canonical_hash(spec)
+    assert canonical_hash(load_spec(file, ["data.images=stream"])) != canonical_hash(spec)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,8 @@ from vlatrack.data.statistics import NormStats
 from vlatrack.data.store.episode_table import EpisodeList
 from vlatrack.data.store.image_codes import CodeShards, ImageCodes
 from vlatrack.data.store.token_store import StoredDataset, TokenStore
+from vlatrack.data.streamed_frames import SHOWINGS, StreamedFrames
+from vlatrack.data.streaming import StreamedSamples
 from vlatrack.errors import DataError
 from vlatrack.metrics.schema import SPLITS, TRAIN
 from vlatrack.models.backbones.base import BackboneSource
@@ -290,6 +292,8 @@ class Experiment:
     ) -> dict[str, SampleSet]:
         """The samples of each split; validation splits have VLA samples only, as in the reference.
 
+        Nothing is encoded where images are streamed.
+
         Args:
             progress: told of the frames that this process encodes.
             group: the ranks that all call this, each of which encodes its share of what is not in the store.
@@ -300,23 +304,51 @@ class Experiment:
         group = group or ProcessGroup()
         self.encode_frames(encoding, progress, rank=group.rank, world_size=group.world_size)
         group.all_gather(None)  # no rank reads before all have written
-        samples = {}
-        for name, split in self.splits.items():
-            variants: list[Variant | None] = [None, *(self._variants() if name == TRAIN else [])]
-            samples[name] = SampleSet(
-                split.episodes,
-                [self._codes(split, encoding, camera, variants) for camera in encoding.cameras],
-                encoding,
-                self._kinds(name),
-                every=self.spec.data.sample_every if name == TRAIN else 1,
-                variants=len(variants) - 1,
-                delta_steps=split.delta_steps,
-            )
+        build = self._streamed_samples if self.streams else self._stored_samples
+        samples = {name: build(name, split, encoding) for name, split in self.splits.items()}
         if TRAIN in samples and len(samples[TRAIN]) == 0:
             raise DataError(
                 f"{self.splits[TRAIN].source.name}: no episode is long enough for a sample, so nothing could be trained"
             )
         return samples
+
+    @property
+    def streams(self) -> bool:
+        """Whether images are read and encoded while the policy trains, instead of once before."""
+        return self.spec.data.images == "stream"
+
+    @property
+    def variants(self) -> int:
+        """How many there are of each training sample, beside the original."""
+        if self.streams:
+            return 0 if self.spec.data.augmentation is None else SHOWINGS
+        return len(self._variants())
+
+    def _streamed_samples(self, name: str, split: Split, encoding: Encoding) -> SampleSet:
+        augmentation = self._augmentation if name == TRAIN else None
+        frames = StreamedFrames(split.parts, augmentation=augmentation, seed=self.spec.seed)
+        frames.check_files(encoding.cameras)
+        return StreamedSamples(
+            split.episodes,
+            frames,
+            encoding,
+            self._kinds(name),
+            every=self._every(name),
+            variants=self.variants if name == TRAIN else 0,
+            delta_steps=split.delta_steps,
+        )
+
+    def _stored_samples(self, name: str, split: Split, encoding: Encoding) -> SampleSet:
+        variants: list[Variant | None] = [None, *(self._variants() if name == TRAIN else [])]
+        return SampleSet(
+            split.episodes,
+            [self._codes(split, encoding, camera, variants) for camera in encoding.cameras],
+            encoding,
+            self._kinds(name),
+            every=self._every(name),
+            variants=len(variants) - 1,
+            delta_steps=split.delta_steps,
+        )
 
     def _codes(self, split: Split, encoding: Encoding, camera: str, variants: Sequence[Variant | None]) -> ImageCodes:
         """The codes of a camera, of all episodes in one variant after another."""
@@ -398,7 +430,9 @@ class Experiment:
         )
 
     def _code_sets(self, cameras: Sequence[str]) -> list["_CodeSet"]:
-        """All image codes that the splits need, those that several need once."""
+        """All image codes that the splits need of the store, those that several need once."""
+        if self.streams:
+            return []
         used: dict[str, tuple[StoredDataset, list[tuple[str, EpisodeList]]]] = {}
         for name, split in self.splits.items():
             for dataset, episodes in split.parts:
@@ -418,12 +452,19 @@ class Experiment:
         ]
 
     def _variants(self) -> list[Variant]:
-        """Of the training images, beside the originals."""
-        wanted = self.spec.data.augmentation
-        if wanted is None:
+        """Of the training images in the store, beside the originals."""
+        wanted, augmentation = self.spec.data.augmentation, self._augmentation
+        if wanted is None or wanted.variants is None or augmentation is None:
             return []
-        augmentation = Augmentation(**wanted.model_dump(exclude={"variants"}))
         return [Variant(augmentation, self.spec.seed, number) for number in range(1, wanted.variants + 1)]
+
+    @property
+    def _augmentation(self) -> Augmentation | None:
+        wanted = self.spec.data.augmentation
+        return None if wanted is None else Augmentation(**wanted.model_dump(exclude={"variants"}))
+
+    def _every(self, split: str) -> int:
+        return self.spec.data.sample_every if split == TRAIN else 1
 
     def _kinds(self, split: str) -> tuple[SampleKind, ...]:
         return self.spec.data.samples if split == TRAIN else ("vla",)

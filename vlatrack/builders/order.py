@@ -21,7 +21,7 @@ def build_order(experiment: Experiment, samples: Samples) -> EpochOrders:
     """
     spec = experiment.spec
     batch_size, seed, mixture = spec.train.batch_size, spec.seed, spec.data.train
-    variants = 0 if spec.data.augmentation is None else spec.data.augmentation.variants
+    variants = experiment.variants
     if isinstance(samples, RowSamples):
         return _order_of_rows(samples, spec.data.train, batch_size, seed)
     if not (isinstance(samples, SampleSet) and isinstance(mixture, MixtureSpec) and mixture.sources[0].weight):

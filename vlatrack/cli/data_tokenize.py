@@ -57,7 +57,12 @@ def tokenize(
     from vlatrack.runner.tokenizing import tokenize as tokenize_here
     from vlatrack.spec.load import load_spec
 
-    job, begin, frames = TokenizeJob(load_spec(file, overrides or []), runs), time.monotonic(), dict[str, int]()
+    spec = load_spec(file, overrides or [])
+    if spec.data.images == "stream":
+        if os.environ.get("RANK", "0") == "0":
+            typer.echo(f"nothing to encode: {file} streams its images (data.images: stream): a run encodes them itself")
+        return
+    job, begin, frames = TokenizeJob(spec, runs), time.monotonic(), dict[str, int]()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     console = Console(highlight=False)
     with process_on_its_own() as rank, hashing_all_files() if verify else nullcontext(), Bars(console) as bars:

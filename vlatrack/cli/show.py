@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 _SETTINGS = (
     *("seed", "backbone.kind", "backbone.init", "backbone.preset", "backbone.checkpoint", "init_from"),
     *("action_head.time_horizon", "action_head.action_dim", "data.samples", "data.train.kind", "data.train.path"),
+    "data.images",
     *("loss.loss_ct_weights", "loss.z_loss_weight", "optim.lr"),
     *("train.epochs", "train.max_steps", "train.batch_size", "train.precision"),
 )

@@ -203,6 +203,7 @@ def _overview(spec: "ExperimentSpec") -> dict[str, str]:
         "data.train": _describe_source(spec.data.train),
         "data.val_ind": _describe_source(spec.data.val_ind),
         "data.val_ood": _describe_source(spec.data.val_ood),
+        **({"images": "streamed: read and encoded while training"} if spec.data.images == "stream" else {}),
         "batch": f"{train.batch_size} samples" + (f", {train.micro_batch} at once" if train.micro_batch else ""),
         "epochs": f"{train.epochs}" + (f", at most {train.max_steps} steps" if train.max_steps else ""),
         **({"in simulators": "; ".join(closed_loops)} if closed_loops else {}),

@@ -6,6 +6,7 @@ Legend: T = time steps of an episode, A = numbers in an action, N = numbers in a
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -96,6 +97,14 @@ class StreamsFrames(Protocol):
     def stream_frames(self, episode: Episode, camera: str, start: int, stop: int) -> Iterator[NDArray[np.uint8]]:
         """The frames of the steps from `start` to before `stop`, as `frames` gives them, in pieces of at most about
         `PIECE_BYTES`, [n, height, width, 3]; raises DataError."""
+
+
+@runtime_checkable
+class NamesFrameFiles(Protocol):
+    """A dataset that can tell in which files an episode's frames are, so that one that changes meanwhile is noticed."""
+
+    def frame_files(self, episode: Episode, camera: str, start: int, stop: int) -> Sequence[Path]:
+        """Those with the frames of the steps from `start` to before `stop`; raises DataError if there are none."""
 
 
 @runtime_checkable

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,7 +11,9 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from vlatrack.data.samples import Samples
+from vlatrack.data.streaming import StreamedSamples, UnencodedBatch
 from vlatrack.data.worker_watch import NOTHING, Places, WorkerWatch
+from vlatrack.errors import VlatrackError
 from vlatrack.tokens.batch import Batch
 
 Numbers = Sequence[int] | NDArray[np.int64]
@@ -46,7 +49,7 @@ def load_batches(
         pin: in pinned memory, from which a GPU copies without waiting.
         length_multiple: the length of each batch is rounded up to such a multiple.
     """
-    loader: DataLoader[Batch] = DataLoader(
+    loader: DataLoader[_Loaded] = DataLoader(
         _Batches(samples, length_multiple, None if watch is None else watch.places),  # type: ignore[arg-type]  # a map-style dataset by its method
         batch_size=None,  # each "index" is the numbers of a whole batch
         sampler=order,
@@ -57,7 +60,21 @@ def load_batches(
         generator=torch.Generator(),
         worker_init_fn=_leave_signals_to_the_training,
     )
-    return iter(loader)
+    return map(partial(_ready, samples), iter(loader))
+
+
+_Loaded = Batch | UnencodedBatch | VlatrackError
+"""What a worker hands over. An error is no exception there: torch would tell of it with a traceback of the worker."""
+
+
+def _ready(samples: Samples, loaded: _Loaded) -> Batch:
+    """The batch, with the ids of images that were to be encoded here; raises what a worker has met."""
+    if isinstance(loaded, VlatrackError):
+        raise type(loaded)(*loaded.args)  # not itself: it would be in a frame that its own traceback keeps
+    if isinstance(loaded, UnencodedBatch):
+        assert isinstance(samples, StreamedSamples)
+        return samples.encoded(loaded)
+    return loaded
 
 
 @dataclass(frozen=True)
@@ -68,14 +85,23 @@ class _Batches:
     length_multiple: int
     places: Places | None
 
-    def __getitem__(self, numbers: Numbers) -> Batch:
+    def __getitem__(self, numbers: Numbers) -> _Loaded:
         if self.places is None or not len(numbers):
-            return self.samples.batch(numbers, length_multiple=self.length_multiple)
+            return self._load(numbers)
         self.places.note(int(numbers[0]))
         try:
-            return self.samples.batch(numbers, length_multiple=self.length_multiple)
+            return self._load(numbers)
         finally:
             self.places.note(NOTHING)
+
+    def _load(self, numbers: Numbers) -> _Loaded:
+        samples = self.samples
+        try:
+            if isinstance(samples, StreamedSamples):
+                return samples.unencoded(numbers, length_multiple=self.length_multiple)
+            return samples.batch(numbers, length_multiple=self.length_multiple)
+        except VlatrackError as error:
+            return error
 
 
 def _leave_signals_to_the_training(worker: int) -> None:

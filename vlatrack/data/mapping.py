@@ -7,12 +7,20 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlatrack.data.checks.times import Times
-from vlatrack.data.episodes import Episode, EpisodeSource, NamesActions, NamesStates, frame_pieces
+from vlatrack.data.episodes import (
+    Episode,
+    EpisodeSource,
+    NamesActions,
+    NamesFrameFiles,
+    NamesStates,
+    frame_pieces,
+)
 from vlatrack.data.vectors import LinearMap, VectorMapping
 from vlatrack.data.wrapped import (
     episode_count,
@@ -77,6 +85,12 @@ class MappedSource:
     def stream_frames(self, episode: Episode, camera: str, start: int, stop: int) -> Iterator[NDArray[np.uint8]]:
         """See `StreamsFrames`; those of a dataset that cannot come in one piece."""
         return frame_pieces(self.source, own_episode(self.source, episode), self._old_name(camera), start, stop)
+
+    def frame_files(self, episode: Episode, camera: str, start: int, stop: int) -> Sequence[Path]:
+        """See `NamesFrameFiles`; none of a dataset that does not tell."""
+        if not isinstance(self.source, NamesFrameFiles):
+            return ()
+        return self.source.frame_files(own_episode(self.source, episode), self._old_name(camera), start, stop)
 
     def image_size(self, camera: str) -> tuple[int, int]:
         """Height and width in pixels; of a dataset that does not tell them, in its first episode."""

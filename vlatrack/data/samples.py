@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vlatrack.data.deltas import Deltas, DeltaSteps
 from vlatrack.data.episodes import EpisodeSource
 from vlatrack.data.store.episode_table import EpisodeList, Floats, Ints
-from vlatrack.data.store.image_codes import Codes, FrameEncoder, ImageCodes
+from vlatrack.data.store.image_codes import Codes, FrameEncoder, ImageIds
 from vlatrack.errors import DataError
 from vlatrack.tokens.batch import Batch
 from vlatrack.tokens.bins import Bins, ValueRange
@@ -87,7 +87,7 @@ class SampleSet:
     def __init__(
         self,
         episodes: EpisodeList,
-        codes: Sequence[ImageCodes],
+        codes: Sequence[ImageIds],
         encoding: Encoding,
         kinds: Sequence[SampleKind],
         *,

@@ -1,5 +1,6 @@
 """Video files with many episodes end to end: written with x264, read by time."""
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,7 +72,12 @@ def read_video(path: Path, *, start_s: float, count: int, fps: float) -> NDArray
 
 
 def stream_video(
-    path: Path, times_s: NDArray[np.float64], *, fps: float, regular: bool = True
+    path: Path,
+    times_s: NDArray[np.float64],
+    *,
+    fps: float,
+    regular: bool = True,
+    videos: "OpenVideos | None" = None,
 ) -> Iterator[NDArray[np.uint8]]:
     """The frames at some times, in pieces [n, height, width, 3], RGB, of a few megabytes.
 
@@ -80,12 +86,13 @@ def stream_video(
         fps: how many of them there are in a second, or about so many.
         regular: they are 1/fps seconds apart, and the video has a frame for each of them and no other in between. If
             not, the frames that are near none of the times are passed over.
+        videos: keeps the file open for the next time.
 
     Raises:
         DataError: the file is missing or damaged, or has no frame at one of the times.
     """
     found = 0
-    with _reading(path), _Decoder(path) as decoder:
+    with _reading(path), _Decoder(path) if videos is None else videos.lent(path) as decoder:
         for piece in in_pieces(str(path), _images_at(decoder, path, times_s, fps, regular), len(times_s)):
             found += len(piece)
             yield piece
@@ -137,6 +144,45 @@ def _reading(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: damaged video ({reason}); restore the file") from None
 
 
+class OpenVideos:
+    """Videos that stay open between reads: to open one takes longer than to find and decode a few frames.
+
+    Args:
+        most: how many; that which was read least recently is closed.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self._process = most, os.getpid()
+        self._free: dict[tuple[Path, tuple[int, ...]], _Decoder] = {}  # in the order in which they were read
+        self._inherited: list[object] = []
+
+    def __reduce__(self) -> tuple[type[Self], tuple[int]]:
+        return type(self), (self._most,)  # another process opens its own
+
+    @contextmanager
+    def lent(self, path: Path) -> Iterator["_Decoder"]:
+        """An open video for one reader alone; it is closed if reading it fails.
+
+        Raises:
+            DataError, OSError, av.FFmpegError: it cannot be opened.
+        """
+        if self._process != os.getpid():
+            # They are left as they are: what closes a decoder waits for its threads, which a fork does not bring along.
+            self._inherited.append(self._free)
+            self._free, self._process = {}, os.getpid()
+        found = path.stat()
+        key = (path, (found.st_size, found.st_mtime_ns, found.st_ino, found.st_dev))  # not a file that was replaced
+        decoder = self._free.pop(key, None) or _Decoder(path)
+        try:
+            yield decoder
+        except BaseException:
+            decoder.close()
+            raise
+        self._free[key] = decoder
+        while len(self._free) > self._most:
+            self._free.pop(next(iter(self._free))).close()
+
+
 class _Decoder:
     """An open video whose decoder reports damage instead of concealing it."""
 
@@ -157,6 +203,9 @@ class _Decoder:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._container.close()
 
     def problem(self, last_s: float) -> str | None:

@@ -7,6 +7,7 @@ memory that it shares with the process that trains.
 import os
 import re
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.sharedctypes import RawArray
@@ -93,6 +94,19 @@ class WorkerWatch:
         Raises:
             DataError: a worker has died; the message names what that was reading.
         """
+        try:
+            with self._explaining():
+                yield
+        except BaseException as error:
+            # Its traceback would keep the iterator over the batches, and so the workers that still live. These ignore
+            # signals, so the end of this process would wait for them forever.
+            for told in (error, error.__cause__):
+                if told is not None:
+                    traceback.clear_frames(told.__traceback__)
+            raise
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:

@@ -26,7 +26,7 @@ def evaluate_free_decoding(policy: VlaPolicy, batches: Iterable[Batch], accelera
     for batch in batches:
         if not len(batch.action_rows):
             continue
-        ids = batch.input_ids[batch.action_rows].numpy()
+        ids = batch.input_ids[batch.action_rows].cpu().numpy()
         prompts = [row[:length] for row, length in zip(ids, batch.prompt_lengths.tolist(), strict=True)]
         with accelerator.autocast():
             prompted = prefill(policy, prompts, keep=True)

@@ -67,6 +67,7 @@ from vlatrack.training.torch_process_group import process_group_of_one
 
 _REFERENCE_STEPS = 500_000
 """Of the data, from which it is told what errors are compared with."""
+_STREAMING = " (images are streamed: read and encoded while the policy trains)"
 OVERRIDES_TAG = "vlatrack.overrides"
 _JOB_IDS = {"SLURM_JOB_ID": "slurm", "SUBMITIT_LOCAL_JOB_ID": "local"}
 """The variables that say as which job of a scheduler this process runs."""
@@ -230,7 +231,7 @@ def _train(
         # Built first, so that weights of another geometry fail before the frames are encoded.
         with telling_out_of_memory("building the policy", remedy=WHAT_FITS):
             policy, fill = _policy(job)
-        notify("on_stage", "preparing the image tokenizer")
+        notify("on_stage", f"preparing the image tokenizer{_STREAMING if experiment.streams else ''}")
         encoding = experiment.encoding(policy.layout, directory.tokenizer, device)
     vocabulary = len(policy.backbone.output_layer)
     samples, rows = _samples(experiment, encoding, vocabulary, partial(notify, "on_encode"), group)

@@ -67,6 +67,7 @@ def describe_run(
             }
             for name, split in experiment.splits.items()
         },
+        "images": experiment.spec.data.images,
         "statistics": experiment.norm_stats.to_json(),
         "token_costs": None if experiment.token_costs is None else asdict(experiment.token_costs),
         "fingerprints": dict(experiment.fingerprints),

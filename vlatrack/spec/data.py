@@ -1,7 +1,7 @@
 """The demonstrations in an experiment's YAML: sources, the selection of their episodes, and the splits."""
 
 from itertools import pairwise
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -205,7 +205,11 @@ class AugmentationSpec(Model):
     contrast: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="factors from 1 - x to 1 + x; 0: as it is")
     saturation: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="factors from 1 - x to 1 + x; 0: as it is")
     hue: Annotated[float, Field(ge=0, le=0.5)] = Field(0.0, description="turns of the colour circle, from -x to x")
-    variants: PositiveInt = Field(4, description="variants of each episode that are tokenised beside the original")
+    variants: PositiveInt | None = Field(
+        4,
+        description="variants of each episode that are tokenised beside the original; null with images: stream, where "
+        "changes are drawn anew each time that a sample is shown",
+    )
 
     @model_validator(mode="after")
     def _changes_something(self) -> Self:
@@ -250,6 +254,11 @@ class DataSpec(Model):
     sample_every: PositiveInt = Field(
         1, description="a training sample starts at every n-th step of an episode; at 80 Hz neighbours are nearly alike"
     )
+    images: Literal["store", "stream"] = Field(
+        "store",
+        description="encoded once, before the training, and kept; or read and encoded while it trains: nothing to wait "
+        "for at its start, but each step takes longer",
+    )
     augmentation: AugmentationSpec | None = Field(
         None, description="variants of the training images; null: as they are"
     )
@@ -277,6 +286,26 @@ class DataSpec(Model):
             raise ValueError(f"history: {self.history} counts steps, history_deltas seconds; leave one of them out")
         if self.history_deltas is None and self.tolerance_s is not None:
             raise ValueError("tolerance_s belongs to history_deltas; leave it out")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _streamed_images_have_no_variants(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("images") == "stream" and isinstance(data.get("augmentation"), dict):
+            return {**data, "augmentation": {"variants": None, **data["augmentation"]}}
+        return data
+
+    @model_validator(mode="after")
+    def _variants_are_those_of_the_store(self) -> Self:
+        if self.augmentation is None:
+            return self
+        if self.images == "stream" and self.augmentation.variants is not None:
+            raise ValueError(
+                f"augmentation.variants = {self.augmentation.variants} is of stored images; with images: stream each "
+                "sample is changed anew every time that it is shown; leave variants out"
+            )
+        if self.images == "store" and self.augmentation.variants is None:
+            raise ValueError("augmentation.variants = null goes with images: stream; give a number")
         return self
 
     @field_validator("train", "val_ind", "val_ood")

@@ -95,6 +95,8 @@ class ExperimentSpec(Model):
             if not isinstance(getattr(self.data, name), RynnVlaRecordsSource):
                 continue
             ranges, rows = self.tokenizer.statistics, f"data.{name} has finished token rows"
+            if self.data.images == "stream":
+                raise ValueError(f"data.images = stream: {rows}, whose images are codes already; set it to store")
             if not isinstance(ranges, ExplicitRanges) or (self.data.use_state and not ranges.state_low):
                 needed = "action_low and action_high" + (", state_low and state_high" if self.data.use_state else "")
                 raise ValueError(

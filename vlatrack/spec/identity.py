@@ -87,6 +87,7 @@ ADDED_LATER: Mapping[str, Scalar] = {
     "data.world_history": None,
     "data.history_deltas": None,
     "data.tolerance_s": None,
+    "data.images": "store",
     "data.augmentation": None,
     "tokenizer.image.encoder": "convolutions",
     "backbone.adapter": None,

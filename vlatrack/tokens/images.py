@@ -22,7 +22,7 @@ from vlatrack.errors import CheckpointError
 from vlatrack.tokens.chameleon_vq import ids_by_code, known_vq_fields, random_vq, split_decoder, stored_vq, vq_codes
 from vlatrack.tokens.layout import CHAMELEON_PREFIX, PIXELS_PER_CODE, TokenLayout
 from vlatrack.tokens.patches import CodePatches
-from vlatrack.tokens.pixels import fit_chunks, images_at_once, memory_format, pixels_of
+from vlatrack.tokens.pixels import encoder_input, fit_chunks, images_at_once, memory_format, pixels_of, tensor_of
 from vlatrack.tokens.squares import SquareQuantizer, kmeans_centres, squares_of
 from vlatrack.tokens.vq_decoder import VqDecoder, stored_decoder
 
@@ -74,7 +74,7 @@ class ImageTokenizer:
         """
         vq.eval().requires_grad_(False)
         self._vq = vq
-        self._code_ids = torch.from_numpy(code_ids)
+        self._code_ids = self._ids_on_device = torch.from_numpy(code_ids)
         self.image_size, self.decoder = image_size, decoder
 
     @property
@@ -88,32 +88,57 @@ class ImageTokenizer:
 
     def to(self, device: torch.device | str) -> Self:
         """The same tokenizer, encoding and decoding on ``device``."""
+        self._ids_on_device = self._code_ids.to(device)
         for module in (self._vq, self.decoder):
             if isinstance(module, nn.Module):
                 module.to(device)
                 module.to(memory_format=memory_format(torch.device(device)))  # type: ignore[call-overload]
         return self
 
-    @torch.inference_mode()
     def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.int64]:
         """RGB images uint8 [N, height, width, 3] to token ids int64 [N, R, C].
 
         The ids of an image do not depend on the others, nor on their number: every forward pass is one of the same
         number of images, the last filled up with grey ones.
         """
-        side = self.codes_per_side
-        codes = [self._codes(pixels) for pixels in self._parts(frames)]
-        if not codes:
-            return np.empty((0, side, side), np.int64)
-        return self._code_ids[torch.cat(codes)[: len(frames)].cpu()].view(-1, side, side).numpy()
+        return self.encode_tensors([tensor_of(frames)]).cpu().numpy()
 
-    def _parts(self, frames: NDArray[np.uint8]) -> Iterator[Tensor]:
-        """The pixels of each forward pass. More images than that are resized together, which is faster."""
+    def encode_tensors(self, frames: Iterable[Tensor]) -> Tensor:
+        """The same of images in parts, each of one size, uint8 [N, height, width, 3]: int64 [N of all, R, C].
+
+        The ids are where the tokenizer is. Of a GPU, nothing here waits for it, if the images are there or pinned.
+        """
+        side = self.codes_per_side
+        with torch.inference_mode():
+            codes = [self._codes_of_pixels(pixels) for pixels in self._resized_parts(frames)]
+            if not codes:
+                return torch.empty((0, side, side), dtype=torch.int64)
+            return self._ids_on_device[torch.cat(codes)].view(-1, side, side)
+
+    def _resized_parts(self, frames: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Pixels of the size that is encoded. More images than fit one forward pass are resized together, which is
+        faster; those of several sizes are put together, so that no pass is filled up but the last."""
+        together = self._resized_at_once
+        held: list[Tensor] = []
+        for images in frames:
+            for some in torch.split(images, together):
+                held.append(encoder_input(some.to(self._vq.device, non_blocking=True), self.image_size))
+                if sum(map(len, held)) >= together:
+                    yield torch.cat(held) if len(held) > 1 else held[0]
+                    held = []
+        if held and sum(map(len, held)):
+            yield torch.cat(held)
+
+    @property
+    def _resized_at_once(self) -> int:
         count = images_at_once(self.image_size, self._vq.device)
-        together = count * -(-_RESIZED_AT_ONCE // count)
-        for start in range(0, len(frames), together):
-            pixels = pixels_of(frames[start : start + together], self.image_size, self._vq.device)
-            yield from torch.split(pad(pixels, (0, 0, 0, 0, 0, 0, 0, -len(pixels) % count)), count)
+        return count * -(-_RESIZED_AT_ONCE // count)
+
+    def _codes_of_pixels(self, pixels: Tensor) -> Tensor:
+        """The codes [N, R * C] of images [N, 3, S, S], by forward passes of the same number of images."""
+        count = images_at_once(self.image_size, self._vq.device)
+        filled = pad(pixels, (0, 0, 0, 0, 0, 0, 0, -len(pixels) % count))
+        return torch.cat([self._codes(part) for part in torch.split(filled, count)])[: len(pixels)]
 
     def _codes(self, pixels: Tensor) -> Tensor:
         if isinstance(self._vq, SquareQuantizer):

@@ -18,9 +18,18 @@ def pixels_of(frames: NDArray[np.uint8], image_size: int, device: torch.device |
 
     Channel by channel in memory, where resizing is faster, to the same numbers.
     """
+    return encoder_input(tensor_of(frames).to(device), image_size)
+
+
+def tensor_of(frames: NDArray[np.uint8]) -> Tensor:
+    """Frames as a tensor, which shares their memory if that is possible."""
     # NumPy calls a single image of a reversed array contiguous, but torch takes no negative strides.
-    forwards = frames.copy() if min(frames.strides) < 0 else frames
-    pixels = torch.from_numpy(forwards).to(device).permute(0, 3, 1, 2).contiguous().float()
+    return torch.from_numpy(frames.copy() if min(frames.strides) < 0 else frames)
+
+
+def encoder_input(frames: Tensor, image_size: int) -> Tensor:
+    """As `pixels_of`, of frames that are where they are to be encoded."""
+    pixels = frames.permute(0, 3, 1, 2).contiguous().float()
     if pixels.shape[-2:] != (image_size, image_size):
         pixels = interpolate(pixels, size=(image_size, image_size), mode="bilinear", antialias=True)
     return pixels.div_(127.5).sub_(1)

@@ -38,6 +38,17 @@ class FrameEncoder(Protocol):
     def fingerprint(self) -> str: ...
 
 
+class ImageIds(Protocol):
+    """The ids of one camera's images, at every step of a list of episodes."""
+
+    @property
+    def side(self) -> int:
+        """Codes on each side of an image."""
+
+    def gather(self, numbers: Ints, steps: Ints) -> NDArray[np.integer]:
+        """See `ImageCodes.gather`."""
+
+
 class ImageCodes:
     """The codes of one camera at every step of a list of episodes, memory-mapped and so shared by processes."""
 

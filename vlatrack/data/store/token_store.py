@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ class StoredDataset:
     table: EpisodeTable
     key: str
     reopen: Callable[[], EpisodeSource] | None  # opens it anew, to see whether it is the same still
+    opened_ns: int  # a moment before its files were hashed
 
     def check_unchanged(self, episodes: EpisodeList | None = None) -> None:
         """Raise DataError if the files of the dataset are others than when it was opened.
@@ -72,6 +74,7 @@ class TokenStore:
         Raises:
             DataError: the dataset cannot be read or changes meanwhile, or the store cannot be written.
         """
+        opened_ns = time.time_ns()
         key = _key(_VERSION, source.fingerprint(), settings, str(skip_bad))
         folder = self.folder / "episodes" / key
         with exclusively(folder.with_suffix(".lock")):
@@ -84,7 +87,7 @@ class TokenStore:
                 before_writing=lambda: _check_unchanged(source, reopen),
             )
         self.save()
-        return StoredDataset(source, table, key, reopen)
+        return StoredDataset(source, table, key, reopen, opened_ns)
 
     def encode(
         self,

@@ -23,7 +23,7 @@ class DataWaitDetector(Detector):
     """A large part of each step is spent waiting for data. The first record of a start is left out."""
 
     name = "data_wait"
-    remedy = "more train.workers, and the data and the cache of image codes on a local disk"
+    remedy = "more train.workers, the data and the cache of image codes on a local disk, or data.images: store"
 
     def __init__(self, thresholds: DataWait) -> None:
         super().__init__()

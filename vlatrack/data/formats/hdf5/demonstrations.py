@@ -120,6 +120,10 @@ class Hdf5Demonstrations(ABC):
             for piece in image_pieces(images, f"{entry.group}/obs/{camera}", steps[start:stop]):
                 yield np.ascontiguousarray(self._turned(piece))
 
+    def frame_files(self, episode: Episode, camera: str, start: int, stop: int) -> Sequence[Path]:
+        """The file of an episode."""
+        return [self._entries[episode.index].file]
+
     def image_size(self, camera: str) -> tuple[int, int]:
         """Height and width in pixels, of the first demonstration."""
         entry = self._first

@@ -24,12 +24,13 @@ from vlatrack.data.formats.lerobot.timestamps import step_times
 from vlatrack.data.formats.lerobot.v21 import V21
 from vlatrack.data.formats.lerobot.v30 import V30
 from vlatrack.data.pieces import in_pieces
-from vlatrack.data.video import problem_of_video, stream_video
+from vlatrack.data.video import OpenVideos, problem_of_video, stream_video
 from vlatrack.errors import DataError
 
 _CONTENT_FOLDERS = ("meta", "data", "videos")
 _BATCH_ROWS = 4096
 _BATCH_IMAGES = 8
+_OPEN_VIDEOS = 4
 
 
 class LeRobotDataset:
@@ -70,6 +71,7 @@ class LeRobotDataset:
         self.action_names = self._info.features[action].number_names
         self.state_names = () if state is None else self._info.features[state].number_names
         self.episode_count = self._info.total_episodes
+        self._videos = OpenVideos(_OPEN_VIDEOS)
         self._regular: set[int] = set()  # episodes whose steps are known to be 1/fps seconds apart
         # Of the table that was opened last: its path and time, and where in it each of its episodes is.
         self._found: tuple[tuple[Path, int], dict[int, list[Stretch]]] | None = None
@@ -128,9 +130,16 @@ class LeRobotDataset:
         path, start_s = self._clip(entry, camera)
         own = start_s + times.seconds[start:stop]
         try:
-            yield from stream_video(path, own, fps=self.fps, regular=times.are_regular)
+            yield from stream_video(path, own, fps=self.fps, regular=times.are_regular, videos=self._videos)
         except DataError as problem:
             raise DataError(f"{problem} (episode {entry.index}, {camera})") from None
+
+    def frame_files(self, episode: Episode, camera: str, start: int, stop: int) -> Sequence[Path]:
+        """The video of an episode, or the table with its images."""
+        entry = self._entries[episode.index]
+        if camera in self._video_cameras:
+            return [self._clip(entry, camera)[0]]
+        return [self.root / self._data_path(entry)]
 
     def problem_of(self, episode: Episode, cameras: Sequence[str]) -> str | None:
         """What keeps an episode's frames from being read, as far as that shows without decoding them."""

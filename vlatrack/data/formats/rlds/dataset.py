@@ -119,6 +119,10 @@ class RldsDataset:
                     yield np.stack(held)
                     held = []
 
+    def frame_files(self, episode: Episode, camera: str, start: int, stop: int) -> Sequence[Path]:
+        """The file of an episode."""
+        return [self._place(episode.index)[0].path]
+
     def image_size(self, camera: str) -> tuple[int, int]:
         """Height and width in pixels, from features.json, or of the first image that can be read."""
         self._check_camera(camera)

@@ -136,6 +136,11 @@ class RynnVlaTrajectories:
                     raise DataError(f"{file}: {frame.shape[:2]} pixels, others of {camera} have {size}; restore it")
             yield np.stack(frames)
 
+    def frame_files(self, episode: Episode, camera: str, start: int, stop: int) -> Sequence[Path]:
+        """An image each."""
+        series, trajectory = self._series(camera), self._found.trajectories[episode.index][0]
+        return [series.file(trajectory, step) for step in range(start, stop)]
+
     def image_size(self, camera: str) -> tuple[int, int]:
         """Height and width in pixels, of the first trajectory."""
         return self._first(self._series(camera), read_image_size)
