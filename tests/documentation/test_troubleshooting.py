@@ -9,6 +9,8 @@ from walkthrough import Checkout, Walk
 PAGE = ROOT / "docs" / "troubleshooting.md"
 
 PROVOKED = """
+backend="{kind: mlflow, tracking_uri: 'http://127.0.0.1:9'}"
+vlatrack run exp.yaml --runs away train.max_steps=1 "tracking.backends=[$backend]" > away.txt 2>&1 &
 PATH=/usr/bin:/bin vlatrack status
 vlatrack run nope.yaml
 mkdir elsewhere; cd elsewhere; vlatrack run ../exp.yaml; cd ..
@@ -27,7 +29,6 @@ CUDA_VISIBLE_DEVICES= vlatrack run exp.yaml train.precision=fp8
 vlatrack evaluate nope
 vlatrack run exp.yaml train.max_steps=1 optim.warmup_epochs=1
 vlatrack run exp.yaml optim.lr=1e30 optim.clip_grad=1e30 optim.warmup_epochs=0
-vlatrack run exp.yaml train.max_steps=1 "tracking.backends=[{kind: mlflow, tracking_uri: 'http://127.0.0.1:9'}]"
 vlatrack run exp.yaml train.max_steps=1 tracking.backends=[wandb]
 mkdir empty; vlatrack run --resume latest --runs empty
 vlatrack run --resume RUN
@@ -35,8 +36,9 @@ vlatrack run --resume RUN optim.lr=3e-3
 vlatrack compare latest 2
 vlatrack compare latest nope
 vlatrack export RUN runs
+wait; cat away.txt
 """
-"""A command a line, with what makes it fail."""
+"""A command a line, with what makes it fail. One waits a minute for its server, beside all others."""
 
 ELSEWHERE = {
     "health: …; try: …": ("; try:", "tests/cli/test_health_command.py"),
@@ -58,7 +60,7 @@ def messages() -> list[str]:
 @pytest.mark.timeout(900)
 def test_each_message_of_the_page_is_what_people_see(walk: Walk, checkout: Checkout) -> None:
     commands = PROVOKED.replace("RUN", checkout.run_b).strip().splitlines()
-    said = walk.run("bash", "-c", "\n".join(f"{{ {command}; }} || true" for command in commands))
+    said = walk.run("bash", "-c", "\n".join(f"{{ {command}\n}} || true" for command in commands))
     shown = [message for message in messages() if message not in ELSEWHERE]
     assert len(shown) > 20
     patterns = {shown: re.escape(shown).replace("…", ".*") for shown in shown}
