@@ -1,15 +1,13 @@
 """A double of the Hugging Face hub on this machine that serves datasets: revisions, files, and who may see them."""
 
 import hashlib
-import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+
+from http_double import JsonHandler, serving
 
 
 @dataclass
@@ -37,37 +35,13 @@ class HubDatasets:
 def hub_datasets() -> Iterator[HubDatasets]:
     """The double, for as long as the context lasts."""
     double = HubDatasets()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(double))
-    double.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with serving(_handler(double)) as double.url:
         yield double
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
-def _handler(double: HubDatasets) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_: object) -> None:
-            """Nothing on the terminal of the tests."""
-
-        def answer(self, content: Any, status: int = 200, *, sent: int | None = None, **headers: str) -> None:
-            body = content if isinstance(content, bytes) else json.dumps(content).encode()
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body[:sent])
-            self.close_connection = sent is not None
-
-        def do_GET(self) -> None:
+def _handler(double: HubDatasets) -> type[JsonHandler]:
+    class Handler(JsonHandler):
+        def do_GET(self) -> None:  # noqa: N802
             path = self.path.partition("?")[0]
             found = re.fullmatch(
                 r"(?:/api)?/datasets/(?P<repo>[^/]+/[^/]+)/(?P<what>revision|tree|resolve)/(?P<revision>[^/]+)(?:/(?P<name>.+))?",

@@ -4,12 +4,12 @@ import base64
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from http_double import JsonHandler, serving
 
 TOKEN = "hf_" + "ofTheDouble0123456789"
 
@@ -46,36 +46,13 @@ class HubDouble:
 def hub_double() -> Iterator[HubDouble]:
     """The double, for as long as the context lasts."""
     double = HubDouble()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(double))
-    double.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with serving(_handler(double)) as double.url:
         yield double
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
-def _handler(double: HubDouble) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_: object) -> None:
-            """Nothing on the terminal of the tests."""
-
-        def answer(self, content: Any, status: int = 200, **headers: str) -> None:
-            body = content if isinstance(content, bytes) else json.dumps(content).encode()
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
-
-        def do_POST(self) -> None:
+def _handler(double: HubDouble) -> type[JsonHandler]:
+    class Handler(JsonHandler):
+        def do_POST(self) -> None:  # noqa: N802
             body = self.rfile.read(int(self.headers["Content-Length"]))
             if self.headers.get("Authorization") != f"Bearer {TOKEN}":
                 return self.answer({"error": "Invalid credentials"}, 401)
@@ -100,7 +77,7 @@ def _handler(double: HubDouble) -> type[BaseHTTPRequestHandler]:
             modes = [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in paths]
             return self.answer({"files": modes})
 
-        def do_GET(self) -> None:
+        def do_GET(self) -> None:  # noqa: N802
             path = self.path.partition("?")[0]
             if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/[^/]+)?", path):
                 if found[1] not in double.files:

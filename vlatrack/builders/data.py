@@ -66,6 +66,11 @@ class Split:
         return choice_digest([*keys, self.choice])
 
     @cached_property
+    def image_key(self) -> str:
+        """The same of their images alone: equal for all mappings of actions and states."""
+        return choice_digest([*(dataset.image_key for dataset, _ in self.parts), self.choice])
+
+    @cached_property
     def choice(self) -> str:
         """A digest of which episodes it has."""
         return choice_digest(self.episodes.indices.tolist())
@@ -192,8 +197,17 @@ def open_dataset_of(spec: Source, store: TokenStore) -> StoredDataset:
     def opened_anew() -> EpisodeSource:
         return mapped_source(source.reopened() if isinstance(source, Reopens) else open_source(spec), spec)
 
-    settings = spec.model_dump_json(exclude={"path", "repo", "revision", "root", *_SELECTION})
-    return store.dataset(mapped_source(source, spec), settings=settings, skip_bad=spec.skip_bad, reopen=opened_anew)
+    unmapped = spec.model_copy(update={"actions": None, "states": None, "cameras": {}})
+    settings, image_settings = (
+        of.model_dump_json(exclude={"path", "repo", "revision", "root", *_SELECTION}) for of in (spec, unmapped)
+    )
+    return store.dataset(
+        mapped_source(source, spec),
+        settings=settings,
+        image_settings=image_settings,
+        skip_bad=spec.skip_bad,
+        reopen=opened_anew,
+    )
 
 
 def open_source(spec: Source) -> EpisodeSource:

@@ -244,9 +244,11 @@ class Experiment:
 
         It is kept since another machine may fit another one, to which nothing that is encoded would belong.
         """
-        settings, train = self.spec.tokenizer.image, self.splits[TRAIN]
-        name = f"image tokenizer {(settings.model_dump_json(), self.spec.seed, layout, self.spec.data.cameras)}"
-        folder = self.store.folder_of(train.key, name)
+        settings, train, cameras = self.spec.tokenizer.image, self.splits[TRAIN], self.spec.data.cameras
+        stored_cameras = [tuple(map(dataset.image_camera, cameras)) for dataset, _ in train.parts]
+        looked_through = cameras if set(stored_cameras) == {cameras} else stored_cameras
+        name = f"image tokenizer {(settings.model_dump_json(), self.spec.seed, layout, looked_through)}"
+        folder = self.store.folder_of(train.image_key, name)
 
         def fit() -> str:
             fitted = ImageTokenizer.fit(
@@ -261,7 +263,7 @@ class Experiment:
             fitted.save(folder)
             return fitted.fingerprint()
 
-        expected = train.remembered(name, fit)
+        expected = self.store.remembered(train.image_key, name, fit)
         if ImageTokenizer.is_saved(folder) and (stored := ImageTokenizer.load(folder)).fingerprint() == expected:
             return stored
         fit()  # it has been damaged, or removed
@@ -433,10 +435,11 @@ class Experiment:
         """All image codes that the splits need of the store, those that several need once."""
         if self.streams:
             return []
-        used: dict[str, tuple[StoredDataset, list[tuple[str, EpisodeList]]]] = {}
+        used: dict[tuple[str, ...], tuple[StoredDataset, list[tuple[str, EpisodeList]]]] = {}
         for name, split in self.splits.items():
             for dataset, episodes in split.parts:
-                used.setdefault(dataset.key, (dataset, []))[1].append((name, episodes))
+                stored = (dataset.image_key, *map(dataset.image_camera, cameras))
+                used.setdefault(stored, (dataset, []))[1].append((name, episodes))
         sets = []
         for dataset, lists in used.values():
             names = ", ".join(dict.fromkeys(name for name, _ in lists))

@@ -80,11 +80,11 @@ class MappedSource:
 
     def frames(self, episode: Episode, camera: str) -> NDArray[np.uint8]:
         """The frames of one episode, [T, height, width, 3], of a camera by its new name."""
-        return self.source.frames(own_episode(self.source, episode), self._old_name(camera))
+        return self.source.frames(own_episode(self.source, episode), self.old_name(camera))
 
     def stream_frames(self, episode: Episode, camera: str, start: int, stop: int) -> Iterator[NDArray[np.uint8]]:
         """See `StreamsFrames`; those of a dataset that cannot come in one piece."""
-        return frame_pieces(self.source, own_episode(self.source, episode), self._old_name(camera), start, stop)
+        return frame_pieces(self.source, own_episode(self.source, episode), self.old_name(camera), start, stop)
 
     def frame_files(self, episode: Episode, camera: str, start: int, stop: int) -> Sequence[Path]:
         """See `NamesFrameFiles`; none of a dataset that does not tell."""
@@ -94,7 +94,7 @@ class MappedSource:
 
     def image_size(self, camera: str) -> tuple[int, int]:
         """Height and width in pixels; of a dataset that does not tell them, in its first episode."""
-        return image_size(self.source, self._old_name(camera))
+        return image_size(self.source, self.old_name(camera))
 
     def step_times(self) -> Times:
         """See `KnowsTimes`."""
@@ -116,7 +116,8 @@ class MappedSource:
         states = self._states.apply(episode.states, episode.length) if self.state_dim else None
         return Episode(episode.index, episode.task, actions, states)
 
-    def _old_name(self, camera: str) -> str:
+    def old_name(self, camera: str) -> str:
+        """What a camera is called in the dataset; raises DataError if there is none."""
         if camera not in self._old_names:
             raise DataError(f"{self.name}: no camera {camera!r}; its cameras: {', '.join(self.cameras) or 'none'}")
         return self._old_names[camera]

@@ -5,9 +5,8 @@ import itertools
 import json
 import os
 import secrets
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,10 @@ import numpy as np
 import pyarrow as pa
 
 from vlatrack.data.rows import MAGIC, ROWS_OF_A_BATCH, SCHEMA, TRAILER, Ids32
-from vlatrack.errors import DataError
+from vlatrack.data.store.verified_files import UNFINISHED, remove_abandoned, telling_write_errors
 from vlatrack.tokens.layout import IGNORED_LABEL
 
 _LARGEST_SHORT = np.iinfo(np.uint16).max
-_UNFINISHED = ".partial"
-_ABANDONED_AFTER_S = 24 * 3600.0  # a file that somebody writes grows every second or so
 
 
 @dataclass(frozen=True)
@@ -55,11 +52,11 @@ def write_rows(file: Path, rows: Iterable[Row], about: Mapping[str, Any]) -> Non
         DataError: they cannot be written; what has been written is removed, as it is when `rows` raises.
     """
     # A name of its own: two runs that start together must not write into one another's file.
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}.{secrets.token_hex(8)}{_UNFINISHED}")
+    unfinished = file.with_name(f"{file.name}.{os.getpid()}.{secrets.token_hex(8)}{UNFINISHED}")
     try:
         with _may_fail(file):
             file.parent.mkdir(parents=True, exist_ok=True)
-            _remove_abandoned(file.parent)
+            remove_abandoned(file.parent)
             sink = pa.OSFile(str(unfinished), "wb")
         with sink:
             fingerprint, count = _write_arrow(sink, rows, file)
@@ -126,21 +123,5 @@ def _append_trailer(file: Path, about: Mapping[str, Any]) -> None:
         os.fsync(stream.fileno())
 
 
-def _remove_abandoned(folder: Path) -> None:
-    """Remove what killed processes left unfinished."""
-    for file in folder.glob(f"*{_UNFINISHED}"):
-        with suppress(FileNotFoundError, PermissionError):  # another process has just finished or removed it
-            if time.time() - file.stat().st_mtime > _ABANDONED_AFTER_S:
-                file.unlink()
-
-
-@contextmanager
-def _may_fail(file: Path) -> Iterator[None]:
-    """Tell in one line why rows cannot be written: a full disk, a quota, permissions."""
-    try:
-        yield
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
-        raise DataError(
-            f"{file}: token rows cannot be written ({reason}); free space or make its folder writable"
-        ) from None
+def _may_fail(file: Path) -> AbstractContextManager[None]:
+    return telling_write_errors(file, "token rows", "make its folder writable")

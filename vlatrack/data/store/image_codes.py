@@ -45,7 +45,7 @@ class ImageIds(Protocol):
     def side(self) -> int:
         """Codes on each side of an image."""
 
-    def gather(self, numbers: Ints, steps: Ints) -> NDArray[np.integer]:
+    def gather(self, numbers: Ints, steps: Ints, *, out: NDArray[np.int32] | None = None) -> NDArray[np.int32]:
         """See `ImageCodes.gather`."""
 
 

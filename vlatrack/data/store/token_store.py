@@ -30,8 +30,13 @@ class StoredDataset:
     source: EpisodeSource
     table: EpisodeTable
     key: str
+    image_key: str  # of its images alone, whatever is made of actions and states and however cameras are called
     reopen: Callable[[], EpisodeSource] | None  # opens it anew, to see whether it is the same still
     opened_ns: int  # a moment before its files were hashed
+
+    def image_camera(self, camera: str) -> str:
+        """What a camera is called where the images come from."""
+        return self.source.old_name(camera) if isinstance(self.source, MappedSource) else camera
 
     def check_unchanged(self, episodes: EpisodeList | None = None) -> None:
         """Raise DataError if the files of the dataset are others than when it was opened.
@@ -60,6 +65,7 @@ class TokenStore:
         source: EpisodeSource,
         *,
         settings: str = "",
+        image_settings: str | None = None,
         skip_bad: bool = False,
         reopen: Callable[[], EpisodeSource] | None = None,
     ) -> StoredDataset:
@@ -68,6 +74,7 @@ class TokenStore:
 
         Args:
             settings: what of the source's settings decides its content, beside its files.
+            image_settings: what of them decides which episodes there are, and their images; None: all.
             skip_bad: go on after an episode that cannot be read; the table says which, and why.
             reopen: opens the dataset anew.
 
@@ -87,7 +94,11 @@ class TokenStore:
                 before_writing=lambda: _check_unchanged(source, reopen),
             )
         self.save()
-        return StoredDataset(source, table, key, reopen, opened_ns)
+        images_of = source.source if isinstance(source, MappedSource) else source
+        of_images = settings if image_settings is None else image_settings
+        # A mapping changes neither the episodes nor how many steps they have, so the shards have the same ones.
+        image_key = _key(_VERSION, images_of.fingerprint(), of_images, str(skip_bad))
+        return StoredDataset(source, table, key, image_key, reopen, opened_ns)
 
     def encode(
         self,
@@ -174,8 +185,10 @@ class TokenStore:
         variant: Variant | None = None,
     ) -> CodeShards:
         """The files of a camera's codes."""
-        changed = [] if variant is None else [variant.fingerprint()]
-        folder = self.folder / "codes" / _key(dataset.key, camera, encoder.fingerprint(), str(first_id), *changed)
+        changed, stored = [] if variant is None else [variant.fingerprint()], dataset.image_camera(camera)
+        if variant is not None and stored != camera:
+            changed.append(camera)  # by which it is drawn how images are changed
+        folder = self.folder / "codes" / _key(dataset.image_key, stored, encoder.fingerprint(), str(first_id), *changed)
         return CodeShards(folder, dataset.source, dataset.table, camera, encoder, first_id, self._memory, variant)
 
     def save(self) -> None:

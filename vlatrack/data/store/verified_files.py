@@ -22,7 +22,8 @@ from vlatrack.data.digests import DigestMemory
 from vlatrack.errors import DataError
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
-_UNFINISHED = ".partial"
+UNFINISHED = ".partial"
+"""The end of the name of a file that is being written."""
 _UNTIL_LOCKED_S = 1.0
 """A new file is locked a moment after it appears."""
 ABANDONED_AFTER_S = 24 * 3600  # a file that another host writes grows
@@ -36,24 +37,24 @@ def write_verified(file: Path, schema: pa.Schema, batches: Iterable[pa.RecordBat
     Raises:
         DataError: it cannot be written; nothing is left of it then. What ``batches`` raises comes through.
     """
-    with _telling(file.parent):
+    with telling_write_errors(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(file.parent)
+        remove_abandoned(file.parent)
     # A name of its own: two runs that start together must not write into one another's file. The pid alone would
     # not do, since runs in containers may share both it and the host's name.
-    unfinished = file.with_suffix(f".{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(8)}{_UNFINISHED}")
-    with _telling(file.parent):
+    unfinished = file.with_suffix(f".{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(8)}{UNFINISHED}")
+    with telling_write_errors(file.parent):
         claim = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
         sink = pa.OSFile(str(unfinished), "wb")
     try:
-        with _telling(file.parent):
+        with telling_write_errors(file.parent):
             with suppress(OSError):  # where there are no locks, the age of the file speaks for this process
                 _lock(claim)
             writer = pa.ipc.new_file(sink, schema)
         for batch in batches:
-            with _telling(file.parent):
+            with telling_write_errors(file.parent):
                 writer.write_batch(batch)
-        with _telling(file.parent):
+        with telling_write_errors(file.parent):
             writer.close()
             sink.close()
             with unfinished.open("rb") as content:
@@ -105,7 +106,7 @@ def exclusively(lock: Path, *, wait: bool = True) -> Iterator[bool | None]:
     Args:
         wait: for the process that is inside; else false tells that there is one.
     """
-    with _telling(lock.parent):
+    with telling_write_errors(lock.parent):
         lock.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -123,9 +124,9 @@ def exclusively(lock: Path, *, wait: bool = True) -> Iterator[bool | None]:
         os.close(descriptor)
 
 
-def _remove_abandoned(folder: Path) -> None:
+def remove_abandoned(folder: Path) -> None:
     """Remove what killed runs left unfinished."""
-    for file in folder.glob(f"*{_UNFINISHED}"):
+    for file in folder.glob(f"*{UNFINISHED}"):
         # Another run has just finished or removed it, or it is another user's to remove.
         with suppress(FileNotFoundError, PermissionError):
             if _is_abandoned(file):
@@ -166,12 +167,10 @@ def _lock(descriptor: int) -> None:
 
 
 @contextmanager
-def _telling(folder: Path) -> Iterator[None]:
-    """Tell in one line why the store cannot be written: a full disk, a quota, permissions."""
+def telling_write_errors(place: Path, what: str = "prepared data", remedy: str = "make it writable") -> Iterator[None]:
+    """Tell in one line why something cannot be written: a full disk, a quota, permissions."""
     try:
         yield
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
-        raise DataError(
-            f"{folder}: prepared data cannot be written ({reason}); free space or make it writable"
-        ) from None
+        raise DataError(f"{place}: {what} cannot be written ({reason}); free space or {remedy}") from None
