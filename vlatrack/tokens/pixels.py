@@ -7,23 +7,44 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
+THUMBNAIL_SIDE = 16
 _FIT_CHUNK = 32  # images in one forward pass while a codebook is fitted; another number would be another codebook
 _PIXELS_AT_ONCE = 8 * 256**2  # on an accelerator; fewer would leave it idle
 
 
 def pixels_of(frames: NDArray[np.uint8], image_size: int, device: torch.device | str = "cpu") -> Tensor:
-    """uint8 [N, height, width, 3] to float [N, 3, image_size, image_size] in [-1, 1].
+    """uint8 [N, height, width, 3] to float [N, 3, image_size, image_size] in [-1, 1]."""
+    return in_size(frames, image_size, device).div_(127.5).sub_(1)
+
+
+def in_size(frames: NDArray[np.uint8], image_size: int, device: torch.device | str = "cpu") -> Tensor:
+    """uint8 [N, height, width, 3] to float [N, 3, image_size, image_size] from 0 to 255.
 
     Channel by channel in memory, where resizing is faster, to the same numbers.
     """
-    # NumPy calls a single image of a reversed array contiguous, but torch takes no negative strides.
-    forwards = frames.copy() if min(frames.strides) < 0 else frames
-    pixels = torch.from_numpy(forwards).to(device).permute(0, 3, 1, 2).contiguous().float()
+    pixels = as_tensor(frames, device).permute(0, 3, 1, 2).contiguous().float()
     if pixels.shape[-2:] != (image_size, image_size):
         pixels = interpolate(pixels, size=(image_size, image_size), mode="bilinear", antialias=True)
-    return pixels.div_(127.5).sub_(1)
+    return pixels
+
+
+def as_tensor(frames: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
+    """The same frames as a tensor; on a CPU without a copy."""
+    # NumPy calls a single image of a reversed array contiguous, but torch takes no negative strides.
+    forwards = frames.copy() if min(frames.strides) < 0 else frames
+    return torch.from_numpy(forwards).to(device)
+
+
+def thumbnails_of(frames: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
+    """uint8 [N, height, width, 3] to the mean colours of 16 x 16 blocks, float [N, 3 * 16 * 16] from 0 to 255."""
+    height, width = frames.shape[1:3]
+    if height % THUMBNAIL_SIDE or width % THUMBNAIL_SIDE:
+        images = in_size(frames, 4 * THUMBNAIL_SIDE, device)
+    else:
+        images = as_tensor(frames, device).permute(0, 3, 1, 2).float()
+    return adaptive_avg_pool2d(images, THUMBNAIL_SIDE).flatten(1)
 
 
 def images_at_once(image_size: int, device: torch.device) -> int:
