@@ -19,17 +19,20 @@ def near_ties(tokenizer: ImageTokenizer) -> ImageTokenizer:
     """Give the codebook pairs of codes whose distances differ by less than rounding does: any other order of additions
     in the encoder, or in a distance, chooses the other one of a pair somewhere."""
     vq = tokenizer._vq
-    match vq:
-        case SquareQuantizer():
-            book = vq.centres
-        case ProjectionQuantizer():
-            book = vq.prototypes
-        case _:
-            book = vq.quantize.embedding.weight
-    twin = book.movedim(-2, 0)[: book.shape[-2] // 2]
-    noise = torch.from_numpy(np.random.default_rng(1).uniform(-1, 1, twin.shape).astype(np.float32))
-    book.data = torch.cat([twin, twin * (1 + 1e-6 * noise)]).movedim(0, -2).contiguous()
+    if isinstance(vq, ProjectionQuantizer):
+        prototypes = doubled(vq.prototypes.transpose(0, 1)).transpose(0, 1)
+        tokenizer._vq = ProjectionQuantizer.stored({**vq.state_dict(), "prototypes": prototypes})
+        return tokenizer
+    book = vq.centres if isinstance(vq, SquareQuantizer) else vq.quantize.embedding.weight
+    book.data = doubled(book)
     return tokenizer
+
+
+def doubled(book: torch.Tensor) -> torch.Tensor:
+    """The first half of the codes twice, once with noise."""
+    twin = book[: len(book) // 2]
+    noise = torch.from_numpy(np.random.default_rng(1).uniform(-1, 1, twin.shape).astype(np.float32))
+    return torch.cat([twin, twin * (1 + 1e-6 * noise)])
 
 
 def chameleon(image_size: int) -> ImageTokenizer:

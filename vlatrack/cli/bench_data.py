@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 def data(
-    only: Annotated[str, typer.Option(metavar="PARTS", help="Parts to measure: batches, tokens, start.")] = (
-        "batches,tokens,start"
+    only: Annotated[str, typer.Option(metavar="PARTS", help="Parts to measure: batches, tokens, start, images.")] = (
+        "batches,tokens,start,images"
     ),
     samples: Annotated[int, typer.Option(min=100, help="batches: samples of 1,200 tokens.")] = 20_000,
     rounds: Annotated[int, typer.Option(min=1, help="batches: how often each way is measured, in turns.")] = 3,
@@ -26,7 +26,7 @@ def data(
     ),
 ) -> None:
     """Measure samples into batches against one pickle a sample, tokens of text, state and actions, and the warm start
-    and the memory of a large dataset; synthetic data, about 2 minutes.
+    and the memory of a large dataset, and image tokens against the bare encoder; synthetic data, about 4 minutes.
 
     Exits with 1 if a figure misses its bound. Other load on the machine affects the figures.
 
@@ -93,8 +93,26 @@ def _start(folder: Path, samples: int, rounds: int, frames: int) -> "Iterator[Fi
     yield Figure(f"a sample into a batch, {large.frames:,} frames", large.batch_us, "us", None)
 
 
+def _images(folder: Path, samples: int, rounds: int, frames: int) -> "Iterator[Figure]":
+    import torch
+
+    from vlatrack.bench.image_tokens import measure_image_tokens
+
+    threads = f"threads: {torch.get_num_threads()}"
+    for speed in measure_image_tokens(images=max(8, samples // 100), rounds=rounds):
+        what = f"image tokens, {speed.encoder}, {speed.image_size} pixels"
+        yield Figure(f"{what}, bare encoder, {threads}", speed.tokens_per_s(speed.bare_s), "tokens/s", None)
+        for name, seconds in (("in size", speed.in_size_s), ("to be resized", speed.resized_s)):
+            costly = speed.encoder in ("chameleon", "convolutions") or (speed.encoder, name) == ("squares", "in size")
+            yield Figure(f"{what}, frames {name}", speed.tokens_per_s(seconds), "tokens/s", None)
+            yield Figure(
+                "the same, of the bare encoder", speed.share(seconds), "x", 0.8 if costly else None, at_most=False
+            )
+
+
 PARTS: "Mapping[str, Callable[[Path, int, int, int], Iterator[Figure]]]" = {
     "batches": _batches,
     "tokens": _tokens,
     "start": _start,
+    "images": _images,
 }

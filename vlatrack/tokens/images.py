@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from vlatrack.tokens.squares import SquareQuantizer, kmeans_centres, squares_of
 from vlatrack.tokens.vq_decoder import VqDecoder, stored_decoder
 
 FittedEncoder = Literal["squares", "projections", "convolutions"]
-ImageEncoder = ChameleonVQVAE | SquareQuantizer | ProjectionQuantizer
+ImageEncoder: TypeAlias = ChameleonVQVAE | SquareQuantizer | ProjectionQuantizer
 
 _WEIGHTS, _SETTINGS = "image_tokenizer.safetensors", "image_tokenizer.json"
 _PREPARED_AT_ONCE = 32  # images
@@ -110,7 +110,7 @@ class ImageTokenizer:
         number of images, the last filled up with empty ones.
         """
         side = self.codes_per_side
-        codes = [self._codes(images) for images in self._parts(frames)]
+        codes = [self.codes_of(images) for images in self._parts(frames)]
         if not codes:
             return np.empty((0, side, side), np.int64)
         return self._code_ids[torch.cat(codes)[: len(frames)].cpu()].view(-1, side, side).numpy()
@@ -134,7 +134,8 @@ class ImageTokenizer:
             return as_tensor(frames, device).permute(0, 3, 1, 2)
         return pixels_of(frames, size, device)
 
-    def _codes(self, images: Tensor) -> Tensor:
+    def codes_of(self, images: Tensor) -> Tensor:
+        """The bare encoder: images [n, 3, S, S] in [-1, 1], of projections thumbnails [n, D], to codes [n, R * C]."""
         if isinstance(self._vq, ChameleonVQVAE):
             return vq_codes(self._vq, images.contiguous(memory_format=memory_format(images.device)))
         nearest: Tensor = self._vq(images)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, interpolate
+from torch.nn.functional import interpolate
 
 THUMBNAIL_SIDE = 16
 _FIT_CHUNK = 32  # images in one forward pass while a codebook is fitted; another number would be another codebook
@@ -38,13 +38,18 @@ def as_tensor(frames: NDArray[np.uint8], device: torch.device | str = "cpu") -> 
 
 
 def thumbnails_of(frames: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
-    """uint8 [N, height, width, 3] to the mean colours of 16 x 16 blocks, float [N, 3 * 16 * 16] from 0 to 255."""
-    height, width = frames.shape[1:3]
-    if height % THUMBNAIL_SIDE or width % THUMBNAIL_SIDE:
-        images = in_size(frames, 4 * THUMBNAIL_SIDE, device)
+    """uint8 [N, height, width, 3] to the mean colours of 16 x 16 blocks, float [N, 16 * 16 * 3] from 0 to 255.
+
+    Sums of bytes are exact, in whatever order; images whose sides are no multiples of 16 are resized first.
+    """
+    side, (height, width) = THUMBNAIL_SIDE, frames.shape[1:3]
+    if height % side or width % side:
+        images = in_size(frames, 4 * side, device).permute(0, 2, 3, 1)
     else:
-        images = as_tensor(frames, device).permute(0, 3, 1, 2).float()
-    return adaptive_avg_pool2d(images, THUMBNAIL_SIDE).flatten(1)
+        images = as_tensor(frames, device)
+    height, width = images.shape[1] // side, images.shape[2] // side  # of a block
+    rows = images.reshape(len(images), side, height, -1).float().sum(dim=2)
+    return rows.view(len(images), side * side, width, 3).sum(dim=2).div_(height * width).flatten(1)
 
 
 def images_at_once(image_size: int, device: torch.device) -> int:

@@ -32,6 +32,8 @@ class ProjectionQuantizer(nn.Module):
     components: Tensor
     projections: Tensor
     prototypes: Tensor
+    directions: Tensor
+    lengths: Tensor
 
     def __init__(self, *, mean: Tensor, components: Tensor, projections: Tensor, prototypes: Tensor) -> None:
         """
@@ -54,6 +56,10 @@ class ProjectionQuantizer(nn.Module):
         self.register_buffer("components", components)
         self.register_buffer("projections", projections)
         self.register_buffer("prototypes", prototypes)
+        # The nearest prototype is that with the largest product less half its square; all T * K products are one.
+        directions = projections @ prototypes.transpose(1, 2)  # [T, Q, K]
+        self.register_buffer("directions", directions.transpose(0, 1).flatten(1), persistent=False)
+        self.register_buffer("lengths", prototypes.square().sum(dim=2) / 2, persistent=False)  # [T, K]
 
     @property
     def device(self) -> torch.device:
@@ -84,13 +90,10 @@ class ProjectionQuantizer(nn.Module):
     def forward(self, thumbnails: Tensor) -> Tensor:
         """Thumbnails [N, D] to codes [N, T], those of place t from t * K on.
 
-        Every matrix product is about a single image, so that nothing depends on how many there are.
+        The matrix products of a batch are those of its images, one by one: nothing depends on how many there are.
         """
-        places, count, _ = self.prototypes.shape
-        lengths = self.prototypes.square().sum(dim=2) / 2  # [T, K]
-        nearest = []
-        for centred in (thumbnails - self.mean)[:, None]:
-            points = (centred @ self.components) @ self.projections  # [T, 1, E]
-            nearness = (self.prototypes @ points.transpose(1, 2)).squeeze(2) - lengths
-            nearest.append(nearness.argmax(dim=1))
-        return torch.stack(nearest) + torch.arange(places, device=self.device) * count
+        count, (places, codes) = len(thumbnails), self.lengths.shape
+        points = (thumbnails - self.mean)[:, None].bmm(self.components.expand(count, -1, -1))  # [N, 1, Q]
+        products = points.bmm(self.directions.expand(count, -1, -1)).view(count, places, codes)
+        nearest = (products - self.lengths).argmax(dim=2)
+        return nearest + torch.arange(places, device=self.device) * codes
