@@ -36,6 +36,15 @@ def test_more_codes_tell_more_of_a_place_and_none_as_much_as_pixels_or_as_little
     assert many.pixels.ratio(many.pixels).tolist() == [1, 1, 1]
 
 
+def test_the_hand_is_read_from_ids_of_projections_far_better_than_from_those_of_squares() -> None:
+    source = open_dataset(MINI, action="action", state="observation.state")
+    chosen = source.episodes()[:20]
+    seen = probe_frames(source, chosen, source.cameras[0], numbers=[0, 1, 2], count=500)
+    squares = probe(seen, fitted(image_size=64, codebook_size=256, encoder="squares", seed=0), folds=3)
+    projections = probe(seen, fitted(image_size=64, codebook_size=2048, encoder="projections", seed=0), folds=3)
+    assert projections.ids.mean < 0.8 * squares.ids.mean
+
+
 def test_nothing_is_read_of_what_is_not_in_the_image() -> None:
     seen = rings(120)
     elsewhere = ProbeFrames(seen.frames, np.random.default_rng(5).normal(size=(120, 2)), seen.episodes)
@@ -73,3 +82,6 @@ def test_the_command_prints_ids_looks_and_pixels_and_refuses_what_is_not_there()
     assert "no camera 'wrist'; its cameras: observation.images.corner4" in str(wrong.exception)
     beyond = CliRunner().invoke(app, ["data", "probe", str(MINI), "--number", "9"])
     assert "its state has 4 numbers" in str(beyond.exception)
+    few = CliRunner().invoke(app, ["data", "probe", str(MINI), "--encoder", "projections", "--codebook-size", "40"])
+    assert isinstance(few.exception, DataError)
+    assert "codes of its own for each of 16 places of 64 pixels: choose a multiple of 16" in str(few.exception)

@@ -71,6 +71,12 @@ BAD_FILES = {
         "image: {image_size: 100}",
         "7  tokenizer.image.image_size: must be a multiple of 32, got 100",
     ),
+    "projections with too few codes for their places": (
+        "bins: 256",
+        "image: {image_size: 64, encoder: projections, codebook_size: 100}",
+        "7  tokenizer.image: encoder: projections has codes of its own for each of the 16 places of 64 pixels: make "
+        "codebook_size a multiple of 16, 256 or more, or image_size smaller",
+    ),
     "camera listed twice": (
         "[front]",
         "[front, wrist, front]",

@@ -8,6 +8,7 @@ from transformers import ChameleonVQVAE, ChameleonVQVAEConfig
 from vlatrack.tokens.images import FittedEncoder, ImageTokenizer
 from vlatrack.tokens.layout import TokenLayout
 from vlatrack.tokens.pixels import pixels_of
+from vlatrack.tokens.projections import ProjectionQuantizer
 from vlatrack.tokens.squares import SquareQuantizer
 
 BATCHES = (1, 2, 7, 32, 33)
@@ -18,11 +19,20 @@ def near_ties(tokenizer: ImageTokenizer) -> ImageTokenizer:
     """Give the codebook pairs of codes whose distances differ by less than rounding does: any other order of additions
     in the encoder, or in a distance, chooses the other one of a pair somewhere."""
     vq = tokenizer._vq
+    if isinstance(vq, ProjectionQuantizer):
+        prototypes = doubled(vq.prototypes.transpose(0, 1)).transpose(0, 1)
+        tokenizer._vq = ProjectionQuantizer.stored({**vq.state_dict(), "prototypes": prototypes})
+        return tokenizer
     book = vq.centres if isinstance(vq, SquareQuantizer) else vq.quantize.embedding.weight
+    book.data = doubled(book)
+    return tokenizer
+
+
+def doubled(book: torch.Tensor) -> torch.Tensor:
+    """The first half of the codes twice, once with noise."""
     twin = book[: len(book) // 2]
     noise = torch.from_numpy(np.random.default_rng(1).uniform(-1, 1, twin.shape).astype(np.float32))
-    book.data = torch.cat([twin, twin * (1 + 1e-6 * noise)])
-    return tokenizer
+    return torch.cat([twin, twin * (1 + 1e-6 * noise)])
 
 
 def chameleon(image_size: int) -> ImageTokenizer:
@@ -62,7 +72,7 @@ def scenes(count: int, side: int) -> np.ndarray:
     return coarse.repeat(8, axis=1).repeat(8, axis=2)
 
 
-@pytest.mark.parametrize("encoder", ["squares", "convolutions"])
+@pytest.mark.parametrize("encoder", ["squares", "projections", "convolutions"])
 def test_codes_of_a_fitted_tokenizer_are_the_same_in_batches_of_any_size(encoder: FittedEncoder) -> None:
     frames = scenes(34, 48)  # which are resized
     tokenizer = ImageTokenizer.fit(

@@ -4,12 +4,14 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+import torch
 
 from vlatrack.errors import CheckpointError, TokenError
 from vlatrack.tokens.batch import collate
 from vlatrack.tokens.images import FittedEncoder, ImageTokenizer
 from vlatrack.tokens.layout import IGNORED_LABEL, TokenLayout
 from vlatrack.tokens.prompts import VLA_PROMPT, TokenSequence, vla_sequence, world_model_sequence
+from vlatrack.tokens.squares import squares_of
 from vlatrack.tokens.text import ByteTokenizer
 
 LAYOUT = TokenLayout()
@@ -107,7 +109,7 @@ def fitted(frames: np.ndarray, encoder: FittedEncoder) -> ImageTokenizer:
     return ImageTokenizer.fit(frames, image_size=32, codebook_size=16, seed=0, layout=LAYOUT, encoder=encoder)
 
 
-@pytest.fixture(scope="module", params=["squares", "convolutions"])
+@pytest.fixture(scope="module", params=["squares", "projections", "convolutions"])
 def encoder(request: pytest.FixtureRequest) -> FittedEncoder:
     return request.param
 
@@ -147,6 +149,29 @@ def test_fitted_codes_tell_to_two_pixels_where_a_small_thing_is() -> None:
     kernel = seen[:300] @ seen[:300].T + 10 * np.eye(300)
     found = seen[300:] @ (seen[:300].T @ np.linalg.solve(kernel, places[:300] - middle)) + middle
     assert np.abs(found - places[300:]).mean() < 2, "8 without seeing"
+
+
+def test_settings_and_weights_of_two_image_tokenizers_are_one_clear_error(tmp_path, frames) -> None:
+    for encoder in ("squares", "projections"):
+        fitted(frames, encoder).save(tmp_path / encoder)
+    (tmp_path / "squares" / "image_tokenizer.json").replace(tmp_path / "projections" / "image_tokenizer.json")
+    with pytest.raises(CheckpointError, match="another geometry; restore its files"):
+        ImageTokenizer.load(tmp_path / "projections")
+
+
+def test_squares_of_bytes_are_those_of_floats_to_the_bit() -> None:
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 32, 48, 3), dtype=np.uint8))
+    floats = images.permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1)
+    squares = squares_of(images.permute(0, 3, 1, 2))
+    assert (squares == squares_of(floats)).all()
+    corner = floats[1, :, 16:32, 32:48].flatten()
+    assert (squares[2 * 3 + 5] == corner).all(), "row by row, each channel by channel"
+
+
+def test_each_place_of_projections_has_ids_of_its_own(frames) -> None:
+    ids = fitted(frames, "projections").encode(frames) - LAYOUT.first_image_code
+    assert (ids // 4 == [[0, 1], [2, 3]]).all()
+    assert all(len(np.unique(ids[:, row, column])) > 1 for row in (0, 1) for column in (0, 1))
 
 
 def test_a_damaged_image_tokenizer_is_one_clear_error(tmp_path, tokenizer) -> None:

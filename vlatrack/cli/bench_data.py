@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 
 def data(
     only: Annotated[
-        str, typer.Option(metavar="PARTS", help="Parts to measure: batches, tokens, start, video, passes.")
-    ] = ("batches,tokens,start,video,passes"),
+        str, typer.Option(metavar="PARTS", help="Parts to measure: batches, tokens, start, images, video, passes.")
+    ] = "batches,tokens,start,images,video,passes",
     samples: Annotated[
         int,
         typer.Option(
-            min=100, help="Samples of 1,200 tokens; video: half as many frames; passes: ten times as many steps."
+            min=100,
+            help="Samples of 1,200 tokens; images: a hundredth of them; video: half as many frames; passes: ten times "
+            "as many steps.",
         ),
     ] = 20_000,
     rounds: Annotated[int, typer.Option(min=1, help="How often each way is measured, in turns.")] = 3,
@@ -31,8 +33,8 @@ def data(
     ),
 ) -> None:
     """Measure samples into batches against one pickle a sample, tokens of text, state and actions, the warm start and
-    the memory of a large dataset, video against PyAV alone, and statistics and checks against reading; synthetic data,
-    about 5 minutes.
+    the memory of a large dataset, image tokens against the bare encoder, video against PyAV alone, and statistics and
+    checks against reading; synthetic data, about 8 minutes.
 
     Exits with 1 if a figure misses its bound. Other load on the machine affects the figures.
 
@@ -127,10 +129,28 @@ def _passes(folder: Path, samples: int, rounds: int, frames: int) -> "Iterator[F
         yield Figure(f"the same, time of processors against reading {what}", measured.costs.cpu_ratio, "x", 1.5)
 
 
+def _images(folder: Path, samples: int, rounds: int, frames: int) -> "Iterator[Figure]":
+    import torch
+
+    from vlatrack.bench.image_tokens import measure_image_tokens
+
+    threads = f"threads: {torch.get_num_threads()}"
+    for speed in measure_image_tokens(images=max(8, samples // 100), rounds=rounds):
+        what = f"image tokens, {speed.encoder}, {speed.image_size} pixels"
+        yield Figure(f"{what}, bare encoder, {threads}", speed.tokens_per_s(speed.bare_s), "tokens/s", None)
+        for name, seconds in (("in size", speed.in_size_s), ("to be resized", speed.resized_s)):
+            costly = speed.encoder in ("chameleon", "convolutions") or (speed.encoder, name) == ("squares", "in size")
+            yield Figure(f"{what}, frames {name}", speed.tokens_per_s(seconds), "tokens/s", None)
+            yield Figure(
+                "the same, of the bare encoder", speed.share(seconds), "x", 0.8 if costly else None, at_most=False
+            )
+
+
 PARTS: "Mapping[str, Callable[[Path, int, int, int], Iterator[Figure]]]" = {
     "batches": _batches,
     "tokens": _tokens,
     "start": _start,
     "video": _video,
     "passes": _passes,
+    "images": _images,
 }

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from vlatrack.data.probe import Fit, Probed, Reading
 
 _Sizes = Annotated[list[int] | None, typer.Option(min=32, max=1024, show_default="64", help="Repeatable.")]
+_Encoder = Annotated[Literal["squares", "projections", "convolutions"], typer.Option(help="As in the YAML.")]
 _Codes = Annotated[list[int] | None, typer.Option(min=2, max=8192, show_default="512", help="Repeatable.")]
 
 
@@ -23,7 +24,9 @@ def probe(
     ] = None,
     image_size: _Sizes = None,
     codebook_size: _Codes = None,
-    encoder: Annotated[Literal["squares", "convolutions"], typer.Option(help="As in the YAML.")] = "squares",
+    encoder: Annotated[
+        Literal["squares", "projections", "convolutions"], typer.Option(help="As in the YAML.")
+    ] = "squares",
     tokenizer: Annotated[
         Path | None,
         typer.Option(

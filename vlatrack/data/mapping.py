@@ -90,7 +90,7 @@ class MappedSource:
         """See `NamesFrameFiles`; none of a dataset that does not tell."""
         if not isinstance(self.source, NamesFrameFiles):
             return ()
-        return self.source.frame_files(own_episode(self.source, episode), self._old_name(camera), start, stop)
+        return self.source.frame_files(own_episode(self.source, episode), self.old_name(camera), start, stop)
 
     def image_size(self, camera: str) -> tuple[int, int]:
         """Height and width in pixels; of a dataset that does not tell them, in its first episode."""

@@ -19,7 +19,7 @@ from vlatrack.data.episodes import Episode, EpisodeSource, frame_pieces
 from vlatrack.data.progress import wanted_progress
 from vlatrack.errors import DataError
 from vlatrack.tokens.images import FittedEncoder, ImageTokenizer
-from vlatrack.tokens.layout import TokenLayout
+from vlatrack.tokens.layout import PIXELS_PER_CODE, TokenLayout
 from vlatrack.tokens.vq_decoder import VqDecoder
 
 Floats = NDArray[np.floating[Any]]
@@ -67,7 +67,13 @@ class Probed:
 
 
 def fitted(*, image_size: int, codebook_size: int, encoder: FittedEncoder, seed: int) -> Fit:
-    """A tokenizer from scratch, as a training fits it."""
+    """A tokenizer from scratch, as a training fits it; DataError if the codes do not suffice."""
+    places = (image_size // PIXELS_PER_CODE) ** 2
+    if encoder == "projections" and codebook_size % places:
+        raise DataError(
+            f"{codebook_size} codes: projections has codes of its own for each of {places} places of {image_size} "
+            f"pixels: choose a multiple of {places}"
+        )
 
     def fit(frames: NDArray[np.uint8]) -> ImageTokenizer:
         tokenizer = ImageTokenizer.fit(

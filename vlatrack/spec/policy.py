@@ -190,14 +190,27 @@ class ImageTokenizerSpec(Model):
     image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)] = Field(
         256, description="pixels of each side; one token covers 16 x 16 pixels"
     )
-    codebook_size: Annotated[int, Field(ge=2, le=8192)] = Field(512, description="codes fitted by k-means (scratch)")
-    encoder: Literal["squares", "convolutions"] = Field(
+    codebook_size: Annotated[int, Field(ge=2, le=8192)] = Field(
+        512, description="codes that are fitted to the data (scratch); of all places together with projections"
+    )
+    encoder: Literal["squares", "projections", "convolutions"] = Field(
         "squares",
-        description="what the codes stand for (scratch): squares of pixels, or features of random convolutions, which "
-        "tell less of where things are and are there for runs from before",
+        description="what the codes stand for (scratch): squares of pixels; training images that the whole image "
+        "resembles in random projections, which tell most of where things are; or features of random convolutions, "
+        "which tell least and are there for runs from before",
     )
     base_channels: Annotated[int, Field(ge=32, multiple_of=32)] = Field(32, description="width of the convolutions")
     fit_frames: PositiveInt = Field(1000, description="training frames the codebook is fitted to (scratch)")
+
+    @model_validator(mode="after")
+    def _each_place_has_codes(self) -> Self:
+        places = (self.image_size // 16) ** 2
+        if self.encoder == "projections" and (self.codebook_size % places or self.codebook_size < 16 * places):
+            raise ValueError(
+                f"encoder: projections has codes of its own for each of the {places} places of {self.image_size} "
+                f"pixels: make codebook_size a multiple of {places}, {16 * places} or more, or image_size smaller"
+            )
+        return self
 
 
 class TokenizerSpec(Model):

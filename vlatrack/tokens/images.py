@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -15,21 +15,22 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from torch.nn.functional import pad
 from transformers import ChameleonVQVAE
 
 from vlatrack.errors import CheckpointError
 from vlatrack.tokens.chameleon_vq import ids_by_code, known_vq_fields, random_vq, split_decoder, stored_vq, vq_codes
 from vlatrack.tokens.layout import CHAMELEON_PREFIX, PIXELS_PER_CODE, TokenLayout
 from vlatrack.tokens.patches import CodePatches
-from vlatrack.tokens.pixels import encoder_input, fit_chunks, images_at_once, memory_format, pixels_of, tensor_of
+from vlatrack.tokens.pixels import as_tensor, fit_chunks, images_at_once, memory_format, pixels_of, thumbnails_of
+from vlatrack.tokens.projections import ProjectionQuantizer
 from vlatrack.tokens.squares import SquareQuantizer, kmeans_centres, squares_of
 from vlatrack.tokens.vq_decoder import VqDecoder, stored_decoder
 
-FittedEncoder = Literal["squares", "convolutions"]
+FittedEncoder = Literal["squares", "projections", "convolutions"]
+ImageEncoder: TypeAlias = ChameleonVQVAE | SquareQuantizer | ProjectionQuantizer
 
 _WEIGHTS, _SETTINGS = "image_tokenizer.safetensors", "image_tokenizer.json"
-_RESIZED_AT_ONCE = 32  # images
+_PREPARED_AT_ONCE = 32  # images
 _FEATURE_SAMPLES = 60_000  # features for k-means; more do not change the centres noticeably
 
 
@@ -59,7 +60,7 @@ class ImageTokenizer:
 
     def __init__(
         self,
-        vq: ChameleonVQVAE | SquareQuantizer,
+        vq: ImageEncoder,
         *,
         image_size: int,
         code_ids: NDArray[np.int64],
@@ -99,9 +100,9 @@ class ImageTokenizer:
         """RGB images uint8 [N, height, width, 3] to token ids int64 [N, R, C].
 
         The ids of an image do not depend on the others, nor on their number: every forward pass is one of the same
-        number of images, the last filled up with grey ones.
+        number of images, the last filled up with empty ones.
         """
-        return self.encode_tensors([tensor_of(frames)]).cpu().numpy()
+        return self.encode_tensors([as_tensor(frames)]).cpu().numpy()
 
     def encode_tensors(self, frames: Iterable[Tensor]) -> Tensor:
         """The same of images in parts, each of one size, uint8 [N, height, width, 3]: int64 [N of all, R, C].
@@ -110,41 +111,50 @@ class ImageTokenizer:
         """
         side = self.codes_per_side
         with torch.inference_mode():
-            codes = [self._codes_of_pixels(pixels) for pixels in self._resized_parts(frames)]
+            codes = [self._codes_of_prepared(images) for images in self._prepared_parts(frames)]
             if not codes:
                 return torch.empty((0, side, side), dtype=torch.int64)
             return self._ids_on_device[torch.cat(codes)].view(-1, side, side)
 
-    def _resized_parts(self, frames: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Pixels of the size that is encoded. More images than fit one forward pass are resized together, which is
-        faster; those of several sizes are put together, so that no pass is filled up but the last."""
-        together = self._resized_at_once
+    def _prepared_parts(self, frames: Iterable[Tensor]) -> Iterator[Tensor]:
+        """What the encoder takes. More images than fit one forward pass are prepared together, which is faster; those
+        of several sizes are put together, so that few passes are filled up."""
+        count = images_at_once(self.image_size, self._vq.device)
+        together = count * -(-_PREPARED_AT_ONCE // count)
         held: list[Tensor] = []
         for images in frames:
             for some in torch.split(images, together):
-                held.append(encoder_input(some.to(self._vq.device, non_blocking=True), self.image_size))
-                if sum(map(len, held)) >= together:
+                prepared = self._prepared(some.to(self._vq.device, non_blocking=True))
+                if held and (prepared.dtype != held[0].dtype or sum(map(len, held)) >= together):
                     yield torch.cat(held) if len(held) > 1 else held[0]
                     held = []
+                held.append(prepared)
         if held and sum(map(len, held)):
-            yield torch.cat(held)
+            yield torch.cat(held) if len(held) > 1 else held[0]
 
-    @property
-    def _resized_at_once(self) -> int:
+    def _codes_of_prepared(self, images: Tensor) -> Tensor:
+        """The codes [N, R * C] of N images, by forward passes of the same number of images."""
         count = images_at_once(self.image_size, self._vq.device)
-        return count * -(-_RESIZED_AT_ONCE // count)
+        if missing := -len(images) % count:
+            images = torch.cat([images, images.new_zeros((missing, *images.shape[1:]))])
+        codes = torch.cat([self.codes_of(part) for part in torch.split(images, count)])
+        return codes[: len(codes) - missing]
 
-    def _codes_of_pixels(self, pixels: Tensor) -> Tensor:
-        """The codes [N, R * C] of images [N, 3, S, S], by forward passes of the same number of images."""
-        count = images_at_once(self.image_size, self._vq.device)
-        filled = pad(pixels, (0, 0, 0, 0, 0, 0, 0, -len(pixels) % count))
-        return torch.cat([self._codes(part) for part in torch.split(filled, count)])[: len(pixels)]
+    def _prepared(self, frames: Tensor) -> Tensor:
+        """Frames uint8 [N, height, width, 3] as the encoder takes them."""
+        size = self.image_size
+        if isinstance(self._vq, ProjectionQuantizer):
+            return thumbnails_of(frames)
+        if isinstance(self._vq, SquareQuantizer) and frames.shape[1:3] == (size, size):
+            return frames.permute(0, 3, 1, 2)
+        return pixels_of(frames, size)
 
-    def _codes(self, pixels: Tensor) -> Tensor:
-        if isinstance(self._vq, SquareQuantizer):
-            nearest: Tensor = self._vq(pixels)
-            return nearest
-        return vq_codes(self._vq, pixels.contiguous(memory_format=memory_format(pixels.device)))
+    def codes_of(self, images: Tensor) -> Tensor:
+        """The bare encoder: images [n, 3, S, S] in [-1, 1], of projections thumbnails [n, D], to codes [n, R * C]."""
+        if isinstance(self._vq, ChameleonVQVAE):
+            return vq_codes(self._vq, images.contiguous(memory_format=memory_format(images.device)))
+        nearest: Tensor = self._vq(images)
+        return nearest
 
     def resized(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """RGB images [N, height, width, 3] in the size that is encoded, [N, image_size, image_size, 3]."""
@@ -185,15 +195,22 @@ class ImageTokenizer:
         encoder: FittedEncoder = "squares",
         base_channels: int = 32,
     ) -> Self:
-        """A small tokenizer whose codebook is fitted to the data by k-means.
+        """A small tokenizer whose codebook is fitted to the data.
 
         Args:
             frames: RGB images uint8 [N, height, width, 3] of the training episodes.
-            encoder: what k-means is about: ``squares`` of pixels, or the features of random ``convolutions``, whose
-                codes tell far less of where things are.
+            codebook_size: of all places together, where each has codes of its own: with ``projections``.
+            encoder: ``squares``: k-means of squares of pixels; ``projections``: training images, compared in random
+                projections, from whose codes places are read best; ``convolutions``: k-means of random features,
+                whose codes tell far less of where things are.
             base_channels: of the convolutions.
         """
         ids = layout.first_image_code + np.arange(codebook_size)
+        if encoder == "projections":
+            thumbnails = torch.cat([thumbnails_of(chunk) for chunk in fit_chunks(frames)]).numpy()
+            places = (image_size // PIXELS_PER_CODE) ** 2
+            fitted = ProjectionQuantizer.fit(thumbnails, places=places, codes=codebook_size // places, seed=seed)
+            return cls(fitted, image_size=image_size, code_ids=ids)
         if encoder == "squares":
             pixels = [pixels_of(chunk, image_size) for chunk in fit_chunks(frames)]
             squares = torch.cat([squares_of(chunk) for chunk in pixels]).numpy()
@@ -313,23 +330,27 @@ def _features(vq: ChameleonVQVAE, frames: NDArray[np.uint8], image_size: int) ->
     return torch.cat([feature_map.permute(0, 2, 3, 1).flatten(0, 2) for feature_map in maps]).numpy()
 
 
-def _geometry(vq: ChameleonVQVAE | SquareQuantizer) -> dict[str, object]:
-    """What `_stored_encoder` builds the encoder from."""
-    if isinstance(vq, SquareQuantizer):
-        codes, dimensions = vq.centres.shape
-        return {"squares": {"codes": codes, "dimensions": dimensions}}
-    return {"vq_config": known_vq_fields(vq.config.to_dict())}
+def _geometry(vq: ImageEncoder) -> dict[str, object]:
+    """What `_stored_encoder` builds the encoder from, beside its weights."""
+    match vq:
+        case SquareQuantizer():
+            codes, dimensions = vq.centres.shape
+            return {"squares": {"codes": codes, "dimensions": dimensions}}
+        case ProjectionQuantizer():
+            places, codes, dimensions = vq.prototypes.shape
+            return {"projections": {"places": places, "codes": codes, "dimensions": dimensions}}
+        case _:
+            return {"vq_config": known_vq_fields(vq.config.to_dict())}
 
 
-def _stored_encoder(
-    settings: Mapping[str, Any], weights: Mapping[str, Tensor], place: Path
-) -> ChameleonVQVAE | SquareQuantizer:
-    if "squares" not in settings:
+def _stored_encoder(settings: Mapping[str, Any], weights: Mapping[str, Tensor], place: Path) -> ImageEncoder:
+    kind = next((kind for kind in ("squares", "projections") if kind in settings), None)
+    if kind is None:
         return stored_vq(settings["vq_config"], weights, place)
-    geometry = settings["squares"]
-    squares = SquareQuantizer(codes=int(geometry["codes"]), dimensions=int(geometry["dimensions"]))
     try:
-        squares.load_state_dict(dict(weights))
-    except RuntimeError as error:
+        encoder = (SquareQuantizer if kind == "squares" else ProjectionQuantizer).stored(weights)
+    except (KeyError, ValueError, IndexError, RuntimeError) as error:
         raise CheckpointError(f"{place}: the image tokenizer has another geometry; restore its files") from error
-    return squares
+    if _geometry(encoder)[kind] != settings[kind]:
+        raise CheckpointError(f"{place}: the image tokenizer has another geometry; restore its files")
+    return encoder
