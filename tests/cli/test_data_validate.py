@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from lerobot_damage import small_dataset
+from lerobot_v21 import as_v21
 from typer.testing import CliRunner, Result
 
 from vlatrack.cli.data import app
@@ -99,6 +101,18 @@ def test_frames_that_are_missing_are_an_error(tmp_path: Path) -> None:
     assert result.stdout.count("error    frames") == 3
     assert "restore the file" in result.stdout
     assert "NOT in order: 3 errors" in result.stdout.splitlines()[-1]
+
+
+def test_a_video_of_a_later_episode_that_is_not_there_is_missed_without_decoding_others(tmp_path: Path) -> None:
+    root = as_v21(small_dataset(tmp_path / "new"), tmp_path / "old")
+    (video,) = root.rglob("episode_000002.mp4")
+    video.unlink()
+    found = CliRunner().invoke(app, ["validate", str(root), "--json"])
+    assert found.exit_code == 1, found.output
+    (error,) = [finding for finding in json.loads(found.stdout)["findings"] if finding["check"] == "frames"]
+    assert error["severity"] == "error"
+    assert error["where"].endswith("episode 2")
+    assert "episode_000002.mp4: no such video of episode 2" in error["message"]
 
 
 def test_data_that_cannot_be_used_is_one_line_of_the_program(tmp_path: Path) -> None:

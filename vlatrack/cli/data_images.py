@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from itertools import islice
 
 from vlatrack.cli.bars import Bars
-from vlatrack.data.checks.finding import Finding
+from vlatrack.data.checks.finding import Finding, episodes_place, plural
 from vlatrack.data.checks.orientation import check_orientation, orientation
 from vlatrack.data.checks.scan import scan_frames
-from vlatrack.data.episodes import Episode, EpisodeSource
+from vlatrack.data.episodes import Episode, EpisodeSource, FindsMissingFrames
 from vlatrack.data.sampled_frames import frames_at
 
 _COMPARED_TASKS, _COMPARED_EPISODES = 2, 3
@@ -37,9 +37,12 @@ class Images:
         def show(done: int, total: int) -> None:
             self.bars.advance(f"images of {where}", done, total, unit="step", is_brief=not self.every_frame)
 
+        remaining = iter(episodes)
         yield from scan_frames(
-            source, islice(episodes, number), cameras, where=where, total=sum(lengths[:number]), progress=show
+            source, islice(remaining, number), cameras, where=where, total=sum(lengths[:number]), progress=show
         )
+        if isinstance(source, FindsMissingFrames):  # what is not there need not be decoded to be missed
+            yield from _missing(where, source, remaining, cameras)
 
     def turns(
         self,
@@ -65,3 +68,17 @@ class Images:
                     recorded = [frames_at(source, episode, camera, [0])[0] for episode in of_tasks[task]]
                     place = f"{where}, {camera}, {task!r}"
                     yield from check_orientation(place, orientation(recorded, image), expected)
+
+
+def _missing(
+    where: str, source: FindsMissingFrames, episodes: Iterable[Episode], cameras: Sequence[str]
+) -> Iterator[Finding]:
+    """Episodes without their frames, as far as that shows without decoding them."""
+    problems = {
+        episode.index: problem for episode in episodes if (problem := source.problem_of(episode, cameras)) is not None
+    }
+    if problems:
+        number, first = len(problems), next(iter(problems.values()))
+        message = f"{plural(number, 'episode')} without all frames: {first}"
+        remedy = "restore the files, or leave these episodes out"
+        yield Finding("error", "frames", episodes_place(where, list(problems)), message, remedy, number)

@@ -121,7 +121,7 @@ def _overview(scan: "DatasetScan", path: Path) -> dict[str, str]:
         "cameras": ", ".join(_describe_cameras(scan)) or "none",
         "action / state": f"{source.action_dim} / {source.state_dim} numbers",
         "fps": f"{source.fps:g}",
-        "size": f"{_size(path) / 1e6:.1f} MB",
+        "size": _described_size(path),
         "fingerprint": source.fingerprint(),
     }
     return {name: value for name, value in rows.items() if value}
@@ -306,5 +306,9 @@ def _draw_histograms(scan: "DatasetScan", output: Path, bins: int) -> None:
     typer.echo(f"wrote {output}", err=True)
 
 
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+def _described_size(path: Path) -> str:
+    """In MB; empty for a list, which says nothing of the size of the files that it names."""
+    if path.suffix in (".json", ".jsonl"):
+        return ""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return f"{sum(file.stat().st_size for file in files) / 1e6:.1f} MB"

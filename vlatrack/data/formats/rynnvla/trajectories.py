@@ -195,9 +195,10 @@ class RynnVlaTrajectories:
             found = series.steps(trajectory)
             if found != steps or found != set(range(len(found))) or not found:
                 missing = min((set(range(max(steps | found, default=0) + 1)) - (steps & found)), default=0)
+                places = " or ".join(dict.fromkeys((series.folder, self._found.actions.folder)))
                 raise DataError(
-                    f"{trajectory}: episode {index}: step {missing} is missing in {series.folder} or "
-                    f"{self._found.actions.folder}; restore its files, or leave it out"
+                    f"{trajectory}: episode {index}: step {missing} is missing in {places}; restore its files, or "
+                    "leave it out"
                 )
         return len(steps)
 
