@@ -1,26 +1,28 @@
 """From the spec's sources to open datasets, their chosen episodes and their normalisation."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, assert_never, cast
 
 from vlatrack.builders.mapping import mapped_source
 from vlatrack.data.checks.episodes import Needs
-from vlatrack.data.checks.finding import Finding, errors_among
+from vlatrack.data.checks.finding import Finding, errors_among, plural, some
 from vlatrack.data.checks.ranges import Ranges, check_ranges
 from vlatrack.data.checks.splits import check_splits
 from vlatrack.data.deltas import Deltas, DeltaSteps
 from vlatrack.data.episode_statistics import EpisodeStatistics
 from vlatrack.data.episodes import EpisodeSource, Reopens, action_names, episodes_digest
 from vlatrack.data.mixture import MixturePart, MixtureSource
+from vlatrack.data.progress import wanted_progress
 from vlatrack.data.range_costs import TokenCosts, token_costs
 from vlatrack.data.samples import check_fit
 from vlatrack.data.selection import select_episodes
 from vlatrack.data.statistics import NormStats
 from vlatrack.data.store.episode_table import EpisodeList
 from vlatrack.data.store.token_store import StoredDataset, TokenStore
+from vlatrack.data.wrapped import problem_of
 from vlatrack.errors import DataError, SpecError
 from vlatrack.metrics.schema import SPLITS, TRAIN
 from vlatrack.plugins import make_plugin
@@ -35,6 +37,7 @@ from vlatrack.spec.data import (
     RynnVlaRecordsSource,
     Source,
     SplitSource,
+    sources_of,
 )
 from vlatrack.spec.experiment import ExperimentSpec
 from vlatrack.spec.policy import ComputedRanges, ExplicitRanges
@@ -125,7 +128,7 @@ def open_splits(spec: ExperimentSpec, store: TokenStore, names: Collection[str] 
         place = f"data.{name}"
         if isinstance(split_spec, MixtureSpec):
             parts = [
-                _open_part(part, f"{place}.sources.{number}", store, opened)
+                _open_part(part, f"{place}.sources.{number}", store, opened, spec.data.cameras)
                 for number, part in enumerate(split_spec.sources)
             ]
             mixture = MixtureSource(
@@ -143,7 +146,7 @@ def open_splits(spec: ExperimentSpec, store: TokenStore, names: Collection[str] 
             )
             splits[name] = Split(mixture, episodes, tuple(parts), store, deltas)
         else:
-            dataset, episodes = _open_part(split_spec, place, store, opened)
+            dataset, episodes = _open_part(split_spec, place, store, opened, spec.data.cameras)
             splits[name] = Split(dataset.source, episodes, ((dataset, episodes),), store, deltas)
     return splits
 
@@ -170,13 +173,14 @@ def skipping_bad_episodes(spec: ExperimentSpec) -> ExperimentSpec:
 
 
 def _open_part(
-    spec: Source, place: str, store: TokenStore, opened: dict[str, StoredDataset]
+    spec: Source, place: str, store: TokenStore, opened: dict[str, StoredDataset], cameras: Sequence[str]
 ) -> tuple[StoredDataset, EpisodeList]:
     """The dataset of a source, with its chosen episodes; one that is open already is not opened again."""
     settings = spec.model_dump_json(exclude={*_SELECTION})
     if settings not in opened:
         try:
-            opened[settings] = open_dataset_of(spec, store)
+            dataset = open_dataset_of(spec, store)
+            opened[settings] = _noting_missing_frames(dataset, store, cameras) if spec.skip_bad else dataset
         except SpecError as error:
             raise SpecError(f"{place}.target: {error}") from error
     episodes = select_episodes(
@@ -188,6 +192,23 @@ def _open_part(
         skip_bad=spec.skip_bad,
     )
     return opened[settings], episodes
+
+
+def _noting_missing_frames(dataset: StoredDataset, store: TokenStore, cameras: Sequence[str]) -> StoredDataset:
+    """The dataset whose episodes without images of the experiment's cameras are known to be bad ones."""
+    source, table = dataset.source, dataset.table
+    asked = [camera for camera in cameras if camera in source.cameras]
+
+    def find() -> dict[str, str]:
+        tell, found = wanted_progress(), dict[str, str]()
+        for position in range(len(table)):
+            tell(f"looking for the images of {source.name}", position + 1, len(table), unit="episode", is_brief=True)
+            if position not in table.problems and (problem := problem_of(source, table.episode(position), asked)):
+                found[str(position)] = problem
+        return found
+
+    missing: dict[str, str] = store.remembered(dataset.key, f"missing frames {choice_digest(asked)}", find)
+    return replace(dataset, table=table.noting({int(position): problem for position, problem in missing.items()}))
 
 
 def open_dataset_of(spec: Source, store: TokenStore) -> StoredDataset:
@@ -350,11 +371,23 @@ def data_warnings(spec: ExperimentSpec, splits: Mapping[str, Split], norm_stats:
         return [f"data: {finding.line()}" for finding in (*of_ranges, *check_split_set(spec, splits))]
 
     lines: list[str] = train.remembered(f"warnings {choice_digest(decides)}", found)
-    return lines + [
+    left_out = [warning for name, split in splits.items() for warning in _left_out(name, spec, split)]
+    return [*left_out, *lines] + [
         f"data.{name}: {warning}"
         for name, split in splits.items()
         if isinstance(split.source, MixtureSource) and (warning := split.source.rate_warning) is not None
     ]
+
+
+def _left_out(name: str, spec: ExperimentSpec, split: Split) -> Iterator[str]:
+    """A line for each dataset of a split of which `skip_bad` leaves out episodes."""
+    for source, (dataset, _) in zip(sources_of(getattr(spec.data, name)), split.parts, strict=True):
+        table = dataset.table
+        if source.skip_bad and table.problems:
+            indexes = [int(table.index[position]) for position in sorted(table.problems)]
+            first = table.problems[min(table.problems)]
+            of_all = f"{plural(len(indexes), 'episode')} of {len(table):,}"
+            yield f"data.{name}: skip_bad leaves out {of_all} ({some(indexes)}); the first: {first}"
 
 
 def check_split_set(spec: ExperimentSpec, splits: Mapping[str, Split]) -> list[Finding]:

@@ -27,6 +27,7 @@ from vlatrack.data.wrapped import (
     file_digests,
     image_size,
     own_episode,
+    problem_of,
     readable_episodes,
     step_times,
 )
@@ -91,6 +92,10 @@ class MappedSource:
         if not isinstance(self.source, NamesFrameFiles):
             return ()
         return self.source.frame_files(own_episode(self.source, episode), self.old_name(camera), start, stop)
+
+    def problem_of(self, episode: Episode, cameras: Sequence[str]) -> str | None:
+        """See `FindsMissingFrames`; none of a dataset that cannot tell."""
+        return problem_of(self.source, own_episode(self.source, episode), [self.old_name(camera) for camera in cameras])
 
     def image_size(self, camera: str) -> tuple[int, int]:
         """Height and width in pixels; of a dataset that does not tell them, in its first episode."""

@@ -1,13 +1,14 @@
 """What a dataset made of others passes on of them, also where one lacks the method that it may have."""
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from vlatrack.data.checks.times import KnowsTimes, Times
 from vlatrack.data.episodes import (
     CountsEpisodes,
     Episode,
     EpisodeSource,
+    FindsMissingFrames,
     KnowsFiles,
     KnowsImageSizes,
     SkipsBadEpisodes,
@@ -61,6 +62,12 @@ def image_size(source: EpisodeSource, camera: str) -> tuple[int, int]:
 def step_times(source: EpisodeSource) -> Times:
     """The number of each episode and the seconds of its steps, [T]; none of a dataset that does not tell them."""
     return source.step_times() if isinstance(source, KnowsTimes) else ()
+
+
+def problem_of(source: EpisodeSource, episode: Episode, cameras: Sequence[str]) -> str | None:
+    """What keeps an episode's frames from being read, as far as that shows without decoding them; None: nothing, or the
+    dataset cannot tell."""
+    return source.problem_of(episode, cameras) if isinstance(source, FindsMissingFrames) else None
 
 
 def file_digests(source: EpisodeSource) -> Mapping[str, str]:

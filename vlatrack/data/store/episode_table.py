@@ -5,6 +5,7 @@ Legend: E episodes, T steps of one, A / N numbers of an action / a state.
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -101,6 +102,12 @@ class EpisodeTable:
     def states(self) -> ScatteredRows:
         """The states of each shard; the dataset must have them."""
         return ScatteredRows([shard.states for shard in self.shards if shard.states is not None])
+
+    def noting(self, problems: Mapping[int, str]) -> "EpisodeTable":
+        """The same table, with more episodes that cannot be used: by position, why."""
+        noted = copy(self)
+        noted.problems = {**problems, **self.problems}
+        return noted
 
     def all(self) -> "EpisodeList":
         """All of them, whether they can be used or not."""

@@ -120,6 +120,18 @@ class Hdf5Demonstrations(ABC):
             for piece in image_pieces(images, f"{entry.group}/obs/{camera}", steps[start:stop]):
                 yield np.ascontiguousarray(self._turned(piece))
 
+    def problem_of(self, episode: Episode, cameras: Sequence[str]) -> str | None:
+        """What keeps an episode's frames from being read, as far as that shows without decoding them."""
+        entry = self._entries[episode.index]
+        try:
+            with open_file(entry.file) as file:
+                for camera in cameras:
+                    if len(images := self._images(file, entry.group, camera)) < episode.length:
+                        return f"{entry.file}: {entry.group}: {len(images)} images of {camera}, too few"
+        except DataError as error:
+            return str(error)
+        return None
+
     def frame_files(self, episode: Episode, camera: str, start: int, stop: int) -> Sequence[Path]:
         """The file of an episode."""
         return [self._entries[episode.index].file]
