@@ -176,6 +176,12 @@ def test_a_video_that_changes_meanwhile_is_named_with_the_episode(videos: tuple[
     assert "\n" not in message
 
 
+def test_frames_are_read_at_any_steps_in_any_order(videos: tuple[Path, StreamedFrames]) -> None:
+    _, frames = videos
+    whole, steps = frames.read(2, CAMERA, np.arange(95)), np.array([90, 3, 3, 5, 40])
+    assert (frames.read(2, CAMERA, steps) == whole[steps]).all()
+
+
 def test_a_missing_video_is_told_before_anything_is_read(videos: tuple[Path, StreamedFrames]) -> None:
     file, frames = videos
     file.unlink()

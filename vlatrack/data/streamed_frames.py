@@ -13,6 +13,7 @@ from vlatrack.errors import DataError
 
 Frames = NDArray[np.uint8]
 
+_NEAR = 4  # steps; what lies between two frames that are further apart is not read
 SHOWINGS = (1 << 31) - 1
 """So many variants are drawn from where a sample is to be changed anew each time that it is shown: two times are alike
 by chance once in two billion."""
@@ -52,7 +53,7 @@ class StreamedFrames:
                     last = file
 
     def read(self, number: int, camera: str, steps: Ints) -> Frames:
-        """The frames [n, height, width, 3] of some steps, which rise or stay, with one draw for all of them.
+        """The frames [n, height, width, 3] of some steps, with one draw for all of them.
 
         Args:
             number: of the episode in the list; plus as many as there are, v times, for its variant v.
@@ -64,13 +65,17 @@ class StreamedFrames:
         part = int(np.searchsorted(self._ends, place, side="right"))
         dataset, episodes = self._parts[part]
         episode = episodes[place - int(self._ends[part]) + len(episodes)]
-        start, stop = int(steps[0]), int(steps[-1]) + 1
+        wanted, places = np.unique(steps, return_inverse=True)
         try:
-            self._check_unchanged(part, episode, camera, start, stop)
-            pieces = list(frame_pieces(dataset.source, episode, camera, start, stop))
+            stretches = []
+            for stretch in np.split(wanted, np.flatnonzero(np.diff(wanted) > _NEAR) + 1):
+                start, stop = int(stretch[0]), int(stretch[-1]) + 1
+                self._check_unchanged(part, episode, camera, start, stop)
+                pieces = list(frame_pieces(dataset.source, episode, camera, start, stop))
+                stretches.append(np.concatenate(pieces)[stretch - start])
         except DataError as error:
             raise DataError(_told(error, episode, camera)) from None
-        frames = (pieces[0] if len(pieces) == 1 else np.concatenate(pieces))[steps - start]
+        frames = np.concatenate(stretches)[places]
         if not variant or self._augmentation is None:
             return frames
         return Variant(self._augmentation, self._seed, variant).of(frames, episode.index, camera)

@@ -1,5 +1,6 @@
 """Video files with many episodes end to end: written with x264, read by time."""
 
+import gc
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,11 @@ _NEAR_REGULAR, _NEAR = 0.4, 0.25
 two times, as those of a video with twice the frames, belongs to neither."""
 _MOST_PIXELS = 8192 * 4320
 """Of a frame: damage must not ask for all memory."""
+
+
+# A decoder that nobody needs any more is freed by the garbage collector, and waits for its threads then, which a fork
+# does not bring along. So a forked process leaves alone what its parent has left.
+os.register_at_fork(after_in_child=gc.freeze)
 
 
 class VideoWriter:
