@@ -16,7 +16,7 @@ from vlatrack.data.value_counts import ValueCounts, interpolated, quantile_ranks
 from vlatrack.errors import DataError
 
 QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
-_BUFFERED = 1 << 17
+_BUFFERED = 1 << 18
 """Rows that are sorted at a time."""
 
 

@@ -8,13 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from vlatrack.errors import DataError
+from vlatrack.data.formats.lerobot.rows import reading
 
 _COLUMNS = ("episode_index", "timestamp")
+_BATCH_ROWS = 1 << 16
 
 
 def step_times(root: Path) -> Iterator[tuple[int, NDArray[np.float64]]]:
-    """The number of each episode and the seconds of its steps [T], a row group at a time; none without such a column.
+    """The number of each episode and the seconds of its steps [T]; none without such a column.
 
     Raises:
         DataError: a table is damaged.
@@ -34,20 +35,16 @@ def step_times(root: Path) -> Iterator[tuple[int, NDArray[np.float64]]]:
 
 
 def _columns(path: Path) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
-    try:
-        with pq.ParquetFile(path) as file:
-            if not set(_COLUMNS) <= set(file.schema_arrow.names):
-                return
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=list(_COLUMNS))
-                if table.num_rows:
-                    indexes, seconds = (_numbers(table[name]) for name in _COLUMNS)
-                    yield indexes.astype(np.int64), seconds
-    except (pa.ArrowException, OSError, ValueError) as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise DataError(f"{path}: damaged or missing ({first}); restore the file") from None
+    with reading(path), pq.ParquetFile(path) as file:
+        if not set(_COLUMNS) <= set(file.schema_arrow.names):
+            return
+        # Of many row groups at a time: LeRobot's writer makes one of each episode.
+        for batch in file.iter_batches(_BATCH_ROWS, columns=list(_COLUMNS), use_threads=False):
+            if len(batch):
+                indexes, seconds = (_numbers(batch[name]) for name in _COLUMNS)
+                yield indexes.astype(np.int64), seconds
 
 
-def _numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
-    numbers: NDArray[np.float64] = column.cast(pa.float64()).to_numpy()
+def _numbers(column: pa.Array) -> NDArray[np.float64]:
+    numbers: NDArray[np.float64] = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
     return numbers
