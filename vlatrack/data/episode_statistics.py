@@ -157,15 +157,15 @@ class _RunningValues:
     """Collects rows, and counts many at a time: each time, all different values are gone through."""
 
     def __init__(self) -> None:
-        self._rows: NDArray[np.float32] | None = None
+        self._columns: NDArray[np.float32] | None = None  # one dimension after another in memory, as they are sorted
         self._filled = 0
         self._so_far: tuple[ValueStatistics, ...] = ()
         self._bad: dict[int, tuple[int, int]] = {}  # dimension → how many values, in which episode the first
 
     def add(self, values: NDArray[np.float32], episode: int) -> None:
-        if self._rows is None:
-            self._rows = np.empty((_BUFFERED, values.shape[1]), np.float32)
-        assert values.shape[1] == self._rows.shape[1], (values.shape, self._rows.shape)
+        if self._columns is None:
+            self._columns = np.empty((values.shape[1], _BUFFERED), np.float32)
+        assert values.shape[1] == len(self._columns), (values.shape, self._columns.shape)
         finite = np.isfinite(values)
         if not finite.all():
             for dimension, number in enumerate((~finite).sum(axis=0).tolist()):
@@ -176,18 +176,18 @@ class _RunningValues:
             self._put(values[start : start + _BUFFERED])
 
     def _put(self, values: NDArray[np.float32]) -> None:
-        assert self._rows is not None, "add made it"
+        assert self._columns is not None, "add made it"
         room = _BUFFERED - self._filled
-        self._rows[self._filled : self._filled + min(room, len(values))] = values[:room]
+        self._columns[:, self._filled : self._filled + min(room, len(values))] = values[:room].T
         self._filled += min(room, len(values))
         if self._filled == _BUFFERED:
             self._count()
-            self._rows[: max(0, len(values) - room)] = values[room:]
+            self._columns[:, : max(0, len(values) - room)] = values[room:].T
             self._filled = max(0, len(values) - room)
 
     def _count(self) -> None:
-        assert self._rows is not None, "there are rows"
-        found = tuple(_described(column) for column in self._rows[: self._filled].T)
+        assert self._columns is not None, "there are rows"
+        found = tuple(_described(column) for column in self._columns[:, : self._filled])
         self._so_far, self._filled = _added(self._so_far, found), 0
 
     def result(self) -> tuple[ValueStatistics, ...]:
@@ -200,13 +200,14 @@ class _RunningValues:
 
 
 def _described(column: NDArray[np.float32]) -> ValueStatistics:
-    values = column[np.isfinite(column)]
+    finite = np.isfinite(column)
+    values = column if finite.all() else column[finite]
     if not len(values):
         return ValueStatistics(ValueCounts.of(values), math.inf, -math.inf, 0.0, 0.0)
     exact = values.astype(np.float64)
     mean = float(exact.mean())
     return ValueStatistics(
-        ValueCounts.of(values), float(exact.min()), float(exact.max()), mean, float(((exact - mean) ** 2).sum())
+        ValueCounts.of(values), float(values.min()), float(values.max()), mean, float(((exact - mean) ** 2).sum())
     )
 
 

@@ -36,8 +36,12 @@ class ValueCounts:
     @classmethod
     def of(cls, values: NDArray[np.float32]) -> Self:
         """Of finite numbers [n]."""
-        keys, counts = np.unique(_keys_of(values), return_counts=True)
-        return cls._fitting(keys, counts.astype(np.int64), 0)
+        keys = np.sort(_keys_of(values))
+        dropped = _too_fine(keys)
+        keys >>= np.uint32(dropped)
+        first = np.flatnonzero(keys[1:] != keys[:-1]) + 1
+        begins = np.concatenate([np.zeros(min(1, len(keys)), np.int64), first])
+        return cls(keys[begins], np.diff(begins, append=len(keys)), dropped)
 
     def __add__(self, other: Self) -> Self:
         dropped = max(self.dropped, other.dropped)

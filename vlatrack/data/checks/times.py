@@ -36,9 +36,11 @@ def check_times(where: str, fps: float, times: Times) -> Iterator[Finding]:
     disorder: list[int] = []
     for episode, seconds in times:
         apart = np.diff(seconds)
+        if np.isfinite(seconds[:1]).all() and (np.abs(apart * fps - 1) <= _TOLERANCE).all():
+            continue  # nearly all episodes, without a look at their medians
         if not np.isfinite(seconds).all() or (apart <= 0).any():
             disorder.append(episode)
-        elif len(apart) and abs(float(np.median(apart)) * fps - 1) > _TOLERANCE:
+        elif abs(float(np.median(apart)) * fps - 1) > _TOLERANCE:
             wrong[episode] = 1 / float(np.median(apart))
         elif number := int((apart * fps > _GAP).sum()):
             gaps[episode] = number

@@ -166,6 +166,8 @@ class LeRobotDataset:
 
     def step_times(self) -> Iterator[tuple[int, NDArray[np.float64]]]:
         """The number of each episode, and the seconds of its steps, [T]; nothing without timestamps."""
+        if self._regular.issuperset(self._entries):  # they have been read and found to be so
+            return ((index, StepTimes.regular(each.length, self.fps).seconds) for index, each in self._entries.items())
         return step_times(self.root)
 
     def told_statistics(self) -> Mapping[Kind, ToldStatistics]:
