@@ -22,15 +22,12 @@ def write_recording(source: EpisodeSource, episode: Episode, cameras: Sequence[s
         MissingPackageError: rerun-sdk is missing.
     """
     rerun = _rerun()
-    try:
-        with appearing(path) as unfinished, rerun.RecordingStream("vlatrack") as recording:
-            recording.save(unfinished)
-            _log(rerun, recording, source, episode, cameras)
-            recording.flush()
-            recording.disconnect()
-    except RuntimeError as error:  # as which Rerun tells of a full disk, and of all else
-        reason = next(iter(str(error).splitlines()), "RuntimeError")
-        raise DataError(f"{path}: cannot be written ({reason}); free space, or choose another folder") from error
+    # In memory first, compressed: a writer of Rerun's own that meets a full disk lets everything wait for it for ever.
+    recording = rerun.RecordingStream("vlatrack")
+    stream = recording.binary_stream()
+    _log(rerun, recording, source, episode, cameras)
+    with appearing(path) as unfinished:
+        unfinished.write_bytes(stream.read() or b"")
 
 
 def show_recording(source: EpisodeSource, episode: Episode, cameras: Sequence[str]) -> None:
