@@ -145,15 +145,16 @@ def test_a_dataset_of_any_format_gets_an_experiment_that_fits_it(
 
 
 def test_numbers_that_never_change_are_named_in_the_experiment(tmp_path: Path) -> None:
-    shutil.copytree(METAWORLD, tmp_path / "still")
-    for table in (tmp_path / "still" / "data").rglob("*.parquet"):
+    shutil.copytree(METAWORLD, tmp_path / "2026-11-28")  # which YAML takes for a date
+    for table in (tmp_path / "2026-11-28" / "data").rglob("*.parquet"):
         rows = pq.read_table(table)
         action = np.stack(rows["action"].to_numpy())
         action[:, 3] = 1
         column = pa.array(list(action), rows.schema.field("action").type)
         pq.write_table(rows.set_column(rows.schema.get_field_index("action"), "action", column), table)
-    run(".", "--data", str(tmp_path / "still"))
-    assert load_spec(Path("experiments/still.yaml")).tokenizer.statistics.action_as_is == (3,)
+    run(".", "--data", str(tmp_path / "2026-11-28"))
+    spec = load_spec(Path("experiments/2026-11-28.yaml"))
+    assert (spec.name, spec.tokenizer.statistics.action_as_is) == ("2026-11-28", (3,))
 
 
 def test_an_experiment_of_ones_own_is_not_overwritten(tmp_path: Path) -> None:

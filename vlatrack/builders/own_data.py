@@ -13,11 +13,12 @@ from vlatrack.data.checks.ranges import constant_dimensions
 from vlatrack.data.checks.scan import DatasetScan
 from vlatrack.data.episodes import EpisodeSource
 from vlatrack.errors import DataError
-from vlatrack.tokens.layout import TokenLayout
+from vlatrack.tokens.layout import PIXELS_PER_CODE, TokenLayout
 from vlatrack.tokens.prompts import VLA_PROMPT, vla_sequence
 from vlatrack.tokens.text import ByteTokenizer
 
-_IMAGE_SIZE, _CODES_A_SIDE = 64, 4
+_IMAGE_SIZE = 64
+_CODES_A_SIDE = _IMAGE_SIZE // PIXELS_PER_CODE
 _HORIZON, _BATCH_SIZE = 5, 32
 _STARTS_A_SECOND = 20  # of training samples
 _STEPS = 300
@@ -86,7 +87,7 @@ def _yaml(name: str, path: Path, scan: DatasetScan, settings: dict[str, Any]) ->
     return f"""\
 # A small policy from scratch, which shows whether data and settings are right: minutes to hours on a CPU. Written by
 # vlatrack new for {dataset}: {len(tasks):,} episodes of {len(set(tasks)):,} tasks, {steps:,} steps.
-name: {name}
+name: {json.dumps(name)}
 seed: 0
 
 backbone:

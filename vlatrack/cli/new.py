@@ -110,17 +110,15 @@ def new(
 
 def _write_for(data: Path, folder: Path, *, action: str, state: str, **options: Any) -> Path:
     """Write an experiment on a dataset; SpecError if something is there."""
-    from rich.console import Console
-
     from vlatrack.builders.own_data import experiment_of
-    from vlatrack.cli.bars import StillAtIt
+    from vlatrack.cli.data_info import reading
     from vlatrack.data.checks.scan import scan_dataset
     from vlatrack.data.formats.opening import open_dataset
 
     if data.suffix in (".yaml", ".yml"):
         raise SpecError(f"{data}: finished token rows belong to an experiment that is there already; see docs/data.md")
     source = open_dataset(data, action=action, state=state, **options)
-    with StillAtIt(Console(stderr=True, highlight=False), f"reading {data}"):
+    with reading(data, source):
         scan = scan_dataset(source, skip_bad=False)
     name, text = experiment_of(data, scan, action=action, state=state)
     file = folder / f"{name}.yaml"
