@@ -1,6 +1,7 @@
 """`vlatrack new`: what it writes, and what it leaves alone."""
 
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -161,6 +162,18 @@ def test_an_experiment_of_ones_own_is_not_overwritten(tmp_path: Path) -> None:
     run(".", "--data", str(METAWORLD))
     with pytest.raises(VlatrackError, match=r"metaworld-mini\.yaml: is there, and nothing was written"):
         run(".", "--data", str(METAWORLD))
+
+
+def test_a_full_disk_leaves_no_half_of_an_experiment() -> None:
+    """A limit on the size of files stands in for the disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(VlatrackError, match=r"metaworld-mini\.yaml: cannot be written \(File too large\)"):
+            run(".", "--data", str(METAWORLD))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(Path("experiments").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["nowhere", "rows.yaml"])

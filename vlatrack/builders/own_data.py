@@ -39,7 +39,7 @@ def experiment_of(path: Path, scan: DatasetScan, *, action: str, state: str) -> 
         raise DataError(f"{path}: no camera; a policy needs images")
     if max((record.length for record in scan.records), default=0) < _HORIZON:
         raise DataError(f"{path}: no episode has {_HORIZON} steps, so there is nothing to learn from")
-    name = re.sub(r"[^A-Za-z0-9_-]+", "-", path.resolve().stem).strip("-") or "my-data"
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", path.resolve().stem).strip("-_")[:100] or "my-data"
     return name, _yaml(name, path, scan, _settings(scan.source, path, action, state))
 
 

@@ -129,6 +129,8 @@ def _write_for(data: Path, folder: Path, *, action: str, state: str, **options: 
     except FileExistsError:
         raise SpecError(f"{file}: is there, and nothing was written; choose another folder, or move it away") from None
     except OSError as error:
+        if file.is_file():  # half of it, on a full disk
+            file.unlink()
         raise SpecError(f"{file}: cannot be written ({error.strerror})") from None
     return file
 
