@@ -16,6 +16,7 @@ from vlatrack.data.formats.lerobot.dataset import LeRobotDataset
 from vlatrack.data.formats.lerobot.running import RunningStatistics
 from vlatrack.data.formats.lerobot.tables import describe_values
 from vlatrack.data.formats.lerobot.writer import LeRobotWriter
+from vlatrack.data.video import VideoWriter
 from vlatrack.errors import DataError
 
 WRITTEN_BY_LEROBOT = Path(__file__).parent / "fixtures" / "lerobot-v3-video"
@@ -235,6 +236,16 @@ def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tm
     assert not (tmp_path / killed).exists()
     writer.discard()
     assert sorted(path.name for path in tmp_path.iterdir()) == [".demos.notes", "demos"]
+
+
+def test_videos_of_the_same_frames_are_the_same_bytes(tmp_path: Path) -> None:
+    written = set()
+    for _ in range(200):  # with x264's macroblock tree, about two of so many differed
+        writer = VideoWriter(tmp_path / "video.mp4", fps=10, height=16, width=16)
+        writer.add(moving_square(12, size=16))
+        writer.close()
+        written.add((tmp_path / "video.mp4").read_bytes())
+    assert len(written) == 1
 
 
 def test_frames_in_pieces_give_the_same_dataset(tmp_path: Path) -> None:

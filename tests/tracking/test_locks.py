@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -141,17 +140,19 @@ def test_a_lease_of_elsewhere_counts_while_its_heartbeat_is_fresh(
 def test_whoever_waits_for_a_lease_of_elsewhere_learns_whether_its_holder_lives(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lock, "ALIVE_S", 0.5)
     monkeypatch.setattr(lock, "_SETTLING_POLL_S", 0.01)
+    with monkeypatch.context() as soon:
+        soon.setattr(lock, "ALIVE_S", 0.5)
+        leave_lease(path, on_another_host())
+        assert settled_holder(path) is None  # as of a container that was killed
     leave_lease(path, on_another_host())
-    assert settled_holder(path) is None  # as of a container that was killed
-    leave_lease(path, on_another_host())
-    beat = threading.Timer(0.1, os.utime, [path.with_suffix(".lease")])
-    beat.start()
-    began = time.monotonic()
+
+    def sleep(seconds: float) -> None:
+        monkeypatch.setattr(lock.time, "sleep", lambda seconds: pytest.fail("it has waited on after the heartbeat"))
+        os.utime(path.with_suffix(".lease"))
+
+    monkeypatch.setattr(lock.time, "sleep", sleep)
     assert settled_holder(path) == on_another_host()
-    assert time.monotonic() - began < 0.45  # it has not waited for the end of the lease
-    beat.join()
 
 
 def test_a_journal_of_before_is_judged_by_flock_alone(path: Path) -> None:

@@ -1,9 +1,10 @@
-"""The speed of tracking: logging, delivery to MLflow on SQLite, and journals of any length.
+"""The speed of tracking: logging, health, delivery to MLflow on SQLite, and journals of any length.
 
 Times are wall-clock times, so other load on the machine affects them.
 """
 
 import contextlib
+import math
 import os
 import socket
 import statistics
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlatrack.errors import MissingPackageError, TrackerError
+from vlatrack.health.monitor import HealthMonitor
 from vlatrack.tracking.backends.base import BackendConfig
 from vlatrack.tracking.backends.destinations import MLFLOW_STORE, sqlite_uri
 from vlatrack.tracking.backends.registry import backends_text, check_backend_available
@@ -89,6 +91,16 @@ def measure_logging_while_trackers_are_down(folder: Path, calls: int) -> Logging
         speed = _time_calls(run, calls)
         run.finish("FINISHED", timeout_s=0)
     return speed
+
+
+def measure_health(records: int) -> float:
+    """Microseconds for which the detectors of `vlatrack health` look at a record of 20 scalars, on average."""
+    monitor = HealthMonitor()
+    begin = time.perf_counter()
+    for step in range(records):
+        values = {f"train_l1_loss_action_{x}": (1 + math.sin(step + x) / 9) / (1 + step / 100) for x in range(SCALARS)}
+        monitor.observe(values, step=step, t_ms=step * 100)
+    return (time.perf_counter() - begin) / records * 1e6
 
 
 def measure_delivery(runs: Path, sizes: Sequence[int], scalars: int) -> list[DeliverySpeed]:

@@ -130,11 +130,13 @@ def _check_experiment(file: Path) -> None:
 
 
 def _logging(folder: Path, sizes: Sizes) -> "Iterator[Figure]":
-    from vlatrack.bench.tracking import measure_logging, measure_logging_while_trackers_are_down
+    from vlatrack.bench.tracking import measure_health, measure_logging, measure_logging_while_trackers_are_down
 
     yield from _logging_figures(measure_logging(folder / "e" / "log", sizes.calls), "")
     down = measure_logging_while_trackers_are_down(folder / "e" / "down", sizes.calls)
     yield from _logging_figures(down, ", trackers down")
+    # Ten records a second are looked at with a hundredth of a core.
+    yield Figure("health of 20 scalars", measure_health(sizes.calls), "us", 1000)
 
 
 def _delivery(folder: Path, sizes: Sizes) -> "Iterator[Figure]":

@@ -34,7 +34,8 @@ os.register_at_fork(after_in_child=gc.freeze)
 class VideoWriter:
     """One growing mp4 file (x264, yuv420p); each call of `add` begins with a key frame.
 
-    The same frames give the same bytes: the encoder runs in one thread.
+    The same frames give the same bytes: the encoder runs in one thread, without x264's macroblock tree, which reads
+    memory that nothing was written to (of 1,000 videos of 16 pixels, 10 were different; of 48 pixels, 2).
     """
 
     def __init__(self, path: Path, *, fps: int, height: int, width: int) -> None:
@@ -43,7 +44,7 @@ class VideoWriter:
         self._container = av.open(str(path), mode="w", options={"movflags": "faststart"})
         self._stream = self._container.add_stream("libx264", rate=fps)
         self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, "yuv420p"
-        self._stream.options = {"crf": str(QUALITY), "g": str(KEYFRAME_EVERY), "preset": "slow"}
+        self._stream.options = {"crf": str(QUALITY), "g": str(KEYFRAME_EVERY), "preset": "slow", "mbtree": "0"}
         self._stream.thread_count = 1
 
     def add(self, frames: Iterable[NDArray[np.uint8]]) -> None:
