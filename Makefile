@@ -8,15 +8,15 @@ TORCH ?=
 ARGS ?=
 # How often `make damage` damages each kind of file.
 TRIALS ?= 1000
-# How many test files run at the same time.
-WORKERS ?= 2
+# How many test files run at the same time: one more than two cores, since tests wait for the processes they start.
+WORKERS ?= 3
 # What writes the list of packages.
 CYCLONEDX ?= cyclonedx-bom==7.5.0
 
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
-PARALLEL := -n $(WORKERS) --dist loadfile --max-worker-restart 0
+PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 INSTALLED_TORCH = $(BIN)/python -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' 2>/dev/null
 
 .DEFAULT_GOAL := help

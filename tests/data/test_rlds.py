@@ -256,8 +256,9 @@ def test_what_is_not_there_is_told_with_what_is(tmp_path: Path) -> None:
         open_dataset(folder, action="action", state="observation.state")
     with pytest.raises(DataError, match="no such folder; give the folder of an RLDS dataset"):
         RldsDataset(tmp_path / "nowhere", fps=10)
+    (folder.parent / "empty").mkdir()
     with pytest.raises(DataError, match=r"no dataset_info.json; give the folder of a version"):
-        RldsDataset(folder.parent / "squares" / ".." / "..", fps=10)
+        RldsDataset(folder.parent / "empty", fps=10)
 
 
 def test_a_file_that_is_too_short_for_its_records_takes_no_memory_for_them(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_an_attempt_that_breaks_every_worker_ends_the_recording_with_one_line(tm
 
 
 def test_an_attempt_ahead_that_breaks_every_worker_is_no_matter_if_it_is_not_needed(tmp_path: Path) -> None:
-    with closing(in_workers(2, trouble="raise", seeds=1, pause_s=0.5)) as attempts:
+    with closing(in_workers(2, trouble="raise", seeds=1, pause_s=0.2)) as attempts:
         told = record(attempts, {"push": 1, "pull": 1}, output=tmp_path / "demos", longest=20)
     assert [(task.task, task.attempts) for task in told] == [("push", 1), ("pull", 1)]
 
@@ -186,7 +186,7 @@ def broken_off(recording: Recording) -> None:
 def test_a_recording_that_was_ended_goes_on_with_the_same_command(
     recording: Recording, program: Program, eventually: Callable[..., None], end: signal.Signals
 ) -> None:
-    slow = ("--env-option", "pause_s=0.1", "--workers", "2")
+    slow = ("--env-option", "pause_s=0.03", "--workers", "2")
     process = program.start(*recording.words(12, *slow))
     eventually(lambda: len(list(recording.kept.glob("*/*.npz"))) > 4)
     workers = [child.pid for child in psutil.Process(process.pid).children()]
