@@ -8,15 +8,16 @@ TORCH ?=
 ARGS ?=
 # How often `make damage` damages each kind of file.
 TRIALS ?= 1000
-# How many test files run at the same time: one more than two cores, since tests wait for the processes they start.
-WORKERS ?= 3
+# How many test files run at the same time. Empty: as is fastest on two cores, three for `make test`, whose tests wait for the
+# processes that they start, and two for `make slow`, whose tests compute.
+WORKERS ?=
 # What writes the list of packages.
 CYCLONEDX ?= cyclonedx-bom==7.5.0
 
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
-PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+PARALLEL := --dist loadfile --max-worker-restart 0
 INSTALLED_TORCH = $(BIN)/python -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' 2>/dev/null
 
 .DEFAULT_GOAL := help
@@ -29,10 +30,10 @@ quickstart: $(VENV)/run.stamp  ## train a small policy on the demonstrations in 
 	$(BIN)/vlatrack run experiments/quickstart.yaml
 
 test: $(VENV)/dev.stamp  ## run the tests (no network)
-	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+	$(BIN)/python -m pytest -n $(or $(WORKERS),3) $(PARALLEL) --no-loadscope-reorder $(ARGS)
 
 slow: $(VENV)/dev.stamp  ## run the tests that take whole runs and real servers (minutes)
-	$(BIN)/python -m pytest -m slow --durations 40 $(PARALLEL) $(ARGS)
+	$(BIN)/python -m pytest -m slow --durations 40 -n $(or $(WORKERS),2) $(PARALLEL) $(ARGS)
 
 simulators: $(VENV)/run.stamp  ## install Meta-World and LIBERO into .venv (2 GB; rendering needs OpenGL: docs/evaluate.md)
 	@$(INSTALL) --no-build-isolation -e '.[metaworld,libero]'

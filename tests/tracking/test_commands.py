@@ -205,7 +205,7 @@ def test_reap_ends_runs_whose_process_is_gone_everywhere_and_touches_no_other(tm
 
 
 def bytes_read() -> int:
-    """By this process, of files whatever they are."""
+    """By the calls of this process that read files; what it maps into memory does not count."""
     counts = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(counts["rchar"])
 

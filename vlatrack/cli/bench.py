@@ -62,7 +62,7 @@ def tracking(
         "bench-tracking.json"
     ),
 ) -> None:
-    """Measure logging, delivery to MLflow on SQLite, the use of a long journal, and training steps; under 3 minutes.
+    """Measure logging and health, delivery to MLflow, the use of a long journal, and training steps; under 3 minutes.
 
     Exits with 1 if a figure misses its bound. Other load on the machine affects the figures. If the command is stopped,
     the figures measured so far are in the file.
@@ -136,7 +136,7 @@ def _logging(folder: Path, sizes: Sizes) -> "Iterator[Figure]":
     down = measure_logging_while_trackers_are_down(folder / "e" / "down", sizes.calls)
     yield from _logging_figures(down, ", trackers down")
     # Ten records a second are looked at with a hundredth of a core.
-    yield Figure("health of 20 scalars", measure_health(sizes.calls), "us", 1000)
+    yield Figure("health of a record of 20 scalars", measure_health(sizes.calls), "us", 1000)
 
 
 def _delivery(folder: Path, sizes: Sizes) -> "Iterator[Figure]":
